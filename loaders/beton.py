@@ -1,0 +1,160 @@
+"""Betons, FFCV's files: written by `seqjepa.loaders.write`, described by a sidecar, read by FFCV.
+
+FFCV 1.0.2 trusts what it opens: a truncated file ends in SIGBUS, a damaged header in nonsense. So the sidecar's size
+and checksum are compared first, and the size again before each epoch. Its shuffling and its augmentations draw from
+generators that cannot be replayed; only its reading is used, in the order that the project's sampler gives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqjepa.loaders import InputError
+
+__all__ = ["BetonImages", "Sidecar", "file_sha256", "has_ffcv", "open_beton", "sidecar_path"]
+
+INSTALL_HINT = (
+    "apt-get install pkg-config libopencv-dev libturbojpeg0-dev (Ubuntu: libturbojpeg-dev), "
+    "then pip install 'seqjepa[ffcv]'"
+)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a beton holds; JSON beside it as NAME.beton.json."""
+
+    source: str  # name of the dataset
+    split: str
+    count: int
+    image_size: list[int]  # height, width
+    classes: list[str]
+    mean: list[float]  # of the training pixels, in [0, 1]
+    std: list[float]
+    pixels_sha256: str  # of pixels and labels, whatever they are stored in
+    file_size: int
+    file_sha256: str
+    version: int = 1
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Sidecar:
+        """Read the sidecar at `path`.
+
+        Raises:
+            InputError: it is missing or not a sidecar.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: not a sidecar ({error})", "data.root") from None
+
+
+def sidecar_path(beton: Path) -> Path:
+    return beton.with_name(beton.name + ".json")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def has_ffcv() -> bool:
+    """Whether FFCV is installed; it is not imported."""
+    return importlib.util.find_spec("ffcv") is not None
+
+
+def open_beton(folder: Path, dataset: str, split: str) -> tuple[Path, Sidecar]:
+    """Find, and check against its sidecar, the beton of `split` in `folder`.
+
+    Raises:
+        InputError: missing, damaged, or of another dataset.
+    """
+    path = folder / f"{split}.beton"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root")
+    sidecar = Sidecar.read(sidecar_path(path))
+    if sidecar.source != dataset:
+        raise InputError(f"{path}: holds {sidecar.source}, data.dataset is {dataset}", "data.root")
+    _check_size(path, sidecar)
+    if file_sha256(path) != sidecar.file_sha256:
+        raise InputError(f"{path}: damaged, its checksum differs from the sidecar's; write it again", "data.root")
+    return path, sidecar
+
+
+def _check_size(path: Path, sidecar: Sidecar) -> None:
+    size = path.stat().st_size if path.exists() else 0
+    if size != sidecar.file_size:
+        raise InputError(f"{path}: {size} bytes, its sidecar says {sidecar.file_size}; write it again", "data.root")
+
+
+class BetonImages:
+    """A split that FFCV reads from a beton.
+
+    Args:
+        path: the beton, already checked.
+        sidecar: its description.
+        batch_size: largest number of images in a batch of this process.
+        threads: of FFCV's reader.
+        device: where batches go.
+    """
+
+    def __init__(self, path: Path, sidecar: Sidecar, *, batch_size: int, threads: int, device: torch.device):
+        try:
+            from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+            from ffcv.loader import Loader, OrderOption
+            from ffcv.transforms import ToTensor
+        except ImportError as error:
+            raise InputError(f"ffcv reads betons and cannot be imported ({error}); {INSTALL_HINT}", "data.loader") from None
+        self.path, self.sidecar, self.device = path, sidecar, device
+        self.loader = Loader(
+            str(path),
+            batch_size=batch_size,
+            num_workers=threads,
+            os_cache=True,
+            order=OrderOption.SEQUENTIAL,  # follows traversal_order.indices, which `batches` sets
+            drop_last=False,
+            pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
+        )
+
+    def batches(self, parts: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (pixels uint8 [b, H, W, C], labels [b], index [b]) for each array of positions."""
+        if not parts:
+            return
+        _check_size(self.path, self.sidecar)
+        order = np.concatenate(parts)
+        self.loader.traversal_order.indices = order.astype(np.uint64)
+        self.loader.first_traversal_order = self.loader.traversal_order.indices  # what its stale len() counts
+        order = torch.from_numpy(order).to(self.device)
+        reader = iter(self.loader)
+        try:
+            for index in order.split([len(part) for part in parts]):
+                if not len(index):
+                    yield self._empty(index)
+                    continue
+                pixels, labels = next(reader)
+                # FFCV overwrites its buffers, and a batch of one has lost its first axis
+                pixels = pixels.view(len(index), *self.sidecar.image_size, 3).clone()
+                labels = labels.view(-1).clone()
+                yield pixels.to(self.device), labels.to(self.device), index
+        finally:
+            # an epoch that is left early has a reader thread behind it: let it end before its memory goes
+            reader.terminate_event.set()
+            reader.join()
+            reader.close()
+
+    def _empty(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (0, *self.sidecar.image_size, 3)
+        return torch.empty(shape, dtype=torch.uint8, device=self.device), index.clone(), index

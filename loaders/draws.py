@@ -1,0 +1,72 @@
+"""Counter-based random draws: each number is a pure function of what it belongs to.
+
+A draw is addressed by (seed, stream, index, epoch, view, draw), so a sample gets the same views from any loader, device,
+batch size, worker count, number of processes or restart. Everything is integer arithmetic and multiplication
+by powers of two, whose bits depend on neither the batch size nor the compiler.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["ORDER_STREAM", "TRAIN_STREAM", "VALIDATION_STREAM", "integers", "philox", "uniform", "words"]
+
+TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM = 0, 1, 2
+
+MASK = 0xFFFFFFFF
+FIXED_POINT_BITS = 16  # |value| < 256 then has at most 24 significant bits: exact in float32
+
+
+def philox(key: tuple[Tensor | int, Tensor | int], counter: tuple[Tensor | int, ...]) -> tuple[Tensor, ...]:
+    """Philox4x32-10, the counter-based generator of Salmon et al. (2011), "Parallel random numbers".
+
+    Args:
+        key: two 32-bit words, as int64 tensors or ints that broadcast with the counter.
+        counter: four 32-bit words; at least one is an int64 tensor.
+
+    Returns:
+        Four int64 tensors of the broadcast shape, each word in [0, 2**32).
+    """
+    k0, k1 = key
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        # the product wraps in int64; its bits, and so both halves after masking, are those of uint64
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (p1 >> 32 & MASK) ^ c1 ^ k0, p1 & MASK, (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
+    return c0, c1, c2, c3
+
+
+def words(seed: int, stream: int, epoch: int, index: Tensor, num_views: int, num_draws: int) -> Tensor:
+    """Random words for a batch of samples.
+
+    Args:
+        seed: of the run, in [0, 2**32).
+        stream: which use the draws are for (`TRAIN_STREAM`, `VALIDATION_STREAM`, `ORDER_STREAM`).
+        epoch: number of the epoch; validation always passes 0.
+        index: positions in the dataset, int64 [B].
+        num_views: V.
+        num_draws: D numbers for each view.
+
+    Returns:
+        int64 [B, V, D], uniform in [0, 2**32).
+    """
+    index = index[:, None, None]  # [B, 1, 1]
+    view = torch.arange(num_views, device=index.device)[None, :, None]  # [1, V, 1]
+    block = torch.arange((num_draws + 3) // 4, device=index.device)[None, None, :]  # four words a block
+    lanes = philox((seed, stream), (index, view, block, epoch))  # four times [B, V, blocks]
+    return torch.stack(lanes, dim=-1).flatten(-2)[..., :num_draws]
+
+
+def integers(word: Tensor, low: int, high: int) -> Tensor:
+    """Map words to whole numbers, uniform on low..high inclusive; float32 of the same shape, exact."""
+    return (low + (word * (high - low + 1) >> 32)).to(torch.float32)
+
+
+def uniform(word: Tensor, low: float, high: float) -> Tensor:
+    """Map words to float32 of the same shape, uniform on [low, high) in steps of 2**-16, exact."""
+    scale = 1 << FIXED_POINT_BITS
+    fixed_low, fixed_high = round(low * scale), round(high * scale)
+    fixed = fixed_low + (word * (fixed_high - fixed_low) >> 32)
+    return fixed.to(torch.float32) * (1.0 / scale)

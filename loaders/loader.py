@@ -1,0 +1,174 @@
+"""The loader that training iterates: images of a batch in, a batch of action sequences out, all on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqjepa.loaders import InputError
+from seqjepa.loaders.beton import INSTALL_HINT, BetonImages, Sidecar, has_ffcv, open_beton
+from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.draws import TRAIN_STREAM, VALIDATION_STREAM, words
+from seqjepa.loaders.resident import ResidentImages
+from seqjepa.loaders.sampler import Sampler, subset
+from seqjepa.loaders.sequences import Sequence, build_sequence
+from seqjepa.loaders.sources import Images, check_shape, find_layout, read_images
+
+__all__ = ["Batch", "Loaders", "SequenceLoader", "build_loaders"]
+
+
+class Batch(NamedTuple):
+    """A batch of action sequences. B sequences of V views, the last of which is the target."""
+
+    views: Tensor  # float32 [B, V, C, H, W], normalised
+    actions: Tensor  # float32 [B, V-1, A]; action i carries view i to view i+1
+    params: Tensor  # float32 [B, V, P], absolute
+    labels: Tensor  # int64 [B]
+    index: Tensor  # int64 [B], position in the dataset
+
+    def split(self, parts: int) -> list[Batch]:
+        """Cut into `parts` micro-batches of equal size."""
+        return [Batch(*fields) for fields in zip(*(field.chunk(parts) for field in self), strict=True)]
+
+
+class SequenceLoader:
+    """Yields the batches of an epoch.
+
+    Args:
+        images: resident or beton images.
+        sampler: order and sharding; a training sampler makes a training loader.
+        sequence: draws and renders the views.
+        mean: of the training pixels, one a channel, in [0, 1].
+        std: likewise.
+        device: where everything happens.
+    """
+
+    def __init__(
+        self,
+        images: ResidentImages | BetonImages,
+        sampler: Sampler,
+        sequence: Sequence,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+    ):
+        self.images = images
+        self.sampler = sampler
+        self.sequence = sequence
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.sampler)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch from batch `start` on; validation gets the same draws whatever the epoch."""
+        stream, key = (TRAIN_STREAM, epoch) if self.sampler.train else (VALIDATION_STREAM, 0)
+        sequence = self.sequence
+        for pixels, labels, index in self.images.batches(self.sampler.batches(epoch, start)):
+            drawn = words(self.sampler.seed, stream, key, index, sequence.num_views, sequence.num_draws)
+            params = sequence.params(drawn)
+            views = (sequence.render(pixels, params) - self.mean) / self.std
+            yield Batch(views, sequence.actions(params), params, labels, index)
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """What a run reads from."""
+
+    train: SequenceLoader
+    validation: SequenceLoader
+    sequence: Sequence
+    num_classes: int
+    image_size: tuple[int, int]
+    fingerprint: str  # of the images of both splits, equal for both loaders
+    kind: str  # ffcv or resident
+
+
+def build_loaders(
+    data: DataConfig,
+    sequence_config: SequenceConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    num_processes: int = 1,
+    threads: int = 1,
+) -> Loaders:
+    """Open the data that the config names.
+
+    Raises:
+        InputError: the data are missing, empty, damaged or of another kind, or the batch does not fit them.
+    """
+    layout = find_layout(data.dataset, data.root)
+    sequence = build_sequence(sequence_config)
+    stores: dict[str, ResidentImages | BetonImages] = {}
+    if layout.kind == "beton":
+        if not has_ffcv():
+            raise InputError(f"{layout.root}: betons need ffcv, which is not installed; {INSTALL_HINT}", "data.root")
+        kind = "ffcv" if data.loader == "auto" else data.loader
+        sidecars = {}
+        for split in ("train", "test"):
+            path, sidecars[split] = open_beton(layout.root, data.dataset, split)
+            check_shape(data.dataset, str(path), sidecars[split].image_size, len(sidecars[split].classes))
+            batch_size = -(-data.batch_size // num_processes)
+            stores[split] = BetonImages(path, sidecars[split], batch_size=batch_size, threads=threads, device=device)
+            if kind == "resident":
+                stores[split] = ResidentImages(_read_whole(stores[split], sidecars[split], batch_size), device)
+        facts = [(s.classes, s.image_size, s.pixels_sha256) for s in sidecars.values()]
+        counts = {split: sidecar.count for split, sidecar in sidecars.items()}
+        mean, std = sidecars["train"].mean, sidecars["train"].std
+    else:
+        if data.loader == "ffcv":
+            raise InputError(
+                "ffcv reads betons, and data.root holds none; python -m seqjepa.loaders.write SOURCE OUT makes them",
+                "data.loader",
+            )
+        kind = "resident"
+        images = {split: read_images(data.dataset, layout, split, data.download) for split in ("train", "test")}
+        stores = {split: ResidentImages(part, device) for split, part in images.items()}
+        facts = [(i.classes, list(i.pixels.shape[1:3]), i.fingerprint()) for i in images.values()]
+        counts = {split: len(part.labels) for split, part in images.items()}
+        mean, std = images["train"].statistics()
+    (classes, size, train_print), (test_classes, test_size, test_print) = facts
+    if (classes, size) != (test_classes, test_size):
+        raise InputError(f"{data.root}: train and test differ in classes or image size", "data.root")
+    if sequence_config.kind == "rotation" and size[0] != size[1]:
+        raise InputError(f"rotation needs square images; these are {size[1]}x{size[0]}", "sequence.kind")
+
+    def loader(split: str, size: int | None, subset_seed: int) -> SequenceLoader:
+        sampler = Sampler(
+            subset(counts[split], size, subset_seed),
+            batch_size=data.batch_size,
+            seed=seed,
+            train=split == "train",
+            rank=rank,
+            num_processes=num_processes,
+        )
+        return SequenceLoader(stores[split], sampler, sequence, mean=mean, std=std, device=device)
+
+    return Loaders(
+        train=loader("train", data.train_subset, data.subset_seed),
+        validation=loader("test", data.val_subset, data.subset_seed + 1),
+        sequence=sequence,
+        num_classes=len(classes),
+        image_size=(size[0], size[1]),
+        fingerprint=f"{train_print[:16]}-{test_print[:16]}",
+        kind=kind,
+    )
+
+
+def _read_whole(store: BetonImages, sidecar: Sidecar, batch_size: int) -> Images:
+    """All images of a beton, in order, in memory."""
+    positions = np.arange(sidecar.count)
+    parts = np.split(positions, range(batch_size, sidecar.count, batch_size))
+    read = [(pixels.cpu().numpy(), labels.cpu().numpy()) for pixels, labels, _ in store.batches(parts)]
+    pixels, labels = (np.concatenate(column) for column in zip(*read, strict=True))
+    return Images(sidecar.source, pixels, labels, sidecar.classes)

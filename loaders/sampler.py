@@ -1,0 +1,89 @@
+"""One sampler for every loader: which images make up each batch of each epoch, on each process."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+from seqjepa.loaders import InputError
+from seqjepa.loaders.draws import ORDER_STREAM, philox
+
+__all__ = ["Sampler", "subset"]
+
+
+def subset(num_images: int, size: int | None, seed: int) -> np.ndarray:
+    """The first `size` positions of a seeded permutation of all `num_images`; all of them, in order, if fewer.
+
+    Python's own generator draws it, as in the reference code, so that subsets are the same images.
+    """
+    positions = list(range(num_images))
+    if size is not None and size < num_images:
+        random.Random(seed).shuffle(positions)
+        positions = positions[:size]
+    return np.asarray(positions, dtype=np.int64)
+
+
+class Sampler:
+    """Order, batches and sharding of an epoch: a pure function of (seed, epoch).
+
+    Args:
+        indices: positions in the dataset that take part, int64 [N].
+        batch_size: global batch, over all processes.
+        seed: of the run.
+        train: a training sampler shuffles and drops the incomplete last batch; the other does neither.
+        rank: number of this process.
+        num_processes: how many share each batch, each taking a contiguous part.
+    """
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        train: bool,
+        rank: int = 0,
+        num_processes: int = 1,
+    ):
+        if train and batch_size > len(indices):
+            raise InputError(
+                f"{batch_size} is larger than the {len(indices)} training images", "data.batch_size"
+            )
+        if train and batch_size % num_processes:
+            raise InputError(
+                f"{batch_size} does not divide over {num_processes} processes", "data.batch_size"
+            )
+        self.indices = indices
+        self.batch_size = batch_size
+        self.seed = seed
+        self.train = train
+        self.rank = rank
+        self.num_processes = num_processes
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch."""
+        full, rest = divmod(len(self.indices), self.batch_size)
+        return full if self.train else full + bool(rest)
+
+    @property
+    def local_batch_size(self) -> int:
+        """Largest number of sequences that this process gets in a batch."""
+        return -(-self.batch_size // self.num_processes)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions in the dataset in the order of the epoch, int64 [N], the same on every process."""
+        if not self.train:
+            return self.indices
+        rank_of = philox((self.seed, ORDER_STREAM), (torch.from_numpy(self.indices), 0, torch.tensor(0), epoch))
+        key = (rank_of[0] << 31) ^ rank_of[1]  # two words: ties would need 63 equal bits
+        return self.indices[torch.argsort(key, stable=True).numpy()]
+
+    def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
+        """This process's part of each batch of the epoch, from batch `start` on; a part may be empty."""
+        order = self.order(epoch)
+        cuts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        return [
+            np.array_split(order[cut : cut + self.batch_size], self.num_processes)[self.rank] for cut in cuts
+        ]

@@ -1,0 +1,75 @@
+"""Affine moves: rotation, translation and scale in one grid sample (digits here, MNIST affine of the reference)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqjepa.loaders.draws import integers, uniform
+from seqjepa.loaders.sequences.base import Sequence
+
+__all__ = ["Affine"]
+
+
+class Affine(Sequence):
+    """View 0 is the image itself; each further view is scaled, then turned, then shifted, about the centre.
+
+    Parameters: angle in degrees (counter-clockwise), shift along x and y in pixels (right and down positive), natural
+    logarithm of the scale. Actions: sin and cos of the turn, shift over the largest shift, and log-scale,
+    each from one view to the next. What lies outside the image is black, the background of digits.
+
+    The reference resizes to whole pixels, then rotates to the nearest; one bilinear sample of the composed
+    matrix leaves the scale exact and interpolates once.
+    """
+
+    num_draws = 4
+    param_dim = 4
+    factors = {"rotation": slice(0, 2), "translation_x": slice(2, 3), "translation_y": slice(3, 4), "scale": slice(4, 5)}
+
+    def params(self, words: Tensor) -> Tensor:
+        config = self.config
+        params = torch.stack(
+            [
+                uniform(words[..., 0], *config.rotation),
+                integers(words[..., 1], *self._pixels),
+                integers(words[..., 2], *self._pixels),
+                uniform(words[..., 3], *map(math.log, config.scale)),
+            ],
+            dim=-1,
+        )  # [B, V, 4]
+        params[:, 0] = 0.0
+        return params
+
+    @property
+    def _pixels(self) -> tuple[int, int]:
+        low, high = self.config.translation
+        return math.ceil(low), math.floor(high)
+
+    def render(self, images: Tensor, params: Tensor) -> Tensor:
+        num_images, height, width, channels = images.shape
+        turn, shift_x, shift_y, log_scale = params.unbind(-1)  # [B, V] each
+        sin, cos = torch.deg2rad(turn).sin(), torch.deg2rad(turn).cos()
+        zoom = torch.exp(-log_scale)
+        # each output pixel p asks for the input at scale^-1 R^-1 (p - shift), in pixels from the centre; y points
+        # down, so a counter-clockwise turn by t is [[cos, sin], [-sin, cos]]
+        inverse = torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2)) * zoom[..., None, None]
+        x = torch.arange(width, device=images.device) - (width - 1) / 2
+        y = torch.arange(height, device=images.device) - (height - 1) / 2
+        output = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [H, W, 2]
+        shift = torch.stack([shift_x, shift_y], dim=-1)[:, :, None, None]  # [B, V, 1, 1, 2]
+        asked = torch.einsum("bvij,bvhwj->bvhwi", inverse, output - shift)
+        grid = asked * torch.tensor([2 / width, 2 / height], device=images.device)
+
+        pixels = images.permute(0, 3, 1, 2).float() / 255  # [B, C, H, W]
+        pixels = pixels[:, None].expand(-1, self.num_views, -1, -1, -1).flatten(0, 1)
+        views = F.grid_sample(pixels, grid.flatten(0, 1), align_corners=False, padding_mode="zeros")
+        return views.unflatten(0, (num_images, self.num_views))
+
+    def actions(self, params: Tensor) -> Tensor:
+        step = params[:, 1:] - params[:, :-1]  # [B, V-1, 4]
+        turn = torch.deg2rad(step[..., :1])
+        largest_shift = max(1, *map(abs, self._pixels))
+        return torch.cat([turn.sin(), turn.cos(), step[..., 1:3] / largest_shift, step[..., 3:]], dim=-1)

@@ -1,0 +1,48 @@
+"""Rotations by right angles: exact permutations of the pixels (CIFAR-10 rotations of the reference)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqjepa.loaders.config import SequenceConfig
+from seqjepa.loaders.draws import integers
+from seqjepa.loaders.sequences.base import Sequence
+
+__all__ = ["Rotation"]
+
+
+class Rotation(Sequence):
+    """View 0 stands upright; each further view is turned counter-clockwise by an angle drawn from `angles`.
+
+    Parameters: the angle in degrees. Actions: (sin, cos) of the angle from one view to the next.
+    """
+
+    num_draws = 1
+    param_dim = 1
+    factors = {"rotation": slice(0, 2)}
+
+    def __init__(self, config: SequenceConfig):
+        super().__init__(config)
+        self.angles = torch.tensor(config.angles, dtype=torch.float32)
+
+    def params(self, words: Tensor) -> Tensor:
+        choice = integers(words, 0, len(self.angles) - 1).long()  # [B, V, 1]
+        angles = self.angles.to(words.device)[choice]
+        angles[:, 0] = 0.0
+        return angles
+
+    def render(self, images: Tensor, params: Tensor) -> Tensor:
+        num_images, height, width, channels = images.shape
+        pixel = torch.arange(height * width, device=images.device).view(height, width)
+        turned = torch.stack([torch.rot90(pixel, turns) for turns in range(4)]).flatten(1)  # [4, H*W]
+        source = turned[params[..., 0].div(90).long() % 4]  # [B, V, H*W]
+        flat = images.permute(0, 3, 1, 2).flatten(2)[:, None]  # [B, 1, C, H*W]
+        views = flat.expand(-1, self.num_views, -1, -1).gather(
+            3, source[:, :, None].expand(-1, -1, channels, -1)
+        )
+        return views.view(num_images, self.num_views, channels, height, width).float() / 255
+
+    def actions(self, params: Tensor) -> Tensor:
+        turn = torch.deg2rad(params[:, 1:] - params[:, :-1])  # [B, V-1, 1]
+        return torch.cat([turn.sin(), turn.cos()], dim=-1)
