@@ -1,0 +1,1 @@
+"""Trains and evaluates: config, model, targets, objectives, probes, gates, checkpoints, tracking."""

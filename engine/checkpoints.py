@@ -1,0 +1,170 @@
+"""Checkpoints: a folder of safetensors and JSON, written beside and renamed; reading one executes nothing.
+
+    checkpoints/epoch-0007/              seven epochs are done
+    checkpoints/epoch-0007-step-00042/   and 42 steps of the next one: an interrupted run
+        model.safetensors      encoder, aggregator, predictor and teacher
+        probes.safetensors
+        trainer.safetensors    optimisers, metric accumulators
+        rng-00000.safetensors  generators of process 0, and so on
+        state.json             position, best epoch, config, tracker; written last
+    checkpoints/best -> epoch-0005
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from seqjepa.engine.records import to_json
+from seqjepa.loaders import InputError
+
+__all__ = ["Checkpoints", "load_optimizer", "load_rng", "optimizer_tensors", "read_checkpoint", "rng_tensors"]
+
+VERSION = 1
+NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{5,}))?")
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: their folder.
+        keep: how many of the newest are kept, besides the best.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder
+        self.keep = keep
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = [path for path in self.folder.glob("epoch-*") if NAME.fullmatch(path.name) and (path / "state.json").is_file()]
+        return sorted(found, key=_position)
+
+    def newest(self) -> Path | None:
+        """The latest complete checkpoint."""
+        return (self.all() or [None])[-1]
+
+    def partial(self, epoch: int, step: int) -> tuple[Path, Path]:
+        """Where a checkpoint is written, and the name that it will have.
+
+        Args:
+            epoch: number of complete epochs.
+            step: number of steps done in the next one.
+        """
+        name = f"epoch-{epoch:04d}" + (f"-step-{step:05d}" if step else "")
+        return self.folder / f".partial-{name}", self.folder / name
+
+    def publish(self, partial: Path, final: Path, *, best: bool) -> None:
+        """Make a written checkpoint visible, whole, and drop the ones that are no longer kept."""
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        link = self.folder / "best"
+        if best:
+            fresh = self.folder / f".best-{os.getpid()}"
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(final.name)
+            os.replace(fresh, link)
+        kept = self.all()[-self.keep :]
+        for path in self.all():
+            if path not in kept and path.name != (os.readlink(link) if link.is_symlink() else None):
+                shutil.rmtree(path)
+
+
+def _position(path: Path) -> tuple[int, int]:
+    epoch, step = NAME.fullmatch(path.name).groups()
+    return int(epoch), int(step or 0)
+
+
+def read_checkpoint(path: Path, rank: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Tensors by file, and the state, of a checkpoint.
+
+    Args:
+        path: its folder.
+        rank: of the process whose generators are read; another number of processes starts fresh ones.
+
+    Raises:
+        InputError: it is missing, damaged or of another version.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in ("model", "probes", "trainer")}
+        generators = path / f"rng-{rank:05d}.safetensors"
+        tensors["rng"] = load_file(generators) if generators.is_file() else {}
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error})", "run.resume") from None
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise InputError(f"{path}: not a checkpoint of version {VERSION}", "run.resume")
+    return tensors, state
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Save tensors on the CPU, dense and in the standard layout, as safetensors asks."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    path.write_text(to_json({"version": VERSION, **state}, indent=1))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """State of an optimiser as `<prefix>.<parameter>.<entry>`."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return {
+        f"{prefix}.{names[parameter]}.{entry}": value
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
+    """The reverse of `optimizer_tensors`; entries take their parameter's device and layout."""
+    for name, parameter in module.named_parameters():
+        start = f"{prefix}.{name}."
+        entries = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        for entry, value in entries.items():
+            if value.shape == parameter.shape:
+                moved = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
+            else:
+                moved = value.to(parameter.device) if entry == "step" and optimizer.defaults.get("fused") else value
+            optimizer.state[parameter][entry] = moved.detach()
+
+
+def rng_tensors() -> dict[str, Tensor]:
+    """State of this process's generators: Python's, NumPy's, torch's on the CPU and on the GPU."""
+    _, keys, position, *_ = np.random.get_state()
+    state = {
+        "python": torch.tensor(random.getstate()[1], dtype=torch.int64),
+        "numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def load_rng(state: dict[str, Tensor]) -> None:
+    """The reverse of `rng_tensors`."""
+    if "python" in state:
+        random.setstate((3, tuple(state["python"].tolist()), None))
+    if "numpy" in state:
+        *keys, position = state["numpy"].tolist()
+        np.random.set_state(("MT19937", np.array(keys, np.uint32), position))
+    if "torch" in state:
+        torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

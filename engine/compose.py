@@ -1,0 +1,226 @@
+"""From a command line to a validated config: YAML files left to right, then `section.key=value` overrides.
+
+Every error is one line: where the value was set, the field, the value, what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from seqjepa.engine.config import Config
+from seqjepa.loaders import InputError
+
+__all__ = ["CONFIGS", "Composed", "compose", "dump", "fields_of"]
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # in a checkout and in site-packages alike
+
+
+class Composed(NamedTuple):
+    """A validated config and where each of its values was set."""
+
+    config: Config
+    origins: dict[str, str]  # dotted field -> file or override
+
+    def origin(self, field: str) -> str | None:
+        """The file or override that set `field` or, failing that, something inside it."""
+        if field in self.origins:
+            return self.origins[field]
+        inside = [origin for name, origin in self.origins.items() if name.startswith(field + ".")]
+        return inside[-1] if inside else None
+
+
+def compose(words: list[str]) -> Composed:
+    """Merge the layers that `words` names and validate the result once.
+
+    Args:
+        words: paths of YAML files, and overrides `section.key=value`, in any order; files merge first.
+
+    Raises:
+        InputError: a line for each thing that is wrong.
+    """
+    layers, origins = [], {}
+    for label, layer in _layers(words):
+        for field in _leaves(layer):
+            # a later layer's scalar replaces a section, and a section a scalar
+            origins = {name: o for name, o in origins.items() if not name.startswith(field + ".")}
+            origins[field] = label
+        layers.append(layer)
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"the layers do not merge: {str(error).splitlines()[0]}") from None
+    try:
+        return Composed(Config.model_validate(merged), origins)
+    except ValidationError as errors:
+        draft = Composed(Config(), origins)
+        lines = dict.fromkeys(_explain(error, draft) for error in errors.errors())
+        raise InputError("\n".join(lines)) from None
+
+
+def dump(config: Config) -> str:
+    """The whole config as YAML."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _layers(words: list[str]) -> Iterator[tuple[str, Any]]:
+    files = [word for word in words if "=" not in word]
+    for name in files:
+        path = _find(name)
+        try:
+            layer = OmegaConf.load(path)
+        except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" line {mark.line + 1}:" if mark else ""
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise InputError(f"{name}:{line} not readable as YAML ({problem})") from None
+        if not OmegaConf.is_dict(layer):
+            raise InputError(f"{name}: must be a mapping of sections, such as `optim: {{lr: 3e-4}}`")
+        yield name, layer
+    for word in (word for word in words if "=" in word):
+        try:
+            yield f"override {word}", OmegaConf.from_dotlist([word])
+        except (yaml.YAMLError, OmegaConfBaseException):
+            raise InputError(f"override {word}: not of the form section.key=value") from None
+
+
+def _find(name: str) -> Path:
+    """A config file as given, or else among those that travel with the package."""
+    parts = Path(name).parts
+    packaged = CONFIGS.joinpath(*parts[1:] if parts[:1] == ("configs",) else parts)
+    for path in (Path(name), packaged):
+        if path.is_file():
+            return path
+    stems = [f"configs/{p.relative_to(CONFIGS)}" for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name != "accelerate"]
+    hint = difflib.get_close_matches(name, stems, 1, 0.5)
+    raise InputError(f"{name}: no such config file; {f'did you mean {hint[0]}?' if hint else 'there are ' + ', '.join(stems)}")
+
+
+def _leaves(layer: Any, prefix: str = "") -> Iterator[str]:
+    for key in layer:
+        value = layer._get_node(key)
+        name = f"{prefix}{key}"
+        if OmegaConf.is_dict(value) and len(value):
+            yield from _leaves(value, name + ".")
+        else:
+            yield name
+
+
+def _explain(error: dict[str, Any], draft: Composed) -> str:
+    """One line for one of pydantic's errors."""
+    raised = error.get("ctx", {}).get("error")
+    location = [str(part) for part in error["loc"]]
+    value = error["input"]
+    if isinstance(raised, InputError):
+        location += (raised.field or "").split(".") if raised.field else []
+        value = _lookup(error["input"], raised.field)
+        problem = str(raised)
+    elif error["type"] == "extra_forbidden":
+        *section, key = location
+        allowed = list(_annotation(section).model_fields)
+        close = difflib.get_close_matches(key, allowed, 1)
+        place = f"{'.'.join(section)} has" if section else "the sections are"
+        problem = f"unknown key{f', did you mean {close[0]}?' if close else ''}; {place} {', '.join(allowed)}"
+    elif error["type"] == "missing":
+        problem = "is required"
+    else:
+        location, field = _field(location)
+        problem = f"must be {describe(field)}" if field else "must be a section, a mapping of keys to values"
+    dotted = ".".join(location)
+    shown = "" if error["type"] == "missing" else f" = {_short(value)}"
+    origin = next((o for n in range(len(location), 0, -1) if (o := draft.origin(".".join(location[:n])))), None)
+    return f"{origin + ': ' if origin else ''}{dotted}{shown}: {problem}"
+
+
+def _lookup(section: Any, field: str | None) -> Any:
+    for part in (field or "").split("."):
+        section = section.get(part) if isinstance(section, dict) else getattr(section, part, None)
+    return section
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, BaseModel) else "..."
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _annotation(location: list[str]) -> Any:
+    """The model or type that stands at a place of the config."""
+    here: Any = Config
+    for part in location:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = here.model_fields[part].annotation
+        else:  # an item of a dict or of a list
+            here = typing.get_args(here)[-1]
+    return here
+
+
+def _field(location: list[str]) -> tuple[list[str], FieldInfo | None]:
+    """The deepest field at or above a place (union members and list items hang below it); None for a section."""
+    here, found, depth = Config, None, 0
+    for number, part in enumerate(location, start=1):
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            if part not in here.model_fields:
+                break
+            found, depth = here.model_fields[part], number
+            here = found.annotation
+        elif typing.get_origin(here) in (dict, list):
+            here = typing.get_args(here)[-1]
+    if found is not None and isinstance(found.annotation, type) and issubclass(found.annotation, BaseModel):
+        return location[:depth], None
+    return location[:depth] if found else location, found
+
+
+def fields_of(section: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """Name and field of each value of a section."""
+    yield from section.model_fields.items()
+
+
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def describe(field: FieldInfo) -> str:
+    """What a field allows, in words: its type or choices, and its range."""
+    bounds = []
+    for rule in field.metadata:
+        match rule:
+            case Ge(ge=bound):
+                bounds.append(f">= {bound:g}")
+            case Gt(gt=bound):
+                bounds.append(f"> {bound:g}")
+            case Le(le=bound):
+                bounds.append(f"<= {bound:g}")
+            case Lt(lt=bound):
+                bounds.append(f"< {bound:g}")
+    return " ".join([_type_name(field.annotation, field.metadata), *bounds])
+
+
+def _type_name(annotation: Any, metadata: Any = ()) -> str:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(args[0], args[1].metadata)
+    if origin is Literal:
+        return "|".join(str(choice) for choice in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(arg) for arg in args)
+    if origin is list:
+        lengths = {type(rule): rule for rule in metadata}
+        low, high = lengths.get(MinLen), lengths.get(MaxLen)
+        count = f"{low.min_length} " if low and high and low.min_length == high.max_length else ""
+        item = _type_name(args[0])
+        return f"a list of {count}{item.removeprefix('a ') + 's' if item.startswith('a ') else item}"
+    if origin is dict:
+        return f"a mapping of names to {_type_name(args[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"{{{', '.join(annotation.model_fields)}}}"
+    return TYPE_NAMES.get(annotation, str(annotation))

@@ -1,0 +1,274 @@
+"""The config: one strict model, validated once. Imports no torch: `--help` must be instant."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from seqjepa.loaders import InputError
+from seqjepa.loaders.config import DataConfig, Section, SequenceConfig
+
+__all__ = ["Config"]
+
+
+class RunConfig(Section):
+    """Where the run lives, how long it lasts, and on what it runs."""
+
+    name: str = Field(default="run", min_length=1, pattern=r"^[^/]+$")
+    """Name of the run."""
+    dir: str | None = None
+    """Folder of the run; null is runs/<name>."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the training images."""
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    """Seed of the weights, of every draw and of the order."""
+    resume: str = "none"
+    """none, auto (the newest checkpoint in the run's folder, if there is one) or the path of a checkpoint."""
+    overwrite: bool = False
+    """Whether a run that stands in the folder is replaced; otherwise it is resumed or refused."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device; auto takes CUDA, then MPS, then the CPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast; auto is bf16 on GPUs that have it and on CPUs whose oneDNN does, else fp32."""
+    compile: Literal["auto", "none", "default", "max-autotune"] = "auto"
+    """torch.compile mode; auto is default on GPUs and none elsewhere."""
+    deterministic: bool = False
+    """Bit-for-bit repeatable: deterministic algorithms, compile off."""
+    threads: Literal["auto"] | int = "auto"
+    """CPU threads of a process; auto is the cores over the local processes."""
+    log_every: int = Field(default=50, ge=1)
+    """Steps between looks at the device (loss on the console and in the tracker, divergence)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if isinstance(self.threads, int) and self.threads < 1:
+            raise InputError("must be auto or at least 1", "threads")
+        if self.deterministic and self.compile not in ("auto", "none"):
+            raise InputError("deterministic=true turns compile off; none or auto is allowed", "compile")
+        return self
+
+
+class ModelConfig(Section):
+    """The network (spec of the paper's appendix; defaults are its CIFAR setting)."""
+
+    encoder: Literal["resnet18", "convnet"] = "resnet18"
+    """resnet18 with the CIFAR stem (512 features), or a four-layer convnet for small images."""
+    width: int = Field(default=32, ge=4, le=512)
+    """Channels of the convnet's first layer; its features are four times as many."""
+    action_dim: int = Field(default=128, ge=1)
+    """Width of the action embedding."""
+    num_layers: int = Field(default=3, ge=1)
+    """Transformer layers of the aggregator."""
+    num_heads: int = Field(default=4, ge=1)
+    """Attention heads of the aggregator."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of the aggregator."""
+    predictor_hidden: int = Field(default=1024, ge=1)
+    """Hidden width of the predictor."""
+    time_embedding: bool = False
+    """Whether tokens carry a learnt embedding of their place (the paper's have none)."""
+
+
+class TargetConfig(Section):
+    """Where the target comes from."""
+
+    kind: Literal["ema", "stop_gradient"] = "ema"
+    """ema: a teacher that averages the encoder; stop_gradient: the encoder itself (teacherless)."""
+    decay: float | None = Field(default=None, ge=0, le=1)
+    """Decay of the teacher, ema only; null is 0.996."""
+    schedule: Literal["constant", "cosine"] | None = None
+    """Decay over training, ema only: constant, or a cosine from `decay` to 1; null is constant."""
+    buffers: Literal["ignore", "copy", "average"] | None = None
+    """Batch-norm statistics of the teacher, ema only: its own, the encoder's, or their average; null is ignore."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: object) -> object:
+        if not isinstance(values, dict) or values.get("kind", "ema") not in ("ema", "stop_gradient"):
+            return values
+        teacher = {"decay": 0.996, "schedule": "constant", "buffers": "ignore"}
+        if values.get("kind", "ema") == "ema":
+            return {**values, **{key: default for key, default in teacher.items() if values.get(key) is None}}
+        for key in teacher:
+            if values.get(key) is not None:
+                raise InputError("is a teacher's, and target.kind=stop_gradient has none; null is allowed", key)
+        return values
+
+
+class ObjectiveConfig(Section):
+    """What training minimises: a weighted sum of named terms."""
+
+    prediction: Literal["cosine"] = "cosine"
+    """Distance between prediction and target: 1 - cosine."""
+    prediction_weight: float = Field(default=1.0, gt=0)
+    """Its weight."""
+
+
+class OptimConfig(Section):
+    """Optimiser and learning-rate schedule (per step)."""
+
+    lr: float = Field(default=4e-4, ge=0)
+    """Peak learning rate."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of the cosine."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs of linear warm-up from 0."""
+    weight_decay: float = Field(default=1e-3, ge=0)
+    """AdamW's, on weight matrices and kernels; never on biases, norms and the AGG token."""
+    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    """AdamW's."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; null does not clip. The norm is logged either way."""
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches that a step's batch is cut into."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if self.min_lr > self.lr:
+            raise InputError(f"must be at most optim.lr = {self.lr:g}", "min_lr")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError("each must be in [0, 1)", "betas")
+        return self
+
+
+class ProbesConfig(Section):
+    """The online probes, trained on detached features beside the model."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of their one Adam; constant."""
+    hidden: int = Field(default=1024, ge=1)
+    """Hidden width of the MLP heads."""
+
+
+class AblationConfig(Section):
+    """Controls that must fail a gate which means something."""
+
+    shuffle_actions: bool = False
+    """Whether the model sees the actions of another sequence; the probes' targets stay true."""
+    freeze_encoder: bool = False
+    """Whether the encoder keeps its initial weights."""
+
+
+class EvalConfig(Section):
+    """Validation."""
+
+    every: int = Field(default=1, ge=1)
+    """Epochs between validations; the last epoch always has one."""
+    best_metric: str = "online_linacc_test"
+    """Metric whose best epoch is kept and judged."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether more or less of it is better."""
+
+
+class ControlConfig(Section):
+    """The untrained control: the same probes on the frozen initial network."""
+
+    enabled: bool = True
+    """Whether it is run (once; then cached) and reported as untrained_*."""
+    max_epochs: int = Field(default=5, ge=1)
+    """Most epochs that its probes get; fewer if the run is shorter."""
+    cache: str = "runs/.untrained"
+    """Folder of the cached controls."""
+
+
+class GateRule(Section):
+    """One condition on a metric."""
+
+    metric: str
+    """Metric that is judged."""
+    minus: str | None = None
+    """Metric subtracted from it: the rule judges the gap."""
+    min: float | None = None
+    """Least value allowed."""
+    max: float | None = None
+    """Largest value allowed."""
+    margin: float | None = None
+    """Least excess over the untrained control."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GateRule:
+        if self.min is None and self.max is None and self.margin is None:
+            raise InputError("needs min, max or margin", "metric")
+        return self
+
+
+class GatesConfig(Section):
+    """Conditions that the final and the best epoch must meet."""
+
+    enforce: bool = False
+    """Whether a failed gate makes the exit code 1."""
+    rules: dict[str, list[GateRule]] = {}
+    """Rules by the name of the task (data.name)."""
+
+
+class CheckpointConfig(Section):
+    """What is saved, and how much of it is kept."""
+
+    every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints; the last, the best and an interrupted one are always saved."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept, besides the best."""
+
+
+class TrackingConfig(Section):
+    """Trackers, through Accelerate; metrics.jsonl is always written."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """Mode of Weights & Biases."""
+    tensorboard: bool = False
+    """Whether TensorBoard files are written too."""
+    project: str = "seqjepa"
+    """W&B project."""
+    entity: str | None = None
+    """W&B entity."""
+    group: str | None = None
+    """W&B group."""
+    init_timeout: float = Field(default=20.0, gt=0)
+    """Seconds that W&B has to answer before the run goes on offline."""
+
+
+class Config(Section):
+    """Everything that defines a run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    sequence: SequenceConfig = SequenceConfig()
+    model: ModelConfig = ModelConfig()
+    target: TargetConfig = TargetConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    probes: ProbesConfig = ProbesConfig()
+    ablation: AblationConfig = AblationConfig()
+    eval: EvalConfig = EvalConfig()
+    control: ControlConfig = ControlConfig()
+    gates: GatesConfig = GatesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def active_rules(self) -> list[GateRule]:
+        """Gate rules of this task."""
+        return self.gates.rules.get(self.data.name, [])
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.gates.enforce and not self.active_rules:
+            known = ", ".join(self.gates.rules) or "none"
+            raise InputError(f"there are no rules for data.name = {self.data.name}; tasks with rules: {known}", "gates.enforce")
+        if not self.control.enabled and any(rule.margin is not None for rule in self.active_rules):
+            raise InputError("a gate asks for a margin over the control; true is allowed", "control.enabled")
+        if self.data.batch_size % self.optim.accumulate:
+            raise InputError(f"does not divide data.batch_size = {self.data.batch_size}", "optim.accumulate")
+        if self.data.train_subset is not None and self.data.batch_size > self.data.train_subset:
+            raise InputError(f"is larger than data.train_subset = {self.data.train_subset}", "data.batch_size")
+        features = 512 if self.model.encoder == "resnet18" else 4 * self.model.width
+        if (features + self.model.action_dim) % self.model.num_heads:
+            raise InputError(
+                f"does not divide the token width {features + self.model.action_dim} "
+                "(encoder features + model.action_dim)",
+                "model.num_heads",
+            )
+        return self

@@ -1,0 +1,101 @@
+"""The untrained control: the run's probes, for the run's steps, on the frozen network that it starts from.
+
+A figure means nothing without it: on CIFAR-10 rotations an untrained ResNet-18 passes the reference's gates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+
+from seqjepa.engine.config import Config
+from seqjepa.engine.environment import versions
+from seqjepa.engine.learner import Learner
+from seqjepa.engine.records import to_json
+from seqjepa.loaders.loader import Loaders
+
+__all__ = ["control_key", "untrained_control"]
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# code that decides the control's figures; a change of it makes cached ones stale
+CODE = ("engine/encoders.py", "engine/learner.py", "engine/metrics.py", "engine/model.py", "engine/probes.py", "loaders")
+
+
+def control_epochs(config: Config) -> int:
+    return min(config.run.epochs, config.control.max_epochs)
+
+
+def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> str:
+    """What the control depends on, as a digest: images, sequences, model, probes, tier, seed, precision, code."""
+    data = config.data.model_dump(include={"dataset", "batch_size", "train_subset", "val_subset", "subset_seed"})
+    sources = [p for name in CODE for p in sorted([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))]
+    parts = {
+        "data": data,
+        "images": loaders.fingerprint,
+        "sequence": config.sequence.model_dump(),
+        "model": config.model.model_dump(),
+        "target": config.target.kind,
+        "probes": config.probes.model_dump(),
+        "shuffled": config.ablation.shuffle_actions,
+        "epochs": control_epochs(config),
+        "seed": config.run.seed,
+        "precision": accelerator.mixed_precision,
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "torch": versions()["torch"],
+        "code": hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def untrained_control(
+    config: Config,
+    loaders: Loaders,
+    accelerator: Accelerator,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], None],
+    check: Callable[[], None],
+) -> dict[str, float]:
+    """Metrics of the control, from the cache or run now.
+
+    Args:
+        config: of the run.
+        loaders: what the run reads from.
+        accelerator: device, precision, processes.
+        say: prints a line.
+        progress: called with a description and the total before, and with "" and 1 after each step.
+        check: called between steps; may raise to leave early.
+    """
+    path = Path(config.control.cache).expanduser() / f"{config.data.name}-{control_key(config, loaders, accelerator)}.json"
+    cached = [json.loads(path.read_text()) if accelerator.is_main_process and path.is_file() else None]
+    broadcast_object_list(cached)
+    if cached[0] is not None:
+        say(f"untrained control: cached in {path}")
+        return cached[0]
+    epochs = control_epochs(config)
+    say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
+    set_seed(config.run.seed)
+    learner = Learner(config, loaders, accelerator, train_model=False)
+    progress("untrained control", epochs * learner.steps_per_epoch)
+    step = 0
+    for epoch in range(epochs):
+        for batch in loaders.train.epoch(epoch):
+            learner.step(batch, step)
+            step += 1
+            progress("", 1)
+            check()
+    metrics = learner.epoch_metrics() | learner.validate(loaders.validation, check)
+    metrics = {name: value for name, value in metrics.items() if name != "grad_norm"}
+    if accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".partial-{os.getpid()}")
+        partial.write_text(to_json(metrics))
+        os.replace(partial, path)
+    return metrics

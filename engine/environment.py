@@ -1,0 +1,100 @@
+"""The machine: device, precision, threads, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from seqjepa.engine.config import RunConfig
+from seqjepa.loaders import InputError
+
+__all__ = ["build_accelerator", "commit", "hardware", "versions"]
+
+
+def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
+    """Settle device, threads, precision and determinism, and start Accelerate.
+
+    Raises:
+        InputError: the device that the config names is not there.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(run.device, True):
+        there = ", ".join(name for name, is_there in present.items() if is_there)
+        raise InputError(f"{run.device} is not there; this machine has {there}", "run.device")
+    if run.device == "auto":
+        kind = next(name for name in ("cuda", "mps", "cpu") if present[name])
+        kind = "cpu" if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") else kind
+    else:
+        kind = run.device
+    # `accelerate launch` sets OMP_NUM_THREADS=1, which halves the speed of two cores
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, _cores() // local_processes) if run.threads == "auto" else run.threads)
+
+    torch.use_deterministic_algorithms(run.deterministic)
+    torch.backends.cudnn.benchmark = not run.deterministic
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_float32_matmul_precision("high")
+    # a second run in one process, as in a notebook, may want another precision
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    return Accelerator(
+        cpu=kind == "cpu",
+        mixed_precision="bf16" if _use_bf16(run.precision, kind) else "no",
+        gradient_accumulation_steps=accumulate,
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _use_bf16(precision: str, device: str) -> bool:
+    if precision != "auto":
+        return precision == "bf16"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # without native instructions bf16 on a CPU is several times slower than fp32
+    return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def hardware() -> str:
+    """GPU with its number, or CPU with its cores."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}"
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {_cores()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what decides the numbers."""
+    names = ("seqjepa", "torch", "torchvision", "triton", "accelerate", "ffcv")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Commit of the checkout that this file belongs to, `-dirty` with uncommitted changes; None outside one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,58 @@
+"""Gates: conditions on the metrics of a run, judged beside the untrained control."""
+
+from __future__ import annotations
+
+import math
+
+from seqjepa.engine.config import Config, GateRule
+from seqjepa.loaders import InputError
+
+__all__ = ["check_rules", "judge"]
+
+
+def check_rules(config: Config, computed: set[str]) -> None:
+    """Refuse a gate, or a best metric, that nothing computes.
+
+    Raises:
+        InputError: names the metric and what there is.
+    """
+    wanted = [("eval.best_metric", config.eval.best_metric)]
+    for number, rule in enumerate(config.active_rules):
+        field = f"gates.rules.{config.data.name}.{number}"
+        wanted += [(f"{field}.{key}", name) for key in ("metric", "minus") if (name := getattr(rule, key))]
+    for field, name in wanted:
+        if name not in computed:
+            raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field.rsplit(".", 2)[0])
+
+
+def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str, float] | None) -> list[str]:
+    """Each rule that does not hold, as a sentence; NaN and missing values fail.
+
+    Args:
+        rules: of the task.
+        metrics: of one epoch.
+        untrained: of the control; None where it was not run.
+    """
+    reasons = []
+    for rule in rules:
+        name = rule.metric if rule.minus is None else f"{rule.metric} - {rule.minus}"
+        value = _value(rule, metrics)
+        if math.isnan(value):
+            reasons.append(f"{name} is NaN")
+            continue
+        if rule.min is not None and value < rule.min:
+            reasons.append(f"{name} = {value:.4g}, at least {rule.min:g} is asked for")
+        if rule.max is not None and value > rule.max:
+            reasons.append(f"{name} = {value:.4g}, at most {rule.max:g} is asked for")
+        if rule.margin is not None:
+            control = _value(rule, untrained or {})
+            if not value - control >= rule.margin:  # a NaN control fails too
+                reasons.append(
+                    f"{name} = {value:.4g}, untrained {control:.4g}: a margin of {rule.margin:g} is asked for"
+                )
+    return reasons
+
+
+def _value(rule: GateRule, metrics: dict[str, float]) -> float:
+    value = metrics.get(rule.metric, math.nan)
+    return value if rule.minus is None else value - metrics.get(rule.minus, math.nan)

@@ -1,0 +1,75 @@
+"""Signals, and the death of the launcher, turned into one question that the loop asks between steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch
+
+__all__ = ["Interrupted", "Interrupts"]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; the loop saves and leaves."""
+
+
+class Interrupts:
+    """While entered, SIGINT and SIGTERM are remembered; a second one acts as if nobody listened.
+
+    `accelerate launch` dies of a SIGTERM without telling its child, so a child of it also watches its parent.
+
+    Attributes:
+        received: number of the signal; None while there was none.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.received: int | None = None
+        # set by `accelerate launch` alone; under nohup or a shell the parent may go as it likes
+        self.launcher = os.getppid() if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in self.SIGNALS:
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.received or signal.SIGTERM)
+
+    @property
+    def cause(self) -> str:
+        """What interrupted the run, in words."""
+        return signal.Signals(self.received or signal.SIGTERM).name
+
+    def check(self) -> None:
+        """Raise `Interrupted` if this process was asked to stop."""
+        if self.received is None and self.launcher is not None and os.getppid() != self.launcher:
+            self.received = signal.SIGTERM
+        if self.received is not None:
+            raise Interrupted
+
+    def check_together(self, accelerator) -> None:
+        """Raise `Interrupted` on every process if any was asked to stop; all must call it."""
+        try:
+            self.check()
+            asked = 0
+        except Interrupted:
+            asked = self.received
+        worst = accelerator.gather(torch.tensor([asked], device=accelerator.device)).max().item()
+        if worst:
+            self.received = self.received or worst
+            raise Interrupted

@@ -1,0 +1,103 @@
+"""Metrics that accumulate on the device, so that a step needs no host sync; one copy to the host ends an epoch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["R2", "Mean", "MetricBank", "centred_cosine"]
+
+
+class Mean(nn.Module):
+    """Mean of scalars with a scale (100 makes percent)."""
+
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    def update(self, total: Tensor, count: int) -> None:
+        """Add a sum over `count` items."""
+        self.total += total.detach()
+        self.count += count
+
+    def compute(self) -> float:
+        """NaN before the first update."""
+        return self.scale * self.total.item() / self.count.item() if self.count.item() else math.nan
+
+
+class R2(nn.Module):
+    """Coefficient of determination of each target dimension: 1 - residual / variance, over all items.
+
+    A dimension that is constant in the data has no R² and is left out (defect D5 of the reference, where it
+    counts as 0).
+    """
+
+    def __init__(self, dims: int):
+        super().__init__()
+        for name in ("total", "squares", "residual"):
+            self.register_buffer(name, torch.zeros(dims))
+        self.register_buffer("count", torch.zeros(()))
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Add items: [N, dims] each."""
+        target = target.detach().to(self.total.dtype)
+        self.total += target.sum(0)
+        self.squares += target.square().sum(0)
+        self.residual += (target - predicted.detach().to(self.total.dtype)).square().sum(0)
+        self.count += len(target)
+
+    def compute(self) -> list[float]:
+        """R² of each dimension; NaN where it is constant."""
+        count = max(self.count.item(), 1.0)
+        spread = self.squares - self.total.square() / count
+        constant = spread <= 1e-10 * self.squares  # rounding leaves about 1e-16 of a constant's squares
+        score = 1 - self.residual / spread
+        return torch.where(constant, torch.nan, score).tolist()
+
+
+class MetricBank(nn.ModuleDict):
+    """Named metrics in double precision, reset, reduced and read together."""
+
+    def __init__(self, metrics: dict[str, nn.Module]):
+        super().__init__(metrics)
+        self.double()
+
+    def reset(self) -> None:
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def collect(self, accelerator) -> MetricBank:
+        """A copy on the CPU that sums over all processes: the one host sync."""
+        flat = torch.cat([buffer.flatten() for buffer in self.buffers()])
+        flat = accelerator.reduce(flat, reduction="sum").cpu()
+        host = MetricBank({name: type(metric)(*_arguments(metric)) for name, metric in self.items()})
+        for own, values in zip(host.buffers(), flat.split([b.numel() for b in host.buffers()]), strict=True):
+            own.copy_(values.view_as(own))
+        return host
+
+
+def _arguments(metric: nn.Module) -> tuple[float | int, ...]:
+    return (metric.scale,) if isinstance(metric, Mean) else (len(metric.total),)
+
+
+def centred_cosine(prediction: Tensor, target: Tensor, accelerator) -> float:
+    """Mean cosine of prediction and target after each has lost its mean over all items of all processes.
+
+    A prediction that is the same for every input scores 0, however close it lies to the mean target.
+
+    Args:
+        prediction: this process's, [N, D].
+        target: likewise.
+        accelerator: sums over the processes.
+    """
+    prediction, target = prediction.double(), target.double()
+    count = torch.tensor([float(len(prediction))], dtype=torch.float64, device=prediction.device)
+    sums = accelerator.reduce(torch.cat([prediction.sum(0), target.sum(0), count]), reduction="sum")
+    mean_prediction, mean_target = (sums[:-1] / sums[-1]).chunk(2)
+    cosine = torch.cosine_similarity(prediction - mean_prediction, target - mean_target, dim=-1)
+    total = accelerator.reduce(cosine.sum(), reduction="sum")
+    return (total / sums[-1]).item()

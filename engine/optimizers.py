@@ -1,0 +1,52 @@
+"""AdamW with decay where it belongs, and a learning rate that is a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from seqjepa.engine.config import OptimConfig
+
+__all__ = ["build_optimizer", "decays", "learning_rate", "set_learning_rate"]
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices and kernels, not to biases, norms, the AGG token or time."""
+    return parameter.ndim > 1 and name not in ("aggregator.token", "aggregator.time")
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> AdamW:
+    """AdamW over the trainable parameters, in two groups.
+
+    Args:
+        model: whose parameters.
+        config: of the optimiser.
+        fused: whether the device has the fused step.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in trainable if decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in trainable if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=config.lr, betas=tuple(config.betas), fused=fused)
+
+
+def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    """Learning rate of step 0 <= `step` < `total_steps`: linear warm-up, then a cosine or a constant.
+
+    The first step of a warm-up is one part of it, not zero; the last step of a cosine is `min_lr`.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(total_steps - 1 - warmup, 1)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

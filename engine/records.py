@@ -1,0 +1,62 @@
+"""Records of a run: strict JSON, files replaced whole, and metrics.jsonl."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MetricsFile", "to_json", "write_atomically"]
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: NaN and the infinities become null."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strict(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [strict(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(strict(value), indent=indent, allow_nan=False)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by its new text, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+class MetricsFile:
+    """metrics.jsonl: a line an epoch.
+
+    Args:
+        path: of the file.
+        epochs: lines of later epochs, left by a run that is resumed from before them, are dropped.
+    """
+
+    def __init__(self, path: Path, epochs: int):
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # a crash may have cut the last line
+                    row = json.loads(line)
+                    if row["epoch"] <= epochs:
+                        self.rows.append(row)
+        write_atomically(path, "".join(to_json(row) + "\n" for row in self.rows))
+
+    def append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(to_json(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

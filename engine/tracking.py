@@ -1,0 +1,117 @@
+"""Trackers, through Accelerate: W&B and TensorBoard."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from seqjepa.engine.config import Config, TrackingConfig
+
+__all__ = ["Trackers"]
+
+
+class Trackers:
+    """W&B and TensorBoard, through Accelerate; either may be absent.
+
+    Args:
+        accelerator: which holds them.
+        config: of the run.
+        run_dir: where their files go.
+        wandb_id: of the run that is continued.
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: Config,
+        run_dir: Path,
+        wandb_id: str | None,
+        say: Callable[[str], None],
+    ):
+        self.accelerator = accelerator
+        tracking = config.tracking
+        wanted = []
+        if tracking.wandb != "disabled":
+            wanted += ["wandb"] if _installed("wandb", "W&B", say) else []
+        if tracking.tensorboard:
+            wanted += ["tensorboard"] if _installed("tensorboard", "TensorBoard (pip install 'seqjepa[tensorboard]')", say) else []
+        accelerator.log_with = wanted
+        accelerator.project_configuration.logging_dir = str(run_dir / "tensorboard")
+        modes = ["online", "offline"] if tracking.wandb == "online" else [tracking.wandb]
+        for mode in modes:
+            try:
+                accelerator.init_trackers(
+                    tracking.project, init_kwargs={"wandb": _wandb_kwargs(config, run_dir, mode, wandb_id)} if "wandb" in wanted else {}
+                )
+                break
+            except Exception as error:  # wandb's errors for a missing key, network or project share no base
+                if mode != "online":
+                    raise
+                say(f"W&B cannot go online ({str(error).splitlines()[0]}); this run is tracked offline")
+        if "tensorboard" in wanted:
+            accelerator.get_tracker("tensorboard").store_init_configuration(_flat(config.model_dump()))
+        self.wandb = accelerator.get_tracker("wandb", unwrap=True) if "wandb" in wanted and accelerator.is_main_process else None
+        self.wandb_id = self.wandb.id if self.wandb else wandb_id
+        if self.wandb and self.wandb.settings.mode == "offline":
+            # `dir` is the folder of the files; its parent is what `wandb sync` takes
+            say(f"W&B is offline: wandb sync {Path(self.wandb.dir).parent} uploads the run")
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Log finite scalars at an optimiser step."""
+        finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+        self.accelerator.log(finite, step=step)
+
+    def summarise(self, values: dict[str, Any]) -> None:
+        """Put the verdict of the run beside its charts."""
+        if self.wandb:
+            self.wandb.summary.update(values)
+
+    def log_figure(self, name: str, path: Path, step: int) -> None:
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(str(path))}, step=step)
+
+    def finish(self) -> None:
+        self.accelerator.end_training()
+
+
+def _installed(module: str, name: str, say: Callable[[str], None]) -> bool:
+    if importlib.util.find_spec(module) is not None:
+        return True
+    say(f"{name} is not installed; the run goes on without it")
+    return False
+
+
+def _wandb_kwargs(config: Config, run_dir: Path, mode: str, wandb_id: str | None) -> dict[str, Any]:
+    import wandb
+
+    tracking: TrackingConfig = config.tracking
+    return {
+        "name": config.run.name,
+        "entity": tracking.entity,
+        "group": tracking.group,
+        "dir": str(run_dir),
+        "config": config.model_dump(),
+        "id": wandb_id or wandb.util.generate_id(),
+        "resume": "allow" if mode == "online" else None,
+        "mode": mode,
+        "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[re.sub(r"\W", "_", prefix + key)] = value if isinstance(value, (bool, int, float)) else str(value)
+    return flat

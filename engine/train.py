@@ -1,0 +1,62 @@
+"""Train seq-JEPA: `accelerate launch engine/train.py configs/data/cifar10_rot.yaml configs/tier/quick.yaml`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from seqjepa.engine.compose import Composed, compose, dump
+from seqjepa.loaders import InputError
+
+DONE, GATE_FAILED, BAD_INPUT, DIVERGED = 0, 1, 2, 3
+DEFAULT_CONFIG = "configs/smoke.yaml"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: YAML files, overrides and options; those of the process by default.
+
+    Returns:
+        0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 128 + signal when interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    composed = None
+    try:
+        if {"-h", "--help"} & set(argv):
+            from seqjepa.engine.config_help import help_page
+
+            print(help_page())
+            return DONE
+        if unknown := [word for word in argv if word.startswith("-") and word != "--print-config"]:
+            raise InputError(f"{unknown[0]}: unknown option; --help and --print-config are, values are section.key=value")
+        words = [word for word in argv if word != "--print-config"]
+        if all("=" in word for word in words):
+            if "--print-config" not in argv and int(os.environ.get("RANK", 0)) == 0:
+                print(f"no config given: training {DEFAULT_CONFIG} (--help lists what can be set)")
+            words = [DEFAULT_CONFIG, *words]
+        composed = compose(words)
+        if "--print-config" in argv:
+            print(dump(composed.config), end="")
+            return DONE
+        # torch is imported from here on: the lines above answer at once
+        from seqjepa.engine.trainer import train
+
+        return train(composed.config)
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"error: {_located(line, error.field, composed)}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _located(line: str, field: str | None, composed: Composed | None) -> str:
+    """An error that came up while running, with the field and the place that set it."""
+    if field is None or composed is None:
+        return line
+    origin = composed.origin(field)
+    return f"{f'{origin}: ' if origin else ''}{field}: {line}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
