@@ -100,7 +100,7 @@ def _wandb_kwargs(config: Config, run_dir: Path, mode: str, wandb_id: str | None
         "group": tracking.group,
         "dir": str(run_dir),
         "config": config.model_dump(),
-        "id": wandb_id or wandb.util.generate_id(),
+        "id": wandb_id,
         "resume": "allow" if mode == "online" else None,
         "mode": mode,
         "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),

@@ -105,6 +105,9 @@ class Trainer:
             f"{len(self.loaders.validation.sampler.indices)} test images, {self.loaders.kind} loader, {accelerator.device.type}, "
             f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}, {accelerator.num_processes} process(es)"
         )
+        # before the control: a tracker that cannot start should say so now
+        self.trackers = Trackers(accelerator, config, self.run_dir, state["wandb_id"] if state else None, reporter.say)
+        self.wandb_id = self.trackers.wandb_id
         self.untrained = None
         if config.control.enabled:
             self.untrained = untrained_control(
@@ -122,8 +125,6 @@ class Trainer:
             self._restore(tensors, state)
             reporter.say(f"resumed from {resumed}: epoch {self.epoch + 1}, step {self.step}")
         self.metrics_file = MetricsFile(self.run_dir / "metrics.jsonl", self.epoch) if accelerator.is_main_process else None
-        self.trackers = Trackers(accelerator, config, self.run_dir, self.wandb_id, reporter.say)
-        self.wandb_id = self.trackers.wandb_id
         self.learning = True
 
     @property
@@ -289,7 +290,6 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         self.best = state["best"] | {"value": math.nan if state["best"]["value"] is None else state["best"]["value"]}
         self.seconds = state["seconds"]
-        self.wandb_id = state["wandb_id"]
         learner.device_step.fill_(self.global_step)
 
     def _find_checkpoint(self) -> Path | None:
