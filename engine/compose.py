@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from seqjepa.engine.config import Config
 from seqjepa.loaders import InputError
 
-__all__ = ["CONFIGS", "Composed", "compose", "dump", "fields_of"]
+__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # in a checkout and in site-packages alike
 
@@ -89,6 +89,8 @@ def _layers(words: list[str]) -> Iterator[tuple[str, Any]]:
             raise InputError(f"{name}: must be a mapping of sections, such as `optim: {{lr: 3e-4}}`")
         yield name, layer
     for word in (word for word in words if "=" in word):
+        if not all(word.split("=")[0].split(".")):
+            raise InputError(f"override {word}: not of the form section.key=value")
         try:
             yield f"override {word}", OmegaConf.from_dotlist([word])
         except (yaml.YAMLError, OmegaConfBaseException):
@@ -181,11 +183,6 @@ def _field(location: list[str]) -> tuple[list[str], FieldInfo | None]:
     return location[:depth] if found else location, found
 
 
-def fields_of(section: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
-    """Name and field of each value of a section."""
-    yield from section.model_fields.items()
-
-
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -195,14 +192,18 @@ def describe(field: FieldInfo) -> str:
     for rule in field.metadata:
         match rule:
             case Ge(ge=bound):
-                bounds.append(f">= {bound:g}")
+                bounds.append(f">= {_plain(bound)}")
             case Gt(gt=bound):
-                bounds.append(f"> {bound:g}")
+                bounds.append(f"> {_plain(bound)}")
             case Le(le=bound):
-                bounds.append(f"<= {bound:g}")
+                bounds.append(f"<= {_plain(bound)}")
             case Lt(lt=bound):
-                bounds.append(f"< {bound:g}")
+                bounds.append(f"< {_plain(bound)}")
     return " ".join([_type_name(field.annotation, field.metadata), *bounds])
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _type_name(annotation: Any, metadata: Any = ()) -> str:

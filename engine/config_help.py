@@ -32,8 +32,11 @@ def help_page(width: int = 110) -> str:
         model: type[BaseModel] = section.annotation
         lines += ["", f"{name}: {' '.join(model.__doc__.split())}"]
         for key, field in model.model_fields.items():
-            default = field.get_default(call_default_factory=True)
-            shown = {None: "null", True: "true", False: "false"}.get(default, default) if not isinstance(default, (list, dict)) else default
-            lines.append(f"  {name}.{key} = {shown}   [{describe(field)}]")
+            lines.append(f"  {name}.{key} = {_yaml(field.default)}   [{describe(field)}]")
             lines += textwrap.wrap(field.description, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def _yaml(value: object) -> str:
+    """A default as it would stand in a config."""
+    return str({"None": "null", "True": "true", "False": "false"}.get(str(value), value))

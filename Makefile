@@ -1,0 +1,66 @@
+# Two commands on a fresh machine: `make smoke` trains, `make test` tests. Both set everything up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+# without a configuration Accelerate warns about each default that it takes
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: setup smoke test test-slow test-realdata test-floor lint clean
+
+setup: $(VENV)/.installed $(VENV)/.ffcv
+
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; PYTHON=/path/to/it chooses one")'
+	@# Debian and Ubuntu keep what makes environments in a package of its own
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.pip pyproject.toml
+	$(BIN)/pip install --quiet -e '.[dev]'
+	@touch $@
+
+# FFCV builds against OpenCV and libturbojpeg (whose package Debian and Ubuntu name differently). Where it cannot be had,
+# the resident loader takes over; `rm .venv/.ffcv` tries again at the next set-up.
+APT := $(SUDO) apt-get
+$(VENV)/.ffcv: $(VENV)/.installed
+	@echo "installing FFCV (log: $(VENV)/ffcv.log)"
+	@{ $(BIN)/python -c 'import ffcv.loader' || { \
+	     { pkg-config --exists opencv4 libturbojpeg || { $(APT) update -q && \
+	       $(APT) install -qy --no-install-recommends build-essential python3-dev pkg-config libopencv-dev && \
+	       { $(APT) install -qy libturbojpeg0-dev || $(APT) install -qy libturbojpeg-dev; }; }; } && \
+	     $(BIN)/pip install -e '.[ffcv]' && $(BIN)/python -c 'import ffcv.loader'; }; } \
+	   < /dev/null > $(VENV)/ffcv.log 2>&1 \
+	 || echo "FFCV could not be installed: the resident loader takes over"
+	@touch $@
+
+smoke: setup
+	$(LAUNCH) engine/train.py
+
+test: setup
+	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+test-realdata: setup
+	$(BIN)/pytest -m 'realdata and not slow'
+
+# the oldest torch and triton that pyproject.toml admits
+test-floor: $(VENV)-floor/.installed
+	$(VENV)-floor/bin/pytest
+
+$(VENV)-floor/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-floor
+	$(VENV)-floor/bin/pip install --quiet --upgrade pip
+	$(VENV)-floor/bin/pip install --quiet 'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' -e '.[dev]'
+	@touch $@
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(VENV)-floor runs

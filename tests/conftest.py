@@ -1,0 +1,74 @@
+"""Shared fixtures: a tiny run that trains in a second, and real data where it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "configs/smoke.yaml",
+    "run.epochs=2",
+    "run.deterministic=true",
+    "run.threads=1",
+    "data.train_subset=160",
+    "data.val_subset=70",
+    "model.width=4",
+    "model.action_dim=8",
+    "model.num_layers=1",
+    "model.predictor_hidden=16",
+    "probes.hidden=16",
+    "eval.every=1",
+    "checkpoint.every=1",
+    "control.max_epochs=1",
+    "gates.enforce=false",
+    "tracking.wandb=disabled",
+]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path):
+    """Words of a command line that trains a tiny network on 160 digits in a second; further words may follow."""
+
+    def words(*more: str, run: str = "run") -> list[str]:
+        return [*TINY, f"run.dir={tmp_path / run}", f"control.cache={tmp_path / 'untrained'}", *more]
+
+    return words
+
+
+@pytest.fixture
+def run_process():
+    """Run a command from the repository's root and return its result with text output."""
+
+    def run(*command: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=timeout
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with MNIST/ and cifar10/, real images."""
+    root = os.environ.get("SEQJEPA_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("real data: set SEQJEPA_DATA to a folder with MNIST/raw and cifar10/{train,test}")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    return sys.executable

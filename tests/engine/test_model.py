@@ -1,0 +1,173 @@
+"""The network: the paper's sizes, and what may and may not depend on what."""
+
+import copy
+import math
+
+import pytest
+import torch
+from seqjepa.engine.config import ModelConfig, TargetConfig
+from seqjepa.engine.model import build_model
+from seqjepa.engine.objectives import cosine_distance
+from seqjepa.engine.probes import OnlineProbes
+from torch import nn
+
+SMALL = ModelConfig(encoder="convnet", width=4, action_dim=8, num_layers=2, predictor_hidden=16)
+
+
+def small(**target):
+    torch.manual_seed(0)
+    return build_model(SMALL, TargetConfig(**target), action_dim=2)
+
+
+def inputs(batch=6, views=4):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, views, 3, 16, 16, generator=generator), torch.randn(batch, views - 1, 2, generator=generator)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("action_dim", "settings", "trainable", "with_teacher"),
+    [  # spec 1.10: CIFAR-10 rotations, CIFAR-100 augmentations, MNIST affine
+        (2, {}, 27_254_848, 38_423_680),
+        (9, {}, 27_255_744, 38_424_576),
+        (5, {"action_dim": 64, "num_layers": 2, "predictor_hidden": 512}, 19_739_840, 30_908_672),
+    ],
+)
+def test_parameter_counts_are_the_references(action_dim, settings, trainable, with_teacher):
+    model = build_model(ModelConfig(**settings), TargetConfig(), action_dim)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
+    assert count(model) == with_teacher
+    assert count(model.encoder) == 11_168_832
+    without = build_model(ModelConfig(**settings), TargetConfig(kind="stop_gradient"), action_dim)
+    assert count(without) == trainable
+
+
+def test_probe_parameter_counts_are_the_references():
+    from seqjepa.engine.config import ProbesConfig
+
+    probes = OnlineProbes(ProbesConfig(), 512, 640, 10, {"rotation": slice(0, 2)})
+    sizes = {name: count(head) for name, head in probes.heads.items()}
+    expected = {"online_linacc": 6_410, "online_r2": 2_101_250, "leakage_linacc": 5_130, "leakage_r2": 1_282}
+    assert {name: sizes[name] for name in expected} == expected
+
+
+def test_shapes():
+    views, actions = inputs()
+    output = small()(views, actions)
+    assert [tuple(part.shape) for part in output] == [(6, 3, 16), (6, 24), (6, 16), (6, 16)]
+
+
+def test_aggregate_sees_neither_the_target_nor_the_last_action():
+    model = small().eval()
+    views, actions = inputs()
+    before = model(views, actions)
+    changed_views, changed_actions = views.clone(), actions.clone()
+    changed_views[:, -1] += 1
+    after = model(changed_views, actions)
+    assert torch.equal(before.agg, after.agg)
+    assert torch.equal(before.prediction, after.prediction)
+    assert not torch.allclose(before.target, after.target)
+    changed_actions[:, -1] += 1
+    after = model(views, changed_actions)
+    assert torch.equal(before.agg, after.agg)
+    assert not torch.allclose(before.prediction, after.prediction)
+    changed_actions = actions.clone()
+    changed_actions[:, 0] += 1
+    assert not torch.allclose(before.agg, model(views, changed_actions).agg)
+
+
+def test_order_shows_only_through_actions_and_time():
+    views, actions = inputs()
+    swapped = views[:, [1, 0, 2, 3]]
+    moved = actions[:, [1, 0, 2]]  # each view keeps its action
+    model = small().eval()
+    torch.testing.assert_close(model(views, actions).agg, model(swapped, moved).agg, rtol=1e-4, atol=1e-5)
+    timed = build_model(SMALL.model_copy(update={"time_embedding": True}), TargetConfig(), 2).eval()
+    assert not torch.allclose(timed(views, actions).agg, timed(swapped, moved).agg, atol=1e-3)
+
+
+def test_gradient_reaches_all_but_the_teacher():
+    views, actions = inputs()
+    for kind in ("ema", "stop_gradient"):
+        model = small(kind=kind)
+        output = model(views, actions)
+        assert not output.target.requires_grad
+        cosine_distance(output.prediction, output.target).backward()
+        for name, parameter in model.named_parameters():
+            if name.startswith("target."):
+                assert parameter.grad is None
+            else:
+                assert parameter.grad.abs().sum() > 0, name
+
+
+def test_actions_are_normalised_once_over_real_rows():
+    model = small()
+    views, actions = inputs(batch=50)
+    linear, norm = model.action_embedding.linear, model.action_embedding.norm
+    model(views, actions)
+    rows = linear(actions.flatten(0, 1))
+    assert norm.num_batches_tracked == 1
+    torch.testing.assert_close(norm.running_mean, 0.1 * rows.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_layers_start_apart():
+    layers = small().aggregator.layers
+    assert not torch.equal(layers[0].linear1.weight, layers[1].linear1.weight)
+
+
+def batch_norm(module):
+    return next(m for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_stop_gradient_shares_batch_statistics():
+    model = small(kind="stop_gradient")
+    views, actions = inputs()
+    views[:, -1] *= 5  # a target from another distribution, as under the reference's augmentations
+    encoder = copy.deepcopy(model.encoder)
+    output = model(views, actions)
+    together = encoder(views.flatten(0, 1)).unflatten(0, (6, 4))
+    torch.testing.assert_close(output.z, together[:, :-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.target, together[:, -1], rtol=1e-4, atol=1e-5)
+    assert batch_norm(model.encoder).num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("buffers", ["ignore", "copy", "average"])
+def test_teacher_follows_the_encoder(buffers):
+    model = small(decay=0.9, buffers=buffers)
+    teacher, encoder = model.target.teacher, model.encoder
+    model(*inputs())
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(1.0)
+    before_weight = teacher[0].weight.clone()
+    before_mean, student_mean = batch_norm(teacher).running_mean.clone(), batch_norm(encoder).running_mean
+    model.target.update(encoder, progress=0.5)
+    torch.testing.assert_close(teacher[0].weight, 0.9 * before_weight + 0.1 * encoder[0].weight)
+    expected = {"ignore": before_mean, "copy": student_mean, "average": 0.9 * before_mean + 0.1 * student_mean}
+    torch.testing.assert_close(batch_norm(teacher).running_mean, expected[buffers])
+
+
+def test_teacher_starts_as_the_encoder():
+    model = small()
+    for ours, theirs in zip(model.target.teacher.parameters(), model.encoder.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.data_ptr() != theirs.data_ptr()
+
+
+def test_decay_schedules():
+    constant = small(decay=0.99).target
+    cosine = small(decay=0.99, schedule="cosine").target
+    assert [constant.decay(p) for p in (0, 0.5, 1)] == [0.99] * 3
+    expected = [0.99, 1 - 0.01 * (1 + math.cos(math.pi / 4)) / 2, 0.995, 1.0]
+    assert [cosine.decay(p) for p in (0, 0.25, 0.5, 1)] == pytest.approx(expected, abs=1e-15)
+
+
+def test_cosine_distance_has_its_closed_form():
+    a = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    b = torch.tensor([[3.0, 3.0], [0.0, -1.0]])
+    expected = ((1 - math.sqrt(0.5)) + 2) / 2
+    assert cosine_distance(a, b).item() == pytest.approx(expected, abs=1e-6)
+    assert cosine_distance(a.bfloat16(), b.bfloat16()).dtype == torch.float32

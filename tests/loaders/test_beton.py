@@ -1,0 +1,167 @@
+"""Betons: FFCV gives the images that the resident loader gives, and damaged files are refused before it opens them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from seqjepa.loaders import InputError
+from seqjepa.loaders.beton import has_ffcv, open_beton
+from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.loader import build_loaders
+from seqjepa.loaders.sources import find_layout, read_images
+from seqjepa.loaders.write import main
+
+pytestmark = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    out = tmp_path_factory.mktemp("betons")
+    assert main(["digits", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def copied(digits, tmp_path):
+    for path in digits.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def loaders(root, loader="auto", batch=64, **settings):
+    data = DataConfig(dataset="digits", root=root and str(root), loader=loader, batch_size=batch, val_subset=71)
+    return build_loaders(data, SequenceConfig(), seed=3, device=CPU, threads=2, **settings)
+
+
+def same(ours, theirs):
+    ours, theirs = list(ours), list(theirs)
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        for mine, yours in zip(one, other, strict=True):
+            assert mine.dtype == yours.dtype
+            assert torch.equal(mine, yours)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 512])
+def test_ffcv_and_resident_yield_the_same_batches(digits, batch):
+    ffcv, resident = loaders(digits, batch=batch), loaders(None, batch=batch)
+    assert (ffcv.kind, resident.kind) == ("ffcv", "resident")
+    assert ffcv.fingerprint == resident.fingerprint
+    for epoch in (0, 3):
+        # kept in lists: a batch that FFCV overwrote would show
+        ours = [b for b, _ in zip(ffcv.train.epoch(epoch), range(40), strict=False)]
+        theirs = [b for b, _ in zip(resident.train.epoch(epoch), range(40), strict=False)]
+        same(ours, theirs)
+        same(ffcv.validation.epoch(epoch), resident.validation.epoch(0))
+
+
+def test_two_processes_and_a_restart(digits):
+    ffcv, resident = (loaders(root, rank=1, num_processes=2) for root in (digits, None))
+    same(ffcv.train.epoch(1), resident.train.epoch(1))
+    left = ffcv.train.epoch(2)
+    next(left)
+    left.close()  # an interrupted epoch must not disturb the next
+    same(ffcv.train.epoch(2, start=5), resident.train.epoch(2, start=5))
+    same(ffcv.validation.epoch(0), resident.validation.epoch(0))
+
+
+def test_resident_loader_reads_betons(digits):
+    resident = loaders(digits, loader="resident")
+    assert resident.kind == "resident"
+    same(resident.train.epoch(0), loaders(None).train.epoch(0))
+
+
+def test_writing_twice_gives_the_same_file(digits, tmp_path):
+    assert main(["digits", str(tmp_path)]) == 0
+    for name in ("train.beton", "test.beton", "train.beton.json"):
+        assert (tmp_path / name).read_bytes() == (digits / name).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["test.beton", "test.beton.json", "train.beton", "train.beton.json"]
+
+
+def test_sidecar_describes_the_file(digits):
+    _, sidecar = open_beton(digits, "digits", "test")
+    images = read_images("digits", find_layout("digits", None), "test")
+    assert sidecar.count == len(images.labels) == 359
+    assert sidecar.image_size == [24, 24]
+    assert sidecar.file_size == (digits / "test.beton").stat().st_size
+    assert sidecar.pixels_sha256 == images.fingerprint()
+
+
+def refuse(root, match):
+    with pytest.raises(InputError, match=match) as caught:
+        loaders(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_truncated_and_flipped(copied):
+    whole = (copied / "train.beton").read_bytes()
+    (copied / "train.beton").write_bytes(whole[:-4096])
+    refuse(copied, "bytes, its sidecar says")
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    (copied / "train.beton").write_bytes(flipped)
+    refuse(copied, "damaged, its checksum differs")
+
+
+def test_refuses_missing_and_foreign(copied):
+    sidecar = copied / "train.beton.json"
+    text = sidecar.read_text()
+    sidecar.write_text(json.dumps(json.loads(text) | {"source": "mnist"}))
+    refuse(copied, "holds mnist, data.dataset is digits")
+    sidecar.write_text("{}")
+    refuse(copied, "not a sidecar")
+    sidecar.unlink()
+    refuse(copied, "train.beton.json: missing")
+    sidecar.write_text(text)
+    (copied / "test.beton").unlink()
+    refuse(copied, "test.beton: missing")
+
+
+def test_a_file_that_shrinks_under_a_run_is_noticed_at_the_next_epoch(copied):
+    train = loaders(copied).train
+    same(train.epoch(0), loaders(None).train.epoch(0))
+    path = copied / "train.beton"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(InputError, match="100000 bytes"):
+        next(train.epoch(1))
+
+
+def test_asking_for_ffcv_without_betons():
+    with pytest.raises(InputError, match="data.root holds none") as caught:
+        loaders(None, loader="ffcv")
+    assert caught.value.field == "data.loader"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "neither a folder nor one of digits"),
+        (["cifar10", "--root", "nowhere"], "no cifar10 there"),
+        (["mnist"], "mnist needs a folder"),
+    ],
+)
+def test_writer_refuses_in_one_line(words, message, tmp_path, capsys):
+    assert main([words[0], str(tmp_path / "out"), *words[1:]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.realdata
+def test_real_cifar_through_both_loaders(data_root, tmp_path):
+    source = data_root / "cifar10"
+    assert main([str(source), str(tmp_path)]) == 0
+
+    def build(root):
+        data = DataConfig(dataset="cifar10", root=str(root), batch_size=50, train_subset=500)
+        return build_loaders(data, SequenceConfig(kind="rotation"), seed=1, device=CPU, threads=2)
+
+    ffcv, resident = build(tmp_path), build(source)
+    assert (ffcv.kind, resident.kind) == ("ffcv", "resident")
+    same(ffcv.train.epoch(0), resident.train.epoch(0))
+    same(ffcv.validation.epoch(0), resident.validation.epoch(0))
+    assert np.concatenate([b.labels for b in ffcv.train.epoch(0)]).std() > 1

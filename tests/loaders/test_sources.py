@@ -1,0 +1,112 @@
+"""Sources: what is read, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from seqjepa.loaders import InputError
+from seqjepa.loaders.sources import Images, find_layout, read_images
+from sklearn.datasets import load_digits
+
+
+def write_folder(root, split, classes=("cat", "dog"), count=3, size=(12, 12)):
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (root / split / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "test"):
+        write_folder(tmp_path, split)
+    return tmp_path
+
+
+def test_digits_are_scikit_learns():
+    layout = find_layout("digits", None)
+    train, test = (read_images("digits", layout, split) for split in ("train", "test"))
+    assert len(train.labels) + len(test.labels) == 1797
+    assert sorted(np.concatenate([train.labels, test.labels])) == sorted(load_digits().target)
+    assert train.pixels.shape[1:] == (24, 24, 3)
+    for part in (train, test):
+        assert np.bincount(part.labels).min() > 25  # every class in both splits
+        assert not part.pixels[:, :4].any()  # the border is the background
+    # doubling keeps the ink: each doubled digit correlates with one of scikit-learn's images, of its own class
+    small, target = load_digits().images.reshape(1797, 64), load_digits().target
+    halved = test.pixels[:, 4:20, 4:20, 0].reshape(-1, 8, 2, 8, 2).mean((2, 4)).reshape(-1, 64)
+    scores = np.corrcoef(halved, small)[: len(halved), len(halved) :]
+    assert scores.max(1).min() > 0.95
+    assert (target[scores.argmax(1)] == test.labels).all()
+    assert len(set(scores.argmax(1))) > 0.99 * len(test.labels)
+
+
+def test_imagefolder_is_read_exactly(folder):
+    images = read_images("imagefolder", find_layout("imagefolder", str(folder)), "train")
+    assert images.classes == ["cat", "dog"]
+    assert images.labels.tolist() == [0] * 3 + [1] * 3
+    assert np.array_equal(images.pixels[4], np.asarray(Image.open(folder / "train" / "dog" / "1.png")))
+    mean, std = images.statistics()
+    scaled = images.pixels.reshape(-1, 3) / 255
+    np.testing.assert_allclose(mean, scaled.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(std, scaled.std(0), rtol=1e-12)
+
+
+def test_fingerprint_sees_pixels_labels_and_order():
+    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    base = Images("x", pixels, np.array([0, 1]), ["a", "b"])
+    others = [
+        Images("x", pixels[::-1], np.array([0, 1]), ["a", "b"]),
+        Images("x", pixels, np.array([1, 0]), ["a", "b"]),
+        Images("x", pixels + 1, np.array([0, 1]), ["a", "b"]),
+    ]
+    assert len({image.fingerprint() for image in (base, *others)}) == 4
+    assert base.fingerprint() == Images("y", pixels.copy(), np.array([0, 1], np.int32), ["a", "b"]).fingerprint()
+
+
+def refuse(match, dataset, root, split="train"):
+    with pytest.raises(InputError, match=match) as caught:
+        read_images(dataset, find_layout(dataset, root and str(root)), split)
+    assert "\n" not in str(caught.value)
+    assert caught.value.field == "data.root"
+
+
+def test_refuses_what_is_not_there(tmp_path, folder):
+    refuse("cifar10 needs a folder", "cifar10", None)
+    refuse("no such folder", "imagefolder", tmp_path / "nowhere")
+    refuse("needs train/ and test/", "imagefolder", tmp_path / "train")
+    refuse("data.download=true fetches it", "cifar10", tmp_path / "nowhere")
+    refuse("data.download=true fetches it", "mnist", tmp_path / "nowhere")
+    refuse("no such file", "cifar10", tmp_path / "train.beton")
+    (folder / "train" / "cat" / "0.png").unlink()
+    (folder / "train" / "cat" / "1.png").unlink()
+    (folder / "train" / "cat" / "2.png").unlink()
+    refuse("cat", "imagefolder", folder)
+
+
+def test_refuses_images_of_the_wrong_size(folder):
+    refuse("12x12, cifar10 has 32x32", "cifar10", folder)
+    Image.new("RGB", (20, 10)).save(folder / "train" / "dog" / "9.png")
+    refuse("9.png: 20x10 pixels, the others have 12x12", "imagefolder", folder)
+
+
+def test_refuses_files_that_are_no_images(folder):
+    (folder / "train" / "dog" / "1.png").write_bytes(b"not a picture")
+    refuse("1.png: not a readable image", "imagefolder", folder)
+
+
+@pytest.mark.realdata
+def test_real_mnist_and_cifar(data_root):
+    mnist = read_images("mnist", find_layout("mnist", str(data_root)), "test")
+    assert mnist.pixels.shape == (10_000, 28, 28, 3)
+    assert mnist.labels[:4].tolist() == [7, 2, 1, 0]  # LeCun's first test digits
+    mean, std = mnist.statistics()
+    scaled = read_images("mnist", find_layout("mnist", str(data_root)), "train").pixels[..., 0] / 255
+    assert abs(scaled.mean() - mean[0]) < 1e-4
+    assert abs(scaled.std() - std[0]) < 1e-4
+    cifar = read_images("cifar10", find_layout("cifar10", str(data_root / "cifar10")), "train")
+    assert cifar.pixels.shape[1:] == (32, 32, 3)
+    assert len(cifar.classes) == 10
+    published, measured = cifar.statistics()[0], cifar.pixels.reshape(-1, 3).mean(0) / 255
+    assert np.abs(measured - published).max() < 0.02  # a subset's mean
