@@ -1,0 +1,285 @@
+"""Whole runs on real digits: what they write, how they stop, resume, diverge and are judged."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from seqjepa.engine import learner as learner_module
+from seqjepa.engine.train import main
+
+FILES = ("model", "probes", "trainer", "rng-00000")
+
+
+def rows(run: Path):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(run: Path):
+    return [{k: v for k, v in row.items() if k != "timing"} for row in rows(run)]
+
+
+def summary(run: Path):
+    return json.loads((run / "summary.json").read_text())
+
+
+def assert_same_checkpoint(one: Path, other: Path):
+    for name in FILES:
+        ours, theirs = (load_file(path / f"{name}.safetensors") for path in (one, other))
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), f"{name}: {key}"
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Send this process a signal in the midst of an optimiser step."""
+
+    def arm(step, number=signal.SIGTERM):
+        original = learner_module.Learner.step
+
+        def interrupted(self, batch, at):
+            if at == step and self.train_model:
+                os.kill(os.getpid(), number)
+            return original(self, batch, at)
+
+        monkeypatch.setattr(learner_module.Learner, "step", interrupted)
+
+    yield arm
+
+
+def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
+    assert main(tiny("gates.enforce=true", "gates.rules.digits_affine=[{metric: val_loss, max: 2.0}]")) == 0
+    run = tmp_path / "run"
+    printed = capsys.readouterr().out
+    block = dict(line.split(": ", 1) for line in printed[printed.rindex("---\n") + 4 :].splitlines())
+    assert block["gate_pass"] == "True"
+    assert block["epochs"] == "2"
+
+    final = summary(run)
+    expected = {"gate_pass", "gate_reasons", "final", "best", "untrained", "best_epoch", "epochs", "commit", "timing"}
+    assert set(final) == expected
+    assert set(final["timing"]) == {"seconds", "sequences_per_second", "hardware", "versions"}
+    assert final["gate_pass"] is True
+    assert final["gate_reasons"] == []
+    lines = rows(run)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert final["final"] == {k: v for k, v in lines[-1].items() if k not in ("epoch", "timing")}
+    assert final["best"]["online_r2_test"] == max(line["online_r2_test"] for line in lines)
+    assert float(block["online_r2_test"]) == pytest.approx(final["final"]["online_r2_test"], rel=1e-5)
+    # every metric that gates may ask for is there, and no other
+    names = learner_module.metric_names({n: slice(0, 1) for n in ("rotation", "translation_x", "translation_y", "scale")})
+    assert set(final["final"]) == names
+    assert {name for name in names if name.endswith("_test")} <= set(final["untrained"])
+    assert yaml.safe_load((run / "config.yaml").read_text())["run"]["epochs"] == 2
+    assert (run / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert os.readlink(run / "checkpoints" / "best") == f"epoch-{final['best_epoch']:04d}"
+    state = json.loads((run / "checkpoints" / "epoch-0002" / "state.json").read_text())
+    assert state["config"]["run"]["epochs"] == 2
+    assert (state["epoch"], state["step"], state["global_step"]) == (2, 0, 10)
+
+
+def test_the_same_command_gives_the_same_run(tiny, tmp_path):
+    for run in ("one", "two"):
+        assert main(tiny(run=run)) == 0
+    assert timeless(tmp_path / "one") == timeless(tmp_path / "two")
+    assert_same_checkpoint(*(tmp_path / run / "checkpoints" / "epoch-0002" for run in ("one", "two")))
+    assert main(tiny("run.seed=1", run="three")) == 0
+    assert timeless(tmp_path / "one") != timeless(tmp_path / "three")
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "number"),
+    [
+        ((), 7, signal.SIGTERM),  # in the second epoch
+        (("target.kind=stop_gradient", "optim.clip_norm=0.5"), 2, signal.SIGINT),  # in the first
+        (("optim.accumulate=2", "target.buffers=average", "target.schedule=cosine"), 4, signal.SIGTERM),  # an epoch's last step
+    ],
+)
+def test_an_interrupted_run_reaches_the_same_weights(tiny, tmp_path, capsys, interrupt_at, monkeypatch, settings, step, number):
+    assert main(tiny(*settings, run="whole")) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(step, number)
+        assert main(tiny(*settings, run="cut")) == 128 + number
+        patch.undo()
+    monkeypatch.undo()
+    printed = capsys.readouterr().out
+    assert f"interrupted by {number.name}: saved " in printed
+    assert "run.resume=auto continues" in printed
+    folder = tmp_path / "cut" / "checkpoints"
+    done, within = divmod(step + 1, 5)
+    left_at = f"epoch-{done:04d}-step-{within:05d}" if within else f"epoch-{done - 1:04d}-step-00005"
+    assert (folder / left_at).is_dir()
+    assert not (tmp_path / "cut" / "summary.json").exists()
+
+    torch.manual_seed(999)  # what the process did before must not matter
+    assert main(tiny(*settings, "run.resume=auto", run="cut")) == 0
+    assert "resumed from" in capsys.readouterr().out
+    assert timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
+    assert_same_checkpoint(folder / "epoch-0002", tmp_path / "whole" / "checkpoints" / "epoch-0002")
+    ours, theirs = (summary(tmp_path / run) for run in ("cut", "whole"))
+    assert {k: v for k, v in ours.items() if k != "timing"} == {k: v for k, v in theirs.items() if k != "timing"}
+
+
+def test_resume_from_a_path_drops_later_lines(tiny, tmp_path):
+    assert main(tiny("run.epochs=3", "checkpoint.keep=3")) == 0
+    before = timeless(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "epoch-0001"
+    assert main(tiny("run.epochs=3", "checkpoint.keep=3", f"run.resume={path}")) == 0
+    assert timeless(tmp_path / "run") == before
+
+
+def test_retention_keeps_the_newest_and_the_best(tiny, tmp_path):
+    words = ("run.epochs=5", "checkpoint.keep=1", "eval.best_metric=ep_loss", "eval.best_mode=max")
+    assert main(tiny(*words)) == 0  # the loss is largest in the first epoch
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {"epoch-0001", "epoch-0005", "best"}
+
+
+def test_an_enforced_gate_decides_the_exit_code(tiny, tmp_path, capsys):
+    rule = "gates.rules.digits_affine=[{metric: online_r2_test, margin: 0.5}]"
+    assert main(tiny(rule, run="lenient")) == 0
+    assert main(tiny(rule, "gates.enforce=true", run="strict")) == 1
+    for run in ("lenient", "strict"):
+        verdict = summary(tmp_path / run)
+        assert verdict["gate_pass"] is False
+        assert any(reason.startswith("final epoch: online_r2_test = ") for reason in verdict["gate_reasons"])
+        assert any(reason.startswith("best epoch ") for reason in verdict["gate_reasons"])
+    assert "gate: final epoch: online_r2_test" in capsys.readouterr().out
+
+
+def test_divergence_ends_with_3_and_saves_no_nan(tiny, tmp_path, capsys, monkeypatch):
+    original = learner_module.Learner._train
+
+    def poisoned(self, batch, step):
+        if step == 7:
+            batch.views[0, 0, 0, 0, 0] = torch.nan
+        return original(self, batch, step)
+
+    monkeypatch.setattr(learner_module.Learner, "_train", poisoned)
+    assert main(tiny("run.log_every=1000")) == 3
+    printed = capsys.readouterr().out
+    good = tmp_path / "run" / "checkpoints" / "epoch-0001"
+    assert f"diverged: loss_prediction was not finite at step 7 (epoch 2); last good checkpoint: {good}" in printed
+    assert sorted(p.name for p in good.parent.iterdir()) == ["best", "epoch-0001"]
+    for name in ("model", "probes", "trainer"):
+        for key, tensor in load_file(good / f"{name}.safetensors").items():
+            assert torch.isfinite(tensor).all(), key
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1]
+
+
+def test_a_gradient_alone_can_diverge(tiny, capsys, monkeypatch):
+    def poison(parameter):
+        parameter.register_hook(lambda gradient: gradient * torch.inf)
+
+    original = learner_module.Learner.__init__
+
+    def built(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if self.train_model:
+            poison(self.model.predictor.layers[0].weight)
+
+    monkeypatch.setattr(learner_module.Learner, "__init__", built)
+    assert main(tiny("run.log_every=1")) == 3
+    assert "diverged: grad_norm was not finite at step 0 (epoch 1); last good checkpoint: none" in capsys.readouterr().out
+
+
+def test_the_control_is_run_once_and_cached(tiny, tmp_path, capsys):
+    assert main(tiny(run="one")) == 0
+    assert "(once; then cached)" in capsys.readouterr().out
+    assert main(tiny("run.epochs=3", "optim.lr=1e-4", run="two")) == 0
+    assert "untrained control: cached in" in capsys.readouterr().out
+    assert summary(tmp_path / "one")["untrained"] == summary(tmp_path / "two")["untrained"]
+    # what decides the control's figures makes another one
+    for change in ("run.seed=7", "model.width=5", "data.train_subset=170", "probes.lr=1e-2", "sequence.num_observed=2"):
+        assert main(tiny(change, "run.epochs=1", "run.overwrite=true")) == 0
+        assert "(once; then cached)" in capsys.readouterr().out
+
+
+def test_a_frozen_run_is_its_own_control(tiny, tmp_path):
+    """With a frozen encoder, a probe on its features must land exactly on the untrained control."""
+    assert main(tiny("ablation.freeze_encoder=true", "control.max_epochs=2")) == 0
+    verdict = summary(tmp_path / "run")
+    for name in ("online_r2_test", "leakage_linacc_test", "matched_z_linacc_test"):
+        assert verdict["final"][name] == pytest.approx(verdict["untrained"][name], rel=1e-5)
+    assert verdict["final"]["online_linacc_test"] != verdict["untrained"]["online_linacc_test"]
+
+
+def test_learning_rate_zero_leaves_the_weights(tiny, tmp_path):
+    assert main(tiny("optim.lr=0", "optim.min_lr=0")) == 0
+    first, last = (load_file(tmp_path / "run" / "checkpoints" / f"epoch-000{n}" / "model.safetensors") for n in (1, 2))
+    parameters = [key for key in first if not any(part in key for part in ("running", "num_batches"))]
+    assert all(torch.equal(first[key], last[key]) for key in parameters)
+    assert len(parameters) > 30
+
+
+def test_accumulation_keeps_the_batch(tiny, tmp_path):
+    """Two micro-batches see the same images; only batch statistics differ, so the first losses are close."""
+    for parts in (1, 2):
+        assert main(tiny(f"optim.accumulate={parts}", "run.epochs=1", run=str(parts))) == 0
+    one, two = (rows(tmp_path / run)[0] for run in "12")
+    assert one["loss_prediction"] != two["loss_prediction"]
+    assert one["loss_prediction"] == pytest.approx(two["loss_prediction"], rel=0.1)
+
+
+def test_validation_can_be_rarer(tiny, tmp_path):
+    assert main(tiny("run.epochs=5", "eval.every=2")) == 0
+    assert [row["epoch"] for row in rows(tmp_path / "run") if "val_loss" in row] == [2, 4, 5]
+
+
+def refused(capsys, words, *parts):
+    assert main(words) == 2
+    out, error = capsys.readouterr()
+    assert error.count("\n") == 1, error
+    for part in parts:
+        assert part in error
+
+
+def test_a_standing_run_is_not_overwritten(tiny, tmp_path, capsys):
+    assert main(tiny()) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    refused(capsys, tiny("run.overwrite=false"), "run.dir:", "run.resume=auto continues it, run.overwrite=true replaces it")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert main(tiny("run.overwrite=true", "run.epochs=1")) == 0
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1]
+
+
+def test_refusals_while_starting(tiny, tmp_path, capsys):
+    refused(capsys, tiny("data.root=/nowhere/at/all", "data.dataset=cifar10"), "override data.root=/nowhere/at/all: data.root:")
+    refused(capsys, tiny("data.batch_size=200", "data.train_subset=null", "data.dataset=imagefolder", "data.root=/nowhere"), "no such folder")
+    refused(capsys, tiny("data.batch_size=2000", "data.train_subset=null"), "data.batch_size: 2000 is larger than the 1438 training images")
+    refused(capsys, tiny("gates.rules.digits_affine=[{metric: gap_action, min: 0}]"), "gates.rules.digits_affine", "gap_action is not computed")
+    refused(capsys, tiny("eval.best_metric=accuracy"), "eval.best_metric", "accuracy is not computed")
+    refused(capsys, tiny("run.resume=/nowhere"), "run.resume", "holds no checkpoint")
+    if not torch.cuda.is_available():
+        refused(capsys, tiny("run.device=cuda"), "override run.device=cuda: run.device: cuda is not there; this machine has cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_refuses_a_checkpoint_of_another_experiment_or_a_damaged_one(tiny, tmp_path, capsys):
+    assert main(tiny("run.epochs=1")) == 0
+    path = tmp_path / "run" / "checkpoints" / "epoch-0001"
+    refused(capsys, tiny(f"run.resume={path}", "model.width=8", run="b"), "model.width", "is 8", "was trained with 4")
+    whole = (path / "trainer.safetensors").read_bytes()
+    (path / "trainer.safetensors").write_bytes(whole[:1000])
+    refused(capsys, tiny(f"run.resume={path}", run="b"), "run.resume", "not a readable checkpoint")
+    (path / "trainer.safetensors").write_bytes(whole)
+    (path / "state.json").write_text("{")
+    refused(capsys, tiny(f"run.resume={path}", run="b"), "run.resume", "not a readable checkpoint")
+
+
+def test_bf16_and_compile_stay_close_to_fp32(tiny, tmp_path):
+    words = ("run.epochs=1", "run.deterministic=false", "control.enabled=false", "gates.rules.digits_affine=[]")
+    assert main(tiny(*words, run="plain")) == 0
+    assert main(tiny(*words, "run.precision=bf16", run="bf16")) == 0
+    assert main(tiny(*words, "run.compile=default", run="compiled")) == 0
+    plain, bf16, compiled = (rows(tmp_path / run)[0] for run in ("plain", "bf16", "compiled"))
+    # five steps: bf16 keeps 8 bits, fp32 differs by the order of sums; dropout's masks differ under compile
+    assert bf16["ep_loss"] != plain["ep_loss"]
+    assert bf16["ep_loss"] == pytest.approx(plain["ep_loss"], rel=0.05)
+    assert compiled["ep_loss"] == pytest.approx(plain["ep_loss"], rel=0.2)
+    assert summary(tmp_path / "plain")["untrained"] is None
