@@ -52,6 +52,7 @@ class Trackers:
                 )
                 break
             except Exception as error:  # wandb's errors for a missing key, network or project share no base
+                accelerator.trackers = []  # the one that failed stands there half made
                 if mode != "online":
                     raise
                 say(f"W&B cannot go online ({str(error).splitlines()[0]}); this run is tracked offline")

@@ -1,5 +1,19 @@
 """Kernels that other JEPA code can drop in. They import torch and triton alone, and nothing of this project."""
 
-from .ema import ema_update_
+if __name__ == "kernels":
+    # reached by the folder's name, with the repository's root on sys.path: the caller means Hugging Face's package
+    import sys
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+    from pathlib import Path
 
-__all__ = ["ema_update_"]
+    root = Path(__file__).resolve().parent.parent
+    spec = PathFinder.find_spec("kernels", [entry for entry in sys.path if Path(entry).resolve() != root])
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError("No module named 'kernels'; this project's is seqjepa.kernels", name="kernels")
+    sys.modules["kernels"] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["kernels"])
+else:
+    from .ema import ema_update_
+
+    __all__ = ["ema_update_"]

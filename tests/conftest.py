@@ -38,14 +38,23 @@ def _two_threads():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture
-def tiny(tmp_path: Path):
+def tiny_in(folder: Path):
     """Words of a command line that trains a tiny network on 160 digits in a second; further words may follow."""
 
     def words(*more: str, run: str = "run") -> list[str]:
-        return [*TINY, f"run.dir={tmp_path / run}", f"control.cache={tmp_path / 'untrained'}", *more]
+        return [*TINY, f"run.dir={folder / run}", f"control.cache={folder / 'untrained'}", *more]
 
     return words
+
+
+@pytest.fixture
+def tiny(tmp_path: Path):
+    return tiny_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_for_module(tmp_path_factory: pytest.TempPathFactory):
+    return tiny_in(tmp_path_factory.mktemp("module"))
 
 
 @pytest.fixture

@@ -1,0 +1,153 @@
+"""Real processes: launchers, signals, several processes, trackers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from seqjepa.engine.train import main
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = (
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    *"--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no engine/train.py".split(),
+)
+LONG = ("run.epochs=30", "eval.every=15", "checkpoint.every=10")  # a few seconds
+
+
+def start(command):
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(command, seconds=120, **environment):
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment, timeout=seconds
+    )
+
+
+def wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
+
+
+def lines(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def weights(run):
+    return (run / "checkpoints" / "epoch-0030" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_for_module):
+    """Weights of an undisturbed run, to compare with."""
+    words = tiny_for_module(*LONG)
+    assert main(words) == 0
+    (run,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
+    return weights(Path(run))
+
+
+def test_sigterm_to_the_launcher_alone_saves_and_resumes(tiny, tmp_path, whole):
+    run = tmp_path / "cut"
+    launcher = start([*LAUNCH, *tiny(*LONG, run="cut")])
+    wait_for(lambda: lines(run / "metrics.jsonl") >= 3)
+    launcher.send_signal(signal.SIGTERM)  # it dies without telling its child
+    printed = launcher.communicate(timeout=60)[0]  # ends when the child has closed the pipe too
+    assert "interrupted by SIGTERM: saved " in printed
+    assert list((run / "checkpoints").glob("epoch-*"))
+    assert not (run / "summary.json").exists()
+    resumed = finish([*LAUNCH, *tiny(*LONG, "run.resume=auto", run="cut")])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from" in resumed.stdout
+    assert weights(run) == whole
+
+
+def test_ctrl_c_saves_and_resumes(tiny, tmp_path, whole):
+    run = tmp_path / "cut"
+    process = start([sys.executable, "engine/train.py", *tiny(*LONG, run="cut")])
+    wait_for(lambda: lines(run / "metrics.jsonl") >= 2)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "interrupted by SIGINT: saved " in printed
+    assert "Traceback" not in printed
+    assert main(tiny(*LONG, "run.resume=auto", run="cut")) == 0
+    assert weights(run) == whole
+
+
+def test_exit_codes_of_the_script_and_of_the_launcher(tiny):
+    wrong = tiny("optim.lr=fast")
+    alone = finish([sys.executable, "engine/train.py", *wrong])
+    assert alone.returncode == 2
+    assert alone.stderr == "error: override optim.lr=fast: optim.lr = 'fast': must be a number >= 0\n"
+    assert finish([*LAUNCH, *wrong]).returncode == 1
+
+
+def test_two_processes_share_a_run(tiny, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "engine/train.py"]
+    words = tiny("model.dropout=0.0", run="two")
+    result = finish([*command, *words], ACCELERATE_USE_CPU="1")
+    assert result.returncode == 0, result.stderr
+    assert "2 process(es)" in result.stdout
+    assert result.stdout.count("gate_pass") == 1
+    assert main(tiny("model.dropout=0.0", run="one")) == 0
+    one, two = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two"))
+    # the same images in the same batches, each process normalising its half: close, not equal
+    for name in ("ep_loss", "val_loss"):
+        assert two["final"][name] == pytest.approx(one["final"][name], rel=0.05)
+    assert two["final"].keys() == one["final"].keys()
+    folder = tmp_path / "two" / "checkpoints" / "epoch-0002"
+    assert {p.name for p in folder.glob("rng-*")} == {"rng-00000.safetensors", "rng-00001.safetensors"}
+
+
+def test_wandb_offline_keeps_its_id_over_a_restart(tiny, tmp_path):
+    run = tmp_path / "run"
+    words = tiny("tracking.wandb=offline", *LONG)
+    script = [sys.executable, "engine/train.py"]
+    process = start([*script, *words])
+    wait_for(lambda: lines(run / "metrics.jsonl") >= 1)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=90)[0]
+    assert process.returncode == 143
+    assert "W&B is offline: wandb sync " in printed
+    assert finish([*script, *words, "run.resume=auto"]).returncode == 0
+    folders = sorted((run / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    ids = {folder.name.rsplit("-", 1)[1] for folder in folders}
+    state = json.loads((run / "checkpoints" / "epoch-0030" / "state.json").read_text())
+    assert ids == {state["wandb_id"]}
+    (record,) = folders[1].glob("run-*.wandb")
+    content = record.read_bytes()
+    for name in (b"online_r2_test", b"untrained_online_r2_test", b"gate_pass", b"val_loss"):
+        assert name in content
+
+
+def test_wandb_online_falls_back_when_nobody_answers(tiny, tmp_path):
+    environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "HOME": str(tmp_path)}
+    words = tiny("tracking.wandb=online", "tracking.init_timeout=3", "run.epochs=1")
+    result = finish([sys.executable, "engine/train.py", *words], **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "W&B cannot go online" in result.stdout
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def test_tensorboard_files_hold_the_metrics(tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(tiny("tracking.tensorboard=true")) == 0
+    (events,) = (tmp_path / "run" / "tensorboard" / "seqjepa").glob("events*")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    logged = [event.value for event in accumulator.Scalars("online_r2_test")]
+    written = [json.loads(line)["online_r2_test"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert logged == pytest.approx(written, rel=1e-6)
+    assert torch.get_num_threads() == 1  # run.threads

@@ -1,0 +1,122 @@
+"""The wheel has every module and config; no name collides with anybody else's."""
+
+import importlib.metadata
+import json
+import re
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("engine", "kernels", "loaders", "configs")
+
+
+def modules():
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = ("seqjepa", *path.relative_to(ROOT).with_suffix("").parts)
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the wheel installed in it, and the names in the wheel."""
+    import subprocess
+
+    out = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    source = out / "source"  # setuptools leaves a build/ folder where it works
+    subprocess.run(["git", "init", "-q", str(source)], check=True)
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for name in listed.stdout.decode().split("\0")[:-1]:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(source)], check=True, capture_output=True)
+    (wheel,) = out.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(out / "site"), str(wheel)], check=True, capture_output=True)
+    return out / "site", zipfile.ZipFile(wheel).namelist()
+
+
+def test_wheel_holds_one_top_level_name(installed):
+    _, names = installed
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"seqjepa"}
+
+
+def test_every_module_imports_from_the_wheel(installed, run_process, python, tmp_path):
+    site, _ = installed
+    names = list(modules())
+    assert len(names) > 30
+    code = (
+        "import importlib, json, sys\n"
+        f"files = [importlib.import_module(name).__file__ for name in {names}]\n"
+        "from seqjepa.engine.compose import compose\n"
+        "epochs = compose(['configs/smoke.yaml']).config.run.epochs\n"
+        "print(json.dumps([files, epochs]))"
+    )
+    import subprocess
+
+    environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    result = subprocess.run([python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    files, epochs = json.loads(result.stdout)
+    assert all(file.startswith(str(site)) for file in files)
+    assert epochs == 60
+
+
+def test_configs_travel(installed):
+    _, names = installed
+    ours = {f"seqjepa/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert len(ours) >= 10
+    assert ours <= set(names)
+
+
+def test_engine_modules_shadow_nothing():
+    """`accelerate launch engine/train.py` puts engine/ first on sys.path."""
+    taken = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
+    assert not {path.stem for path in (ROOT / "engine").glob("*.py")} & taken
+
+
+def test_hugging_faces_kernels_is_not_shadowed(run_process, python):
+    pytest.importorskip("importlib.metadata").version("kernels")
+    code = "from kernels import get_kernel; import kernels; print(get_kernel.__module__, kernels.__file__)"
+    result = run_process(python, "-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("kernels.")
+    assert str(ROOT / "kernels") not in result.stdout
+    both = "import seqjepa.kernels, kernels; print(seqjepa.kernels.ema_update_.__module__, kernels.get_kernel.__module__)"
+    assert run_process(python, "-c", both).stdout.split()[0] == "seqjepa.kernels.ema"
+
+
+def test_kernels_know_nothing_of_the_rest():
+    allowed = {"__future__", "collections", "math", "torch", "triton", "sys", "importlib", "pathlib"}
+    for path in (ROOT / "kernels").rglob("*.py"):
+        imported = re.findall(r"^\s*(?:from|import) ([a-zA-Z_]\w*)", path.read_text(), re.MULTILINE)
+        assert set(imported) <= allowed, path
+
+
+def test_arrows_run_one_way():
+    for package, forbidden in (("loaders", "engine"), ("kernels", "engine"), ("kernels", "loaders")):
+        for path in (ROOT / package).rglob("*.py"):
+            assert f"seqjepa.{forbidden}" not in path.read_text(), path
+
+
+def test_heavy_imports_stay_where_they_are_used(run_process, python):
+    code = (
+        "import sys, seqjepa.engine.trainer, seqjepa.loaders.write\n"
+        "print(sorted({'wandb', 'ffcv', 'matplotlib', 'tensorboard', 'sklearn'} & set(sys.modules)))"
+    )
+    assert run_process(python, "-c", code).stdout.strip() == "[]"
+
+
+def test_every_dependency_says_why_it_is_there():
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    for requirement in wanted:
+        lines = [line for line in text.splitlines() if line.strip().startswith(f'"{requirement}"') or f'["{requirement}"]' in line]
+        assert any(line.partition("#")[2].strip() for line in lines), requirement
