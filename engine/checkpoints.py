@@ -1,13 +1,13 @@
 """Checkpoints: a folder of safetensors and JSON, written beside and renamed; reading one executes nothing.
 
-    checkpoints/epoch-0007/              seven epochs are done
-    checkpoints/epoch-0007-step-00042/   and 42 steps of the next one: an interrupted run
-        model.safetensors      encoder, aggregator, predictor and teacher
-        probes.safetensors
-        trainer.safetensors    optimisers, metric accumulators
-        rng-00000.safetensors  generators of process 0, and so on
-        state.json             position, best epoch, config, tracker; written last
-    checkpoints/best -> epoch-0005
+checkpoints/epoch-0007/              seven epochs are done
+checkpoints/epoch-0007-step-00042/   and 42 steps of the next one: an interrupted run
+    model.safetensors      encoder, aggregator, predictor and teacher
+    probes.safetensors
+    trainer.safetensors    optimisers, metric accumulators
+    rng-00000.safetensors  generators of process 0, and so on
+    state.json             position, best epoch, config, tracker; written last
+checkpoints/best -> epoch-0005
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,9 +30,10 @@ from torch import Tensor, nn
 from seqjepa.engine.records import to_json
 from seqjepa.loaders import InputError
 
-__all__ = ["Checkpoints", "load_optimizer", "load_rng", "optimizer_tensors", "read_checkpoint", "rng_tensors"]
+__all__ = ["Checkpoints", "read", "restore", "write"]
 
 VERSION = 1
+METRIC_BANKS = ("train_losses", "train_metrics")
 NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{5,}))?")
 
 
@@ -49,7 +51,11 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        found = [path for path in self.folder.glob("epoch-*") if NAME.fullmatch(path.name) and (path / "state.json").is_file()]
+        found = [
+            path
+            for path in self.folder.glob("epoch-*")
+            if NAME.fullmatch(path.name) and (path / "state.json").is_file()
+        ]
         return sorted(found, key=_position)
 
     def newest(self) -> Path | None:
@@ -90,7 +96,7 @@ def _position(path: Path) -> tuple[int, int]:
     return int(epoch), int(step or 0)
 
 
-def read_checkpoint(path: Path, rank: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read(path: Path, rank: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors by file, and the state, of a checkpoint.
 
     Args:
@@ -112,13 +118,71 @@ def read_checkpoint(path: Path, rank: int = 0) -> tuple[dict[str, dict[str, Tens
     return tensors, state
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Save tensors on the CPU, dense and in the standard layout, as safetensors asks."""
+def write(folder: Path, learner: Any, accelerator: Accelerator, state: dict[str, Any]) -> str | None:
+    """Write a checkpoint's files; every process calls it.
+
+    Args:
+        folder: receives them; made anew.
+        learner: whose model, probes, optimisers and metrics are saved.
+        accelerator: of the processes.
+        state: what goes into state.json.
+
+    Returns:
+        The name of a tensor that is not finite, and then nothing was written; else None.
+    """
+    tensors = {"model": learner.model.state_dict(), "probes": learner.probes.state_dict()}
+    trainer = optimizer_tensors(learner.optimizer, learner.model, "optimizer")
+    trainer |= optimizer_tensors(learner.probe_optimizer, learner.probes, "probe_optimizer")
+    for bank in METRIC_BANKS:
+        # each process holds its own part of the metrics: their sum goes into the file
+        collected = getattr(learner, bank).collect(accelerator).state_dict()
+        trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
+    tensors["trainer"] = trainer
+    for file, entries in tensors.items():
+        for name, tensor in entries.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                return f"{file} {name}"
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    _save(rng_tensors(), folder / f"rng-{accelerator.process_index:05d}.safetensors")
+    if accelerator.is_main_process:
+        for file, entries in tensors.items():
+            _save(entries, folder / f"{file}.safetensors")
+        (folder / "state.json").write_text(to_json({"version": VERSION, **state}, indent=1))
+    accelerator.wait_for_everyone()
+    return None
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """On the CPU, dense and in the standard layout, as safetensors asks."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def write_state(state: dict[str, Any], path: Path) -> None:
-    path.write_text(to_json({"version": VERSION, **state}, indent=1))
+def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
+    """Put a learner, and this process's generators, where a checkpoint left them.
+
+    Args:
+        learner: freshly built from the same config.
+        accelerator: of the processes.
+        tensors: of `read`.
+        step: optimiser steps done.
+    """
+    learner.model.load_state_dict(tensors["model"])
+    learner.probes.load_state_dict(tensors["probes"])
+    load_optimizer(learner.optimizer, learner.model, "optimizer", tensors["trainer"])
+    load_optimizer(learner.probe_optimizer, learner.probes, "probe_optimizer", tensors["trainer"])
+    if accelerator.is_main_process:  # the others add to the sum from zero
+        for bank in METRIC_BANKS:
+            getattr(learner, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
+    learner.device_step.fill_(step)
+    load_rng(tensors["rng"])
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Entries whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -131,12 +195,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, prefi
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
+) -> None:
     """The reverse of `optimizer_tensors`; entries take their parameter's device and layout."""
     for name, parameter in module.named_parameters():
-        start = f"{prefix}.{name}."
-        entries = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        for entry, value in entries.items():
+        for entry, value in _under(f"{prefix}.{name}.", tensors).items():
             if value.shape == parameter.shape:
                 moved = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
             else:

@@ -104,9 +104,13 @@ def _find(name: str) -> Path:
     for path in (Path(name), packaged):
         if path.is_file():
             return path
-    stems = [f"configs/{p.relative_to(CONFIGS)}" for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name != "accelerate"]
+    stems = [
+        f"configs/{p.relative_to(CONFIGS)}" for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name != "accelerate"
+    ]
     hint = difflib.get_close_matches(name, stems, 1, 0.5)
-    raise InputError(f"{name}: no such config file; {f'did you mean {hint[0]}?' if hint else 'there are ' + ', '.join(stems)}")
+    raise InputError(
+        f"{name}: no such config file; {f'did you mean {hint[0]}?' if hint else 'there are ' + ', '.join(stems)}"
+    )
 
 
 def _leaves(layer: Any, prefix: str = "") -> Iterator[str]:
@@ -183,7 +187,13 @@ def _field(location: list[str]) -> tuple[list[str], FieldInfo | None]:
     return location[:depth] if found else location, found
 
 
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
 
 
 def describe(field: FieldInfo) -> str:

@@ -257,7 +257,10 @@ class Config(Section):
     def _check(self) -> Config:
         if self.gates.enforce and not self.active_rules:
             known = ", ".join(self.gates.rules) or "none"
-            raise InputError(f"there are no rules for data.name = {self.data.name}; tasks with rules: {known}", "gates.enforce")
+            raise InputError(
+                f"there are no rules for data.name = {self.data.name}; tasks with rules: {known}",
+                "gates.enforce",
+            )
         if not self.control.enabled and any(rule.margin is not None for rule in self.active_rules):
             raise InputError("a gate asks for a margin over the control; true is allowed", "control.enabled")
         if self.data.batch_size % self.optim.accumulate:

@@ -26,7 +26,9 @@ Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 128 + si
 
 def help_page(width: int = 110) -> str:
     """The help page, `width` columns wide."""
-    files = sorted(p.relative_to(CONFIGS.parent).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name != "accelerate")
+    files = sorted(
+        p.relative_to(CONFIGS.parent).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name != "accelerate"
+    )
     lines = [USAGE, "", "Configs: " + ", ".join(files)]
     for name, section in Config.model_fields.items():
         model: type[BaseModel] = section.annotation

@@ -1,18 +1,25 @@
-"""What a person sees: a progress bar on a terminal, a table an epoch, and a block of key: value lines at the end."""
+"""What a person sees: a progress bar on a terminal, and a table an epoch."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Reporter", "closing_block"]
+__all__ = ["Reporter", "Stopwatch"]
 
-SHOWN = ("online_linacc", "leakage_linacc", "matched_z_linacc", "online_r2", "matched_agg_r2", "leakage_r2", "matched_z_r2")
+SHOWN = (
+    "online_linacc",
+    "leakage_linacc",
+    "matched_z_linacc",
+    "online_r2",
+    "matched_agg_r2",
+    "leakage_r2",
+    "matched_z_r2",
+)
 
 
 class Reporter:
@@ -32,7 +39,9 @@ class Reporter:
             TextColumn("ETA"),
             TimeRemainingColumn(),
         )
-        self.progress = Progress(*columns, console=self.console, disable=not (speaks and self.console.is_terminal), transient=True)
+        self.progress = Progress(
+            *columns, console=self.console, disable=not (speaks and self.console.is_terminal), transient=True
+        )
         self.task = self.progress.add_task("", total=None, status="")
 
     def __enter__(self) -> Reporter:
@@ -45,7 +54,9 @@ class Reporter:
     def say(self, line: str) -> None:
         self.console.print(line, markup=False)
 
-    def advance(self, description: str = "", amount: int = 1, *, total: int | None = None, status: str | None = None) -> None:
+    def advance(
+        self, description: str = "", amount: int = 1, *, total: int | None = None, status: str | None = None
+    ) -> None:
         """Move the bar; with `total`, start it anew at `amount` of it."""
         if total is not None:
             self.progress.reset(self.task, total=total, completed=amount, description=description, status="")
@@ -56,10 +67,20 @@ class Reporter:
     def epoch(self, title: str, metrics: dict[str, float], untrained: dict[str, float] | None) -> None:
         """The table of a validated epoch: training, test, and the untrained control."""
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for heading, justify in (("metric", "left"), ("train", "right"), ("test", "right"), ("untrained", "right")):
+        for heading, justify in (
+            ("metric", "left"),
+            ("train", "right"),
+            ("test", "right"),
+            ("untrained", "right"),
+        ):
             table.add_column(heading, justify=justify)
         control = untrained or {}
-        table.add_row("loss", _number(metrics.get("ep_loss")), _number(metrics.get("val_loss")), _number(control.get("val_loss")))
+        table.add_row(
+            "loss",
+            _number(metrics.get("ep_loss")),
+            _number(metrics.get("val_loss")),
+            _number(control.get("val_loss")),
+        )
         name = "pred_cosine_centred_test"
         table.add_row("pred_cosine_centred", "", _number(metrics.get(name)), _number(control.get(name)))
         for name in SHOWN:
@@ -89,15 +110,6 @@ class Stopwatch:
     def rate(self) -> float:
         """Sequences a second."""
         return self.sequences / max(self.seconds, 1e-9)
-
-
-def closing_block(values: dict[str, Any]) -> str:
-    """The last lines of a run: `---`, then a `key: value` line each."""
-    return "\n".join(["---", *(f"{key}: {_plain(value)}" for key, value in values.items())])
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _number(value: float | None) -> str:

@@ -24,7 +24,14 @@ __all__ = ["control_key", "untrained_control"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # code that decides the control's figures; a change of it makes cached ones stale
-CODE = ("engine/encoders.py", "engine/learner.py", "engine/metrics.py", "engine/model.py", "engine/probes.py", "loaders")
+CODE = (
+    "engine/encoders.py",
+    "engine/learner.py",
+    "engine/metrics.py",
+    "engine/model.py",
+    "engine/probes.py",
+    "loaders",
+)
 
 
 def control_epochs(config: Config) -> int:
@@ -34,7 +41,9 @@ def control_epochs(config: Config) -> int:
 def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> str:
     """What the control depends on, as a digest: images, sequences, model, probes, tier, seed, precision, code."""
     data = config.data.model_dump(include={"dataset", "batch_size", "train_subset", "val_subset", "subset_seed"})
-    sources = [p for name in CODE for p in sorted([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))]
+    sources = [
+        p for name in CODE for p in sorted([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))
+    ]
     parts = {
         "data": data,
         "images": loaders.fingerprint,
@@ -73,7 +82,9 @@ def untrained_control(
         progress: called with a description and the total before, and with "" and 1 after each step.
         check: called between steps; may raise to leave early.
     """
-    path = Path(config.control.cache).expanduser() / f"{config.data.name}-{control_key(config, loaders, accelerator)}.json"
+    path = (
+        Path(config.control.cache).expanduser() / f"{config.data.name}-{control_key(config, loaders, accelerator)}.json"
+    )
     cached = [json.loads(path.read_text()) if accelerator.is_main_process and path.is_file() else None]
     broadcast_object_list(cached)
     if cached[0] is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import nn
 from torchvision.models import resnet18
@@ -25,7 +26,7 @@ def _convnet(config: ModelConfig) -> tuple[nn.Module, int]:
     """Four convolutions with batch norm, each of the last three halving the image; for 16 to 28 pixels."""
     channels = [3, config.width, config.width, 2 * config.width, 4 * config.width]
     layers: list[nn.Module] = []
-    for number, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False)):
+    for number, (inputs, outputs) in enumerate(pairwise(channels)):
         layers += [
             nn.Conv2d(inputs, outputs, kernel_size=3, stride=1 if number == 0 else 2, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
@@ -34,7 +35,10 @@ def _convnet(config: ModelConfig) -> tuple[nn.Module, int]:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels[-1]
 
 
-ENCODERS: dict[str, Callable[[ModelConfig], tuple[nn.Module, int]]] = {"resnet18": _resnet18, "convnet": _convnet}
+ENCODERS: dict[str, Callable[[ModelConfig], tuple[nn.Module, int]]] = {
+    "resnet18": _resnet18,
+    "convnet": _convnet,
+}
 
 
 def build_encoder(config: ModelConfig) -> tuple[nn.Module, int]:

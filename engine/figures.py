@@ -25,6 +25,7 @@ def draw_curves(rows: list[dict[str, Any]], untrained: dict[str, float] | None, 
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     FigureCanvasAgg(figure)  # no display, and pyplot's global state left alone
@@ -32,11 +33,24 @@ def draw_curves(rows: list[dict[str, Any]], untrained: dict[str, float] | None, 
         for number, (name, label) in enumerate(zip(names, labels, strict=True)):
             points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, marker="." if len(points) < 20 else None)
-            if untrained and untrained.get(name) is not None and name != "ep_loss":
-                axes.axhline(untrained[name], color=f"C{number}", linestyle="--", linewidth=1, label=f"{label}, untrained")
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=f"C{number}",
+                    label=label,
+                    marker="." if len(points) < 20 else None,
+                )
+            # the untrained loss, near 1, would flatten the others
+            if untrained and untrained.get(name) is not None and "loss" not in name:
+                axes.axhline(
+                    untrained[name],
+                    color=f"C{number}",
+                    linestyle="--",
+                    linewidth=1,
+                    label=f"{label}, untrained",
+                )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,9 @@ def check_rules(config: Config, computed: set[str]) -> None:
         wanted += [(f"{field}.{key}", name) for key in ("metric", "minus") if (name := getattr(rule, key))]
     for field, name in wanted:
         if name not in computed:
-            raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field.rsplit(".", 2)[0])
+            raise InputError(
+                f"{name} is not computed; there are {', '.join(sorted(computed))}", field.rsplit(".", 2)[0]
+            )
 
 
 def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str, float] | None) -> list[str]:

@@ -47,7 +47,11 @@ class Learner:
             self.model.encoder.requires_grad_(False)
         self.objective = Objective(config.objective)
         self.probes = OnlineProbes(
-            config.probes, self.model.num_features, self.model.token_width, loaders.num_classes, loaders.sequence.factors
+            config.probes,
+            self.model.num_features,
+            self.model.token_width,
+            loaders.num_classes,
+            loaders.sequence.factors,
         ).to(device)
         fused = device.type in ("cpu", "cuda")
         self.optimizer = build_optimizer(self.model, config.optim, fused)
@@ -198,7 +202,14 @@ class Learner:
 
 def metric_names(factors: dict[str, slice]) -> set[str]:
     """Names of all metrics that a validated epoch has, for gates to be checked against."""
-    names = {"ep_loss", *LOSSES, "grad_norm", "val_loss", *(f"val_{name}" for name in LOSSES), *PREDICTION_METRICS}
+    names = {
+        "ep_loss",
+        *LOSSES,
+        "grad_norm",
+        "val_loss",
+        *(f"val_{name}" for name in LOSSES),
+        *PREDICTION_METRICS,
+    }
     for probe in PROBES:
         for split in ("train", "test"):
             names |= {f"{probe.name}_{split}", f"{probe.loss_name}_{split}"}

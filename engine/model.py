@@ -78,7 +78,10 @@ class Predictor(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
+            nn.Linear(inputs, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, outputs),
         )
 
     def forward(self, inputs: Tensor) -> Tensor:

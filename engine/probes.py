@@ -1,7 +1,7 @@
 """Online probes: small heads, trained on detached features beside the model, that say what the features hold.
 
-Four are the reference's (online_*, leakage_*). It compares an MLP on one feature with a linear head on the other (defect
-D18); the matched_* probes put the same head on both sides, so that a gap speaks of the features.
+Four are the reference's (online_*, leakage_*). It compares an MLP on one feature with a linear head on the
+other (defect D18); the matched_* probes put the same head on both sides, so that a gap speaks of the features.
 
 The aggregate is given the action of view 0 to view 1 as an input, so its R² measures what it retains of that input,
 not what it sees.
@@ -75,7 +75,12 @@ class OnlineProbes(nn.Module):
     """
 
     def __init__(
-        self, config: ProbesConfig, num_features: int, token_width: int, num_classes: int, factors: dict[str, slice]
+        self,
+        config: ProbesConfig,
+        num_features: int,
+        token_width: int,
+        num_classes: int,
+        factors: dict[str, slice],
     ):
         super().__init__()
         widths = {"agg": token_width, "first": num_features, "pair": 2 * num_features, "mean": num_features}
@@ -83,7 +88,10 @@ class OnlineProbes(nn.Module):
         self.action_dim = max(dims.stop for dims in factors.values())
         self.heads = nn.ModuleDict()
         for probe in PROBES:
-            inputs, outputs = widths[probe.feature], num_classes if probe.target == "label" else self.action_dim
+            inputs, outputs = (
+                widths[probe.feature],
+                num_classes if probe.target == "label" else self.action_dim,
+            )
             self.heads[probe.name] = (
                 nn.Linear(inputs, outputs) if probe.head == "linear" else _mlp(inputs, config.hidden, outputs)
             )

@@ -41,14 +41,19 @@ class Trackers:
         if tracking.wandb != "disabled":
             wanted += ["wandb"] if _installed("wandb", "W&B", say) else []
         if tracking.tensorboard:
-            wanted += ["tensorboard"] if _installed("tensorboard", "TensorBoard (pip install 'seqjepa[tensorboard]')", say) else []
+            wanted += (
+                ["tensorboard"]
+                if _installed("tensorboard", "TensorBoard (pip install 'seqjepa[tensorboard]')", say)
+                else []
+            )
         accelerator.log_with = wanted
         accelerator.project_configuration.logging_dir = str(run_dir / "tensorboard")
         modes = ["online", "offline"] if tracking.wandb == "online" else [tracking.wandb]
         for mode in modes:
             try:
                 accelerator.init_trackers(
-                    tracking.project, init_kwargs={"wandb": _wandb_kwargs(config, run_dir, mode, wandb_id)} if "wandb" in wanted else {}
+                    tracking.project,
+                    init_kwargs={"wandb": _wandb_kwargs(config, run_dir, mode, wandb_id)} if "wandb" in wanted else {},
                 )
                 break
             except Exception as error:  # wandb's errors for a missing key, network or project share no base
@@ -58,7 +63,9 @@ class Trackers:
                 say(f"W&B cannot go online ({str(error).splitlines()[0]}); this run is tracked offline")
         if "tensorboard" in wanted:
             accelerator.get_tracker("tensorboard").store_init_configuration(_flat(config.model_dump()))
-        self.wandb = accelerator.get_tracker("wandb", unwrap=True) if "wandb" in wanted and accelerator.is_main_process else None
+        self.wandb = (
+            accelerator.get_tracker("wandb", unwrap=True) if "wandb" in wanted and accelerator.is_main_process else None
+        )
         self.wandb_id = self.wandb.id if self.wandb else wandb_id
         if self.wandb and self.wandb.settings.mode == "offline":
             # `dir` is the folder of the files; its parent is what `wandb sync` takes

@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
             print(help_page())
             return DONE
         if unknown := [word for word in argv if word.startswith("-") and word != "--print-config"]:
-            raise InputError(f"{unknown[0]}: unknown option; --help and --print-config are, values are section.key=value")
+            raise InputError(
+                f"{unknown[0]}: unknown option; --help and --print-config are, values are section.key=value"
+            )
         words = [word for word in argv if word != "--print-config"]
         if all("=" in word for word in words):
             if "--print-config" not in argv and int(os.environ.get("RANK", 0)) == 0:

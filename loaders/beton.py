@@ -117,7 +117,9 @@ class BetonImages:
             from ffcv.loader import Loader, OrderOption
             from ffcv.transforms import ToTensor
         except ImportError as error:
-            raise InputError(f"ffcv reads betons and cannot be imported ({error}); {INSTALL_HINT}", "data.loader") from None
+            raise InputError(
+                f"ffcv reads betons and cannot be imported ({error}); {INSTALL_HINT}", "data.loader"
+            ) from None
         self.path, self.sidecar, self.device = path, sidecar, device
         self.loader = Loader(
             str(path),

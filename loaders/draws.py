@@ -1,8 +1,8 @@
 """Counter-based random draws: each number is a pure function of what it belongs to.
 
-A draw is addressed by (seed, stream, index, epoch, view, draw), so a sample gets the same views from any loader, device,
-batch size, worker count, number of processes or restart. Everything is integer arithmetic and multiplication
-by powers of two, whose bits depend on neither the batch size nor the compiler.
+A draw is addressed by (seed, stream, index, epoch, view, draw), so a sample gets the same views from any loader,
+device, batch size, worker count, number of processes or restart. Everything is integer arithmetic and
+multiplication by powers of two, whose bits depend on neither the batch size nor the compiler.
 """
 
 from __future__ import annotations

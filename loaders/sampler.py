@@ -48,13 +48,9 @@ class Sampler:
         num_processes: int = 1,
     ):
         if train and batch_size > len(indices):
-            raise InputError(
-                f"{batch_size} is larger than the {len(indices)} training images", "data.batch_size"
-            )
+            raise InputError(f"{batch_size} is larger than the {len(indices)} training images", "data.batch_size")
         if train and batch_size % num_processes:
-            raise InputError(
-                f"{batch_size} does not divide over {num_processes} processes", "data.batch_size"
-            )
+            raise InputError(f"{batch_size} does not divide over {num_processes} processes", "data.batch_size")
         self.indices = indices
         self.batch_size = batch_size
         self.seed = seed
@@ -84,6 +80,4 @@ class Sampler:
         """This process's part of each batch of the epoch, from batch `start` on; a part may be empty."""
         order = self.order(epoch)
         cuts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
-        return [
-            np.array_split(order[cut : cut + self.batch_size], self.num_processes)[self.rank] for cut in cuts
-        ]
+        return [np.array_split(order[cut : cut + self.batch_size], self.num_processes)[self.rank] for cut in cuts]

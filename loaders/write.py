@@ -1,7 +1,7 @@
 """Write betons for FFCV: `python -m seqjepa.loaders.write SOURCE OUT`.
 
-SOURCE is `digits`; or a folder with train/ and test/ of class folders; or `cifar10`, `cifar100`, `mnist` in torchvision's
-own layout under --root. OUT receives train.beton and test.beton, each with a sidecar that says what it holds.
+SOURCE is `digits`; or a folder with train/ and test/ of class folders; or `cifar10`, `cifar100`, `mnist` in
+torchvision's own layout under --root. OUT receives train.beton and test.beton, each with a sidecar that describes it.
 """
 
 from __future__ import annotations

@@ -30,14 +30,24 @@ def installed(tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     source = out / "source"  # setuptools leaves a build/ folder where it works
     subprocess.run(["git", "init", "-q", str(source)], check=True)
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    )
     for name in listed.stdout.decode().split("\0")[:-1]:
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(source)], check=True, capture_output=True)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(source)],
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = out.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(out / "site"), str(wheel)], check=True, capture_output=True)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", str(out / "site"), str(wheel)],
+        check=True,
+        capture_output=True,
+    )
     return out / "site", zipfile.ZipFile(wheel).namelist()
 
 
@@ -88,7 +98,9 @@ def test_hugging_faces_kernels_is_not_shadowed(run_process, python):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("kernels.")
     assert str(ROOT / "kernels") not in result.stdout
-    both = "import seqjepa.kernels, kernels; print(seqjepa.kernels.ema_update_.__module__, kernels.get_kernel.__module__)"
+    both = (
+        "import seqjepa.kernels, kernels; print(seqjepa.kernels.ema_update_.__module__, kernels.get_kernel.__module__)"
+    )
     assert run_process(python, "-c", both).stdout.split()[0] == "seqjepa.kernels.ema"
 
 
@@ -116,7 +128,14 @@ def test_heavy_imports_stay_where_they_are_used(run_process, python):
 def test_every_dependency_says_why_it_is_there():
     text = (ROOT / "pyproject.toml").read_text()
     project = tomllib.loads(text)["project"]
-    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(d for extra in project["optional-dependencies"].values() for d in extra),
+    ]
     for requirement in wanted:
-        lines = [line for line in text.splitlines() if line.strip().startswith(f'"{requirement}"') or f'["{requirement}"]' in line]
+        lines = [
+            line
+            for line in text.splitlines()
+            if line.strip().startswith(f'"{requirement}"') or f'["{requirement}"]' in line
+        ]
         assert any(line.partition("#")[2].strip() for line in lines), requirement

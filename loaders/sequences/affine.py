@@ -27,7 +27,12 @@ class Affine(Sequence):
 
     num_draws = 4
     param_dim = 4
-    factors = {"rotation": slice(0, 2), "translation_x": slice(2, 3), "translation_y": slice(3, 4), "scale": slice(4, 5)}
+    factors = {
+        "rotation": slice(0, 2),
+        "translation_x": slice(2, 3),
+        "translation_y": slice(3, 4),
+        "scale": slice(4, 5),
+    }
 
     def params(self, words: Tensor) -> Tensor:
         config = self.config
@@ -49,7 +54,7 @@ class Affine(Sequence):
         return math.ceil(low), math.floor(high)
 
     def render(self, images: Tensor, params: Tensor) -> Tensor:
-        num_images, height, width, channels = images.shape
+        num_images, height, width, _ = images.shape
         turn, shift_x, shift_y, log_scale = params.unbind(-1)  # [B, V] each
         sin, cos = torch.deg2rad(turn).sin(), torch.deg2rad(turn).cos()
         zoom = torch.exp(-log_scale)

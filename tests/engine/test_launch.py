@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from seqjepa.engine.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +18,17 @@ LAUNCH = (
     sys.executable,
     "-m",
     "accelerate.commands.launch",
-    *"--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no engine/train.py".split(),
+    *[
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "engine/train.py",
+    ],
 )
 LONG = ("run.epochs=30", "eval.every=15", "checkpoint.every=10")  # a few seconds
 
@@ -93,7 +104,14 @@ def test_exit_codes_of_the_script_and_of_the_launcher(tiny):
 
 
 def test_two_processes_share_a_run(tiny, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "engine/train.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "engine/train.py",
+    ]
     words = tiny("model.dropout=0.0", run="two")
     result = finish([*command, *words], ACCELERATE_USE_CPU="1")
     assert result.returncode == 0, result.stderr
@@ -148,6 +166,8 @@ def test_tensorboard_files_hold_the_metrics(tiny, tmp_path):
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
     logged = [event.value for event in accumulator.Scalars("online_r2_test")]
-    written = [json.loads(line)["online_r2_test"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    written = [
+        json.loads(line)["online_r2_test"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert logged == pytest.approx(written, rel=1e-6)
     assert torch.get_num_threads() == 1  # run.threads

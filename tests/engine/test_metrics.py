@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from sklearn.metrics import r2_score
+
 from seqjepa.engine.config import ProbesConfig
 from seqjepa.engine.metrics import R2, Mean, MetricBank, centred_cosine
 from seqjepa.engine.model import Output
 from seqjepa.engine.probes import PROBES, OnlineProbes, probe_features
-from sklearn.metrics import r2_score
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from seqjepa.engine.config import ModelConfig, TargetConfig
 from seqjepa.engine.model import build_model
 from seqjepa.engine.objectives import cosine_distance
 from seqjepa.engine.probes import OnlineProbes
-from torch import nn
 
 SMALL = ModelConfig(encoder="convnet", width=4, action_dim=8, num_layers=2, predictor_hidden=16)
 
@@ -21,7 +22,9 @@ def small(**target):
 
 def inputs(batch=6, views=4):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, views, 3, 16, 16, generator=generator), torch.randn(batch, views - 1, 2, generator=generator)
+    return torch.randn(batch, views, 3, 16, 16, generator=generator), torch.randn(
+        batch, views - 1, 2, generator=generator
+    )
 
 
 def count(module):
@@ -146,7 +149,11 @@ def test_teacher_follows_the_encoder(buffers):
     before_mean, student_mean = batch_norm(teacher).running_mean.clone(), batch_norm(encoder).running_mean
     model.target.update(encoder, progress=0.5)
     torch.testing.assert_close(teacher[0].weight, 0.9 * before_weight + 0.1 * encoder[0].weight)
-    expected = {"ignore": before_mean, "copy": student_mean, "average": 0.9 * before_mean + 0.1 * student_mean}
+    expected = {
+        "ignore": before_mean,
+        "copy": student_mean,
+        "average": 0.9 * before_mean + 0.1 * student_mean,
+    }
     torch.testing.assert_close(batch_norm(teacher).running_mean, expected[buffers])
 
 

@@ -1,16 +1,20 @@
 """Weight decay where it belongs; the learning rate's closed form."""
 
+import itertools
 import math
 
 import pytest
 import torch
+
 from seqjepa.engine.config import ModelConfig, OptimConfig, TargetConfig
 from seqjepa.engine.model import build_model
 from seqjepa.engine.optimizers import build_optimizer, learning_rate
 
 
 def test_decay_spares_biases_norms_and_tokens():
-    config = ModelConfig(encoder="convnet", width=4, action_dim=8, num_layers=1, predictor_hidden=16, time_embedding=True)
+    config = ModelConfig(
+        encoder="convnet", width=4, action_dim=8, num_layers=1, predictor_hidden=16, time_embedding=True
+    )
     model = build_model(config, TargetConfig(), 2)
     optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1), fused=False)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -19,14 +23,22 @@ def test_decay_spares_biases_norms_and_tokens():
     for name in groups[0.1]:
         assert name.endswith("weight")
         assert "norm" not in name
-    assert {"aggregator.token", "aggregator.time", "aggregator.norm.weight", "predictor.layers.3.bias"} <= groups[0.0]
+    assert {
+        "aggregator.token",
+        "aggregator.time",
+        "aggregator.norm.weight",
+        "predictor.layers.3.bias",
+    } <= groups[0.0]
     assert not any(name.startswith("target.") for name in groups[0.1] | groups[0.0])
 
 
 def test_one_step_is_torchs_adamw():
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 2)
-    before, optimizer = layer.weight.detach().clone(), build_optimizer(layer, OptimConfig(lr=0.01, weight_decay=0.5), False)
+    before, optimizer = (
+        layer.weight.detach().clone(),
+        build_optimizer(layer, OptimConfig(lr=0.01, weight_decay=0.5), False),
+    )
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     # Adam's first step is lr in the sign of the gradient; the decay is decoupled
@@ -41,7 +53,7 @@ def test_schedule():
     assert rates[-1] == pytest.approx(0.1)
     middle = 0.1 + 0.9 * (1 + math.cos(math.pi * 40 / 79)) / 2
     assert rates[60] == pytest.approx(middle)
-    assert all(a >= b for a, b in zip(rates[20:], rates[21:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
 
 
 def test_constant_schedule_and_single_step():

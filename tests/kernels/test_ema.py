@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from seqjepa.kernels import ema_update_
 
 

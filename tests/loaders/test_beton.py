@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from seqjepa.loaders import InputError
 from seqjepa.loaders.beton import has_ffcv, open_beton
 from seqjepa.loaders.config import DataConfig, SequenceConfig
@@ -77,7 +78,12 @@ def test_writing_twice_gives_the_same_file(digits, tmp_path):
     assert main(["digits", str(tmp_path)]) == 0
     for name in ("train.beton", "test.beton", "train.beton.json"):
         assert (tmp_path / name).read_bytes() == (digits / name).read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["test.beton", "test.beton.json", "train.beton", "train.beton.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "test.beton",
+        "test.beton.json",
+        "train.beton",
+        "train.beton.json",
+    ]
 
 
 def test_sidecar_describes_the_file(digits):
@@ -129,7 +135,7 @@ def test_a_file_that_shrinks_under_a_run_is_noticed_at_the_next_epoch(copied):
 
 
 def test_asking_for_ffcv_without_betons():
-    with pytest.raises(InputError, match="data.root holds none") as caught:
+    with pytest.raises(InputError, match=r"data\.root holds none") as caught:
         loaders(None, loader="ffcv")
     assert caught.value.field == "data.loader"
 

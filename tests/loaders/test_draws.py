@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from seqjepa.loaders.draws import integers, philox, uniform, words
 
 M32 = 0xFFFFFFFF
@@ -70,7 +71,11 @@ def test_every_coordinate_of_the_address_matters():
 def test_draws_have_the_same_bits_compiled():
     def draw(index):
         drawn = words(42, 0, 9, index, 4, 3)
-        return uniform(drawn[..., 0], -75.0, 75.0), uniform(drawn[..., 1], -0.5108, 0.0), integers(drawn[..., 2], -4, 4)
+        return (
+            uniform(drawn[..., 0], -75.0, 75.0),
+            uniform(drawn[..., 1], -0.5108, 0.0),
+            integers(drawn[..., 2], -4, 4),
+        )
 
     index = torch.arange(500)
     compiled = torch.compile(draw, fullgraph=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from seqjepa.loaders import InputError
 from seqjepa.loaders.config import DataConfig, SequenceConfig
 from seqjepa.loaders.loader import Batch, build_loaders

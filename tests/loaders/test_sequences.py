@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import affine
+
 from seqjepa.loaders.config import SequenceConfig
 from seqjepa.loaders.draws import words
 from seqjepa.loaders.sequences import SEQUENCES, build_sequence
 from seqjepa.loaders.sources import find_layout, read_images
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import affine
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,9 @@ def test_factors_cover_the_action(kind):
 
 @pytest.mark.realdata
 def test_cifar_rotations_are_pillows(data_root):
-    images = torch.from_numpy(read_images("cifar10", find_layout("cifar10", str(data_root / "cifar10")), "test").pixels[:64])
+    images = torch.from_numpy(
+        read_images("cifar10", find_layout("cifar10", str(data_root / "cifar10")), "test").pixels[:64]
+    )
     sequence = build_sequence(SequenceConfig(kind="rotation"))
     params = draw(sequence, 64)
     views = (sequence.render(images, params) * 255).round().byte()

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
+
 from seqjepa.loaders import InputError
 from seqjepa.loaders.sources import Images, find_layout, read_images
-from sklearn.datasets import load_digits
 
 
 def write_folder(root, split, classes=("cat", "dog"), count=3, size=(12, 12)):

@@ -1,0 +1,95 @@
+"""The folder of a run: what stands in it, and what a new run may do with it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from seqjepa.engine.checkpoints import Checkpoints
+from seqjepa.engine.compose import dump
+from seqjepa.engine.config import Config
+from seqjepa.engine.records import write_atomically
+from seqjepa.loaders import InputError
+
+__all__ = ["RunFolder"]
+
+# a resumed run must be the same experiment: these decide what is learnt
+FIXED_SECTIONS = ("data", "sequence", "model", "target", "objective", "optim", "probes", "ablation")
+FREE_FIELDS = {"data.root", "data.loader", "data.download"}
+
+
+class RunFolder:
+    """runs/<name>, or where run.dir says.
+
+    Attributes:
+        path: of the folder.
+        checkpoints: in it.
+        metrics: path of metrics.jsonl.
+        summary: path of summary.json.
+        curves: path of the figure.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.path = Path(config.run.dir or f"runs/{config.run.name}").expanduser()
+        self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.curves = self.path / "figures" / "curves.png"
+
+    def checkpoint_to_resume(self) -> Path | None:
+        """The checkpoint that run.resume names; None starts anew.
+
+        Raises:
+            InputError: there is none where a path was given.
+        """
+        resume = self.config.run.resume
+        if resume == "none":
+            return None
+        if resume == "auto":
+            return self.checkpoints.newest()
+        path = Path(resume).expanduser()
+        if (path / "checkpoints").is_dir():  # a run folder
+            path = Checkpoints(path / "checkpoints", 1).newest() or path
+        if not (path / "state.json").is_file():
+            allowed = "auto, none, a run folder or a checkpoint is allowed"
+            raise InputError(f"{resume}: holds no checkpoint; {allowed}", "run.resume")
+        return path
+
+    def check_same_experiment(self, saved: dict[str, Any], path: Path) -> None:
+        """Refuse to continue a checkpoint that was trained with another config.
+
+        Args:
+            saved: the checkpoint's config.
+            path: of the checkpoint.
+
+        Raises:
+            InputError: names the first field that differs.
+        """
+        now = self.config.model_dump()
+        fields = [(section, key) for section in FIXED_SECTIONS for key in now[section]]
+        for section, key in [*fields, ("run", "seed")]:
+            field, value, before = f"{section}.{key}", now[section][key], saved.get(section, {}).get(key)
+            if field not in FREE_FIELDS and value != before:
+                raise InputError(f"is {value!r}, the checkpoint {path} was trained with {before!r}", field)
+
+    def open(self, *, fresh: bool) -> None:
+        """Make the folder and save the config in it; a fresh run first clears what stands there.
+
+        Raises:
+            InputError: a run stands there, and the config neither resumes nor replaces it.
+        """
+        if fresh and (self.checkpoints.newest() or self.metrics.exists()):
+            if not self.config.run.overwrite and self.config.run.resume != "auto":
+                raise InputError(
+                    f"{self.path} holds a run: run.resume=auto continues it, run.overwrite=true replaces it, "
+                    "another run.name or run.dir keeps both",
+                    "run.dir",
+                )
+            for name in ("checkpoints", "figures", "tensorboard"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            self.metrics.unlink(missing_ok=True)
+        self.summary.unlink(missing_ok=True)  # it is of a run that ended; this one has not
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "config.yaml", dump(self.config))
