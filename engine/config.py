@@ -27,11 +27,11 @@ class RunConfig(Section):
     """none, auto (the newest checkpoint in the run's folder, if there is one) or the path of a checkpoint."""
     overwrite: bool = False
     """Whether a run that stands in the folder is replaced; otherwise it is resumed or refused."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device; auto takes CUDA, then MPS, then the CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto takes CUDA where it is there."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast; auto is bf16 on GPUs that have it and on CPUs whose oneDNN does, else fp32."""
-    compile: Literal["auto", "none", "default", "max-autotune"] = "auto"
+    compile: Literal["auto", "none", "default", "max-autotune-no-cudagraphs"] = "auto"
     """torch.compile mode; auto is default on GPUs and none elsewhere."""
     deterministic: bool = False
     """Bit-for-bit repeatable: deterministic algorithms, compile off."""

@@ -24,15 +24,12 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     Raises:
         InputError: the device that the config names is not there.
     """
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(run.device, True):
-        there = ", ".join(name for name, is_there in present.items() if is_there)
-        raise InputError(f"{run.device} is not there; this machine has {there}", "run.device")
-    if run.device == "auto":
-        kind = next(name for name in ("cuda", "mps", "cpu") if present[name])
-        kind = "cpu" if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") else kind
-    else:
-        kind = run.device
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("cuda is not there; this machine has cpu", "run.device")
+    kind = run.device
+    if kind == "auto":
+        told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")  # accelerate launch --cpu
+        kind = "cuda" if torch.cuda.is_available() and not told else "cpu"
     # `accelerate launch` sets OMP_NUM_THREADS=1, which halves the speed of two cores
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, _cores() // local_processes) if run.threads == "auto" else run.threads)
@@ -41,7 +38,8 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     torch.backends.cudnn.benchmark = not run.deterministic
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_float32_matmul_precision("high")
+    if kind == "cuda":
+        torch.set_float32_matmul_precision("high")
     # a second run in one process, as in a notebook, may want another precision
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -62,7 +60,7 @@ def _use_bf16(precision: str, device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # without native instructions bf16 on a CPU is several times slower than fp32
-    return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def hardware() -> str:

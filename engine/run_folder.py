@@ -91,5 +91,8 @@ class RunFolder:
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
         self.summary.unlink(missing_ok=True)  # it is of a run that ended; this one has not
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.yaml", dump(self.config))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "config.yaml", dump(self.config))
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror})", "run.dir") from None

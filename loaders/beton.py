@@ -147,15 +147,20 @@ class BetonImages:
                     yield self._empty(index)
                     continue
                 pixels, labels = next(reader)
-                # FFCV overwrites its buffers, and a batch of one has lost its first axis
-                pixels = pixels.view(len(index), *self.sidecar.image_size, 3).clone()
-                labels = labels.view(-1).clone()
-                yield pixels.to(self.device), labels.to(self.device), index
+                # a batch of one has lost its first axis
+                pixels = pixels.view(len(index), *self.sidecar.image_size, 3)
+                yield self._own(pixels), self._own(labels.view(-1)), index
         finally:
             # an epoch that is left early has a reader thread behind it: let it end before its memory goes
             reader.terminate_event.set()
             reader.join()
             reader.close()
+
+    def _own(self, buffer: Tensor) -> Tensor:
+        """A copy on the device: FFCV overwrites its buffers. Pinned memory lets the host run ahead of a GPU."""
+        if self.device.type == "cuda":
+            return buffer.pin_memory().to(self.device, non_blocking=True)
+        return buffer.clone()
 
     def _empty(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (0, *self.sidecar.image_size, 3)

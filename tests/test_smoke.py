@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from seqjepa.engine.train import main
 
 pytestmark = pytest.mark.slow

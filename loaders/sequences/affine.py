@@ -66,7 +66,7 @@ class Affine(Sequence):
         output = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [H, W, 2]
         shift = torch.stack([shift_x, shift_y], dim=-1)[:, :, None, None]  # [B, V, 1, 1, 2]
         asked = torch.einsum("bvij,bvhwj->bvhwi", inverse, output - shift)
-        grid = asked * torch.tensor([2 / width, 2 / height], device=images.device)
+        grid = torch.stack([asked[..., 0] * (2 / width), asked[..., 1] * (2 / height)], dim=-1)
 
         pixels = images.permute(0, 3, 1, 2).float() / 255  # [B, C, H, W]
         pixels = pixels[:, None].expand(-1, self.num_views, -1, -1, -1).flatten(0, 1)

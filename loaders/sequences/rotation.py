@@ -28,7 +28,8 @@ class Rotation(Sequence):
 
     def params(self, words: Tensor) -> Tensor:
         choice = integers(words, 0, len(self.angles) - 1).long()  # [B, V, 1]
-        angles = self.angles.to(words.device)[choice]
+        self.angles = self.angles.to(words.device)  # once: a copy in each step would wait for the host
+        angles = self.angles[choice]
         angles[:, 0] = 0.0
         return angles
 

@@ -1,0 +1,117 @@
+"""The step: no host sync, and numbers that the formula gives."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqjepa.engine.compose import compose
+from seqjepa.engine.learner import Learner
+from seqjepa.loaders.loader import build_loaders
+
+
+class CountReads(TorchDispatchMode):
+    """Counts the operations that bring a value to the host."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def build(tiny):
+    def make(*words, device="cpu"):
+        config = compose(tiny(*words)).config
+        loaders = build_loaders(config.data, config.sequence, seed=0, device=torch.device(device))
+        torch.manual_seed(0)
+        accelerator = Accelerator(cpu=device == "cpu", gradient_accumulation_steps=config.optim.accumulate)
+        return Learner(config, loaders, accelerator), loaders
+
+    return make
+
+
+def test_a_step_reads_nothing_back(build):
+    learner, loaders = build("optim.clip_norm=1.0", "optim.accumulate=2")
+    batches = list(loaders.train.epoch(0))
+    learner.step(batches[0], 0)  # optimisers make their state in the first step
+    with CountReads() as counter:
+        learner.step(batches[1], 1)
+        # the same instrument does see a read
+        assert counter.reads == 0
+        batches[0].labels.sum().item()
+    assert counter.reads == 1
+
+
+def test_drawing_reads_nothing_back(build):
+    _, loaders = build("sequence.kind=rotation", "gates.rules.digits_affine=[]")
+    with CountReads() as counter:
+        next(loaders.train.epoch(0))
+    assert counter.reads == 0
+
+
+def test_a_step_is_adamw_and_then_the_teacher(build):
+    """With frozen parts and one weight, the update is Adam's first: lr times the sign of the gradient."""
+    learner, loaders = build("optim.lr=0.01", "optim.warmup_epochs=0", "optim.weight_decay=0.0", "target.decay=0.9")
+    batch = next(loaders.train.epoch(0))
+    encoder, teacher = learner.model.encoder, learner.model.target.teacher
+    before = encoder[0].weight.detach().clone()
+    learner.step(batch, 0)
+    moved = encoder[0].weight - before
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.01), rtol=0.05, atol=0)
+    torch.testing.assert_close(teacher[0].weight, 0.9 * before + 0.1 * encoder[0].weight)
+
+
+def test_probes_do_not_touch_the_model(build):
+    """The model's gradient and weights are the same whatever the probes learn."""
+    weights = []
+    for lr in (1e-3, 1.0):
+        learner, loaders = build(f"probes.lr={lr}", "model.dropout=0.0")
+        for step, batch in enumerate(loaders.train.epoch(0)):
+            learner.step(batch, step)
+        weights.append([p.detach().clone() for p in learner.model.parameters()])
+        probe = learner.probes.heads["online_linacc"].weight.detach().clone()
+        weights[-1].append(probe)
+    assert all(torch.equal(a, b) for a, b in zip(weights[0][:-1], weights[1][:-1], strict=True))
+    assert not torch.equal(weights[0][-1], weights[1][-1])
+
+
+def test_shuffled_actions_reach_the_model_but_not_the_probes(build):
+    learner, loaders = build("ablation.shuffle_actions=true")
+    batch = next(loaders.train.epoch(0))
+    given = learner._given(batch)
+    assert torch.equal(given.actions, torch.roll(batch.actions, 1, 0))
+    assert torch.equal(given.views, batch.views)
+    seen = {}
+    original = learner.probes.losses
+    learner.probes.losses = lambda outputs, labels, actions: (
+        seen.update(actions=actions) or original(outputs, labels, actions)
+    )
+    learner.step(batch, 0)
+    assert torch.equal(seen["actions"], batch.actions)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["rotation", "affine"])
+def test_gpu_step_never_waits_and_draws_as_the_cpu(build, kind):
+    words = (f"sequence.kind={kind}", "gates.rules.digits_affine=[]", "run.deterministic=false")
+    learner, loaders = build(*words, device="cuda")
+    _, on_cpu = build(*words)
+    epoch = loaders.train.epoch(0)
+    for step, (batch, expected) in enumerate(zip(epoch, on_cpu.train.epoch(0), strict=True)):
+        assert torch.equal(batch.params.cpu(), expected.params)
+        torch.testing.assert_close(batch.views.cpu(), expected.views, rtol=0, atol=1e-3)
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may set up
+        learner.step(batch, step)
+        torch.cuda.set_sync_debug_mode("default")
+    assert learner.diverged() is None
+
+
+@pytest.mark.gpu
+def test_gpu_run_in_bf16_compiled(tiny, tmp_path):
+    from seqjepa.engine.train import main
+
+    words = tiny("run.device=cuda", "run.precision=bf16", "run.deterministic=false", "run.compile=default")
+    assert main(words) == 0
+    assert main([*words, "run.epochs=3", "run.resume=auto"]) == 0
