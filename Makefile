@@ -39,8 +39,9 @@ $(VENV)/.ffcv: $(VENV)/.installed
 smoke: setup
 	$(LAUNCH) engine/train.py
 
+# a worker for each of two cores; a file's tests stay together and share what they set up
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadscope
 
 test-slow: setup
 	$(BIN)/pytest -m slow
@@ -48,12 +49,13 @@ test-slow: setup
 test-realdata: setup
 	$(BIN)/pytest -m 'realdata and not slow'
 
-# the oldest torch and triton that pyproject.toml admits
+# the oldest Python, torch and triton that pyproject.toml admits
+FLOOR_PYTHON := $(shell command -v python3.11 || echo $(PYTHON))
 test-floor: $(VENV)-floor/.installed
-	$(VENV)-floor/bin/pytest
+	$(VENV)-floor/bin/pytest -n 2 --dist loadscope
 
 $(VENV)-floor/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)-floor
+	$(FLOOR_PYTHON) -m venv $(VENV)-floor
 	$(VENV)-floor/bin/pip install --quiet --upgrade pip
 	$(VENV)-floor/bin/pip install --quiet 'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' -e '.[dev]'
 	@touch $@

@@ -85,10 +85,22 @@ class Checkpoints:
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(final.name)
             os.replace(fresh, link)
-        kept = self.all()[-self.keep :]
+        kept = [final, *self.all()[-self.keep :]]
         for path in self.all():
             if path not in kept and path.name != (os.readlink(link) if link.is_symlink() else None):
                 shutil.rmtree(path)
+
+    def rewind(self, epoch: int, step: int, best_epoch: int) -> None:
+        """Drop what lies after a position that the run goes back to, and point `best` at what was best by then."""
+        for path in self.all():
+            if _position(path) > (epoch, step):
+                shutil.rmtree(path)
+        link = self.folder / "best"
+        best = self.folder / f"epoch-{best_epoch:04d}"
+        if link.is_symlink() and os.readlink(link) != best.name:
+            link.unlink()
+            if best.is_dir():
+                link.symlink_to(best.name)
 
 
 def _position(path: Path) -> tuple[int, int]:
@@ -101,19 +113,20 @@ def read(path: Path, rank: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[
 
     Args:
         path: its folder.
-        rank: of the process whose generators are read; another number of processes starts fresh ones.
+        rank: of the process whose generators are read; one that has none in the file starts fresh ones.
 
     Raises:
         InputError: it is missing, damaged or of another version.
     """
+    wanted = {"epoch", "step", "best", "final", "seconds", "train_seconds", "wandb_id", "images", "config"}
     try:
         state = json.loads((path / "state.json").read_text())
         tensors = {name: load_file(path / f"{name}.safetensors") for name in ("model", "probes", "trainer")}
         generators = path / f"rng-{rank:05d}.safetensors"
         tensors["rng"] = load_file(generators) if generators.is_file() else {}
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({error})", "run.resume") from None
-    if not isinstance(state, dict) or state.get("version") != VERSION:
+    if not isinstance(state, dict) or state.get("version") != VERSION or not wanted <= state.keys():
         raise InputError(f"{path}: not a checkpoint of version {VERSION}", "run.resume")
     return tensors, state
 
@@ -168,14 +181,20 @@ def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str,
         accelerator: of the processes.
         tensors: of `read`.
         step: optimiser steps done.
+
+    Raises:
+        InputError: the tensors are not those of this network.
     """
-    learner.model.load_state_dict(tensors["model"])
-    learner.probes.load_state_dict(tensors["probes"])
-    load_optimizer(learner.optimizer, learner.model, "optimizer", tensors["trainer"])
-    load_optimizer(learner.probe_optimizer, learner.probes, "probe_optimizer", tensors["trainer"])
-    if accelerator.is_main_process:  # the others add to the sum from zero
-        for bank in METRIC_BANKS:
-            getattr(learner, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
+    try:
+        learner.model.load_state_dict(tensors["model"])
+        learner.probes.load_state_dict(tensors["probes"])
+        load_optimizer(learner.optimizer, learner.model, "optimizer", tensors["trainer"])
+        load_optimizer(learner.probe_optimizer, learner.probes, "probe_optimizer", tensors["trainer"])
+        if accelerator.is_main_process:  # the others add to the sum from zero
+            for bank in METRIC_BANKS:
+                getattr(learner, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
+    except RuntimeError as error:
+        raise InputError(f"its tensors are not this network's ({str(error).splitlines()[0]})", "run.resume") from None
     learner.device_step.fill_(step)
     load_rng(tensors["rng"])
 

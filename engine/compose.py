@@ -52,20 +52,23 @@ def compose(words: list[str]) -> Composed:
     """
     layers, origins = [], {}
     for label, layer in _layers(words):
+        if missing := OmegaConf.missing_keys(layer):
+            raise InputError(f"{label}: {min(missing)} = '???': a value is missing")
         for field in _leaves(layer):
             # a later layer's scalar replaces a section, and a section a scalar
-            origins = {name: o for name, o in origins.items() if not name.startswith(field + ".")}
-            origins[field] = label
+            origins = {n: o for n, o in origins.items() if not f"{n}.".startswith(f"{field}.")}
+            origins = {n: o for n, o in origins.items() if not field.startswith(f"{n}.")} | {field: label}
         layers.append(layer)
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(f"the layers do not merge: {str(error).splitlines()[0]}") from None
+    except (OmegaConfBaseException, TypeError) as error:
+        names = ", ".join(dict.fromkeys(origins.values()))
+        raise InputError(f"{names}: the layers do not merge ({str(error).splitlines()[0]})") from None
     try:
         return Composed(Config.model_validate(merged), origins)
     except ValidationError as errors:
         draft = Composed(Config(), origins)
-        lines = dict.fromkeys(_explain(error, draft) for error in errors.errors())
+        lines = dict.fromkeys(_explain(error, draft, merged) for error in errors.errors())
         raise InputError("\n".join(lines)) from None
 
 
@@ -123,7 +126,7 @@ def _leaves(layer: Any, prefix: str = "") -> Iterator[str]:
             yield name
 
 
-def _explain(error: dict[str, Any], draft: Composed) -> str:
+def _explain(error: dict[str, Any], draft: Composed, merged: dict[str, Any]) -> str:
     """One line for one of pydantic's errors."""
     raised = error.get("ctx", {}).get("error")
     location = [str(part) for part in error["loc"]]
@@ -142,6 +145,7 @@ def _explain(error: dict[str, Any], draft: Composed) -> str:
         problem = "is required"
     else:
         location, field = _field(location)
+        value = _lookup(merged, ".".join(location))
         problem = f"must be {describe(field)}" if field else "must be a section, a mapping of keys to values"
     dotted = ".".join(location)
     shown = "" if error["type"] == "missing" else f" = {_short(value)}"
@@ -150,7 +154,7 @@ def _explain(error: dict[str, Any], draft: Composed) -> str:
 
 
 def _lookup(section: Any, field: str | None) -> Any:
-    for part in (field or "").split("."):
+    for part in field.split(".") if field else ():
         section = section.get(part) if isinstance(section, dict) else getattr(section, part, None)
     return section
 

@@ -15,7 +15,7 @@ __all__ = ["Config"]
 class RunConfig(Section):
     """Where the run lives, how long it lasts, and on what it runs."""
 
-    name: str = Field(default="run", min_length=1, pattern=r"^[^/]+$")
+    name: str = Field(default="run", min_length=1, pattern=r"^[^/.][^/]*$")
     """Name of the run."""
     dir: str | None = None
     """Folder of the run; null is runs/<name>."""
@@ -24,7 +24,7 @@ class RunConfig(Section):
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of the weights, of every draw and of the order."""
     resume: str = "none"
-    """none, auto (the newest checkpoint in the run's folder, if there is one) or the path of a checkpoint."""
+    """none, auto (the newest checkpoint in the run's folder, if any), or the path of a checkpoint or a run."""
     overwrite: bool = False
     """Whether a run that stands in the folder is replaced; otherwise it is resumed or refused."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -265,6 +265,8 @@ class Config(Section):
             raise InputError("a gate asks for a margin over the control; true is allowed", "control.enabled")
         if self.data.batch_size % self.optim.accumulate:
             raise InputError(f"does not divide data.batch_size = {self.data.batch_size}", "optim.accumulate")
+        if self.data.batch_size // self.optim.accumulate < 2:
+            raise InputError("leaves one sequence, which batch norm cannot normalise", "optim.accumulate")
         if self.data.train_subset is not None and self.data.batch_size > self.data.train_subset:
             raise InputError(f"is larger than data.train_subset = {self.data.train_subset}", "data.batch_size")
         features = 512 if self.model.encoder == "resnet18" else 4 * self.model.width

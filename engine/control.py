@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,22 +16,16 @@ from accelerate.utils import broadcast_object_list, set_seed
 
 from seqjepa.engine.config import Config
 from seqjepa.engine.environment import versions
-from seqjepa.engine.learner import Learner
-from seqjepa.engine.records import to_json
+from seqjepa.engine.learner import Diverged, Learner
+from seqjepa.engine.records import to_json, write_atomically
+from seqjepa.loaders import InputError
 from seqjepa.loaders.loader import Loaders
 
 __all__ = ["control_key", "untrained_control"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # code that decides the control's figures; a change of it makes cached ones stale
-CODE = (
-    "engine/encoders.py",
-    "engine/learner.py",
-    "engine/metrics.py",
-    "engine/model.py",
-    "engine/probes.py",
-    "loaders",
-)
+MODULES = ("control", "encoders", "learner", "metrics", "model", "objectives", "probes", "targets")
 
 
 def control_epochs(config: Config) -> int:
@@ -41,9 +35,8 @@ def control_epochs(config: Config) -> int:
 def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> str:
     """What the control depends on, as a digest: images, sequences, model, probes, tier, seed, precision, code."""
     data = config.data.model_dump(include={"dataset", "batch_size", "train_subset", "val_subset", "subset_seed"})
-    sources = [
-        p for name in CODE for p in sorted([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))
-    ]
+    sources = [PACKAGE / "engine" / f"{name}.py" for name in MODULES]
+    sources += sorted((PACKAGE / "loaders").rglob("*.py"))
     parts = {
         "data": data,
         "images": loaders.fingerprint,
@@ -52,6 +45,7 @@ def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> s
         "target": config.target.kind,
         "probes": config.probes.model_dump(),
         "shuffled": config.ablation.shuffle_actions,
+        "accumulate": config.optim.accumulate,
         "epochs": control_epochs(config),
         "seed": config.run.seed,
         "precision": accelerator.mixed_precision,
@@ -85,11 +79,15 @@ def untrained_control(
     path = (
         Path(config.control.cache).expanduser() / f"{config.data.name}-{control_key(config, loaders, accelerator)}.json"
     )
-    cached = [json.loads(path.read_text()) if accelerator.is_main_process and path.is_file() else None]
+    cached = [_read(path) if accelerator.is_main_process else None]
     broadcast_object_list(cached)
     if cached[0] is not None:
         say(f"untrained control: cached in {path}")
         return cached[0]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made ({error.strerror})", "control.cache") from None
     epochs = control_epochs(config)
     say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
     set_seed(config.run.seed)
@@ -103,10 +101,17 @@ def untrained_control(
             progress("", 1)
             check()
     metrics = learner.epoch_metrics() | learner.validate(loaders.validation, check)
-    metrics = {name: value for name, value in metrics.items() if name != "grad_norm"}
+    if found := learner.diverged():
+        raise Diverged(f"diverged: the untrained control's {found[1]} was not finite at step {found[0]}")
     if accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial-{os.getpid()}")
-        partial.write_text(to_json(metrics))
-        os.replace(partial, path)
+        write_atomically(path, to_json(metrics))
     return metrics
+
+
+def _read(path: Path) -> dict[str, float] | None:
+    """A cached control, NaN where null stands; None if there is none or it was cut short."""
+    try:
+        metrics = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return {name: math.nan if value is None else value for name, value in metrics.items()}

@@ -40,14 +40,17 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if kind == "cuda":
         torch.set_float32_matmul_precision("high")
-    # a second run in one process, as in a notebook, may want another precision
-    AcceleratorState._reset_state()
+    # a second run in one process, as in a notebook, may want another device or precision
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     GradientState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=kind == "cpu",
         mixed_precision="bf16" if _use_bf16(run.precision, kind) else "no",
         gradient_accumulation_steps=accumulate,
     )
+    if accelerator.device.type != kind:  # as under `accelerate launch --cpu`
+        raise InputError(f"{kind} is asked for, the launcher gave {accelerator.device.type}", "run.device")
+    return accelerator
 
 
 def _cores() -> int:
@@ -63,10 +66,10 @@ def _use_bf16(precision: str, device: str) -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def hardware() -> str:
-    """GPU with its number, or CPU with its cores."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}"
+def hardware(accelerator: Accelerator) -> str:
+    """The GPUs that the run uses, or the CPU with its cores."""
+    if accelerator.device.type == "cuda":
+        return f"{accelerator.num_processes}x {torch.cuda.get_device_name(accelerator.device)}"
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -91,10 +94,12 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """Commit of the checkout that this file belongs to, `-dirty` with uncommitted changes; None outside one."""
+    here = Path(__file__).resolve()
+    tracked = ["git", "ls-files", "--error-unmatch", here.name]  # a wheel may lie in somebody else's repository
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    here = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20, check=True)
+        for words in (tracked, command):
+            found = subprocess.run(words, cwd=here.parent, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None

@@ -17,14 +17,11 @@ def check_rules(config: Config, computed: set[str]) -> None:
         InputError: names the metric and what there is.
     """
     wanted = [("eval.best_metric", config.eval.best_metric)]
-    for number, rule in enumerate(config.active_rules):
-        field = f"gates.rules.{config.data.name}.{number}"
-        wanted += [(f"{field}.{key}", name) for key in ("metric", "minus") if (name := getattr(rule, key))]
+    for rule in config.active_rules:
+        wanted += [(f"gates.rules.{config.data.name}", name) for name in (rule.metric, rule.minus) if name]
     for field, name in wanted:
         if name not in computed:
-            raise InputError(
-                f"{name} is not computed; there are {', '.join(sorted(computed))}", field.rsplit(".", 2)[0]
-            )
+            raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field)
 
 
 def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str, float] | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import torch
 
@@ -15,20 +16,25 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """While entered, SIGINT and SIGTERM are remembered; a second one acts as if nobody listened.
+    """While entered, SIGINT and SIGTERM are remembered; one that comes much later acts as if nobody listened.
 
     `accelerate launch` dies of a SIGTERM without telling its child, so a child of it also watches its parent.
+
+    Args:
+        parent: process that started this one.
 
     Attributes:
         received: number of the signal; None while there was none.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    GRACE = 2.0  # seconds in which schedulers and launchers repeat a signal that they all pass on
 
-    def __init__(self):
+    def __init__(self, parent: int):
         self.received: int | None = None
+        self.received_at = 0.0
         # set by `accelerate launch` alone; under nohup or a shell the parent may go as it likes
-        self.launcher = os.getppid() if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
+        self.launcher = parent if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Interrupts:
@@ -41,10 +47,11 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: object) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received, self.received_at = number, time.monotonic()
+        elif time.monotonic() - self.received_at > self.GRACE:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.received = number
 
     @property
     def exit_code(self) -> int:

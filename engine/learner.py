@@ -17,10 +17,14 @@ from seqjepa.engine.optimizers import build_optimizer, learning_rate, set_learni
 from seqjepa.engine.probes import PROBES, OnlineProbes, probe_features
 from seqjepa.loaders.loader import Batch, Loaders, SequenceLoader
 
-__all__ = ["Learner", "metric_names"]
+__all__ = ["Diverged", "Learner", "metric_names"]
 
 LOSSES = tuple(f"loss_{term}" for term in TERMS)
 PREDICTION_METRICS = ("pred_cosine_test", "pred_cosine_centred_test")
+
+
+class Diverged(Exception):
+    """A loss, a gradient or a weight is no longer finite."""
 
 
 class Learner:
@@ -90,10 +94,7 @@ class Learner:
         if self.train_model:
             loss, terms, grad_norm, features = self._train(given, step)
         else:
-            with torch.no_grad(), self.accelerator.autocast():
-                output = self.model(given.views, given.actions)
-                loss, terms = self.objective(output)
-            grad_norm, features = torch.zeros_like(loss), probe_features(output)
+            loss, terms, grad_norm, features = self._look(given)
 
         outputs = self.wrapped_probes(features)
         probe_losses = self.probes.losses(outputs, batch.labels, batch.actions)
@@ -134,9 +135,31 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.target.update(self.model.encoder, step / max(self.total_steps - 1, 1))
-        terms = {name: torch.stack([part[name] for part in all_terms]).mean() for name in all_terms[0]}
-        features = {name: torch.cat([part[name] for part in all_features]) for name in all_features[0]}
-        return torch.stack(losses).mean(), terms, grad_norm, features
+        loss, terms, features = _joined(losses, all_terms, all_features)
+        return loss, terms, grad_norm, features
+
+    @torch.no_grad()
+    def _look(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """What `_train` returns, without training: the same micro-batches and so the same batch statistics."""
+        losses, all_terms, all_features = [], [], []
+        for micro in batch.split(self.config.optim.accumulate):
+            with self.accelerator.autocast():
+                output = self.model(micro.views, micro.actions)
+            loss, terms = self.objective(output)
+            losses.append(loss)
+            all_terms.append(terms)
+            all_features.append(probe_features(output))
+        loss, terms, features = _joined(losses, all_terms, all_features)
+        return loss, terms, torch.zeros_like(loss), features
+
+    def _share_buffers(self) -> None:
+        """Average the batch-norm statistics of the processes, so that all validate one network."""
+        if self.accelerator.num_processes == 1:
+            return
+        buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        flat = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
+        for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
 
     def _watch(self, values: list[Tensor]) -> None:
         """Latch the first value that is not finite."""
@@ -169,6 +192,7 @@ class Learner:
             check: called after each batch; may raise to leave early.
         """
         self.model.eval()
+        self._share_buffers()
         bank = self.probes.metric_bank().to(self.accelerator.device)
         losses = MetricBank({f"val_{name}": Mean() for name in ("loss", *LOSSES)}).to(self.accelerator.device)
         cosine = MetricBank({"pred_cosine_test": Mean()}).to(self.accelerator.device)
@@ -198,6 +222,15 @@ class Learner:
             torch.cat(predictions or empty), torch.cat(targets or empty), self.accelerator
         )
         return metrics
+
+
+def _joined(
+    losses: list[Tensor], terms: list[dict[str, Tensor]], features: list[dict[str, Tensor]]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Micro-batches as one batch: means of losses and terms, features one after the other."""
+    mean = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
+    whole = {name: torch.cat([part[name] for part in features]) for name in features[0]}
+    return torch.stack(losses).mean(), mean, whole
 
 
 def metric_names(factors: dict[str, slice]) -> set[str]:

@@ -16,6 +16,7 @@ __all__ = ["RunFolder"]
 
 # a resumed run must be the same experiment: these decide what is learnt
 FIXED_SECTIONS = ("data", "sequence", "model", "target", "objective", "optim", "probes", "ablation")
+FIXED_FIELDS = (("run", "seed"), ("eval", "best_metric"), ("eval", "best_mode"))
 FREE_FIELDS = {"data.root", "data.loader", "data.download"}
 
 
@@ -69,18 +70,33 @@ class RunFolder:
         """
         now = self.config.model_dump()
         fields = [(section, key) for section in FIXED_SECTIONS for key in now[section]]
-        for section, key in [*fields, ("run", "seed")]:
+        for section, key in [*fields, *FIXED_FIELDS]:
             field, value, before = f"{section}.{key}", now[section][key], saved.get(section, {}).get(key)
             if field not in FREE_FIELDS and value != before:
                 raise InputError(f"is {value!r}, the checkpoint {path} was trained with {before!r}", field)
 
-    def open(self, *, fresh: bool) -> None:
-        """Make the folder and save the config in it; a fresh run first clears what stands there.
+    def open(self, state: dict[str, Any] | None) -> None:
+        """Make the folder and save the config in it, after clearing what does not belong to the run that begins.
+
+        Args:
+            state: of the checkpoint that is resumed; None for a fresh run.
 
         Raises:
-            InputError: a run stands there, and the config neither resumes nor replaces it.
+            InputError: a run stands there, and the config neither resumes nor replaces it; or it cannot be written.
         """
-        if fresh and (self.checkpoints.newest() or self.metrics.exists()):
+        try:
+            if state is None:
+                self._clear()
+            else:
+                self.checkpoints.rewind(state["epoch"], state["step"], state["best"]["epoch"])
+            self.summary.unlink(missing_ok=True)  # it is of a run that ended; this one has not
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "config.yaml", dump(self.config))
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror})", "run.dir") from None
+
+    def _clear(self) -> None:
+        if self.checkpoints.newest() or self.metrics.exists():
             if not self.config.run.overwrite and self.config.run.resume != "auto":
                 raise InputError(
                     f"{self.path} holds a run: run.resume=auto continues it, run.overwrite=true replaces it, "
@@ -90,9 +106,3 @@ class RunFolder:
             for name in ("checkpoints", "figures", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
-        self.summary.unlink(missing_ok=True)  # it is of a run that ended; this one has not
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "config.yaml", dump(self.config))
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})", "run.dir") from None

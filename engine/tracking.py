@@ -61,8 +61,10 @@ class Trackers:
                 if mode != "online":
                     raise
                 say(f"W&B cannot go online ({str(error).splitlines()[0]}); this run is tracked offline")
-        if "tensorboard" in wanted:
+        self.tensorboard = None
+        if "tensorboard" in wanted and accelerator.is_main_process:
             accelerator.get_tracker("tensorboard").store_init_configuration(_flat(config.model_dump()))
+            self.tensorboard = accelerator.get_tracker("tensorboard", unwrap=True)
         self.wandb = (
             accelerator.get_tracker("wandb", unwrap=True) if "wandb" in wanted and accelerator.is_main_process else None
         )
@@ -80,6 +82,9 @@ class Trackers:
         """Put the verdict of the run beside its charts."""
         if self.wandb:
             self.wandb.summary.update(values)
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_text(name, str(value))
 
     def log_figure(self, name: str, path: Path, step: int) -> None:
         if self.wandb:

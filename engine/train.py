@@ -8,7 +8,8 @@ import sys
 from seqjepa.engine.compose import Composed, compose, dump
 from seqjepa.loaders import InputError
 
-DONE, GATE_FAILED, BAD_INPUT, DIVERGED = 0, 1, 2, 3
+PARENT = os.getppid()  # before anything slow: a launcher that dies meanwhile must be missed
+DONE, BAD_INPUT = 0, 2
 DEFAULT_CONFIG = "configs/smoke.yaml"
 
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         # torch is imported from here on: the lines above answer at once
         from seqjepa.engine.trainer import train
 
-        return train(composed.config)
+        return train(composed.config, PARENT)
     except InputError as error:
         for line in str(error).splitlines():
             print(f"error: {_located(line, error.field, composed)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from seqjepa.engine.environment import build_accelerator, commit, hardware, vers
 from seqjepa.engine.figures import draw_curves
 from seqjepa.engine.gates import check_rules
 from seqjepa.engine.interrupts import Interrupted, Interrupts
-from seqjepa.engine.learner import Learner, metric_names
+from seqjepa.engine.learner import Diverged, Learner, metric_names
 from seqjepa.engine.optimizers import learning_rate
 from seqjepa.engine.records import MetricsFile, to_json, write_atomically
 from seqjepa.engine.run_folder import RunFolder
@@ -31,18 +32,18 @@ __all__ = ["DIVERGED", "DONE", "GATE_FAILED", "Trainer", "train"]
 DONE, GATE_FAILED, DIVERGED = 0, 1, 3
 
 
-class Diverged(Exception):
-    """A loss or a gradient is no longer finite."""
-
-
-def train(config: Config) -> int:
+def train(config: Config, parent: int) -> int:
     """Train, evaluate and judge; returns the exit code.
+
+    Args:
+        config: of the run.
+        parent: process that started this one.
 
     Raises:
         InputError: the config, the data or the checkpoint cannot be used.
     """
     accelerator = build_accelerator(config.run, config.optim.accumulate)
-    with Interrupts() as interrupts, Reporter(accelerator.is_main_process) as reporter:
+    with Interrupts(parent) as interrupts, Reporter(accelerator.is_main_process) as reporter:
         try:
             trainer = Trainer(config, accelerator, interrupts, reporter)
             try:
@@ -74,7 +75,7 @@ class Trainer:
         self.step = 0  # steps done in the next one
         self.best: dict[str, Any] = {"epoch": 0, "value": None, "metrics": {}}
         self.final: dict[str, float] = {}  # metrics of the last complete epoch
-        self.seconds = 0.0  # of training, over all restarts
+        self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
         self.watch = Stopwatch()  # of the present epoch
         self.commit = commit()  # of the code that runs, whatever is checked out by the end
 
@@ -82,21 +83,33 @@ class Trainer:
         tensors, state = ckpt.read(resumed, accelerator.process_index) if resumed else (None, None)
         if state:
             self.folder.check_same_experiment(state["config"], resumed)
-        self.loaders = build_loaders(
-            config.data,
-            config.sequence,
-            seed=config.run.seed,
-            device=accelerator.device,
-            rank=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            threads=torch.get_num_threads(),
-        )
+            if state["epoch"] > config.run.epochs:
+                raise InputError(f"is {config.run.epochs}, {resumed} has {state['epoch']} already", "run.epochs")
+        # one process of each machine fetches what is missing, the others find it
+        alone = accelerator.local_main_process_first() if config.data.download else contextlib.nullcontext()
+        with alone:
+            self.loaders = build_loaders(
+                config.data,
+                config.sequence,
+                seed=config.run.seed,
+                device=accelerator.device,
+                rank=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+                threads=torch.get_num_threads(),
+            )
+        if state and state["images"] != self.loaders.fingerprint:
+            raise InputError(f"holds other images than {resumed} was trained on", "data.root")
         check_rules(config, metric_names(self.loaders.sequence.factors))
         local_batch = config.data.batch_size // accelerator.num_processes
         if local_batch % config.optim.accumulate:
             raise InputError(f"does not divide the {local_batch} sequences of a process", "optim.accumulate")
+        if local_batch // config.optim.accumulate < 2:
+            raise InputError("leaves a process one sequence, which batch norm cannot normalise", "data.batch_size")
         if accelerator.is_main_process:
-            self.folder.open(fresh=resumed is None)
+            self.folder.open(state)
+        accelerator.wait_for_everyone()
+        if not self.folder.path.is_dir():
+            raise InputError(f"{self.folder.path} is not on a disk that all machines share", "run.dir")
         reporter.say(self._heading())
         # before the control: a tracker that cannot start should say so now
         wandb_id = state["wandb_id"] if state else None
@@ -146,6 +159,8 @@ class Trainer:
         while self.epoch < self.config.run.epochs:
             self.watch = Stopwatch()
             self._train_epoch()
+            if self.accelerator.device.type == "cuda":
+                torch.cuda.synchronize()  # what is queued belongs to this epoch's time
             train_seconds = self.watch.seconds
             number = self.epoch + 1
             validated = number % self.config.eval.every == 0 or number == self.config.run.epochs
@@ -155,6 +170,7 @@ class Trainer:
             self.final = self.learner.epoch_metrics() | metrics
             self.epoch, self.step = number, 0
             self.seconds += self.watch.seconds
+            self.train_seconds += train_seconds
             self._end_epoch(validated, train_seconds)
 
     def _train_epoch(self) -> None:
@@ -237,6 +253,8 @@ class Trainer:
             "best": self.best,
             "final": self.final,
             "seconds": self.seconds,
+            "train_seconds": self.train_seconds,
+            "images": self.loaders.fingerprint,
             "wandb_id": self.trackers.wandb_id,
             "commit": self.commit,
             "config": self.config.model_dump(),
@@ -254,11 +272,13 @@ class Trainer:
         """Save where the loop was left; returns what to tell the user."""
         self._refuse_divergence()
         self.seconds += self.watch.seconds
+        self.train_seconds += self.watch.seconds
         return f"saved {self.save()}; run.resume=auto continues in epoch {self.epoch + 1}"
 
     def _restore(self, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
-        self.best, self.final, self.seconds = state["best"], state["final"], state["seconds"]
+        self.best, self.final = state["best"], state["final"]
+        self.seconds, self.train_seconds = state["seconds"], state["train_seconds"]
         ckpt.restore(self.learner, self.accelerator, tensors, self.global_step)
 
     # -- the verdict
@@ -269,7 +289,7 @@ class Trainer:
         epochs = {"final epoch": self.final, f"best epoch {self.best['epoch']}": self.best["metrics"]}
         passed, reasons = judge_epochs(config.data.name, config.active_rules, epochs, self.untrained)
         if self.accelerator.is_main_process:
-            sequences = self.learner.total_steps * config.data.batch_size
+            sequences = self.global_step * config.data.batch_size
             summary = {
                 "gate_pass": passed,
                 "gate_reasons": reasons,
@@ -281,8 +301,8 @@ class Trainer:
                 "commit": self.commit,
                 "timing": {
                     "seconds": self.seconds,
-                    "sequences_per_second": sequences / self.seconds,
-                    "hardware": hardware(),
+                    "sequences_per_second": sequences / self.train_seconds,
+                    "hardware": hardware(self.accelerator),
                     "versions": versions(),
                 },
             }

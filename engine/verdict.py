@@ -1,4 +1,4 @@
-"""The end of a run: its gates, its summary, its figure, and the last lines on the console."""
+"""The end of a run: whether its gate passes, and the last lines on the console."""
 
 from __future__ import annotations
 

@@ -7,9 +7,11 @@ generators that cannot be replayed; only its reading is used, in the order that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import queue
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -151,15 +153,19 @@ class BetonImages:
                 pixels = pixels.view(len(index), *self.sidecar.image_size, 3)
                 yield self._own(pixels), self._own(labels.view(-1)), index
         finally:
-            # an epoch that is left early has a reader thread behind it: let it end before its memory goes
+            # an epoch that is left early has a reader thread behind it, which may be waiting for room in its queue:
+            # let it end before its memory goes
             reader.terminate_event.set()
-            reader.join()
+            while reader.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    reader.output_queue.get(timeout=0.05)
             reader.close()
 
     def _own(self, buffer: Tensor) -> Tensor:
-        """A copy on the device: FFCV overwrites its buffers. Pinned memory lets the host run ahead of a GPU."""
+        """A copy on the device: FFCV overwrites its buffers, even while a GPU is still reading them."""
         if self.device.type == "cuda":
-            return buffer.pin_memory().to(self.device, non_blocking=True)
+            # through pinned memory of our own, so that the host may run ahead
+            return torch.empty_like(buffer, pin_memory=True).copy_(buffer).to(self.device, non_blocking=True)
         return buffer.clone()
 
     def _empty(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

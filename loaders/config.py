@@ -8,13 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from seqjepa.loaders import InputError
 
+WholeRange = Annotated[list[int], Field(min_length=2, max_length=2)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys and wrong types are errors; a docstring stands under each field."""
+    """A part of the config: unknown keys, wrong types, NaN and infinities are errors; docs stand under fields."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DataConfig(Section):
@@ -30,7 +33,7 @@ class DataConfig(Section):
     """Which loader: ffcv reads betons, resident keeps uint8 on the device; auto is ffcv where it can be."""
     download: bool = False
     """Whether torchvision may download CIFAR or MNIST into `root`."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=2)
     """Sequences in one optimiser step, over all processes and accumulated micro-batches."""
     train_subset: int | None = Field(default=None, ge=1)
     """Number of training images, drawn by `subset_seed`; null takes all."""
@@ -51,7 +54,7 @@ class SequenceConfig(Section):
     """Degrees that kind=rotation chooses from; multiples of 90."""
     rotation: Range = [-75.0, 75.0]
     """Degrees, lowest and highest, of kind=affine."""
-    translation: Range = [-4.0, 4.0]
+    translation: WholeRange = [-4, 4]
     """Whole pixels, lowest and highest, of kind=affine, along x and y."""
     scale: Range = [0.6, 1.0]
     """Lowest and highest zoom of kind=affine; drawn log-uniformly."""

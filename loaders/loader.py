@@ -87,7 +87,6 @@ class Loaders:
     validation: SequenceLoader
     sequence: Sequence
     num_classes: int
-    image_size: tuple[int, int]
     fingerprint: str  # of the images of both splits, equal for both loaders
     kind: str  # ffcv or resident
 
@@ -159,7 +158,6 @@ def build_loaders(
         validation=loader("test", data.val_subset, data.subset_seed + 1),
         sequence=sequence,
         num_classes=len(classes),
-        image_size=(size[0], size[1]),
         fingerprint=f"{train_print[:16]}-{test_print[:16]}",
         kind=kind,
     )

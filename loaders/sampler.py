@@ -63,11 +63,6 @@ class Sampler:
         full, rest = divmod(len(self.indices), self.batch_size)
         return full if self.train else full + bool(rest)
 
-    @property
-    def local_batch_size(self) -> int:
-        """Largest number of sequences that this process gets in a batch."""
-        return -(-self.batch_size // self.num_processes)
-
     def order(self, epoch: int) -> np.ndarray:
         """Positions in the dataset in the order of the epoch, int64 [N], the same on every process."""
         if not self.train:

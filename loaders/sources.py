@@ -155,8 +155,12 @@ def _read_imagefolder(dataset: str, folder: Path) -> Images:
     def decode(path: str) -> np.ndarray:
         try:
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise InputError(f"{path}: {image.mode} pixels; 8 bits a channel are allowed", "data.root")
                 return np.asarray(image.convert("RGB"))
-        except OSError as error:
+        except InputError:
+            raise
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow's plugins raise all three
             raise InputError(f"{path}: not a readable image ({error})", "data.root") from None
 
     paths = [path for path, _ in listing.samples]
@@ -183,7 +187,7 @@ def _read_torchvision(dataset: str, root: Path, split: str, download: bool) -> I
     reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[dataset]
     try:
         stored = reader(str(root), train=split == "train", download=download)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError, EOFError, AssertionError) as error:
         wanted = f"no {dataset} there: neither train/ and test/, nor a .beton, nor torchvision's own files"
         reason = f"the download failed ({error})" if download else "data.download=true fetches it"
         raise InputError(f"{root}: {wanted}; {reason}", "data.root") from None

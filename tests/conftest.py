@@ -16,6 +16,7 @@ TINY = [
     "run.epochs=2",
     "run.deterministic=true",
     "run.threads=1",
+    "run.device=cpu",
     "data.train_subset=160",
     "data.val_subset=70",
     "model.width=4",
@@ -32,8 +33,8 @@ TINY = [
 
 
 @pytest.fixture(autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    torch.set_num_threads(1)  # workers run side by side
     yield
     torch.use_deterministic_algorithms(False)
 

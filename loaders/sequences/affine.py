@@ -39,8 +39,8 @@ class Affine(Sequence):
         params = torch.stack(
             [
                 uniform(words[..., 0], *config.rotation),
-                integers(words[..., 1], *self._pixels),
-                integers(words[..., 2], *self._pixels),
+                integers(words[..., 1], *config.translation),
+                integers(words[..., 2], *config.translation),
                 uniform(words[..., 3], *map(math.log, config.scale)),
             ],
             dim=-1,
@@ -48,25 +48,18 @@ class Affine(Sequence):
         params[:, 0] = 0.0
         return params
 
-    @property
-    def _pixels(self) -> tuple[int, int]:
-        low, high = self.config.translation
-        return math.ceil(low), math.floor(high)
-
     def render(self, images: Tensor, params: Tensor) -> Tensor:
         num_images, height, width, _ = images.shape
         turn, shift_x, shift_y, log_scale = params.unbind(-1)  # [B, V] each
         sin, cos = torch.deg2rad(turn).sin(), torch.deg2rad(turn).cos()
         zoom = torch.exp(-log_scale)
         # each output pixel p asks for the input at scale^-1 R^-1 (p - shift), in pixels from the centre; y points
-        # down, so a counter-clockwise turn by t is [[cos, sin], [-sin, cos]]
-        inverse = torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2)) * zoom[..., None, None]
-        x = torch.arange(width, device=images.device) - (width - 1) / 2
-        y = torch.arange(height, device=images.device) - (height - 1) / 2
-        output = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [H, W, 2]
-        shift = torch.stack([shift_x, shift_y], dim=-1)[:, :, None, None]  # [B, V, 1, 1, 2]
-        asked = torch.einsum("bvij,bvhwj->bvhwi", inverse, output - shift)
-        grid = torch.stack([asked[..., 0] * (2 / width), asked[..., 1] * (2 / height)], dim=-1)
+        # down, so a counter-clockwise turn by t is [[cos, sin], [-sin, cos]]. No matmul: TF32 would round coordinates.
+        x = torch.arange(width, device=images.device) - (width - 1) / 2 - shift_x[..., None]  # [B, V, W]
+        y = torch.arange(height, device=images.device) - (height - 1) / 2 - shift_y[..., None]  # [B, V, H]
+        x, y = x[:, :, None, :], y[:, :, :, None]
+        sin, cos = (sin * zoom)[..., None, None], (cos * zoom)[..., None, None]
+        grid = torch.stack([(cos * x - sin * y) * (2 / width), (sin * x + cos * y) * (2 / height)], dim=-1)
 
         pixels = images.permute(0, 3, 1, 2).float() / 255  # [B, C, H, W]
         pixels = pixels[:, None].expand(-1, self.num_views, -1, -1, -1).flatten(0, 1)
@@ -76,5 +69,5 @@ class Affine(Sequence):
     def actions(self, params: Tensor) -> Tensor:
         step = params[:, 1:] - params[:, :-1]  # [B, V-1, 4]
         turn = torch.deg2rad(step[..., :1])
-        largest_shift = max(1, *map(abs, self._pixels))
+        largest_shift = max(1, *map(abs, self.config.translation))
         return torch.cat([turn.sin(), turn.cos(), step[..., 1:3] / largest_shift, step[..., 3:]], dim=-1)

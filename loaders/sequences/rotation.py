@@ -43,5 +43,8 @@ class Rotation(Sequence):
         return views.view(num_images, self.num_views, channels, height, width).float() / 255
 
     def actions(self, params: Tensor) -> Tensor:
-        turn = torch.deg2rad(params[:, 1:] - params[:, :-1])  # [B, V-1, 1]
-        return torch.cat([turn.sin(), turn.cos()], dim=-1)
+        quarter = (params[:, 1:] - params[:, :-1]).div(90).long() % 4  # [B, V-1, 1]
+        # exact zeros and ones: float32's sin(pi) is not 0, and a constant must look like one
+        sin = (quarter == 1).float() - (quarter == 3).float()
+        cos = (quarter == 0).float() - (quarter == 2).float()
+        return torch.cat([sin, cos], dim=-1)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa.engine.compose import compose
+from seqjepa.engine.environment import build_accelerator
 from seqjepa.engine.learner import Learner
 from seqjepa.loaders.loader import build_loaders
 
@@ -25,8 +25,8 @@ def build(tiny):
     def make(*words, device="cpu"):
         config = compose(tiny(*words)).config
         loaders = build_loaders(config.data, config.sequence, seed=0, device=torch.device(device))
+        accelerator = build_accelerator(config.run, config.optim.accumulate)
         torch.manual_seed(0)
-        accelerator = Accelerator(cpu=device == "cpu", gradient_accumulation_steps=config.optim.accumulate)
         return Learner(config, loaders, accelerator), loaders
 
     return make
@@ -52,7 +52,7 @@ def test_drawing_reads_nothing_back(build):
 
 
 def test_a_step_is_adamw_and_then_the_teacher(build):
-    """With frozen parts and one weight, the update is Adam's first: lr times the sign of the gradient."""
+    """Adam's first step moves each weight by the learning rate; then the teacher follows the new weights."""
     learner, loaders = build("optim.lr=0.01", "optim.warmup_epochs=0", "optim.weight_decay=0.0", "target.decay=0.9")
     batch = next(loaders.train.epoch(0))
     encoder, teacher = learner.model.encoder, learner.model.target.teacher
@@ -94,17 +94,19 @@ def test_shuffled_actions_reach_the_model_but_not_the_probes(build):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["rotation", "affine"])
-def test_gpu_step_never_waits_and_draws_as_the_cpu(build, kind):
+def test_gpu_step_never_waits_and_draws_as_the_cpu(build, tiny, kind):
     words = (f"sequence.kind={kind}", "gates.rules.digits_affine=[]", "run.deterministic=false")
-    learner, loaders = build(*words, device="cuda")
-    _, on_cpu = build(*words)
-    epoch = loaders.train.epoch(0)
-    for step, (batch, expected) in enumerate(zip(epoch, on_cpu.train.epoch(0), strict=True)):
-        assert torch.equal(batch.params.cpu(), expected.params)
-        torch.testing.assert_close(batch.views.cpu(), expected.views, rtol=0, atol=1e-3)
+    learner, loaders = build(*words, "run.device=cuda", device="cuda")
+    config = compose(tiny(*words)).config
+    on_cpu = build_loaders(config.data, config.sequence, seed=0, device=torch.device("cpu"))
+    batches = loaders.train.epoch(0)
+    for step, expected in enumerate(on_cpu.train.epoch(0)):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may set up
+        batch = next(batches)
         learner.step(batch, step)
         torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(batch.params.cpu(), expected.params)
+        torch.testing.assert_close(batch.views.cpu(), expected.views, rtol=0, atol=1e-3)
     assert learner.diverged() is None
 
 

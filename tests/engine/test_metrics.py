@@ -37,6 +37,11 @@ def test_constant_dimensions_have_no_r2():
     assert scores[0] == pytest.approx(1 - 0.01 * 50 / (50 * target[:, 0].var(unbiased=False).item()), rel=1e-4)
     assert math.isnan(scores[1])
     assert math.isnan(scores[2])
+    metric.update(target + 0.1, target)
+    noise = torch.tensor([0.0, 1e-7, 1e-7]) * torch.randn(50, 1)  # what float32 makes of a constant
+    metric.update(target, target + noise)
+    assert math.isnan(metric.compute()[1])
+    assert math.isnan(metric.compute()[2])
 
 
 def test_means_and_collect(accelerator):

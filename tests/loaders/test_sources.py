@@ -93,8 +93,13 @@ def test_refuses_images_of_the_wrong_size(folder):
 
 
 def test_refuses_files_that_are_no_images(folder):
-    (folder / "train" / "dog" / "1.png").write_bytes(b"not a picture")
-    refuse("1.png: not a readable image", "imagefolder", folder)
+    path = folder / "train" / "dog" / "1.png"
+    whole = path.read_bytes()
+    for content in (b"not a picture", b"", whole[:20], whole[:-40]):
+        path.write_bytes(content)
+        refuse("1.png: not a readable image", "imagefolder", folder)
+    Image.fromarray(np.zeros((12, 12), np.uint16)).save(path)
+    refuse("1.png: I;16 pixels; 8 bits a channel are allowed", "imagefolder", folder)
 
 
 @pytest.mark.realdata
