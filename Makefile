@@ -19,7 +19,9 @@ $(VENV)/.pip:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.pip pyproject.toml
-	$(BIN)/pip install --quiet -e '.[dev]'
+	@echo "installing torch and the rest (some minutes and 5 GB the first time)"
+	@# -qq: setuptools prints a page of warnings about every editable install
+	$(BIN)/pip install -qq -e '.[dev]'
 	@touch $@
 
 # FFCV builds against OpenCV and libturbojpeg (whose package Debian and Ubuntu name differently). Where it cannot be had,
@@ -57,7 +59,8 @@ test-floor: $(VENV)-floor/.installed
 $(VENV)-floor/.installed: pyproject.toml
 	$(FLOOR_PYTHON) -m venv $(VENV)-floor
 	$(VENV)-floor/bin/pip install --quiet --upgrade pip
-	$(VENV)-floor/bin/pip install --quiet 'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' -e '.[dev]'
+	@echo "installing torch 2.11 and the rest"
+	$(VENV)-floor/bin/pip install -qq 'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' -e '.[dev]'
 	@touch $@
 
 lint: $(VENV)/.installed

@@ -42,7 +42,7 @@ class Reporter:
         self.progress = Progress(
             *columns, console=self.console, disable=not (speaks and self.console.is_terminal), transient=True
         )
-        self.task = self.progress.add_task("", total=None, status="")
+        self.task = self.progress.add_task("starting", total=None, status="")
 
     def __enter__(self) -> Reporter:
         self.progress.start()
