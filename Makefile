@@ -26,7 +26,7 @@ $(VENV)/.installed: $(VENV)/.pip pyproject.toml
 
 # FFCV builds against OpenCV and libturbojpeg (whose package Debian and Ubuntu name differently). Where it cannot be had,
 # the resident loader takes over; `rm .venv/.ffcv` tries again at the next set-up.
-APT := $(SUDO) apt-get
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 $(VENV)/.ffcv: $(VENV)/.installed
 	@echo "installing FFCV (log: $(VENV)/ffcv.log)"
 	@{ $(BIN)/python -c 'import ffcv.loader' || { \
