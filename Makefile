@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # without a configuration Accelerate warns about each default that it takes
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: setup smoke test test-slow test-realdata test-floor lint clean
+.PHONY: setup smoke test test-slow test-gpu test-realdata test-floor lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
 
@@ -47,6 +47,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+test-gpu: setup
+	$(BIN)/pytest -m gpu
 
 test-realdata: setup
 	$(BIN)/pytest -m 'realdata and not slow'

@@ -31,11 +31,17 @@ def philox(key: tuple[Tensor | int, Tensor | int], counter: tuple[Tensor | int, 
     k0, k1 = key
     c0, c1, c2, c3 = counter
     for _ in range(10):
-        # the product wraps in int64; its bits, and so both halves after masking, are those of uint64
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (p1 >> 32 & MASK) ^ c1 ^ k0, p1 & MASK, (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
+        (high0, low0), (high1, low1) = _multiply(0xD2511F53, c0), _multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
     return c0, c1, c2, c3
+
+
+def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper and lower 32 bits of a product of 32-bit words, by halves: compilers differ in what overflow does."""
+    low = constant * (word & 0xFFFF)  # < 2**48
+    high = constant * (word >> 16) + (low >> 16)  # < 2**49
+    return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF
 
 
 def words(seed: int, stream: int, epoch: int, index: Tensor, num_views: int, num_draws: int) -> Tensor:
