@@ -53,7 +53,7 @@ def train(config: Config, parent: int) -> int:
                 return interrupts.exit_code
             return trainer.finish()
         except Interrupted:
-            reporter.say(f"interrupted by {interrupts.cause}: nothing was trained yet")
+            reporter.say(f"interrupted by {interrupts.cause}: nothing new was trained")
             return interrupts.exit_code
         except Diverged as problem:
             reporter.say(str(problem))
