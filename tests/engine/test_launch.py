@@ -127,6 +127,45 @@ def test_two_processes_share_a_run(tiny, tmp_path):
     assert {p.name for p in folder.glob("rng-*")} == {"rng-00000.safetensors", "rng-00001.safetensors"}
 
 
+TWO_RANKS = """
+import sys, torch
+from seqjepa.engine.compose import compose
+from seqjepa.engine.environment import build_accelerator
+from seqjepa.engine.learner import Learner
+from seqjepa.loaders.loader import build_loaders
+
+config = compose(sys.argv[1:]).config
+accelerator = build_accelerator(config.run, config.optim.accumulate)
+rank, device = accelerator.process_index, accelerator.device
+loaders = build_loaders(config.data, config.sequence, seed=0, device=device, rank=rank, num_processes=2)
+torch.manual_seed(0)
+learner = Learner(config, loaders, accelerator)
+seen = []
+for step, batch in enumerate(loaders.train.epoch(0)):
+    learner.step(batch, step)
+    seen.append(batch.index)
+learner.validate(loaders.validation)
+tensors = [*learner.model.state_dict().values(), *learner.probes.state_dict().values()]
+weights = accelerator.gather(torch.cat([t.double().flatten() for t in tensors])[None])
+index = accelerator.gather(torch.cat(seen)[None])
+if accelerator.is_main_process:
+    shared = set(index[0].tolist()) & set(index[1].tolist())
+    print("shared images", len(shared), "largest difference", (weights[0] - weights[1]).abs().max().item())
+accelerator.end_training()
+"""
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_end_with_one_network(tiny, tmp_path, accumulate):
+    """Each sees other images: only averaged gradients and batch statistics leave the ranks equal."""
+    script = tmp_path / "ranks.py"
+    script.write_text(TWO_RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    result = finish([*command, *tiny(f"optim.accumulate={accumulate}")], ACCELERATE_USE_CPU="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("shared images 0 largest difference 0.0"), result.stdout
+
+
 def test_wandb_offline_keeps_its_id_over_a_restart(tiny, tmp_path):
     run = tmp_path / "run"
     words = tiny("tracking.wandb=offline", *LONG)
