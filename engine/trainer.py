@@ -51,7 +51,9 @@ def train(config: Config, parent: int) -> int:
             except Interrupted:
                 reporter.say(f"interrupted by {interrupts.cause}: {trainer.save_interrupted()}")
                 return interrupts.exit_code
-            return trainer.finish()
+            code = trainer.finish()
+            accelerator.wait_for_everyone()  # no process leaves the group while another still uses it
+            return code
         except Interrupted:
             reporter.say(f"interrupted by {interrupts.cause}: nothing new was trained")
             return interrupts.exit_code
