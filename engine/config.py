@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from seqjepa.loaders import InputError
-from seqjepa.loaders.config import DataConfig, Section, SequenceConfig
+from seqjepa.loaders.config import ActionsConfig, DataConfig, Section, SequenceConfig
 
 __all__ = ["Config"]
 
@@ -236,6 +236,7 @@ class Config(Section):
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     sequence: SequenceConfig = SequenceConfig()
+    actions: ActionsConfig = ActionsConfig()
     model: ModelConfig = ModelConfig()
     target: TargetConfig = TargetConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -255,6 +256,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        if self.actions.full and self.sequence.kind != "augment":
+            raise InputError(f"sequence.kind={self.sequence.kind} has nothing to add; false is allowed", "actions.full")
         if self.gates.enforce and not self.active_rules:
             known = ", ".join(self.gates.rules) or "none"
             raise InputError(

@@ -29,7 +29,7 @@ def help_page(width: int = 110) -> str:
     files = sorted(
         p.relative_to(CONFIGS.parent).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name != "accelerate"
     )
-    lines = [USAGE, "", "Configs: " + ", ".join(files)]
+    lines = [USAGE, "", *textwrap.wrap("Configs: " + ", ".join(files), width, subsequent_indent=" " * 9)]
     for name, section in Config.model_fields.items():
         model: type[BaseModel] = section.annotation
         lines += ["", f"{name}: {' '.join(model.__doc__.split())}"]

@@ -36,11 +36,12 @@ def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> s
     """What the control depends on, as a digest: images, sequences, model, probes, tier, seed, precision, code."""
     data = config.data.model_dump(include={"dataset", "batch_size", "train_subset", "val_subset", "subset_seed"})
     sources = [PACKAGE / "engine" / f"{name}.py" for name in MODULES]
-    sources += sorted((PACKAGE / "loaders").rglob("*.py"))
+    sources += [PACKAGE / "kernels" / "views.py", *sorted((PACKAGE / "loaders").rglob("*.py"))]
     parts = {
         "data": data,
         "images": loaders.fingerprint,
         "sequence": config.sequence.model_dump(),
+        "actions": config.actions.model_dump(),
         "model": config.model.model_dump(),
         "target": config.target.kind,
         "probes": config.probes.model_dump(),

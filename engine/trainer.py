@@ -93,6 +93,7 @@ class Trainer:
             self.loaders = build_loaders(
                 config.data,
                 config.sequence,
+                config.actions,
                 seed=config.run.seed,
                 device=accelerator.device,
                 rank=accelerator.process_index,

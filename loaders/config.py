@@ -10,6 +10,23 @@ from seqjepa.loaders import InputError
 
 WholeRange = Annotated[list[int], Field(min_length=2, max_length=2)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Probabilities = Annotated[list[Probability], Field(min_length=2, max_length=2)]
+
+
+# widest that a range of the sequences may be
+RANGES = {
+    "rotation": (-180, 180),
+    "translation": (-64, 64),
+    "scale": (0.05, 8),
+    "crop_area": (0.01, 1),
+    "crop_ratio": (0.1, 10),
+    "brightness": (0, 10),
+    "contrast": (0, 10),
+    "saturation": (0, 10),
+    "hue": (-0.5, 0.5),
+    "blur_sigma": (0.01, 100),
+}
 
 
 class Section(BaseModel):
@@ -46,8 +63,8 @@ class DataConfig(Section):
 class SequenceConfig(Section):
     """How a sequence of views is drawn and rendered from one image."""
 
-    kind: Literal["rotation", "affine"] = "affine"
-    """rotation: right angles, exact; affine: rotation, translation and scale in one grid sample."""
+    kind: Literal["rotation", "affine", "augment"] = "affine"
+    """rotation: right angles, exact; affine: rotation, translation, scale; augment: crop, jitter, blur and the like."""
     num_observed: int = Field(default=3, ge=1, le=16)
     """Number M of observed views; the target is one more."""
     angles: list[int] = Field(default=[0, 90, 180, 270], min_length=1)
@@ -58,13 +75,48 @@ class SequenceConfig(Section):
     """Whole pixels, lowest and highest, of kind=affine, along x and y."""
     scale: Range = [0.6, 1.0]
     """Lowest and highest zoom of kind=affine; drawn log-uniformly."""
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """What kind=affine shows beyond the image: black, or the image mirrored at its outermost pixels."""
+    crop_area: Range = [0.2, 1.0]
+    """Area of the crop of kind=augment, as a fraction of the image's."""
+    crop_ratio: Range = [0.75, 1.3333333333333333]
+    """Width over height of the crop of kind=augment; drawn log-uniformly."""
+    flip: Probability = 0.5
+    """Probability with which kind=augment mirrors a view left to right."""
+    jitter: Probability = 0.8
+    """Probability of the colour jitter of kind=augment; its four operations come in random order."""
+    brightness: Range = [0.6, 1.4]
+    """Factor of the brightness of kind=augment."""
+    contrast: Range = [0.6, 1.4]
+    """Factor of the contrast of kind=augment."""
+    saturation: Range = [0.8, 1.2]
+    """Factor of the saturation of kind=augment."""
+    hue: Range = [-0.1, 0.1]
+    """Shift of the hue of kind=augment, in turns of the colour wheel."""
+    grayscale: Probability = 0.2
+    """Probability with which kind=augment removes the colour."""
+    blur: Probabilities = [1.0, 0.1]
+    """Probability of the Gaussian blur of kind=augment: in observed views, in the target."""
+    blur_sigma: Range = [0.1, 2.0]
+    """Sigma of the blur in pixels; its kernel has 2 round((H - 10) / 20) + 1 taps, 3 at 32 pixels."""
+    solarize: Probabilities = [0.0, 0.2]
+    """Probability of solarising in kind=augment: in observed views, in the target."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> SequenceConfig:
         if bad := [angle for angle in self.angles if angle % 90]:
             raise InputError(f"{bad[0]} is not a multiple of 90", "angles")
-        for name, low, high in (("rotation", -180, 180), ("translation", -64, 64), ("scale", 0.05, 8)):
+        for name, (low, high) in RANGES.items():
             lo, hi = getattr(self, name)
             if not low <= lo <= hi <= high:
-                raise InputError(f"must be [lowest, highest] within [{low}, {high}]", name)
+                raise InputError(f"must be [lowest, highest] within [{low:g}, {high:g}]", name)
         return self
+
+
+class ActionsConfig(Section):
+    """How the moves between views are told to the model and asked of the probes."""
+
+    normalization: Literal["standard", "view_l2", "none"] = "standard"
+    """standard: over a constant, the deviation of its draws; view_l2: the reference's, which leaks the target; none."""
+    full: bool = False
+    """Whether flip, grayscale and solarise of kind=augment are told too; the paper leaves them out."""

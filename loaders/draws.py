@@ -10,9 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ORDER_STREAM", "TRAIN_STREAM", "VALIDATION_STREAM", "integers", "philox", "uniform", "words"]
+__all__ = [
+    "ORDER_STREAM",
+    "STATISTICS_STREAM",
+    "TRAIN_STREAM",
+    "VALIDATION_STREAM",
+    "chance",
+    "integers",
+    "philox",
+    "uniform",
+    "words",
+]
 
-TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM = 0, 1, 2
+TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM, STATISTICS_STREAM = range(4)
 
 MASK = 0xFFFFFFFF
 FIXED_POINT_BITS = 16  # |value| < 256 then has at most 24 significant bits: exact in float32
@@ -49,7 +59,7 @@ def words(seed: int, stream: int, epoch: int, index: Tensor, num_views: int, num
 
     Args:
         seed: of the run, in [0, 2**32).
-        stream: which use the draws are for (`TRAIN_STREAM`, `VALIDATION_STREAM`, `ORDER_STREAM`).
+        stream: which use the draws are for (`TRAIN_STREAM` and so on).
         epoch: number of the epoch; validation always passes 0.
         index: positions in the dataset, int64 [B].
         num_views: V.
@@ -65,7 +75,7 @@ def words(seed: int, stream: int, epoch: int, index: Tensor, num_views: int, num
     return torch.stack(lanes, dim=-1).flatten(-2)[..., :num_draws]
 
 
-def integers(word: Tensor, low: int, high: int) -> Tensor:
+def integers(word: Tensor, low: int, high: int | Tensor) -> Tensor:
     """Map words to whole numbers, uniform on low..high inclusive; float32 of the same shape, exact."""
     return (low + (word * (high - low + 1) >> 32)).to(torch.float32)
 
@@ -76,3 +86,8 @@ def uniform(word: Tensor, low: float, high: float) -> Tensor:
     fixed_low, fixed_high = round(low * scale), round(high * scale)
     fixed = fixed_low + (word * (fixed_high - fixed_low) >> 32)
     return fixed.to(torch.float32) * (1.0 / scale)
+
+
+def chance(word: Tensor, probability: float) -> Tensor:
+    """Map words to 1 with a probability, else 0; float32 of the same shape."""
+    return (word < round(probability * 2**32)).to(torch.float32)

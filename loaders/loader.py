@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seqjepa.loaders import InputError
 from seqjepa.loaders.beton import INSTALL_HINT, BetonImages, Sidecar, has_ffcv, open_beton
-from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.config import ActionsConfig, DataConfig, SequenceConfig
 from seqjepa.loaders.draws import TRAIN_STREAM, VALIDATION_STREAM, words
 from seqjepa.loaders.resident import ResidentImages
 from seqjepa.loaders.sampler import Sampler, subset
@@ -93,7 +93,8 @@ class Loaders:
 
 def build_loaders(
     data: DataConfig,
-    sequence_config: SequenceConfig,
+    sequence: SequenceConfig,
+    actions: ActionsConfig = ActionsConfig(),  # noqa: B008 - frozen
     *,
     seed: int,
     device: torch.device,
@@ -107,7 +108,6 @@ def build_loaders(
         InputError: the data are missing, empty, damaged or of another kind, or the batch does not fit them.
     """
     layout = find_layout(data.dataset, data.root)
-    sequence = build_sequence(sequence_config)
     stores: dict[str, ResidentImages | BetonImages] = {}
     if layout.kind == "beton":
         if not has_ffcv():
@@ -139,8 +139,7 @@ def build_loaders(
     (classes, size, train_print), (test_classes, test_size, test_print) = facts
     if (classes, size) != (test_classes, test_size):
         raise InputError(f"{data.root}: train and test differ in classes or image size", "data.root")
-    if sequence_config.kind == "rotation" and size[0] != size[1]:
-        raise InputError(f"rotation needs square images; these are {size[1]}x{size[0]}", "sequence.kind")
+    built = build_sequence(sequence, tuple(size), actions, device)
 
     def loader(split: str, size: int | None, subset_seed: int) -> SequenceLoader:
         sampler = Sampler(
@@ -151,12 +150,12 @@ def build_loaders(
             rank=rank,
             num_processes=num_processes,
         )
-        return SequenceLoader(stores[split], sampler, sequence, mean=mean, std=std, device=device)
+        return SequenceLoader(stores[split], sampler, built, mean=mean, std=std, device=device)
 
     return Loaders(
         train=loader("train", data.train_subset, data.subset_seed),
         validation=loader("test", data.val_subset, data.subset_seed + 1),
-        sequence=sequence,
+        sequence=built,
         num_classes=len(classes),
         fingerprint=f"{train_print[:16]}-{test_print[:16]}",
         kind=kind,

@@ -5,16 +5,36 @@ A sequence is one class in a file of its own and one line in `SEQUENCES`.
 
 from __future__ import annotations
 
-from seqjepa.loaders.config import SequenceConfig
+import torch
+
+from seqjepa.loaders.config import ActionsConfig, SequenceConfig
 from seqjepa.loaders.sequences.affine import Affine
+from seqjepa.loaders.sequences.augment import Augment
 from seqjepa.loaders.sequences.base import Sequence
 from seqjepa.loaders.sequences.rotation import Rotation
 
 __all__ = ["SEQUENCES", "Sequence", "build_sequence"]
 
-SEQUENCES: dict[str, type[Sequence]] = {"rotation": Rotation, "affine": Affine}
+SEQUENCES: dict[str, type[Sequence]] = {"rotation": Rotation, "affine": Affine, "augment": Augment}
+CPU = torch.device("cpu")
+TOLD = ActionsConfig()
 
 
-def build_sequence(config: SequenceConfig) -> Sequence:
-    """The sequence that `config.kind` names."""
-    return SEQUENCES[config.kind](config)
+def build_sequence(
+    config: SequenceConfig,
+    image_size: tuple[int, int],
+    actions: ActionsConfig = TOLD,
+    device: torch.device = CPU,
+) -> Sequence:
+    """The sequence that `config.kind` names.
+
+    Args:
+        config: of the sequence.
+        image_size: (H, W).
+        actions: how actions are encoded.
+        device: where views are rendered.
+
+    Raises:
+        InputError: the images are not what the sequence needs.
+    """
+    return SEQUENCES[config.kind](config, actions, image_size, device)

@@ -1,4 +1,4 @@
-"""Affine moves: rotation, translation and scale in one grid sample (digits here, MNIST affine of the reference)."""
+"""Affine moves: rotation, translation and scale in one grid sample (MNIST and CIFAR affine of the reference)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ class Affine(Sequence):
 
     Parameters: angle in degrees (counter-clockwise), shift along x and y in pixels (right and down positive), natural
     logarithm of the scale. Actions: sin and cos of the turn, shift over the largest shift, and log-scale,
-    each from one view to the next. What lies outside the image is black, the background of digits.
+    each from one view to the next. What lies outside the image is black (`padding: zeros`, the background of digits) or
+    the image mirrored at its outermost pixels (`reflect`).
 
     The reference resizes to whole pixels, then rotates to the nearest; one bilinear sample of the composed
     matrix leaves the scale exact and interpolates once.
     """
 
     num_draws = 4
-    param_dim = 4
+    param_names = ("angle", "shift x", "shift y", "log scale")
     factors = {
         "rotation": slice(0, 2),
         "translation_x": slice(2, 3),
@@ -50,6 +51,7 @@ class Affine(Sequence):
 
     def render(self, images: Tensor, params: Tensor) -> Tensor:
         num_images, height, width, _ = images.shape
+        num_views = params.shape[1]
         turn, shift_x, shift_y, log_scale = params.unbind(-1)  # [B, V] each
         sin, cos = torch.deg2rad(turn).sin(), torch.deg2rad(turn).cos()
         zoom = torch.exp(-log_scale)
@@ -59,15 +61,19 @@ class Affine(Sequence):
         y = torch.arange(height, device=images.device) - (height - 1) / 2 - shift_y[..., None]  # [B, V, H]
         x, y = x[:, :, None, :], y[:, :, :, None]
         sin, cos = (sin * zoom)[..., None, None], (cos * zoom)[..., None, None]
-        grid = torch.stack([(cos * x - sin * y) * (2 / width), (sin * x + cos * y) * (2 / height)], dim=-1)
+        # align_corners: -1 and 1 are the centres of the outermost pixels, which is also where `reflect` mirrors
+        grid = torch.stack([(cos * x - sin * y) * (2 / (width - 1)), (sin * x + cos * y) * (2 / (height - 1))], dim=-1)
 
         pixels = images.permute(0, 3, 1, 2).float() / 255  # [B, C, H, W]
-        pixels = pixels[:, None].expand(-1, self.num_views, -1, -1, -1).flatten(0, 1)
-        views = F.grid_sample(pixels, grid.flatten(0, 1), align_corners=False, padding_mode="zeros")
-        return views.unflatten(0, (num_images, self.num_views))
+        pixels = pixels[:, None].expand(-1, num_views, -1, -1, -1).flatten(0, 1)
+        padding = {"zeros": "zeros", "reflect": "reflection"}[self.config.padding]
+        views = F.grid_sample(pixels, grid.flatten(0, 1), align_corners=True, padding_mode=padding)
+        return views.unflatten(0, (num_images, num_views))
 
-    def actions(self, params: Tensor) -> Tensor:
-        step = params[:, 1:] - params[:, :-1]  # [B, V-1, 4]
-        turn = torch.deg2rad(step[..., :1])
+    def encode(self, params: Tensor) -> Tensor:
+        turn = torch.deg2rad(params[..., :1])
         largest_shift = max(1, *map(abs, self.config.translation))
-        return torch.cat([turn.sin(), turn.cos(), step[..., 1:3] / largest_shift, step[..., 3:]], dim=-1)
+        return torch.cat([turn.sin(), turn.cos(), params[..., 1:3] / largest_shift, params[..., 3:]], dim=-1)
+
+    def relative(self, params: Tensor) -> Tensor:
+        return self.encode(params.diff(dim=1))

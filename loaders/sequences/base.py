@@ -2,48 +2,106 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from seqjepa.loaders.config import SequenceConfig
+from seqjepa.loaders.config import ActionsConfig, SequenceConfig
+from seqjepa.loaders.draws import STATISTICS_STREAM, words
 
 __all__ = ["Sequence"]
 
 # B batch, V views (V - 1 observed and the target), C channels, H x W pixels, P parameters, A action dimensions
 
+STATISTICS_SAMPLES = 4096
+VIEW_L2_WARNING = (
+    "actions.normalization=view_l2 divides each parameter by its norm over a sequence's views, the target's included: "
+    "what the model is told about the first views depends on the target. It is here to compare with the reference"
+)
+
 
 class Sequence(ABC):
     """A way to draw view parameters, to render views, and to encode the actions between them.
 
+    Args:
+        config: of the sequence.
+        actions: how actions are encoded.
+        image_size: (H, W).
+        device: where everything happens.
+
     Attributes:
         num_views: V = M + 1.
         num_draws: random numbers that one view needs.
-        param_dim: P.
-        action_dim: A.
+        param_names: of the P parameters.
         factors: name of each factor of variation to its dimensions of the action.
     """
 
     num_draws: int
-    param_dim: int
+    param_names: tuple[str, ...]
     factors: dict[str, slice]
 
-    def __init__(self, config: SequenceConfig):
+    def __init__(
+        self, config: SequenceConfig, actions: ActionsConfig, image_size: tuple[int, int], device: torch.device
+    ):
         self.config = config
+        self.normalization = actions.normalization
+        self.image_size = tuple(image_size)
+        self.device = device
         self.num_views = config.num_observed + 1
+        if self.normalization == "view_l2":
+            warnings.warn(VIEW_L2_WARNING, stacklevel=3)
 
     @property
     def action_dim(self) -> int:
+        """A."""
         return max(dims.stop for dims in self.factors.values())
 
     @abstractmethod
     def params(self, words: Tensor) -> Tensor:
-        """Absolute parameters of each view, float32 [B, V, P], from random words, int64 [B, V, num_draws]."""
+        """Absolute parameters of each view, float32 [B, V, P], from random words, int64 [B, V, num_draws].
+
+        The last view is the target.
+        """
 
     @abstractmethod
     def render(self, images: Tensor, params: Tensor) -> Tensor:
-        """Views, float32 [B, V, C, H, W] in [0, 1], of images, uint8 [B, H, W, C]."""
+        """Views, float32 [B, V, C, H, W] in [0, 1], of images, uint8 [B, H, W, C], for any number of views."""
 
     @abstractmethod
+    def encode(self, params: Tensor) -> Tensor:
+        """Absolute parameters as the reference encodes them, float32 [B, V, A]."""
+
+    def relative(self, params: Tensor) -> Tensor:
+        """Moves from each view to the next, float32 [B, V - 1, A], before normalisation."""
+        return self.encode(params).diff(dim=1)
+
     def actions(self, params: Tensor) -> Tensor:
-        """Relative actions, float32 [B, V - 1, A]: action i carries view i to view i + 1."""
+        """What the model is given, float32 [B, V - 1, A]: action i carries view i to view i + 1.
+
+        `standard` divides each dimension of the move by its standard deviation over the draws, a constant. It does not
+        subtract a mean: no move stays zero, and the way back from a shift is its negative.
+        """
+        if self.normalization == "view_l2":
+            encoded = self.encode(params)
+            return (encoded / encoded.norm(dim=1, keepdim=True).clamp(min=1e-12)).diff(dim=1)
+        moves = self.relative(params)
+        return moves / self.scale if self.normalization == "standard" else moves
+
+    def inverse_actions(self, params: Tensor) -> Tensor:
+        """The way back, float32 [B, V - 1, A]: action i carries view i + 1 to view i."""
+        return self.actions(params.flip(1)).flip(1)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Standard deviation of each dimension of a move between two drawn, observed views, [A]; 1 for a constant.
+
+        Of a fixed set of draws, so that it depends on neither the data, the seed nor the length of the sequences.
+        """
+        index = torch.arange(STATISTICS_SAMPLES)
+        draws = words(0, STATISTICS_STREAM, 0, index, 4, self.num_draws)  # views 1 and 2 of 4: drawn, not the target
+        moves = self.relative(self.params(draws.to(self.device)))[:, 1]
+        deviation = moves.double().std(0)
+        return torch.where(deviation > 1e-6, deviation, 1.0).float()

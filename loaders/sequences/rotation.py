@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqjepa.loaders.config import SequenceConfig
+from seqjepa.loaders import InputError
 from seqjepa.loaders.draws import integers
 from seqjepa.loaders.sequences.base import Sequence
 
@@ -19,32 +19,44 @@ class Rotation(Sequence):
     """
 
     num_draws = 1
-    param_dim = 1
+    param_names = ("angle",)
     factors = {"rotation": slice(0, 2)}
 
-    def __init__(self, config: SequenceConfig):
-        super().__init__(config)
-        self.angles = torch.tensor(config.angles, dtype=torch.float32)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        height, width = self.image_size
+        if height != width:
+            raise InputError(f"rotation needs square images; these are {width}x{height}", "sequence.kind")
+        # made once: a copy to the device in each step would wait for the host
+        self.angles = torch.tensor(self.config.angles, dtype=torch.float32, device=self.device)
 
     def params(self, words: Tensor) -> Tensor:
         choice = integers(words, 0, len(self.angles) - 1).long()  # [B, V, 1]
-        self.angles = self.angles.to(words.device)  # once: a copy in each step would wait for the host
         angles = self.angles[choice]
         angles[:, 0] = 0.0
         return angles
 
     def render(self, images: Tensor, params: Tensor) -> Tensor:
         num_images, height, width, channels = images.shape
+        num_views = params.shape[1]
         pixel = torch.arange(height * width, device=images.device).view(height, width)
         turned = torch.stack([torch.rot90(pixel, turns) for turns in range(4)]).flatten(1)  # [4, H*W]
-        source = turned[params[..., 0].div(90).long() % 4]  # [B, V, H*W]
+        source = turned[_quarters(params[..., 0])]  # [B, V, H*W]
         flat = images.permute(0, 3, 1, 2).flatten(2)[:, None]  # [B, 1, C, H*W]
-        views = flat.expand(-1, self.num_views, -1, -1).gather(3, source[:, :, None].expand(-1, -1, channels, -1))
-        return views.view(num_images, self.num_views, channels, height, width).float() / 255
+        views = flat.expand(-1, num_views, -1, -1).gather(3, source[:, :, None].expand(-1, -1, channels, -1))
+        return views.view(num_images, num_views, channels, height, width).float() / 255
 
-    def actions(self, params: Tensor) -> Tensor:
-        quarter = (params[:, 1:] - params[:, :-1]).div(90).long() % 4  # [B, V-1, 1]
+    def encode(self, params: Tensor) -> Tensor:
+        quarter = _quarters(params)  # [B, V, 1]
         # exact zeros and ones: float32's sin(pi) is not 0, and a constant must look like one
         sin = (quarter == 1).float() - (quarter == 3).float()
         cos = (quarter == 0).float() - (quarter == 2).float()
         return torch.cat([sin, cos], dim=-1)
+
+    def relative(self, params: Tensor) -> Tensor:
+        return self.encode(params.diff(dim=1))
+
+
+def _quarters(degrees: Tensor) -> Tensor:
+    """Right angles as 0, 1, 2, 3 quarter turns."""
+    return degrees.div(90).long() % 4

@@ -137,7 +137,7 @@ from seqjepa.loaders.loader import build_loaders
 config = compose(sys.argv[1:]).config
 accelerator = build_accelerator(config.run, config.optim.accumulate)
 rank, device = accelerator.process_index, accelerator.device
-loaders = build_loaders(config.data, config.sequence, seed=0, device=device, rank=rank, num_processes=2)
+loaders = build_loaders(config.data, config.sequence, config.actions, seed=0, device=device, rank=rank, num_processes=2)
 torch.manual_seed(0)
 learner = Learner(config, loaders, accelerator)
 seen = []

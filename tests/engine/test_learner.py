@@ -24,7 +24,7 @@ class CountReads(TorchDispatchMode):
 def build(tiny):
     def make(*words, device="cpu"):
         config = compose(tiny(*words)).config
-        loaders = build_loaders(config.data, config.sequence, seed=0, device=torch.device(device))
+        loaders = build_loaders(config.data, config.sequence, config.actions, seed=0, device=torch.device(device))
         accelerator = build_accelerator(config.run, config.optim.accumulate)
         torch.manual_seed(0)
         return Learner(config, loaders, accelerator), loaders
@@ -98,7 +98,7 @@ def test_gpu_step_never_waits_and_draws_as_the_cpu(build, tiny, kind):
     words = (f"sequence.kind={kind}", "gates.rules.digits_affine=[]", "run.deterministic=false")
     learner, loaders = build(*words, "run.device=cuda", device="cuda")
     config = compose(tiny(*words)).config
-    on_cpu = build_loaders(config.data, config.sequence, seed=0, device=torch.device("cpu"))
+    on_cpu = build_loaders(config.data, config.sequence, config.actions, seed=0, device=torch.device("cpu"))
     batches = loaders.train.epoch(0)
     for step, expected in enumerate(on_cpu.train.epoch(0)):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may set up

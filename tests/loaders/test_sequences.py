@@ -14,6 +14,8 @@ from seqjepa.loaders.draws import words
 from seqjepa.loaders.sequences import SEQUENCES, build_sequence
 from seqjepa.loaders.sources import find_layout, read_images
 
+SIZE = (24, 24)
+
 
 @pytest.fixture(scope="module")
 def digits():
@@ -25,7 +27,7 @@ def draw(sequence, count=32, seed=0):
 
 
 def test_rotations_are_pillows(digits):
-    sequence = build_sequence(SequenceConfig(kind="rotation"))
+    sequence = build_sequence(SequenceConfig(kind="rotation"), SIZE)
     params = draw(sequence)
     views = sequence.render(digits, params)
     for image, image_views, image_params in zip(digits, views, params, strict=True):
@@ -37,19 +39,19 @@ def test_rotations_are_pillows(digits):
 
 
 def test_rotation_actions_are_the_turn_between_views():
-    sequence = build_sequence(SequenceConfig(kind="rotation"))
+    sequence = build_sequence(SequenceConfig(kind="rotation"), SIZE)
     params = torch.tensor([0.0, 90.0, 270.0, 180.0]).view(1, 4, 1)
     expected = torch.tensor([[1.0, 0.0], [0.0, -1.0], [-1.0, 0.0]])
-    assert torch.equal(sequence.actions(params)[0], expected)  # exact, so that a constant looks like one
+    assert torch.equal(sequence.relative(params)[0], expected)  # exact, so that a constant looks like one
 
 
 def test_rotation_angles_can_be_chosen():
-    params = draw(build_sequence(SequenceConfig(kind="rotation", angles=[0, 180])), 200)
+    params = draw(build_sequence(SequenceConfig(kind="rotation", angles=[0, 180]), SIZE), 200)
     assert set(params[:, 1:].flatten().tolist()) == {0.0, 180.0}
 
 
 def test_affine_views_are_torchvisions(digits):
-    sequence = build_sequence(SequenceConfig(kind="affine"))
+    sequence = build_sequence(SequenceConfig(kind="affine"), SIZE)
     params = draw(sequence)
     views = sequence.render(digits, params)
     pixels = digits.permute(0, 3, 1, 2).float() / 255
@@ -68,13 +70,13 @@ def test_affine_views_are_torchvisions(digits):
 
 
 def test_affine_first_view_is_the_image(digits):
-    sequence = build_sequence(SequenceConfig(kind="affine"))
+    sequence = build_sequence(SequenceConfig(kind="affine"), SIZE)
     views = sequence.render(digits, draw(sequence))
     torch.testing.assert_close(views[:, 0], digits.permute(0, 3, 1, 2) / 255, rtol=0, atol=1e-5)
 
 
 def test_affine_background_is_black():
-    sequence = build_sequence(SequenceConfig(kind="affine", scale=[0.5, 0.5], rotation=[0.0, 0.0]))
+    sequence = build_sequence(SequenceConfig(kind="affine", scale=[0.5, 0.5], rotation=[0.0, 0.0]), SIZE)
     white = torch.full((8, 24, 24, 3), 255, dtype=torch.uint8)
     params = draw(sequence, 8)
     params[..., 1:3] = 0
@@ -85,7 +87,7 @@ def test_affine_background_is_black():
 
 def test_affine_draws_fill_their_ranges():
     config = SequenceConfig(kind="affine", rotation=[-30.0, 60.0], translation=[-2, 5], scale=[0.5, 2.0])
-    turn, shift_x, shift_y, log_scale = draw(build_sequence(config), 4000)[:, 1:].flatten(0, 1).T
+    turn, shift_x, shift_y, log_scale = draw(build_sequence(config, SIZE), 4000)[:, 1:].flatten(0, 1).T
     assert -30 <= turn.min() < -29.5 < 59.5 < turn.max() < 60
     for shift in (shift_x, shift_y):
         assert set(shift.tolist()) == set(range(-2, 6))
@@ -95,9 +97,9 @@ def test_affine_draws_fill_their_ranges():
 
 
 def test_affine_actions_compose():
-    sequence = build_sequence(SequenceConfig(kind="affine"))
+    sequence = build_sequence(SequenceConfig(kind="affine"), SIZE)
     params = draw(sequence)
-    actions = sequence.actions(params).double()
+    actions = sequence.relative(params).double()
     turn = torch.atan2(actions[..., 0], actions[..., 1]).sum(1)
     last = params[:, -1].double()
     difference = torch.deg2rad(last[:, 0]) - turn
@@ -108,7 +110,7 @@ def test_affine_actions_compose():
 
 @pytest.mark.parametrize("kind", SEQUENCES)
 def test_views_do_not_depend_on_the_batch(kind, digits):
-    sequence = build_sequence(SequenceConfig(kind=kind))
+    sequence = build_sequence(SequenceConfig(kind=kind), SIZE)
     params = draw(sequence)
     whole = sequence.render(digits, params)
     parts = [sequence.render(i, p) for i, p in zip(digits.split(7), params.split(7), strict=True)]
@@ -117,7 +119,7 @@ def test_views_do_not_depend_on_the_batch(kind, digits):
 
 @pytest.mark.parametrize("kind", SEQUENCES)
 def test_factors_cover_the_action(kind):
-    sequence = build_sequence(SequenceConfig(kind=kind, num_observed=2))
+    sequence = build_sequence(SequenceConfig(kind=kind, num_observed=2), SIZE)
     dims = [d for dims in sequence.factors.values() for d in range(dims.start, dims.stop)]
     actions = sequence.actions(draw(sequence))
     assert sorted(dims) == list(range(sequence.action_dim))
@@ -129,7 +131,7 @@ def test_cifar_rotations_are_pillows(data_root):
     images = torch.from_numpy(
         read_images("cifar10", find_layout("cifar10", str(data_root / "cifar10")), "test").pixels[:64]
     )
-    sequence = build_sequence(SequenceConfig(kind="rotation"))
+    sequence = build_sequence(SequenceConfig(kind="rotation"), SIZE)
     params = draw(sequence, 64)
     views = (sequence.render(images, params) * 255).round().byte()
     for image, image_views, image_params in zip(images, views, params, strict=True):

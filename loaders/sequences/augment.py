@@ -1,0 +1,123 @@
+"""Augmentations as actions: crop, flip, colour jitter, grayscale, blur, solarise (CIFAR-100 of the paper)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from seqjepa.kernels.views import color_jitter_, crop, gaussian_blur, grayscale_, solarize_
+from seqjepa.loaders.draws import chance, integers, uniform
+from seqjepa.loaders.sequences.base import Sequence
+
+__all__ = ["Augment"]
+
+CROP_TRIES = 10  # torchvision's
+RATIO_LEVELS = 4096  # of the crop's aspect ratio, log-uniform: steps of 0.014 %
+CPU_CHUNK = 32  # sequences rendered at a time, so that their planes stay in a core's cache
+
+
+class Augment(Sequence):
+    """Each view is a crop of the image, resized and perhaps mirrored, then jittered, grayed, blurred and solarised.
+
+    Parameters: the crop's top, left, height and width in pixels; factors of brightness, contrast and saturation; hue
+    shift in turns; sigma of the blur in pixels (0 without); flip, grayscale and solarise as 0 or 1; number of the
+    jitter's order. Where no jitter is drawn its factors are 1, 1, 1, 0. Blur and solarise have probabilities of their
+    own in the target view.
+
+    Actions: differences of the first nine, or with `actions.full` of all but the order. The paper leaves flip,
+    grayscale and solarise untold.
+    """
+
+    num_draws = CROP_TRIES + 13
+    param_names = (
+        *("top", "left", "height", "width", "brightness", "contrast", "saturation", "hue", "sigma"),
+        *("flip", "grayscale", "solarize", "order"),
+    )
+
+    def __init__(self, config, actions, image_size, device):
+        super().__init__(config, actions, image_size, device)
+        self.factors = {"crop": slice(0, 4), "jitter": slice(4, 8), "blur": slice(8, 9)}
+        if actions.full:
+            self.factors |= {"flip": slice(9, 10), "grayscale": slice(10, 11), "solarize": slice(11, 12)}
+        height, width = self.image_size
+        self.kernel_size = 2 * round((height - 10) / 20) + 1 if height > 10 else 1
+        # a crop is round(sqrt(area * ratio)) wide and round(sqrt(area / ratio)) high. Integers decide it, so that its
+        # bits are the same everywhere: area and ratio multiplied in fixed point of 2**-16, against the squares
+        # of k - 1/2
+        log_low, log_high = map(math.log, config.crop_ratio)
+        step = (log_high - log_low) / RATIO_LEVELS
+        logs = [log_low + (level + 0.5) * step for level in range(RATIO_LEVELS)]
+        self.wide = torch.tensor([round(math.exp(log) * 2**16) for log in logs], device=device)
+        self.tall = torch.tensor([round(math.exp(-log) * 2**16) for log in logs], device=device)
+        self.width_steps = _steps(width, height * width).to(device)
+        self.height_steps = _steps(height, height * width).to(device)
+
+    def params(self, words: Tensor) -> Tensor:
+        config = self.config
+        height, width = self._crop_size(words[..., :CROP_TRIES])
+        rest = words[..., CROP_TRIES:].unbind(-1)  # [B, V] each
+        top = integers(rest[0], 0, self.image_size[0] - height)
+        left = integers(rest[1], 0, self.image_size[1] - width)
+        flip = chance(rest[2], config.flip)
+        jittered = chance(rest[3], config.jitter) > 0
+        ranges = (config.brightness, config.contrast, config.saturation, config.hue)
+        factors = [
+            torch.where(jittered, uniform(word, *span), 0.0 if span is config.hue else 1.0)
+            for word, span in zip(rest[4:8], ranges, strict=True)
+        ]
+        order = integers(rest[8], 0, 23)
+        grayscale = chance(rest[9], config.grayscale)
+        blurred = _observed_and_target(rest[10], config.blur) > 0
+        sigma = torch.where(blurred, uniform(rest[11], *config.blur_sigma), 0.0)
+        solarize = _observed_and_target(rest[12], config.solarize)
+        columns = [top, left, height, width, *factors, sigma, flip, grayscale, solarize, order]
+        return torch.stack([column.float() for column in columns], dim=-1)
+
+    def _crop_size(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Height and width, int64 [B, V], of the first of the tries that fits; of the largest crop if none does."""
+        low, high = (round(bound * 2**16) for bound in self.config.crop_area)
+        area = low + ((words & 0xFFFF) * (high - low) >> 16)
+        level = words >> 20
+        width = torch.bucketize(area * self.wide[level], self.width_steps, right=True)  # [B, V, tries]
+        height = torch.bucketize(area * self.tall[level], self.height_steps, right=True)
+        rows, columns = self.image_size
+        fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
+        first = fits.int().argmax(-1, keepdim=True)
+        height, width, fits = (value.gather(-1, first)[..., 0] for value in (height, width, fits))
+        narrowest, widest = self.config.crop_ratio
+        full_height = min(rows, round(columns / narrowest))
+        full_width = min(columns, round(rows * widest))
+        return torch.where(fits, height, full_height), torch.where(fits, width, full_width)
+
+    def render(self, images: Tensor, params: Tensor) -> Tensor:
+        chunk = CPU_CHUNK if images.device.type == "cpu" else max(len(images), 1)
+        parts = zip(images.split(chunk), params.split(chunk), strict=True)
+        return torch.cat([self._render(*part) for part in parts])
+
+    def _render(self, images: Tensor, params: Tensor) -> Tensor:
+        top, left, height, width, *_ = params.unbind(-1)
+        flip = params[..., 9]
+        planes = crop(images, top, left, height, width, flip)  # [3, B*V, H, W]
+        *_, brightness, contrast, saturation, hue, sigma, _, grayscale, solarize, order = params.flatten(0, 1).unbind(
+            -1
+        )
+        color_jitter_(planes, brightness, contrast, saturation, hue, order)
+        grayscale_(planes, grayscale)
+        planes = gaussian_blur(planes, sigma, self.kernel_size)
+        planes = solarize_(planes, solarize)
+        return planes.unflatten(1, params.shape[:2]).permute(1, 2, 0, 3, 4)
+
+    def encode(self, params: Tensor) -> Tensor:
+        return params[..., : self.action_dim]
+
+
+def _steps(size: int, area: int) -> Tensor:
+    """Fixed-point fractions of the image's area at which a side grows to 1, 2, ..., size + 1 pixels."""
+    return torch.tensor([math.ceil((k - 0.5) ** 2 / area * 2**32) for k in range(1, size + 2)])
+
+
+def _observed_and_target(word: Tensor, probabilities: list[float]) -> Tensor:
+    observed, target = probabilities
+    return torch.cat([chance(word[:, :-1], observed), chance(word[:, -1:], target)], dim=1)
