@@ -1,4 +1,4 @@
-"""The reference's augmentations, one view at a time, by torchvision's functions: on float tensors or on Pillow's images."""
+"""The reference's augmentations, a view at a time, by torchvision's functions: on float tensors or Pillow's images."""
 
 from itertools import permutations
 
@@ -15,7 +15,7 @@ NAMES = (
 
 def jitter_order(order: int) -> list[str]:
     """The four operations in the order of that number: the blends' permutation, and the place of the hue in it."""
-    names = list(next(p for n, p in enumerate(permutations(("brightness", "contrast", "saturation"))) if n == order % 6))
+    names = list(list(permutations(("brightness", "contrast", "saturation")))[order % 6])
     names.insert(order // 6, "hue")
     return names
 

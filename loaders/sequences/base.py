@@ -81,27 +81,32 @@ class Sequence(ABC):
     def actions(self, params: Tensor) -> Tensor:
         """What the model is given, float32 [B, V - 1, A]: action i carries view i to view i + 1.
 
-        `standard` divides each dimension of the move by its standard deviation over the draws, a constant. It does not
-        subtract a mean: no move stays zero, and the way back from a shift is its negative.
+        `standard` subtracts from each dimension of the move its mean over the draws and divides by its standard
+        deviation, both constants.
         """
         if self.normalization == "view_l2":
             encoded = self.encode(params)
             return (encoded / encoded.norm(dim=1, keepdim=True).clamp(min=1e-12)).diff(dim=1)
         moves = self.relative(params)
-        return moves / self.scale if self.normalization == "standard" else moves
+        if self.normalization == "standard":
+            mean, deviation = self.statistics
+            moves = (moves - mean) / deviation
+        return moves
 
     def inverse_actions(self, params: Tensor) -> Tensor:
         """The way back, float32 [B, V - 1, A]: action i carries view i + 1 to view i."""
         return self.actions(params.flip(1)).flip(1)
 
     @cached_property
-    def scale(self) -> Tensor:
-        """Standard deviation of each dimension of a move between two drawn, observed views, [A]; 1 for a constant.
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, [A] each, of a move between two drawn, observed views; 1 for a constant's.
 
-        Of a fixed set of draws, so that it depends on neither the data, the seed nor the length of the sequences.
+        Of a fixed set of draws, so that they depend on neither the data, the seed nor the length of the sequences. Each
+        move counts there and back: a shift has mean 0, and the way back from it is its negative.
         """
         index = torch.arange(STATISTICS_SAMPLES)
         draws = words(0, STATISTICS_STREAM, 0, index, 4, self.num_draws)  # views 1 and 2 of 4: drawn, not the target
-        moves = self.relative(self.params(draws.to(self.device)))[:, 1]
-        deviation = moves.double().std(0)
-        return torch.where(deviation > 1e-6, deviation, 1.0).float()
+        drawn = self.params(draws.to(self.device))[:, 1:3]
+        moves = torch.cat([self.relative(drawn), self.relative(drawn.flip(1))]).double()[:, 0]
+        mean, deviation = moves.mean(0), moves.std(0)
+        return mean.float(), torch.where(deviation > 1e-6, deviation, 1.0).float()

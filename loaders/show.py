@@ -1,0 +1,134 @@
+"""Draw a contact sheet of action sequences: `python -m seqjepa.loaders.show CONFIG.yaml --out sheet.png`.
+
+A row is an image as the model sees it: the observed views, then the target. Between two views stands the move from the
+one to the other, before normalisation, a line for each factor. section.key=value overrides the config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from seqjepa.loaders import InputError
+from seqjepa.loaders.config import ActionsConfig, DataConfig, Section, SequenceConfig
+from seqjepa.loaders.loader import Batch, Loaders, build_loaders
+
+__all__ = ["draw_sheet", "main"]
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+class _Config(Section):
+    """The sections that decide what the sheet shows."""
+
+    data: DataConfig = DataConfig()
+    sequence: SequenceConfig = SequenceConfig()
+    actions: ActionsConfig = ActionsConfig()
+
+
+def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
+    """Draw the first training sequences of epoch 0.
+
+    Args:
+        loaders: of the data.
+        rows: number of sequences.
+        path: of the PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    loader, factors = loaders.train, loaders.sequence.factors
+    batch: Batch = next(loader.epoch(0))
+    views = (batch.views * loader.std + loader.mean).clamp(0, 1).permute(0, 1, 3, 4, 2)[:rows].cpu()
+    num_views = views.shape[1]
+    lines = [(name, dims) for name, dims in factors.items()]
+    # a text column is as wide as its longest line
+    text_width = max(len(name) + 6 * (dims.stop - dims.start) for name, dims in lines) * 0.045 + 0.1
+    widths = [1.0, text_width] * (num_views - 1) + [1.0]
+    figure = Figure(figsize=(sum(widths) + 0.3, 1.02 * len(views) + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    cells = figure.subplots(len(views), len(widths), width_ratios=widths, squeeze=False)
+    moves = loaders.sequence.relative(batch.params)[:rows].tolist()
+    for first, row, sequence, steps in zip([True] + rows * [False], cells, views, moves, strict=False):
+        for number, view in enumerate(sequence):
+            axes = row[2 * number]
+            axes.imshow(view, interpolation="nearest")
+            if first:
+                axes.set_title("target" if number == num_views - 1 else f"view {number}", fontsize=7)
+        for number, step in enumerate(steps):
+            told = [f"{name} " + " ".join(f"{value:+.2f}" for value in step[dims]) for name, dims in lines]
+            row[2 * number + 1].text(
+                0.5, 0.5, "\n".join(told), ha="center", va="center", fontsize=5.5, family="monospace"
+            )
+        for axes in row:
+            axes.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+
+
+def _read(words: list[str]) -> _Config:
+    """The config that YAML files and overrides make, its other sections left aside.
+
+    Raises:
+        InputError: a line that says what is wrong.
+    """
+    layers = []
+    for word in sorted(words, key=lambda word: "=" in word):
+        try:
+            if "=" in word:
+                layers.append(OmegaConf.from_dotlist([word]))
+            else:
+                path = Path(word) if Path(word).is_file() else PACKAGE / word
+                layers.append(OmegaConf.load(path))
+        except FileNotFoundError:
+            raise InputError(f"{word}: no such config file") from None
+        except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+            raise InputError(f"{word}: {str(error).splitlines()[0]}") from None
+    merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+    try:
+        return _Config.model_validate({name: merged[name] for name in _Config.model_fields if name in merged})
+    except ValidationError as errors:
+        first = errors.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raised = first.get("ctx", {}).get("error")
+        more = f".{raised.field}" if isinstance(raised, InputError) and raised.field else ""
+        raise InputError(f"{field}{more}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns 0, or 2 for bad input."""
+    summary, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.show", description=summary, epilog=details)
+    parser.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and section.key=value")
+    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="the PNG (default: sheet.png)")
+    parser.add_argument("--rows", type=int, default=6, help="number of sequences (default: 6)")
+    parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
+    args = parser.parse_args(argv)
+    try:
+        if args.rows < 1:
+            raise InputError(f"--rows {args.rows}: must be at least 1")
+        config = _read(args.words)
+        data = config.data.model_copy(update={"batch_size": args.rows, "train_subset": None})
+        device = torch.device("cpu")
+        loaders = build_loaders(data, config.sequence, config.actions, seed=args.seed, device=device)
+        draw_sheet(loaders, args.rows, args.out)
+    except InputError as error:
+        print(f"error: {error.field + ': ' if error.field else ''}{error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {args.out}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
