@@ -48,23 +48,33 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     batch: Batch = next(loader.epoch(0))
     views = (batch.views * loader.std + loader.mean).clamp(0, 1).permute(0, 1, 3, 4, 2)[:rows].cpu()
     num_views = views.shape[1]
-    lines = [(name, dims) for name, dims in factors.items()]
     # a text column is as wide as its longest line
-    text_width = max(len(name) + 6 * (dims.stop - dims.start) for name, dims in lines) * 0.045 + 0.1
+    text_width = max(len(name) + 6.4 * (dims.stop - dims.start) for name, dims in factors.items()) * 0.043
     widths = [1.0, text_width] * (num_views - 1) + [1.0]
-    figure = Figure(figsize=(sum(widths) + 0.3, 1.02 * len(views) + 0.3), layout="constrained")
+    width, height, margin, heading = sum(widths), 1.08 * len(views), 0.06, 0.2  # inches
+    figure = Figure(figsize=(width + 2 * margin, height + margin + heading))
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    cells = figure.subplots(len(views), len(widths), width_ratios=widths, squeeze=False)
+    edges = {
+        "left": margin / (width + 2 * margin),
+        "right": 1 - margin / (width + 2 * margin),
+        "bottom": margin / (height + margin + heading),
+        "top": 1 - heading / (height + margin + heading),
+    }
+    cells = figure.subplots(
+        len(views), len(widths), width_ratios=widths, squeeze=False, gridspec_kw={"wspace": 0, "hspace": 0.06, **edges}
+    )
     moves = loaders.sequence.relative(batch.params)[:rows].tolist()
     for first, row, sequence, steps in zip([True] + rows * [False], cells, views, moves, strict=False):
         for number, view in enumerate(sequence):
             axes = row[2 * number]
             axes.imshow(view, interpolation="nearest")
             if first:
-                axes.set_title("target" if number == num_views - 1 else f"view {number}", fontsize=7)
+                axes.set_title("target" if number == num_views - 1 else f"view {number}", fontsize=7, pad=3)
         for number, step in enumerate(steps):
-            told = [f"{name} " + " ".join(f"{value:+.2f}" for value in step[dims]) for name, dims in lines]
+            told = [
+                f"{name} " + " ".join(f"{round(value, 2) + 0.0:+g}" for value in step[dims])
+                for name, dims in factors.items()
+            ]
             row[2 * number + 1].text(
                 0.5, 0.5, "\n".join(told), ha="center", va="center", fontsize=5.5, family="monospace"
             )

@@ -92,8 +92,9 @@ class Augment(Sequence):
         return torch.where(fits, height, full_height), torch.where(fits, width, full_width)
 
     def render(self, images: Tensor, params: Tensor) -> Tensor:
-        chunk = CPU_CHUNK if images.device.type == "cpu" else max(len(images), 1)
-        parts = zip(images.split(chunk), params.split(chunk), strict=True)
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._render(images, params)
+        parts = zip(images.split(CPU_CHUNK), params.split(CPU_CHUNK), strict=True)
         return torch.cat([self._render(*part) for part in parts])
 
     def _render(self, images: Tensor, params: Tensor) -> Tensor:

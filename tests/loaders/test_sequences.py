@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracles import augment_views
 from PIL import Image
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import affine
 
-from seqjepa.loaders.config import SequenceConfig
+from seqjepa.loaders.config import ActionsConfig, SequenceConfig
 from seqjepa.loaders.draws import words
 from seqjepa.loaders.sequences import SEQUENCES, build_sequence
 from seqjepa.loaders.sources import find_layout, read_images
@@ -124,6 +125,178 @@ def test_factors_cover_the_action(kind):
     actions = sequence.actions(draw(sequence))
     assert sorted(dims) == list(range(sequence.action_dim))
     assert actions.shape == (32, 2, sequence.action_dim)
+
+
+def test_affine_border_is_mirrored_at_the_outermost_pixels(digits):
+    config = SequenceConfig(kind="affine", rotation=[0.0, 0.0], scale=[1.0, 1.0], padding="reflect")
+    sequence = build_sequence(config, SIZE)
+    noise = torch.randint(0, 256, (4, 24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    params = torch.zeros(4, 2, 4)
+    params[:, 1, 1:3] = torch.tensor([[3.0, 0.0], [-2.0, 1.0], [0.0, 4.0], [-4.0, -4.0]])
+    views = sequence.render(noise, params)
+    padded = torch.nn.functional.pad(noise.permute(0, 3, 1, 2) / 255, (4,) * 4, mode="reflect")
+    for view, image, (_, x, y, _) in zip(views[:, 1], padded, params[:, 1].tolist(), strict=True):
+        expected = image[:, 4 - int(y) : 28 - int(y), 4 - int(x) : 28 - int(x)]
+        torch.testing.assert_close(view, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("still", "moving"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"translation": [0, 0], "scale": [1.0, 1.0]}, [0, 1]),  # the reference's rot_only, and so on
+        ({"rotation": [0.0, 0.0], "scale": [1.0, 1.0]}, [2, 3]),
+        ({"rotation": [0.0, 0.0], "translation": [0, 0]}, [4]),
+    ],
+)
+def test_affine_modes_move_one_factor(still, moving):
+    sequence = build_sequence(SequenceConfig(kind="affine", **still), SIZE)
+    actions = sequence.actions(draw(sequence, 500))
+    varies = actions.flatten(0, 1).std(0) > 0
+    assert varies.nonzero().flatten().tolist() == moving
+
+
+def augment(num_observed=3, *, full=False, normalization="standard", size=SIZE, **settings):
+    config = SequenceConfig(kind="augment", num_observed=num_observed, **settings)
+    return build_sequence(config, size, ActionsConfig(full=full, normalization=normalization))
+
+
+def test_augmented_views_are_torchvisions(digits):
+    sequence = augment(blur=[0.7, 0.7], solarize=[0.3, 0.3])
+    coloured = digits.roll(7, 1) // 3 + (digits.flip(0) * torch.tensor([1, 0, 1])) // 2  # digits are gray
+    params = draw(sequence)
+    expected = augment_views(coloured, params, pil=False)
+    # thirty float32 operations on values of order one; at the threshold of solarise 1e-7 may become 1 / 255
+    error = (sequence.render(coloured, params) - expected).abs()
+    assert error.mean() < 1e-6
+    assert error.max() < 1e-2
+
+
+def test_crops_are_drawn_as_torchvision_draws_them():
+    sequence = augment(size=(32, 32))
+    _, _, height, width = draw(sequence, 6000)[..., :4].flatten(0, 1).T
+    image = torch.zeros(3, 32, 32)
+    torch.manual_seed(0)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(24_000)])
+    for mine, yours in ((height, theirs[:, 2]), (width, theirs[:, 3]), (height * width, theirs[:, 2] * theirs[:, 3])):
+        ours, counts = mine.double().sort().values, yours.double().sort().values
+        grid = torch.arange(0.5, 1025)
+        distance = (torch.searchsorted(ours, grid) - torch.searchsorted(counts, grid)).abs().max() / 24_000
+        assert distance < 1.95 * (2 / 24_000) ** 0.5  # Kolmogorov-Smirnov at 0.1 %
+
+
+def test_crops_lie_in_the_image_and_fill_it():
+    top, left, height, width = draw(augment(size=(32, 32)), 4000)[..., :4].flatten(0, 1).T
+    assert (height.min() >= 12, height.max(), width.max()) == (True, 32, 32)
+    assert (top >= 0).all()
+    assert (top + height).max() == 32
+    assert (left + width).max() == 32
+    # where it can be anywhere it is anywhere
+    places = top[height == 20].long().bincount()
+    assert len(places) == 13
+    assert ((places - places.sum() / 13).abs() < 5 * (places.sum() / 13) ** 0.5).all()
+
+
+def test_a_crop_that_never_fits_is_the_largest_that_does():
+    params = draw(augment(size=(8, 40), crop_area=[1.0, 1.0], crop_ratio=[0.5, 2.0]), 10)
+    assert (params[..., :4] >= 0).all()
+    assert (params[..., 2:4] == torch.tensor([8.0, 16.0])).all()  # as high as the image, twice as wide
+
+
+def test_augmentations_come_as_often_as_they_are_asked_for():
+    params = draw(augment(), 5000)  # 15,000 observed views, 5,000 targets
+    names = augment().param_names
+    share = {name: (params[..., number] != 0).double().mean(0) for number, name in enumerate(names)}
+
+    def near(found, probability, count):
+        return abs(found - probability) < 5 * (probability * (1 - probability) / count) ** 0.5 + 1e-12
+
+    assert near(share["flip"].mean(), 0.5, 20_000)
+    assert near(share["grayscale"].mean(), 0.2, 20_000)
+    assert (share["sigma"][:3] == 1).all()
+    assert near(share["sigma"][3], 0.1, 5000)
+    assert (share["solarize"][:3] == 0).all()
+    assert near(share["solarize"][3], 0.2, 5000)
+    assert near((params[..., 4] != 1).double().mean(), 0.8, 20_000)
+    still = params[params[..., 4] == 1]
+    assert (still[:, 4:8] == torch.tensor([1.0, 1.0, 1.0, 0.0])).all()
+    counts = params[..., 12].flatten().long().bincount()
+    assert len(counts) == 24
+    assert ((counts - 20_000 / 24).abs() < 5 * (20_000 / 24) ** 0.5).all()
+
+
+def test_full_actions_tell_the_rest():
+    plain, full = augment(), augment(full=True)
+    params = draw(plain)
+    assert torch.equal(params, draw(full))
+    assert (plain.action_dim, full.action_dim) == (9, 12)
+    assert torch.equal(full.relative(params)[..., :9], plain.relative(params))
+    assert torch.equal(full.relative(params)[..., 9], params[:, 1:, 9] - params[:, :-1, 9])
+    # nothing but the order of the jitter is left untold
+    assert set(range(13)) - {d for dims in full.factors.values() for d in range(dims.start, dims.stop)} == {12}
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_standard_actions_have_mean_zero_and_deviation_one(kind):
+    sequence = build_sequence(SequenceConfig(kind=kind, num_observed=2), SIZE)
+    params = draw(sequence, 20_000, seed=5)
+    moves = sequence.actions(torch.cat([params[:, 1:2], params[:, 1:2].roll(1, 0)], 1))[:, 0].double()
+    assert moves.mean(0).abs().max() < 0.05  # 4,096 moves there and back settle the statistics
+    assert (moves.std(0) - 1).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("length", [1, 8])
+def test_standard_actions_do_not_depend_on_the_other_views(kind, length):
+    sequence = build_sequence(SequenceConfig(kind=kind, num_observed=length), SIZE)
+    params = draw(sequence)
+    torch.testing.assert_close(sequence.actions(params)[:, :1], sequence.actions(params[:, :2]), rtol=0, atol=0)
+    other = build_sequence(SequenceConfig(kind=kind, num_observed=3), SIZE)
+    assert torch.equal(other.actions(params), sequence.actions(params))
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("normalization", ["standard", "none"])
+def test_inverse_actions_lead_back(kind, normalization):
+    sequence = build_sequence(SequenceConfig(kind=kind), SIZE, ActionsConfig(normalization=normalization))
+    params = draw(sequence)
+    there, back = sequence.actions(params), sequence.inverse_actions(params)
+    for step in range(3):
+        swapped = params[:, [step + 1, step]]
+        torch.testing.assert_close(back[:, step : step + 1], sequence.actions(swapped), rtol=0, atol=1e-6)
+    sign = torch.full((sequence.action_dim,), -1.0)
+    if kind != "augment":
+        sign[1] = 1.0  # the cosine of a turn is that of the turn back
+    torch.testing.assert_close(back, there * sign, rtol=0, atol=1e-3)  # sampled means of shifts are zero but for 1e-4
+
+
+def test_view_l2_is_the_references_and_leaks_the_target():
+    with pytest.warns(UserWarning, match="view_l2 .* depends on the target"):
+        sequence = augment(normalization="view_l2")
+    params = draw(sequence)
+    absolute = params[..., :9].double()
+    expected = (absolute / absolute.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)).diff(dim=1)
+    torch.testing.assert_close(sequence.actions(params).double(), expected, rtol=0, atol=1e-6)
+    other = params.clone()
+    other[:, -1] = params.roll(1, 0)[:, -1]  # another target
+    assert not torch.allclose(sequence.actions(other)[:, 0], sequence.actions(params)[:, 0])
+
+
+@pytest.mark.realdata
+def test_augmented_cifar_is_torchvisions_over_ten_thousand_draws(data_root):
+    """10,000 views of real images, each bound with its reason."""
+    layout = find_layout("cifar100", str(data_root / "cifar100"))
+    images = torch.from_numpy(read_images("cifar100", layout, "test").pixels[:2500])
+    sequence = augment(size=(32, 32))
+    params = draw(sequence, len(images))
+    assert params.shape[:2] == (2500, 4)
+    error = (sequence.render(images, params) - augment_views(images, params, pil=False)).abs()
+    assert error.mean() < 1e-6  # rounding of some thirty float32 operations on values of order one
+    # solarise jumps by 1 / 255 at its threshold, and rounding may fall on its other side
+    jumps = (error > 1e-4) & (params[..., 11] == 1)[..., None, None, None]
+    assert error[~jumps].max() < 1e-4
+    assert error.max() < 1e-2
+    assert jumps.sum() < 100
 
 
 @pytest.mark.realdata
