@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from seqjepa.engine.records import to_json
 from seqjepa.loaders import InputError
 
-__all__ = ["Checkpoints", "read", "restore", "write"]
+__all__ = ["Checkpoints", "find_checkpoint", "read", "restore", "write"]
 
-VERSION = 1
+VERSION = 2
 METRIC_BANKS = ("train_losses", "train_metrics")
 NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{5,}))?")
 
@@ -108,12 +108,22 @@ def _position(path: Path) -> tuple[int, int]:
     return int(epoch), int(step or 0)
 
 
-def read(path: Path, rank: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def find_checkpoint(path: Path) -> Path | None:
+    """The checkpoint at `path`, or the newest of the run folder there; None if there is neither."""
+    if (path / "checkpoints").is_dir():
+        return Checkpoints(path / "checkpoints", 1).newest()
+    return path if (path / "state.json").is_file() else None
+
+
+def read(
+    path: Path, rank: int = 0, files: tuple[str, ...] = ("model", "probes", "trainer")
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors by file, and the state, of a checkpoint.
 
     Args:
         path: its folder.
         rank: of the process whose generators are read; one that has none in the file starts fresh ones.
+        files: which of its files are read.
 
     Raises:
         InputError: it is missing, damaged or of another version.
@@ -121,13 +131,15 @@ def read(path: Path, rank: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[
     wanted = {"epoch", "step", "best", "final", "seconds", "train_seconds", "wandb_id", "images", "config"}
     try:
         state = json.loads((path / "state.json").read_text())
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in ("model", "probes", "trainer")}
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in files}
         generators = path / f"rng-{rank:05d}.safetensors"
         tensors["rng"] = load_file(generators) if generators.is_file() else {}
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({error})", "run.resume") from None
-    if not isinstance(state, dict) or state.get("version") != VERSION or not wanted <= state.keys():
+    if not isinstance(state, dict) or state.get("version") != VERSION:
         raise InputError(f"{path}: not a checkpoint of version {VERSION}", "run.resume")
+    if missing := sorted(wanted - state.keys()):
+        raise InputError(f"{path}: its state.json holds no {missing[0]}", "run.resume")
     return tensors, state
 
 
@@ -186,7 +198,7 @@ def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str,
         InputError: the tensors are not those of this network.
     """
     try:
-        learner.model.load_state_dict(tensors["model"])
+        load_model(learner.model, tensors["model"])
         learner.probes.load_state_dict(tensors["probes"])
         load_optimizer(learner.optimizer, learner.model, "optimizer", tensors["trainer"])
         load_optimizer(learner.probe_optimizer, learner.probes, "probe_optimizer", tensors["trainer"])
@@ -197,6 +209,17 @@ def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str,
         raise InputError(f"its tensors are not this network's ({str(error).splitlines()[0]})", "run.resume") from None
     learner.device_step.fill_(step)
     load_rng(tensors["rng"])
+
+
+def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load weights that are all of this network's, or raise an `InputError` that names one that differs."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(own.keys() | found.keys()):
+        if own.get(name) != found.get(name):
+            difference = f"{name} is {found.get(name, 'missing')}, the config asks for {own.get(name, 'none')}"
+            raise InputError(f"its tensors are not this network's ({difference})", "run.resume")
+    model.load_state_dict(tensors)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -41,17 +41,19 @@ class Composed(NamedTuple):
         return inside[-1] if inside else None
 
 
-def compose(words: list[str]) -> Composed:
+def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) -> Composed:
     """Merge the layers that `words` names and validate the result once.
 
     Args:
         words: paths of YAML files, and overrides `section.key=value`, in any order; files merge first.
+        base: a layer below them, and its name; a checkpoint's config.
 
     Raises:
         InputError: a line for each thing that is wrong.
     """
     layers, origins = [], {}
-    for label, layer in _layers(words):
+    below = [(base[0], OmegaConf.create(base[1]))] if base else []
+    for label, layer in [*below, *_layers(words)]:
         if missing := OmegaConf.missing_keys(layer):
             raise InputError(f"{label}: {min(missing)} = '???': a value is missing")
         for field in _leaves(layer):

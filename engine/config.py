@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -153,7 +153,7 @@ class AblationConfig(Section):
 
 
 class EvalConfig(Section):
-    """Validation."""
+    """Validation during training, and the frozen-probe evaluation of engine/evaluate.py."""
 
     every: int = Field(default=1, ge=1)
     """Epochs between validations; the last epoch always has one."""
@@ -161,6 +161,30 @@ class EvalConfig(Section):
     """Metric whose best epoch is kept and judged."""
     best_mode: Literal["max", "min"] = "max"
     """Whether more or less of it is better."""
+    lengths: list[Annotated[int, Field(ge=1, le=16)]] = Field(default=[1, 2, 3, 4, 5, 6, 7, 8], min_length=1)
+    """Numbers of observed views that the aggregate is evaluated at."""
+    protocol: Literal["fast", "paper", "both"] = "fast"
+    """paper: heads trained by Adam on views rendered afresh; fast: closed form and nearest neighbours; or both."""
+    batch_size: int = Field(default=256, ge=2)
+    """Sequences in a batch of the evaluation."""
+    epochs: int = Field(default=300, ge=1)
+    """Epochs of the classifiers and of the MLP heads (protocol=paper)."""
+    linear_epochs: int = Field(default=50, ge=1)
+    """Epochs of the linear heads, those of factors of one dimension (protocol=paper)."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of their Adam (protocol=paper)."""
+    renderings: int = Field(default=2, ge=1)
+    """How often each training image is rendered (protocol=fast)."""
+    neighbours: int = Field(default=20, ge=1)
+    """Nearest neighbours that vote (protocol=fast)."""
+    out: str | None = None
+    """Folder of the results; null is eval/<checkpoint> in each run, and runs/comparison for several."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvalConfig:
+        if sorted(set(self.lengths)) != self.lengths:
+            raise InputError("must grow, such as [1, 3, 5]", "lengths")
+        return self
 
 
 class ControlConfig(Section):

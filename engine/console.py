@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Reporter", "Stopwatch"]
+__all__ = ["Reporter", "Stopwatch", "number"]
 
 SHOWN = (
     "online_linacc",
@@ -77,15 +77,15 @@ class Reporter:
         control = untrained or {}
         table.add_row(
             "loss",
-            _number(metrics.get("ep_loss")),
-            _number(metrics.get("val_loss")),
-            _number(control.get("val_loss")),
+            number(metrics.get("ep_loss")),
+            number(metrics.get("val_loss")),
+            number(control.get("val_loss")),
         )
         name = "pred_cosine_centred_test"
-        table.add_row("pred_cosine_centred", "", _number(metrics.get(name)), _number(control.get(name)))
+        table.add_row("pred_cosine_centred", "", number(metrics.get(name)), number(control.get(name)))
         for name in SHOWN:
             row = [metrics.get(f"{name}_train"), metrics.get(f"{name}_test"), control.get(f"{name}_test")]
-            table.add_row(name, *map(_number, row))
+            table.add_row(name, *map(number, row))
         self.console.print(table)
 
 
@@ -112,7 +112,8 @@ class Stopwatch:
         return self.sequences / max(self.seconds, 1e-9)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four significant digits or so; a dash for what is not known."""
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seqjepa.engine.config import ModelConfig, TargetConfig
 from seqjepa.engine.encoders import build_encoder
-from seqjepa.engine.targets import build_target
+from seqjepa.engine.targets import build_target, encode
 
 __all__ = ["ActionEmbedding", "Aggregator", "Output", "Predictor", "SeqJEPA", "build_model"]
 
@@ -129,12 +129,29 @@ class SeqJEPA(nn.Module):
             actions: [B, V - 1, A]; action i carries view i to view i + 1.
         """
         z, target = self.target(self.encoder, views)  # [B, M, D], [B, D]
-        embedded = self.action_embedding(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])  # [B, M, P]
-        # the last observed token carries no action: where it leads is the predictor's question
-        carried = torch.cat([embedded[:, :-1], torch.zeros_like(embedded[:, -1:])], dim=1)
-        agg = self.aggregator(torch.cat([z, carried.to(z.dtype)], dim=-1))
+        embedded = self.embed(actions)  # [B, M, P]
+        agg = self.aggregate(z, embedded[:, :-1])
         prediction = self.predictor(torch.cat([agg, embedded[:, -1].to(agg.dtype)], dim=-1))
         return Output(z, agg, prediction, target)
+
+    def encode(self, views: Tensor) -> Tensor:
+        """Features [B, N, D] of views [B, N, C, H, W]."""
+        return encode(self.encoder, views)
+
+    def embed(self, actions: Tensor) -> Tensor:
+        """Embedded actions [B, N, P] of actions [B, N, A]; in training, normalised over all of them."""
+        return self.action_embedding(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
+
+    def aggregate(self, z: Tensor, embedded: Tensor) -> Tensor:
+        """Aggregate [B, T] of the features of any number of views and the embedded actions between them.
+
+        Args:
+            z: [B, N, D].
+            embedded: [B, N - 1, P]; the last view's token carries none: where it leads is the predictor's question.
+        """
+        none = z.new_zeros(len(z), 1, self.token_width - self.num_features)
+        carried = torch.cat([embedded.to(z.dtype), none], dim=1)
+        return self.aggregator(torch.cat([z, carried], dim=-1))
 
 
 def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> SeqJEPA:

@@ -20,7 +20,7 @@ from seqjepa.engine.config import ProbesConfig
 from seqjepa.engine.metrics import R2, Mean, MetricBank
 from seqjepa.engine.model import Output
 
-__all__ = ["PROBES", "OnlineProbes", "Probe", "probe_features"]
+__all__ = ["PROBES", "OnlineProbes", "Probe", "mean_r2", "mlp", "probe_features"]
 
 
 class Probe(NamedTuple):
@@ -93,7 +93,7 @@ class OnlineProbes(nn.Module):
                 num_classes if probe.target == "label" else self.action_dim,
             )
             self.heads[probe.name] = (
-                nn.Linear(inputs, outputs) if probe.head == "linear" else _mlp(inputs, config.hidden, outputs)
+                nn.Linear(inputs, outputs) if probe.head == "linear" else mlp(inputs, config.hidden, outputs)
             )
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,20 +145,21 @@ class OnlineProbes(nn.Module):
             score = bank[probe.name].compute()
             if probe.target == "action":
                 for factor, dims in self.factors.items():
-                    values[f"{probe.name}_{factor}_{split}"] = _mean(score[dims])
-                score = _mean(score)
+                    values[f"{probe.name}_{factor}_{split}"] = mean_r2(score[dims])
+                score = mean_r2(score)
             values[f"{probe.name}_{split}"] = score
             values[f"{probe.loss_name}_{split}"] = bank[probe.loss_name].compute()
         return values
 
 
-def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:
+    """Two hidden layers with ReLU, the reference's head for actions."""
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
     )
 
 
-def _mean(scores: list[float]) -> float:
+def mean_r2(scores: list[float]) -> float:
     """Mean of the dimensions that have an R²; NaN if none has."""
     known = [score for score in scores if not math.isnan(score)]
     return sum(known) / len(known) if known else math.nan

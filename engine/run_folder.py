@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from seqjepa.engine.checkpoints import Checkpoints
+from seqjepa.engine.checkpoints import Checkpoints, find_checkpoint
 from seqjepa.engine.compose import dump
 from seqjepa.engine.config import Config
 from seqjepa.engine.records import write_atomically
@@ -50,10 +50,8 @@ class RunFolder:
             return None
         if resume == "auto":
             return self.checkpoints.newest()
-        path = Path(resume).expanduser()
-        if (path / "checkpoints").is_dir():  # a run folder
-            path = Checkpoints(path / "checkpoints", 1).newest() or path
-        if not (path / "state.json").is_file():
+        path = find_checkpoint(Path(resume).expanduser())
+        if path is None:
             allowed = "auto, none, a run folder or a checkpoint is allowed"
             raise InputError(f"{resume}: holds no checkpoint; {allowed}", "run.resume")
         return path

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from seqjepa.engine.config import TargetConfig
 from seqjepa.kernels import ema_update_
 
-__all__ = ["TARGETS", "EMATeacher", "StopGradient", "build_target"]
+__all__ = ["TARGETS", "EMATeacher", "StopGradient", "build_target", "encode"]
 
 
-def _encode(encoder: nn.Module, views: Tensor) -> Tensor:
+def encode(encoder: nn.Module, views: Tensor) -> Tensor:
     """Features [B, N, D] of views [B, N, C, H, W]."""
     flat = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     return encoder(flat).unflatten(0, views.shape[:2])
@@ -33,9 +33,9 @@ class EMATeacher(nn.Module):
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
 
     def forward(self, encoder: nn.Module, views: Tensor) -> tuple[Tensor, Tensor]:
-        z = _encode(encoder, views[:, :-1])
+        z = encode(encoder, views[:, :-1])
         with torch.no_grad():
-            target = _encode(self.teacher, views[:, -1:])[:, 0]
+            target = encode(self.teacher, views[:, -1:])[:, 0]
         return z, target
 
     def decay(self, progress: float) -> float:
@@ -71,7 +71,7 @@ class StopGradient(nn.Module):
         super().__init__()
 
     def forward(self, encoder: nn.Module, views: Tensor) -> tuple[Tensor, Tensor]:
-        z = _encode(encoder, views)
+        z = encode(encoder, views)
         return z[:, :-1], z[:, -1].detach()
 
     def update(self, encoder: nn.Module, progress: float) -> None:

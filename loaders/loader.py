@@ -78,6 +78,13 @@ class SequenceLoader:
             views = (sequence.render(pixels, params) - self.mean) / self.std
             yield Batch(views, sequence.actions(params), params, labels, index)
 
+    def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Each image once, as it is: normalised float32 [b, C, H, W], labels [b], index [b]."""
+        order = self.sampler.indices
+        parts = np.split(order, range(self.sampler.batch_size, len(order), self.sampler.batch_size))
+        for pixels, labels, index in self.images.batches(parts):
+            yield (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std, labels, index
+
 
 @dataclass(frozen=True)
 class Loaders:

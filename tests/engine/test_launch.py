@@ -121,7 +121,7 @@ def test_two_processes_share_a_run(tiny, tmp_path):
     one, two = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two"))
     # the same images in the same batches, each process normalising its half: close, not equal
     for name in ("ep_loss", "val_loss"):
-        assert two["final"][name] == pytest.approx(one["final"][name], rel=0.05)
+        assert two["final"][name] == pytest.approx(one["final"][name], rel=0.1)
     assert two["final"].keys() == one["final"].keys()
     folder = tmp_path / "two" / "checkpoints" / "epoch-0002"
     assert {p.name for p in folder.glob("rng-*")} == {"rng-00000.safetensors", "rng-00001.safetensors"}

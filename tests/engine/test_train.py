@@ -358,7 +358,7 @@ def test_refuses_a_checkpoint_of_another_experiment_or_a_damaged_one(tiny, tmp_p
     (path / "trainer.safetensors").write_bytes(whole[:1000])
     refused(capsys, tiny(f"run.resume={path}", run="b"), "run.resume", "not a readable checkpoint")
     (path / "trainer.safetensors").write_bytes(whole)
-    for text, message in (("{", "not a readable checkpoint"), ('{"version": 1}', "not a checkpoint of version 1")):
+    for text, message in (("{", "not a readable checkpoint"), ('{"version": 1}', "not a checkpoint of version 2")):
         (path / "state.json").write_text(text)
         refused(capsys, tiny(f"run.resume={path}", run="b"), "run.resume", message)
 

@@ -1,0 +1,110 @@
+"""A frozen network's features, what is asked of them, and the untrained network beside it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from seqjepa.engine.config import Config
+from seqjepa.engine.model import SeqJEPA, build_model
+from seqjepa.loaders.loader import Batch, Loaders, SequenceLoader
+
+__all__ = ["FrozenNetwork", "Question", "questions", "untrained_network"]
+
+CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 has 0.5 % of its start left
+
+
+class Question(NamedTuple):
+    """Something that is predicted from a feature."""
+
+    name: str  # of the metric
+    feature: str  # key of `FrozenNetwork.features`, or `clean`
+    factor: str | None  # None asks for the class
+
+
+def questions(lengths: list[int], num_observed: int, factors: dict[str, slice]) -> list[Question]:
+    """All that is asked of a network.
+
+    Top-1 of the class from the aggregate of each length, from z of the clean image, and (leakage) from z of the first
+    view; R² of each factor of the first action from a pair of z, and (leakage) from the aggregate of the length of
+    training, or else of the longest. From two views on that was given the action: its R² says what it keeps of it.
+
+    Args:
+        lengths: numbers of observed views.
+        num_observed: of the training.
+        factors: of the actions.
+    """
+    leaking = num_observed if num_observed in lengths else lengths[-1]
+    return [
+        *(Question(f"agg_top1_{length}", f"agg_{length}", None) for length in lengths),
+        Question("z_top1", "clean", None),
+        Question("first_top1", "first", None),
+        *(Question(f"z_r2_{factor}", "pair", factor) for factor in factors),
+        *(Question(f"agg_r2_{factor}", f"agg_{leaking}", factor) for factor in factors),
+    ]
+
+
+class FrozenNetwork:
+    """A network in eval mode whose features are read; its teacher and predictor are never run.
+
+    Args:
+        model: of which nothing changes.
+        lengths: numbers of observed views, growing.
+        accelerator: precision.
+    """
+
+    def __init__(self, model: SeqJEPA, lengths: list[int], accelerator: Accelerator):
+        self.model = model.eval().requires_grad_(False)
+        self.lengths = lengths
+        self.accelerator = accelerator
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Number of dimensions of each feature."""
+        z, token = self.model.num_features, self.model.token_width
+        return {"clean": z, "first": z, "pair": 2 * z} | {f"agg_{length}": token for length in self.lengths}
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """Float32 features of a batch by name, [B, ...]: `first`, `pair` and `agg_<length>`."""
+        views = max(2, self.lengths[-1])
+        with self.accelerator.autocast():
+            z = self.model.encode(batch.views[:, :views])  # [B, N, D]
+            embedded = self.model.embed(batch.actions[:, : views - 1])
+            found = {"first": z[:, 0], "pair": z[:, :2].flatten(1)}
+            for length in self.lengths:
+                found[f"agg_{length}"] = self.model.aggregate(z[:, :length], embedded[:, : length - 1])
+        return {name: feature.float() for name, feature in found.items()}
+
+    @torch.no_grad()
+    def clean(self, loader: SequenceLoader) -> Tensor:
+        """Features of the clean images, float32 [N, D], at their positions in the dataset."""
+        table = torch.zeros(int(loader.sampler.indices.max()) + 1, self.model.num_features, device=loader.mean.device)
+        for images, _, index in loader.clean():
+            with self.accelerator.autocast():
+                table[index] = self.model.encode(images[:, None])[:, 0].float()
+        return table
+
+
+def untrained_network(config: Config, loaders: Loaders, accelerator: Accelerator) -> SeqJEPA:
+    """The network that the run started from, its batch-norm statistics those of training batches.
+
+    Without them an untrained network would be judged in a state that no training step ever saw.
+    """
+    set_seed(config.run.seed)
+    model = build_model(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)
+    model.to(memory_format=torch.channels_last).train()
+    batches = 0
+    while batches < CALIBRATION_BATCHES:
+        for batch in loaders.train.epoch(batches):
+            with torch.no_grad(), accelerator.autocast():
+                model.encode(batch.views[:, : config.sequence.num_observed])
+                model.embed(batch.actions[:, : config.sequence.num_observed])
+            batches += 1
+            if batches == CALIBRATION_BATCHES:
+                break
+    return model
