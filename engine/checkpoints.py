@@ -215,7 +215,7 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load weights that are all of this network's, or raise an `InputError` that names one that differs."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(own.keys() | found.keys()):
+    for name in own | found:
         if own.get(name) != found.get(name):
             difference = f"{name} is {found.get(name, 'missing')}, the config asks for {own.get(name, 'none')}"
             raise InputError(f"its tensors are not this network's ({difference})", "run.resume")

@@ -22,23 +22,22 @@ def _figure(width: float, height: float):
 
 def draw_lengths(result: dict[str, Any], path: Path) -> None:
     """Top-1 on agg against the number of observed views, the untrained control dashed."""
-    figure = _figure(5.2, 3.6)
+    figure = _figure(7.2, 3.6)
     axes = figure.subplots()
     lengths = result["lengths"]
     for number, protocol in enumerate(name for name in PROTOCOLS if name in result):
         for network, style in (("trained", "-"), ("untrained", "--")):
             answers = result[protocol][network]
             values = [answers[f"agg_top1_{length}"] for length in lengths]
-            label = f"agg, {network}, {protocol}"
-            axes.plot(lengths, values, style, color=f"C{number}", marker="o", markersize=4, label=label)
-            axes.axhline(
-                answers["z_top1"], linestyle=style, linewidth=0.8, color="0.5", label=f"z, clean, {network}, {protocol}"
-            )
+            color, title = f"C{number}", f"{network}, {protocol}"
+            axes.plot(lengths, values, style, color=color, marker="o", markersize=4, label=f"agg, {title}")
+            # the encoder's own feature of the clean image: what aggregating has to beat
+            axes.axhline(answers["z_top1"], linestyle=style, linewidth=1, color=color, alpha=0.4, label=f"z, {title}")
     axes.axvline(result["num_observed"], color="0.8", zorder=0)
     axes.annotate("trained on", (result["num_observed"], 1), xycoords=("data", "axes fraction"), fontsize=7, va="top")
     axes.set(xlabel="observed views", ylabel="top-1, %", title="Class from the aggregate", xticks=lengths)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    figure.legend(loc="outside right upper", fontsize=7)
     figure.savefig(path, dpi=120)
 
 

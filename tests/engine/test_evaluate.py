@@ -1,0 +1,259 @@
+"""Frozen-probe evaluation: its heads against scikit-learn's, its features against the model's, its refusals."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from seqjepa.engine import probe_protocols
+from seqjepa.engine.compose import compose
+from seqjepa.engine.environment import build_accelerator
+from seqjepa.engine.evaluate import main
+from seqjepa.engine.evaluation_report import agreement, length_grid
+from seqjepa.engine.frozen import FrozenNetwork, Question, questions, untrained_network
+from seqjepa.engine.probe_protocols import fast_protocol, knn, logistic_regression, paper_protocol, ridge_regression
+from seqjepa.engine.train import main as train
+from seqjepa.loaders.loader import build_loaders
+
+SMALL = ["eval.lengths=[1,2,4]", "eval.batch_size=32"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_for_module):
+    words = tiny_for_module(run="evaluated")
+    assert train(words) == 0
+    (folder,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
+    return folder
+
+
+@pytest.fixture
+def parts(tiny):
+    config = compose(tiny(*SMALL, "sequence.num_observed=4")).config
+    accelerator = build_accelerator(config.run, 1)
+    data = config.data.model_copy(update={"batch_size": 32})
+    loaders = build_loaders(data, config.sequence, config.actions, seed=1, device=accelerator.device)
+    network = FrozenNetwork(untrained_network(config, loaders, accelerator), [1, 2, 4], accelerator)
+    return config, loaders, network
+
+
+def blobs(seed=0, count=600, dims=12, classes=4):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, count)
+    rows = generator.normal(size=(classes, dims))[labels] + generator.normal(size=(count, dims)) * 1.5
+    return torch.from_numpy(rows * generator.uniform(0.1, 10, dims)).float(), torch.from_numpy(labels)
+
+
+def test_ridge_is_scikit_learns_and_finds_its_penalty():
+    rows, _ = blobs()
+    generator = torch.Generator().manual_seed(0)
+    targets = rows @ torch.randn(12, 3, generator=generator) + 4 * torch.randn(600, 3, generator=generator) + 7
+    train_rows, test_rows, train_targets = rows[:400], rows[400:], targets[:400]
+    path = probe_protocols._ridge_path(train_rows, train_targets, test_rows)
+    scaler = StandardScaler().fit(train_rows.double())
+    for penalty, predicted in zip(probe_protocols.RIDGE_PENALTIES, path, strict=True):
+        # torch's deviation divides by n - 1, scikit-learn's by n
+        alpha = penalty * 400 * 400 / 399
+        expected = Ridge(alpha=alpha).fit(scaler.transform(train_rows.double()), train_targets)
+        error = np.abs(expected.predict(scaler.transform(test_rows.double())) - predicted.numpy()).max()
+        assert error < 1e-3  # float32 targets on scikit-learn's side
+    chosen = ridge_regression(train_rows, train_targets, torch.arange(400) % 5 == 0, test_rows)
+    errors = [(predicted - targets[400:]).square().mean() for predicted in path]
+    assert (chosen - targets[400:]).square().mean() < 1.05 * min(errors)  # the best to within its draw
+    assert max(errors) > 2 * min(errors)  # where another penalty would be much worse
+
+
+def test_logistic_regression_is_scikit_learns():
+    rows, labels = blobs(count=1200)
+    predicted = logistic_regression(
+        rows[:800], labels[:800], torch.arange(800) % 5 == 0, rows[800:], num_classes=4
+    ).numpy()
+    scaler = StandardScaler().fit(rows[:800])
+    best = max(
+        (LogisticRegression(C=1 / (800 * penalty), max_iter=1000) for penalty in probe_protocols.LOGISTIC_PENALTIES),
+        key=lambda model: model.fit(scaler.transform(rows[:800]), labels[:800]).score(
+            scaler.transform(rows[800:]), labels[800:]
+        ),
+    )
+    theirs = best.predict(scaler.transform(rows[800:]))
+    assert (predicted == theirs).mean() > 0.95  # they may have settled on neighbouring penalties
+    assert (predicted == labels[800:].numpy()).mean() > 0.6  # chance is a quarter
+
+
+def test_logistic_fit_reaches_the_minimum():
+    rows, labels = blobs()
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    weights = probe_protocols._logistic_fit(rows, labels, torch.zeros(13, 4), 0.01)
+    expected = LogisticRegression(C=1 / (600 * 0.01), max_iter=1000, tol=1e-8).fit(rows, labels)
+    np.testing.assert_allclose(weights[:-1].numpy().T, expected.coef_, atol=5e-3)
+
+
+def test_neighbours_are_scikit_learns():
+    rows, labels = blobs()
+
+    def similarity(distance):
+        return 1 - distance
+
+    expected = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=similarity)
+    expected.fit(rows[:400], labels[:400])
+    ours = knn(rows[:400], labels[:400], rows[400:], num_classes=4, k=20)
+    assert (ours.numpy() == expected.predict(rows[400:])).mean() > 0.99  # float32 may swap the twentieth
+
+
+def test_features_of_a_length_need_only_its_views(parts):
+    _, loaders, network = parts
+    batch = next(loaders.train.epoch(0))
+    whole = network.features(batch)
+    assert whole.keys() == {"first", "pair", "agg_1", "agg_2", "agg_4"}
+    for length in (1, 2, 4):
+        views, actions = batch.views.clone(), batch.actions.clone()
+        views[:, max(length, 2) :], actions[:, max(length - 1, 1) :] = 9.0, 9.0
+        short = FrozenNetwork(network.model, [length], network.accelerator)
+        found = short.features(batch._replace(views=views, actions=actions))[f"agg_{length}"]
+        # a batch of fewer images sums its convolutions in another order
+        torch.testing.assert_close(found, whole[f"agg_{length}"], rtol=0, atol=1e-5)
+    # what training calls the aggregate, at the length of training
+    with torch.no_grad():
+        output = network.model(batch.views, batch.actions)
+    torch.testing.assert_close(whole["agg_4"], output.agg, rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole["pair"], output.z[:, :2].flatten(1), rtol=0, atol=1e-5)
+
+
+def test_clean_features_are_those_of_the_images(parts):
+    _, loaders, network = parts
+    table = network.clean(loaders.train)
+    batch = next(loaders.train.epoch(0))  # view 0 of an affine sequence is the image
+    torch.testing.assert_close(table[batch.index], network.features(batch)["first"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("protocol", [fast_protocol, paper_protocol])
+def test_the_teacher_and_the_predictor_are_never_run(parts, protocol, monkeypatch):
+    config, loaders, network = parts
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"epochs": 1, "linear_epochs": 1})})
+
+    def refuse(*args):
+        raise AssertionError("was run")
+
+    for module in (network.model.target, network.model.target.teacher, network.model.predictor):
+        monkeypatch.setattr(module, "forward", refuse)
+    before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
+    asked = questions([1, 2, 4], 4, loaders.sequence.factors)
+    answers = protocol(network, asked, loaders, config, lambda: None)
+    assert {question.name for question in asked} <= answers.keys()
+    for name, tensor in network.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_linear_heads_of_one_number_rest_after_their_epochs(parts):
+    config, loaders, network = parts
+    scores = []
+    for epochs, linear_epochs in ((1, 1), (3, 1), (3, 3)):
+        settings = config.eval.model_copy(update={"epochs": epochs, "linear_epochs": linear_epochs})
+        torch.manual_seed(0)
+        asked = [Question("scale", "pair", "scale")]
+        only = config.model_copy(update={"eval": settings})
+        # an MLP beside it goes on
+        asked.append(Question("turn", "pair", "rotation"))
+        scores.append(paper_protocol(network, asked, loaders, only, lambda: None))
+    once, rested, trained = scores
+    assert once["scale"] == rested["scale"] != trained["scale"]
+    assert once["turn"] != rested["turn"] == trained["turn"]
+
+
+def test_evaluates_a_run_beside_its_control(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = [run, *SMALL, f"eval.out={out}", "eval.protocol=both", "eval.epochs=1"]
+    assert main(words) == 0
+    result = json.loads((out / "eval.json").read_text())
+    assert result["lengths"] == [1, 2, 4]
+    assert result["images"] == {"train": 160, "test": 70}
+    for protocol in ("fast", "paper"):
+        assert result[protocol]["trained"].keys() == result[protocol]["untrained"].keys()
+        assert result[protocol]["trained"] != result[protocol]["untrained"]
+        for name, value in result[protocol]["trained"].items():
+            assert -math.inf < value <= (1 if "_r2_" in name else 100)
+    assert {f"agg_top1_{n}" for n in (1, 2, 4)} <= result["paper"]["trained"].keys()
+    assert {"z_top1_knn", "first_top1", "z_r2_scale", "agg_r2_rotation"} <= result["fast"]["trained"].keys()
+    assert result["timing"]["fast_trained_seconds"] > 0
+    for figure in ("lengths.png", "factors.png"):
+        assert (out / figure).read_bytes().startswith(b"\x89PNG")
+    assert "agg_r2_translation_x" in capsys.readouterr().out
+
+
+def test_a_run_at_rate_zero_scores_as_its_control(tiny, tmp_path):
+    assert train(tiny("optim.lr=0", "optim.min_lr=0", "run.epochs=6")) == 0
+    assert main([str(tmp_path / "run"), *SMALL]) == 0
+    (path,) = (tmp_path / "run" / "eval").glob("*/eval.json")
+    fast = json.loads(path.read_text())["fast"]
+    for name, value in fast["trained"].items():
+        # the same weights; the batch statistics come from other training batches
+        assert value == pytest.approx(fast["untrained"][name], abs=0.1 if "_r2_" in name else 15), name
+
+
+def test_several_runs_make_a_grid_of_lengths(run, tiny, tmp_path, capsys):
+    assert train(tiny("sequence.num_observed=2", "run.epochs=1")) == 0
+    out = tmp_path / "out"
+    assert main([run, str(tmp_path / "run"), *SMALL, f"eval.out={out}"]) == 0
+    comparison = json.loads((out / "comparison.json").read_text())
+    assert comparison["agg_top1"].keys() == {"2", "3"}
+    assert all(row.keys() == {"1", "2", "4"} for row in comparison["agg_top1"].values())
+    assert (out / "lengths_grid.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(out.glob("*/eval.json"))) == 2
+    assert "trained on 2" in capsys.readouterr().out
+
+
+def test_the_grid_averages_runs_of_one_length():
+    def result(trained, *values):
+        answers = {f"agg_top1_{n}": value for n, value in enumerate(values, start=1)}
+        return {"num_observed": trained, "lengths": [1, 2], "fast": {"trained": answers}}
+
+    grid = length_grid([result(3, 10.0, 20.0), result(1, 5.0, 6.0), result(3, 30.0, 50.0)], "fast")
+    assert grid == {1: {1: 5.0, 2: 6.0}, 3: {1: 20.0, 2: 35.0}}
+
+
+def test_agreement_is_kendalls_tau():
+    def result(fast, paper):
+        return {"fast": {"trained": {"m": fast}}, "paper": {"trained": {"m": paper}}}
+
+    ranks = [(1, 2), (2, 1), (3, 3), (4, 4), (5, 6), (6, 5)]
+    rows = agreement([result(float(fast), float(paper)) for fast, paper in ranks])
+    # 15 pairs of which two are turned round: (13 - 2) / 15
+    assert rows["m"]["tau"] == pytest.approx(11 / 15)
+    assert rows["m"]["n"] == 6
+    assert agreement([result(1.0, 1.0)]) == {}
+
+
+def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (checkpoint,) = (copy / "checkpoints").glob("epoch-0002")
+    weights, state = (checkpoint / "model.safetensors").read_bytes(), (checkpoint / "state.json").read_text()
+
+    def refused(part, *words):
+        assert main([str(copy), *SMALL, *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert part in line
+
+    refused("encoder.0.weight is (4, 3, 3, 3), the config asks for (8, 3, 3, 3)", "model.width=8")
+    refused("eval.lengths = [3, 1]: must grow", "eval.lengths=[3,1]")
+    refused("eval.lengths", "eval.lengths=[0]")
+    (checkpoint / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    refused("not a readable checkpoint")
+    (checkpoint / "model.safetensors").write_bytes(weights)
+    without = json.loads(state)
+    del without["config"]
+    (checkpoint / "state.json").write_text(json.dumps(without))
+    refused("its state.json holds no config")
+    (checkpoint / "state.json").write_text("{")
+    refused("not a readable checkpoint")
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "neither a checkpoint nor a run folder" in capsys.readouterr().err
+    assert main(["--wrong"]) == 2
+    assert main([]) == 0
+    assert "eval.lengths" in capsys.readouterr().out
