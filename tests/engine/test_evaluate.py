@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -17,6 +18,7 @@ from seqjepa.engine.environment import build_accelerator
 from seqjepa.engine.evaluate import main
 from seqjepa.engine.evaluation_report import agreement, length_grid
 from seqjepa.engine.frozen import FrozenNetwork, Question, questions, untrained_network
+from seqjepa.engine.model import build_model
 from seqjepa.engine.probe_protocols import fast_protocol, knn, logistic_regression, paper_protocol, ridge_regression
 from seqjepa.engine.train import main as train
 from seqjepa.loaders.loader import build_loaders
@@ -185,14 +187,22 @@ def test_evaluates_a_run_beside_its_control(run, tmp_path, capsys):
     assert "agg_r2_translation_x" in capsys.readouterr().out
 
 
-def test_a_run_at_rate_zero_scores_as_its_control(tiny, tmp_path):
-    assert train(tiny("optim.lr=0", "optim.min_lr=0", "run.epochs=6")) == 0
-    assert main([str(tmp_path / "run"), *SMALL]) == 0
-    (path,) = (tmp_path / "run" / "eval").glob("*/eval.json")
-    fast = json.loads(path.read_text())["fast"]
-    for name, value in fast["trained"].items():
-        # the same weights; the batch statistics come from other training batches
-        assert value == pytest.approx(fast["untrained"][name], abs=0.1 if "_r2_" in name else 15), name
+def test_the_control_is_the_network_that_training_starts_from(tiny, tmp_path):
+    """A run at a rate of zero ends with the control's weights, and batch statistics of about the same images."""
+    words = tiny("optim.lr=0", "optim.min_lr=0", "run.epochs=10", "checkpoint.every=10")
+    assert train(words) == 0
+    config = compose(words).config
+    accelerator = build_accelerator(config.run, 1)
+    loaders = build_loaders(config.data, config.sequence, config.actions, seed=1, device=accelerator.device)
+    control = untrained_network(config, loaders, accelerator)
+    trained = load_file(tmp_path / "run" / "checkpoints" / "epoch-0010" / "model.safetensors")
+    for name, parameter in control.named_parameters():
+        assert torch.equal(parameter, trained[name]), name
+    means = [name for name in trained if name.startswith("encoder") and "running_" in name]
+    ours, theirs = (torch.cat([part[name] for name in means]) for part in (control.state_dict(), trained))
+    assert (ours - theirs).norm() < 0.1 * theirs.norm()
+    fresh = build_model(config.model, config.target, loaders.sequence.action_dim).state_dict()
+    assert (torch.cat([fresh[name] for name in means]) - theirs).norm() > 0.5 * theirs.norm()
 
 
 def test_several_runs_make_a_grid_of_lengths(run, tiny, tmp_path, capsys):

@@ -1,0 +1,103 @@
+"""What feeds a training step: FFCV, resident and torch's DataLoader with Pillow: `python bench/loaders.py CIFAR100`.
+
+CIFAR100 is a folder with train/ and test/, or torchvision's own. Beside the sequences a second that each loader yields
+stands what the training step of this machine consumes (ResNet-18, all of the paper's model, batch 64).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import torch
+from common import cpu, interleaved, pil_views, record, spread
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from seqjepa.engine.compose import compose
+from seqjepa.engine.environment import build_accelerator
+from seqjepa.engine.learner import Learner
+from seqjepa.loaders.beton import has_ffcv
+from seqjepa.loaders.loader import build_loaders
+from seqjepa.loaders.write import main as write
+
+BATCH, SEQUENCES, STEP_BATCH = 256, 2048, 64
+
+
+class PillowSequences(Dataset):
+    """Sequences by torchvision's transforms on Pillow images, one at a time."""
+
+    def __init__(self, pixels, config, mean, std):
+        self.pixels = pixels
+        self.views = pil_views(config, mean, std)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        return self.views(Image.fromarray(self.pixels[position]))
+
+
+def main(root: str) -> None:
+    words = ["configs/data/cifar100_aug.yaml", "run.threads=1", f"data.train_subset={SEQUENCES}"]
+    config = compose([*words, f"data.root={root}", f"data.batch_size={BATCH}"]).config
+    accelerator = build_accelerator(config.run, 1)
+    device = accelerator.device
+    sections = (config.sequence, config.actions)
+    loaders = {"resident": build_loaders(config.data, *sections, seed=0, device=device)}
+    with tempfile.TemporaryDirectory() as betons:
+        if has_ffcv() and write([root, betons, "--dataset", "cifar100"]) == 0:
+            data = config.data.model_copy(update={"root": betons, "loader": "ffcv"})
+            loaders["ffcv"] = build_loaders(data, *sections, seed=0, device=device)
+        contenders = {name: epoch_of(loader.train) for name, loader in loaders.items()}
+        train = loaders["resident"].train
+        pixels = train.images.pixels[torch.from_numpy(train.sampler.indices[:512]).to(device)].cpu().numpy()
+        dataset = PillowSequences(pixels, config.sequence, train.mean.flatten().tolist(), train.std.flatten().tolist())
+        for workers in (0, 2):
+            reader = DataLoader(dataset, BATCH, num_workers=workers, persistent_workers=workers > 0)
+            contenders[f"DataLoader with Pillow, {workers} workers"] = count(reader)
+        rates = interleaved(contenders)
+
+    step_config = compose([*words, f"data.root={root}", f"data.batch_size={STEP_BATCH}"]).config
+    step_loaders = build_loaders(step_config.data, *sections, seed=0, device=device)
+    learner = Learner(step_config, step_loaders, accelerator)
+    batches = list(step_loaders.train.epoch(0))[:4]
+
+    def steps() -> int:
+        for number, batch in enumerate(batches):
+            learner.step(batch, number)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return STEP_BATCH * len(batches)
+
+    consumed = interleaved({"training step": steps})["training step"]
+    print(f"cifar100_aug, sequences a second on {device.type}, {cpu()}, one thread: median (range) of 5, interleaved\n")
+    print("| loader | yields | the training step consumes | ratio |\n| --- | --- | --- | --- |")
+    for name, values in rates.items():
+        print(f"| {name} | {spread(values)} | {spread(consumed)} | {median(values) / median(consumed):.1f} |")
+    rows = [{"loader": name, "rates": values} for name, values in rates.items()]
+    print(f"\nbench/history/{record('loaders', [*rows, {'training step': consumed}], 1).name}")
+
+
+def epoch_of(loader):
+    """Sequences of one epoch, waited for."""
+
+    def work() -> int:
+        total = sum(len(batch.views) for batch in loader.epoch(0))
+        if loader.mean.is_cuda:
+            torch.cuda.synchronize()
+        return total
+
+    return work
+
+
+def count(reader: DataLoader):
+    return lambda: sum(len(views) for views in reader)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit(__doc__)
+    main(sys.argv[1])

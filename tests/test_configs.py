@@ -1,0 +1,100 @@
+"""configs/README.md against the reference's table: each row resolves, and to the reference's hyperparameters."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from seqjepa.engine.compose import CONFIGS, compose
+
+ROWS = re.findall(r"^\| (\S+/\S+) \| `([^`]+)` \| *(.*?) *\|$", (CONFIGS / "README.md").read_text(), re.MULTILINE)
+TABLE = {name: (words, waits) for name, words, waits in ROWS}
+
+# the reference's table of configs, transcribed: data, images to train and test (None: all), batch, epochs, EMA,
+# rate, decay, schedule, warm-up, last rate, thresholds of accuracy and R²
+ADAM = (1e-3, 0.0, "constant", 0, None)
+EXPECTED = {
+    "archive/remote/cifar100_aug_baseline_10ep": ("cifar100_aug", None, None, 128, 10, True, *ADAM, 5.0, 0.05),
+    "local/cifar100_aug_baseline_gate": (
+        *("cifar100_aug", None, None, 128, 30, True),
+        *(4e-4, 1e-3, "cosine", 10, 1e-5, 23.0, 0.45),
+    ),
+    "quick/cifar100_aug_quick": ("cifar100_aug", 5000, 1000, 64, 5, True, *ADAM, 2.0, 0.0),
+    "quick/cifar100_aug_smoke": ("cifar100_aug", 128, 64, 16, 1, False, *ADAM, 1.0, -0.3),
+    "quick/cifar10_rot_baseline": ("cifar10_rot", 20000, 2000, 128, 10, True, *ADAM, 30.0, 0.1),
+    "quick/cifar10_rot_quick": ("cifar10_rot", 5000, 1000, 64, 5, True, *ADAM, 20.0, 0.0),
+    "quick/cifar10_rot_smoke": ("cifar10_rot", 128, 64, 16, 1, False, *ADAM, 12.0, -0.3),
+    "remote/cifar100_aug_baseline": (
+        *("cifar100_aug", None, None, 128, 200, True),
+        *(4e-4, 1e-3, "cosine", 10, 1e-5, 5.0, 0.1),
+    ),
+    "remote/cifar100_aug_paper": (
+        *("cifar100_aug", None, None, 512, 2000, True),
+        *(4e-4, 1e-3, "cosine", 20, 1e-5, None, None),
+    ),
+    "remote/cifar10_rot_baseline": ("cifar10_rot", 20000, 2000, 128, 10, True, *ADAM, 30.0, 0.1),
+}
+DATASETS = {"cifar100_aug": "cifar100", "cifar10_rot": "cifar10", "mnist_affine": "mnist", "mnist_rot": "mnist"}
+
+
+def resolve(words):
+    return compose([w if "=" in w else f"configs/{w}.yaml" for w in words.split()]).config
+
+
+def test_every_config_of_the_reference_is_mapped():
+    assert len(TABLE) == len(ROWS) == 27
+    assert {name for name, (_, waits) in TABLE.items() if not waits} == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_rows_resolve(name):
+    words, _ = TABLE[name]
+    config = resolve(words)
+    assert DATASETS[config.data.name] == config.data.dataset
+    # constant in all of the reference's files
+    assert (config.run.seed, config.data.subset_seed, config.sequence.num_observed) == (42, 42, 3)
+    assert (config.model.encoder, config.model.num_heads, config.probes.lr) == ("resnet18", 4, 1e-3)
+    small = config.data.dataset == "mnist"
+    model = (config.model.action_dim, config.model.num_layers, config.model.predictor_hidden)
+    assert model == ((64, 2, 512) if small else (128, 3, 1024))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_hyperparameters_are_the_references(name):
+    words, _ = TABLE[name]
+    config = resolve(words)
+    optim, gate = config.optim, {}
+    for rule in config.active_rules:
+        if rule.minus is None and rule.min is not None:
+            gate[rule.metric] = rule.min
+    found = (
+        *(config.data.name, config.data.train_subset, config.data.val_subset, config.data.batch_size),
+        *(config.run.epochs, config.target.kind == "ema"),
+        *(optim.lr, optim.weight_decay, optim.schedule, optim.warmup_epochs),
+        optim.min_lr if optim.schedule == "cosine" else None,
+        *(gate.get("online_linacc_test"), gate.get("online_r2_test")),
+    )
+    assert found == EXPECTED[name]
+    if config.target.kind == "ema":
+        assert (config.target.decay, config.target.schedule, config.target.buffers) == (0.996, "constant", "ignore")
+
+
+def test_the_references_sequences():
+    aug = resolve("data/cifar100_aug").sequence
+    assert (aug.crop_area, aug.crop_ratio, aug.flip) == ([0.2, 1.0], [3 / 4, 4 / 3], 0.5)
+    assert (aug.jitter, aug.brightness, aug.contrast) == (0.8, [0.6, 1.4], [0.6, 1.4])
+    assert (aug.saturation, aug.hue, aug.grayscale) == ([0.8, 1.2], [-0.1, 0.1], 0.2)
+    assert (aug.blur, aug.blur_sigma, aug.solarize) == ([1.0, 0.1], [0.1, 2.0], [0.0, 0.2])
+    multi, turned = resolve("data/mnist_affine").sequence, resolve("data/mnist_rot").sequence
+    assert (multi.rotation, multi.translation, multi.scale) == ([-75.0, 75.0], [-7, 7], [0.5, 1.0])
+    assert (turned.rotation, turned.translation, turned.scale) == ([-180.0, 180.0], [0, 0], [1.0, 1.0])
+    cifar = resolve("data/cifar_affine").sequence
+    assert (cifar.rotation, cifar.translation, cifar.scale, cifar.padding) == (
+        *([-30.0, 30.0], [-4, 4], [0.8, 1.2]),
+        "reflect",
+    )
+
+
+def test_the_table_of_tiers_names_them_all():
+    named = set(re.findall(r"^\| `(\w+)` \|", (CONFIGS / "README.md").read_text(), re.MULTILINE))
+    assert named == {Path(path).stem for path in (CONFIGS / "tier").glob("*.yaml")}
