@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["color_jitter_", "crop", "gaussian_blur", "grayscale_", "solarize_"]
+__all__ = ["color_jitter_", "crop", "gaussian_blur", "grayscale_", "solarize"]
 
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601, in torchvision's digits
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
@@ -150,7 +150,10 @@ def gaussian_blur(planes: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     return planes
 
 
-def solarize_(planes: Tensor, on: Tensor, threshold: float = 128 / 255) -> Tensor:
-    """Invert what is at least `threshold` where `on`, [N], is 1."""
-    limit = torch.where(on > 0, threshold, 2.0)
+def solarize(planes: Tensor, on: Tensor) -> Tensor:
+    """Invert what is at least 1/2 where `on`, [N], is 1.
+
+    Between 127 and 128 of 255, Pillow's usual threshold, inverting is continuous: rounding cannot make a jump.
+    """
+    limit = torch.where(on > 0, 0.5, 2.0)
     return torch.where(planes >= _per_image(limit), 1 - planes, planes)

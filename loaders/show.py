@@ -67,7 +67,7 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     for first, row, sequence, steps in zip([True] + rows * [False], cells, views, moves, strict=False):
         for number, view in enumerate(sequence):
             axes = row[2 * number]
-            axes.imshow(view, interpolation="nearest")
+            axes.imshow(view.numpy(), interpolation="nearest")
             if first:
                 axes.set_title("target" if number == num_views - 1 else f"view {number}", fontsize=7, pad=3)
         for number, step in enumerate(steps):

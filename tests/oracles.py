@@ -37,14 +37,15 @@ def augment(image, params):
     if p["flip"]:
         view = F.hflip(view)
     for name in jitter_order(round(p["order"])):
-        view = getattr(F, f"adjust_{name}")(view, p[name])
+        if p[name] != (name != "hue"):  # a jitter that is not drawn is not run: Pillow's HSV would round
+            view = getattr(F, f"adjust_{name}")(view, p[name])
     if p["grayscale"]:
         view = F.rgb_to_grayscale(view, num_output_channels=3)
     if p["sigma"]:
         kernel = 2 * round((size[0] - 10) / 20) + 1
         view = F.gaussian_blur(view, [kernel, kernel], [p["sigma"], p["sigma"]])
     if p["solarize"]:
-        view = F.solarize(view, 128 if is_pil else 128 / 255)
+        view = F.solarize(view, 128 if is_pil else 0.5)  # between 127 and 128
     return view
 
 

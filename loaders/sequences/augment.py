@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from seqjepa.kernels.views import color_jitter_, crop, gaussian_blur, grayscale_, solarize_
+from seqjepa.kernels.views import color_jitter_, crop, gaussian_blur, grayscale_, solarize
 from seqjepa.loaders.draws import chance, integers, uniform
 from seqjepa.loaders.sequences.base import Sequence
 
@@ -68,11 +68,11 @@ class Augment(Sequence):
             for word, span in zip(rest[4:8], ranges, strict=True)
         ]
         order = integers(rest[8], 0, 23)
-        grayscale = chance(rest[9], config.grayscale)
+        gray = chance(rest[9], config.grayscale)
         blurred = _observed_and_target(rest[10], config.blur) > 0
         sigma = torch.where(blurred, uniform(rest[11], *config.blur_sigma), 0.0)
-        solarize = _observed_and_target(rest[12], config.solarize)
-        columns = [top, left, height, width, *factors, sigma, flip, grayscale, solarize, order]
+        inverted = _observed_and_target(rest[12], config.solarize)
+        columns = [top, left, height, width, *factors, sigma, flip, gray, inverted, order]
         return torch.stack([column.float() for column in columns], dim=-1)
 
     def _crop_size(self, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,13 +101,11 @@ class Augment(Sequence):
         top, left, height, width, *_ = params.unbind(-1)
         flip = params[..., 9]
         planes = crop(images, top, left, height, width, flip)  # [3, B*V, H, W]
-        *_, brightness, contrast, saturation, hue, sigma, _, grayscale, solarize, order = params.flatten(0, 1).unbind(
-            -1
-        )
-        color_jitter_(planes, brightness, contrast, saturation, hue, order)
-        grayscale_(planes, grayscale)
+        *jitter, sigma, _, gray, inverted, order = params[..., 4:].flatten(0, 1).unbind(-1)
+        color_jitter_(planes, *jitter, order)
+        grayscale_(planes, gray)
         planes = gaussian_blur(planes, sigma, self.kernel_size)
-        planes = solarize_(planes, solarize)
+        planes = solarize(planes, inverted)
         return planes.unflatten(1, params.shape[:2]).permute(1, 2, 0, 3, 4)
 
     def encode(self, params: Tensor) -> Tensor:

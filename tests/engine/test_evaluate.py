@@ -267,3 +267,13 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys):
     assert main(["--wrong"]) == 2
     assert main([]) == 0
     assert "eval.lengths" in capsys.readouterr().out
+
+
+def test_runs_under_the_launcher(run, run_process, python, tmp_path):
+    options = ["--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
+    command = [python, "-m", "accelerate.commands.launch", *options, "--dynamo_backend", "no", "engine/evaluate.py"]
+    result = run_process(*command, run, *SMALL, f"eval.out={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "eval.json").exists()
+    alone = run_process(python, "engine/evaluate.py", "nowhere")
+    assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)

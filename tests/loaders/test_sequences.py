@@ -166,10 +166,10 @@ def test_augmented_views_are_torchvisions(digits):
     coloured = digits.roll(7, 1) // 3 + (digits.flip(0) * torch.tensor([1, 0, 1])) // 2  # digits are gray
     params = draw(sequence)
     expected = augment_views(coloured, params, pil=False)
-    # thirty float32 operations on values of order one; at the threshold of solarise 1e-7 may become 1 / 255
+    # thirty float32 operations on values of order one, none of which jumps
     error = (sequence.render(coloured, params) - expected).abs()
     assert error.mean() < 1e-6
-    assert error.max() < 1e-2
+    assert error.max() < 1e-5
 
 
 def test_crops_are_drawn_as_torchvision_draws_them():
@@ -292,11 +292,7 @@ def test_augmented_cifar_is_torchvisions_over_ten_thousand_draws(data_root):
     assert params.shape[:2] == (2500, 4)
     error = (sequence.render(images, params) - augment_views(images, params, pil=False)).abs()
     assert error.mean() < 1e-6  # rounding of some thirty float32 operations on values of order one
-    # solarise jumps by 1 / 255 at its threshold, and rounding may fall on its other side
-    jumps = (error > 1e-4) & (params[..., 11] == 1)[..., None, None, None]
-    assert error[~jumps].max() < 1e-4
-    assert error.max() < 1e-2
-    assert jumps.sum() < 100
+    assert error.max() < 1e-5  # no operation jumps: solarise inverts at 1/2, and equal colours have no hue to lose
 
 
 @pytest.mark.realdata

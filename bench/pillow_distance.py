@@ -1,0 +1,60 @@
+"""Distance of views to torchvision's, on floats and on Pillow's bytes: `python bench/pillow_distance.py CIFAR100`.
+
+Pillow rounds to whole gray levels after each operation; the distances to it are reported, not judged.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from oracles import NAMES, augment_views
+
+from seqjepa.loaders.config import SequenceConfig
+from seqjepa.loaders.draws import words
+from seqjepa.loaders.sequences import build_sequence
+from seqjepa.loaders.sources import find_layout, read_images
+
+COUNT = 2500  # sequences of four views: 10,000 draws
+NEUTRAL = {"height": 32.0, "width": 32.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0}  # the others are 0
+OPERATIONS = {
+    "crop": ("top", "left", "height", "width"),
+    "flip": ("flip",),
+    "brightness": ("brightness",),
+    "contrast": ("contrast",),
+    "saturation": ("saturation",),
+    "hue": ("hue",),
+    "grayscale": ("grayscale",),
+    "blur": ("sigma",),
+    "solarise": ("solarize",),
+    "all": NAMES,
+}
+
+
+def main(root: str) -> None:
+    torch.set_num_threads(1)
+    images = torch.from_numpy(read_images("cifar100", find_layout("cifar100", root), "test").pixels[:COUNT])
+    sequence = build_sequence(SequenceConfig(kind="augment"), (32, 32))
+    drawn = sequence.params(words(0, 0, 0, torch.arange(len(images)), sequence.num_views, sequence.num_draws))
+    neutral = torch.tensor([NEUTRAL.get(name, 0.0) for name in NAMES])
+    print(f"{drawn.shape[0] * drawn.shape[1]:,} draws on CIFAR-100, in gray levels of 255: mean, largest\n")
+    print("| operation | here to torchvision, float | here to Pillow | torchvision, float, to Pillow |")
+    print("| --- | --- | --- | --- |")
+    for operation, names in OPERATIONS.items():
+        varied = torch.tensor([name in names for name in NAMES])
+        params = torch.where(varied, drawn, neutral)
+        ours = sequence.render(images, params)
+        floats, pillow = (augment_views(images, params, pil=pil) for pil in (False, True))
+        distances = [(ours - floats), (ours - pillow), (floats - pillow)]
+        cells = [f"{255 * d.abs().mean():.2g}, {255 * d.abs().max():.2g}" for d in distances]
+        print(f"| {operation} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit(__doc__)
+    main(sys.argv[1])

@@ -1,0 +1,58 @@
+"""The contact sheet."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.loader import build_loaders
+from seqjepa.loaders.sequences import SEQUENCES
+from seqjepa.loaders.show import draw_sheet, main
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_draws_rows_of_views(kind, tmp_path):
+    sheets = {}
+    for rows, length in ((2, 3), (4, 3), (2, 5)):
+        out = tmp_path / f"{rows}{length}.png"
+        words = ["configs/data/digits_affine.yaml", f"sequence.kind={kind}", f"sequence.num_observed={length}"]
+        assert main([*words, "--out", str(out), "--rows", str(rows)]) == 0
+        with Image.open(out) as sheet:
+            sheets[rows, length] = sheet.size
+    (width, height), (_, taller), (wider, _) = sheets.values()
+    assert taller > 1.8 * height
+    assert wider > 1.4 * width
+
+
+def test_the_first_view_stands_at_the_left(tmp_path):
+    data = DataConfig(dataset="digits", batch_size=4)
+    loaders = build_loaders(data, SequenceConfig(), seed=42, device=torch.device("cpu"))
+    draw_sheet(loaders, 1, tmp_path / "sheet.png")
+    batch = next(loaders.train.epoch(0))
+    view = (batch.views[0, 0] * loaders.train.std + loaders.train.mean)[0]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        # an inch at 160 dots, behind a margin, below the heading, in the middle of a cell 1.08 inches high
+        left, top = round(0.06 * 160), round(0.24 * 160)
+        cell = sheet.convert("L").crop((left, top, left + 160, top + 160)).resize((24, 24), Image.Resampling.BOX)
+    shown = torch.from_numpy(np.array(cell, dtype=np.float32)) / 255
+    correlation = torch.corrcoef(torch.stack([shown.flatten(), view.flatten()]))[0, 1]
+    assert correlation > 0.9  # another view of the same digit has less, by far
+
+
+def test_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    def refused(part, *words):
+        assert main([*words, "--out", str(tmp_path / "sheet.png")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert part in line
+
+    digits = "configs/data/digits_affine.yaml"
+    refused("nowhere.yaml: no such config file", "nowhere.yaml")
+    refused("cifar100 needs a folder", "configs/data/cifar100_aug.yaml")
+    refused("sequence.scale: must be [lowest, highest]", digits, "sequence.scale=[2,1]")
+    refused("sequence.flip", digits, "sequence.flip=2")
+    refused("sequence.colour", digits, "sequence.colour=1")
+    refused("--rows 0", digits, "--rows", "0")
+    (tmp_path / "file").write_text("")
+    assert main([digits, "--out", str(tmp_path / "file" / "sheet.png")]) == 2
