@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # without a configuration Accelerate warns about each default that it takes
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: setup smoke test test-slow test-gpu test-realdata test-floor lint clean
+.PHONY: setup smoke gate30 test test-slow test-gpu test-realdata test-floor lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
 
@@ -40,6 +40,12 @@ $(VENV)/.ffcv: $(VENV)/.installed
 
 smoke: setup
 	$(LAUNCH) engine/train.py
+
+# thirty epochs of CIFAR-100, then frozen probes: for a GPU. DATA is a folder of CIFAR-100.
+gate30: setup
+	$(BIN)/accelerate launch engine/train.py configs/data/cifar100_aug.yaml configs/tier/gate30.yaml \
+	  configs/variant/baseline.yaml data.root=$(DATA) run.name=gate30 run.resume=auto
+	$(BIN)/accelerate launch engine/evaluate.py runs/gate30
 
 # a worker for each of two cores; a file's tests stay together and share what they set up
 test: setup
