@@ -62,8 +62,15 @@ def record(name: str, rows: list[dict], threads: int) -> Path:
 
 
 def pil_views(config: SequenceConfig, mean, std) -> Callable[[object], torch.Tensor]:
-    """The same sequence as torchvision's users write it: a Pillow image to views [V, 3, H, W], one at a time."""
-    finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    """The same sequence as torchvision's users write it: a Pillow image to views [V, 3, H, W], one at a time.
+
+    A gray image stays gray until its views are tensors.
+    """
+    to_tensor, normalize = transforms.ToTensor(), transforms.Normalize(mean, std)
+
+    def finish(view) -> torch.Tensor:
+        return normalize(to_tensor(view).expand(3, -1, -1))
+
     if config.kind == "augment":
         pipelines = [_augment(config, target) for target in range(2)]
 

@@ -35,7 +35,9 @@ def main(root: Path) -> None:
             loader.sampler.indices = loader.sampler.indices.repeat(-(-OURS // len(loader.sampler.indices)))
         loader.sampler.indices = loader.sampler.indices[:OURS]
         pipeline = pil_views(config.sequence, loader.mean.flatten().tolist(), loader.std.flatten().tolist())
-        images = [Image.fromarray(image.numpy()) for image in loader.images.pixels[:THEIRS]]
+        pixels = loader.images.pixels[:THEIRS]
+        gray = dataset in ("digits", "mnist")
+        images = [Image.fromarray((image[..., 0] if gray else image).numpy()) for image in pixels]
 
         def ours(loader=loader) -> int:
             return sum(len(batch.views) for batch in loader.epoch(0))

@@ -128,7 +128,7 @@ def read(
     Raises:
         InputError: it is missing, damaged or of another version.
     """
-    wanted = {"epoch", "step", "best", "final", "seconds", "train_seconds", "wandb_id", "images", "config"}
+    wanted = {"epoch", "step", "best", "final", "seconds", "train_seconds", "wandb_id", "images", "commit", "config"}
     try:
         state = json.loads((path / "state.json").read_text())
         tensors = {name: load_file(path / f"{name}.safetensors") for name in files}
@@ -140,6 +140,8 @@ def read(
         raise InputError(f"{path}: not a checkpoint of version {VERSION}", "run.resume")
     if missing := sorted(wanted - state.keys()):
         raise InputError(f"{path}: its state.json holds no {missing[0]}", "run.resume")
+    if not isinstance(state["config"], dict):
+        raise InputError(f"{path}: the config in its state.json is no mapping", "run.resume")
     return tensors, state
 
 

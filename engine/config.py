@@ -173,12 +173,14 @@ class EvalConfig(Section):
     """Epochs of the linear heads, those of factors of one dimension (protocol=paper)."""
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate of their Adam (protocol=paper)."""
+    hidden: int = Field(default=1024, ge=1)
+    """Hidden width of the MLP heads (protocol=paper)."""
     renderings: int = Field(default=2, ge=1)
     """How often each training image is rendered (protocol=fast)."""
     neighbours: int = Field(default=20, ge=1)
     """Nearest neighbours that vote (protocol=fast)."""
     out: str | None = None
-    """Folder of the results; null is eval/<checkpoint> in each run, and runs/comparison for several."""
+    """Folder of the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for several."""
 
     @model_validator(mode="after")
     def _check(self) -> EvalConfig:
@@ -280,8 +282,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.actions.full and self.sequence.kind != "augment":
-            raise InputError(f"sequence.kind={self.sequence.kind} has nothing to add; false is allowed", "actions.full")
         if self.gates.enforce and not self.active_rules:
             known = ", ".join(self.gates.rules) or "none"
             raise InputError(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seqjepa.loaders import InputError
 
 if TYPE_CHECKING:
+    from seqjepa.engine.config import Config
     from seqjepa.engine.console import Reporter
+    from seqjepa.engine.model import SeqJEPA
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 HELP = """\
@@ -21,13 +24,13 @@ Asks a frozen network for the class and the action, and its untrained control fo
   accelerate launch engine/evaluate.py runs/cifar100-quick/checkpoints/best eval.protocol=paper
 
 A run stands for its newest checkpoint, whose config is used; section.key=value overrides it (data.root, eval.*).
-Writes eval.json, lengths.png and factors.png to eval/<checkpoint> in the run, or to eval.out. Several runs are also
-compared: a grid of training length by evaluation length, and with eval.protocol=both how far the two agree.
+Writes eval.json, lengths.png and factors.png to eval/<checkpoint>-<protocol> in the run, or to eval.out. Several runs
+are also compared: a grid of training length by evaluation length, and with eval.protocol=both how far the two agree.
 
 Settings (defaults):
 {settings}
 
-Exit codes: 0 done, 2 bad input (`accelerate launch` makes every failure 1)."""
+Exit codes: 0 done, 2 bad input, 130 interrupted (`accelerate launch` makes every failure 1)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,21 +42,35 @@ def main(argv: list[str] | None = None) -> int:
             return DONE
         if unknown := [word for word in argv if word.startswith("-")]:
             raise InputError(f"{unknown[0]}: unknown option; --help is one, values are section.key=value")
-        paths = [Path(word) for word in argv if "=" not in word]
+        paths = [Path(word).expanduser() for word in argv if "=" not in word or Path(word).exists()]
         if not paths:
             raise InputError("no run or checkpoint was given")
         from seqjepa.engine.console import Reporter
 
         with Reporter(True) as reporter:
-            evaluate(paths, [word for word in argv if "=" in word], reporter)
+            evaluate(paths, [word for word in argv if Path(word).expanduser() not in paths], reporter)
     except InputError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {error.field + ': ' if error.field else ''}{line}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted: what was finished is written", file=sys.stderr)
         return INTERRUPTED
     return DONE
+
+
+class Case(NamedTuple):
+    """A checkpoint that can be evaluated."""
+
+    checkpoint: Path
+    state: dict[str, Any]
+    model: SeqJEPA
+    config: Config
+    folder: Path  # of its results
+
+    @property
+    def protocols(self) -> list[str]:
+        return ["fast", "paper"] if self.config.eval.protocol == "both" else [self.config.eval.protocol]
 
 
 def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> list[dict[str, Any]]:
@@ -65,114 +82,133 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
         reporter: speaks.
 
     Raises:
-        InputError: a checkpoint or the data cannot be used.
+        InputError: a checkpoint, the data or a folder of results cannot be used.
     """
     from seqjepa.engine import evaluation_report as report
 
-    opened = [_open(path, overrides) for path in paths]  # all of them, before hours are spent on the first
+    # all of them, before hours are spent on the first
+    cases = [_open(path, overrides, number if len(paths) > 1 else 0) for number, path in enumerate(paths, start=1)]
+    together = Path(cases[0].config.eval.out or "runs/comparison").expanduser()
+    if len(cases) > 1:
+        report.check_comparable(cases)
+        report.make_folder(together)
     results, controls = [], {}
-    for checkpoint, state, model, config in opened:
-        result = _evaluate_one(checkpoint, state, model, config, controls, reporter)
-        folder = Path(config.eval.out or checkpoint.parent.parent / "eval" / checkpoint.name).expanduser()
-        if config.eval.out and len(paths) > 1:
-            folder = folder / f"{len(results) + 1}-{checkpoint.parent.parent.name}-{checkpoint.name}"
-        report.write(result, folder, reporter)
+    for case in cases:
+        result = _measure(case, controls, reporter)
+        report.write(result, case.folder, reporter)
         results.append(result)
     if len(results) > 1:
-        report.compare(results, Path(opened[0][3].eval.out or "runs/comparison").expanduser(), reporter)
+        report.compare(results, together, reporter)
     return results
 
 
-def _open(path: Path, overrides: list[str]):
-    """Checkpoint folder, state, weights and config of an evaluation."""
+def _open(path: Path, overrides: list[str], number: int) -> Case:
+    """Read a checkpoint and see that all it needs is there; `number` is its place among several, or 0."""
     from seqjepa.engine import checkpoints
     from seqjepa.engine.compose import compose
+    from seqjepa.engine.evaluation_report import make_folder
+    from seqjepa.engine.model import build_model
+    from seqjepa.loaders.sequences import build_sequence
 
-    found = checkpoints.find_checkpoint(path.expanduser())
+    found = checkpoints.find_checkpoint(path)
     if found is None:
         raise InputError(f"{path}: neither a checkpoint nor a run folder that has one")
     if found.is_symlink():  # `best`: the results belong to what it points to
         found = found.parent / found.readlink()
-    tensors, state = checkpoints.read(found, files=("model",))
-    config = compose(overrides, (f"{found}", state["config"])).config
-    return found, state, tensors["model"], config
+    try:
+        tensors, state = checkpoints.read(found, files=("model",))
+        config = compose(overrides, (f"{found}", state["config"])).config
+        action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # of images of any size
+        model = build_model(config.model, config.target, action_dim)
+        checkpoints.load_model(model, tensors["model"])
+    except InputError as error:
+        raise InputError(str(error) if str(found) in str(error) else f"{found}: {error}") from None
+    run = found.parent.parent if found.parent.name == "checkpoints" else found.parent
+    folder = run / "eval" / f"{found.name}-{config.eval.protocol}"
+    if config.eval.out:
+        folder = Path(config.eval.out).expanduser()
+        folder = folder / f"{number}-{run.name}-{found.name}" if number else folder
+    make_folder(folder)
+    return Case(found, state, model, config, folder)
 
 
-def _evaluate_one(
-    checkpoint: Path, state, tensors, config, controls: dict[str, dict[str, float]], reporter: Reporter
-) -> dict[str, Any]:
+def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Reporter) -> dict[str, Any]:
     """Answers of the trained and of the untrained network; the latter's are kept in `controls` for others like it."""
     import torch
+    from accelerate.utils import set_seed
 
-    from seqjepa.engine.checkpoints import load_model
-    from seqjepa.engine.compose import dump
     from seqjepa.engine.environment import build_accelerator, commit, hardware, versions
-    from seqjepa.engine.frozen import FrozenNetwork, questions, untrained_network
-    from seqjepa.engine.model import build_model
-    from seqjepa.engine.probe_protocols import fast_protocol, paper_protocol
+    from seqjepa.engine.frozen import FrozenNetwork, leakage_length, questions, untrained_network
+    from seqjepa.engine.probe_protocols import PROTOCOLS
     from seqjepa.loaders.loader import build_loaders
 
+    config, settings = case.config, case.config.eval
     accelerator = build_accelerator(config.run, 1)
     if accelerator.num_processes > 1:
         raise InputError(f"{accelerator.num_processes} processes: the evaluation runs in one (--num_processes 1)")
-    lengths, num_observed = config.eval.lengths, config.sequence.num_observed
-    loaders = build_loaders(
-        config.data.model_copy(update={"batch_size": config.eval.batch_size}),
-        config.sequence.model_copy(update={"num_observed": max(2, *lengths)}),
-        config.actions,
-        seed=config.run.seed,
-        device=accelerator.device,
-    )
-    model = build_model(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)
-    try:
-        load_model(model, tensors)
-    except InputError as error:
-        raise InputError(f"{checkpoint}: {error}") from None
-    model.to(memory_format=torch.channels_last)
-    networks = {"trained": model, "untrained": untrained_network(config, loaders, accelerator)}
+    torch.set_float32_matmul_precision("highest")  # regressions and neighbours are worth more than TF32's ten bits
+    lengths, num_observed = settings.lengths, config.sequence.num_observed
+    data = config.data.model_copy(update={"batch_size": settings.batch_size})
+    sequence = config.sequence.model_copy(update={"num_observed": max(2, *lengths)})
+    where = {"seed": config.run.seed, "device": accelerator.device}
+    loaders = build_loaders(data, sequence, config.actions, **where, drop_last=False)
     asked = questions(lengths, num_observed, loaders.sequence.factors)
-    protocols = {"fast": fast_protocol, "paper": paper_protocol}
-    chosen = ["fast", "paper"] if config.eval.protocol == "both" else [config.eval.protocol]
     images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
-    reporter.say(f"{checkpoint}: {images['train']} training and {images['test']} test images, {' and '.join(chosen)}")
-    if state["images"] != loaders.fingerprint:
+    title = " and ".join(case.protocols)
+    reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
+    if case.state["images"] != loaders.fingerprint:
         reporter.say("these are other images than it was trained on")
+    if config.model.time_embedding and lengths[-1] > num_observed:
+        reporter.say(f"the embeddings of the places after {num_observed} were never trained")
     result: dict[str, Any] = {
-        "checkpoint": str(checkpoint),
-        "epoch": state["epoch"],
+        "checkpoint": str(case.checkpoint),
+        "task": config.data.name,
+        "epoch": case.state["epoch"],
         "num_observed": num_observed,
         "lengths": lengths,
+        "leakage_length": leakage_length(lengths, num_observed),
         "factors": list(loaders.sequence.factors),
         "images": images,
-        "eval": config.eval.model_dump(),
+        "eval": settings.model_dump(),
         "seed": config.run.seed,
-        "trained_at": state["commit"],
+        "trained_commit": case.state["commit"],
         "commit": commit(),
         "timing": {"hardware": hardware(accelerator), "versions": versions()},
     }
-    steps = {"fast": config.eval.renderings * len(loaders.train) + len(loaders.validation)}
-    steps["paper"] = config.eval.epochs * len(loaders.train)
-    for protocol in chosen:
-        answers = result.setdefault(protocol, {})
-        same = f"{protocol}\n{dump(config)}"
-        for name, network in networks.items():
-            if name == "untrained" and same in controls:
-                answers[name] = controls[same]
-                continue
-            started = time.perf_counter()
-            reporter.advance(f"{protocol}, {name}", 0, total=steps[protocol])
-            frozen = FrozenNetwork(network, lengths, accelerator)
-            answers[name] = protocols[protocol](frozen, asked, loaders, config, reporter.advance)
-            result["timing"][f"{protocol}_{name}_seconds"] = time.perf_counter() - started
-        controls[same] = answers["untrained"]
+    steps = {"fast": settings.renderings * len(loaders.train), "paper": settings.epochs * len(loaders.train)}
+
+    def ask(name: str, network: SeqJEPA) -> dict[str, float]:
+        started = time.perf_counter()
+        reporter.advance(f"{protocol}, {name}", 0, total=steps[protocol] + len(loaders.validation))
+        network.to(accelerator.device, memory_format=torch.channels_last)
+        set_seed(config.run.seed)  # trained and untrained get the same heads
+        frozen = FrozenNetwork(network, lengths, accelerator)
+        answers = PROTOCOLS[protocol](frozen, asked, loaders, settings, reporter.advance)
+        result["timing"][f"{protocol}_{name}_seconds"] = time.perf_counter() - started
+        return answers
+
+    for protocol in case.protocols:
+        key = f"{protocol} {_control_key(config)}"
+        trained = ask("trained", case.model)
+        if key not in controls:
+            training = build_loaders(config.data, config.sequence, config.actions, **where)
+            controls[key] = ask("untrained", untrained_network(config, training, accelerator))
+        result[protocol] = {"trained": trained, "untrained": controls[key]}
     return result
+
+
+def _control_key(config: Config) -> str:
+    """What decides the untrained network's answers."""
+    sections = config.model_dump(include={"data", "sequence", "actions", "model", "target", "eval"})
+    return json.dumps([sections, config.run.seed, config.run.precision, config.run.deterministic])
 
 
 def _settings() -> str:
     from seqjepa.engine.compose import describe
     from seqjepa.engine.config import EvalConfig
 
-    used = ("lengths", "protocol", "batch_size", "epochs", "linear_epochs", "lr", "renderings", "neighbours", "out")
+    used = ("lengths", "protocol", "batch_size", "epochs", "linear_epochs", "lr", "hidden")
+    used += ("renderings", "neighbours", "out")
     fields = {name: EvalConfig.model_fields[name] for name in used}
     return "\n".join(
         f"  eval.{name} = {'null' if field.default is None else field.default}   [{describe(field)}]\n"

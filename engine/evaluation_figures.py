@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw_factors", "draw_grid", "draw_lengths"]
+from seqjepa.engine.probe_protocols import PROTOCOLS
 
-PROTOCOLS = ("fast", "paper")
+__all__ = ["draw_factors", "draw_grid", "draw_lengths"]
 
 
 def _figure(width: float, height: float):
@@ -48,7 +48,8 @@ def draw_factors(result: dict[str, Any], path: Path) -> None:
     for axes, protocol in zip(figure.subplots(len(protocols), squeeze=False)[:, 0], protocols, strict=True):
         factors = [f for f in result["factors"] if not math.isnan(result[protocol]["trained"][f"z_r2_{f}"])]
         bars = [(f"{feature}_r2", network) for feature in ("z", "agg") for network in ("trained", "untrained")]
-        labels = {"z_r2": "pair of z", "agg_r2": "agg (given the action)"}
+        length = result["leakage_length"]
+        labels = {"z_r2": "pair of z", "agg_r2": f"agg of {length}" + (" (given the action)" if length > 1 else "")}
         for number, (name, network) in enumerate(bars):
             values = [result[protocol][network][f"{name}_{factor}"] for factor in factors]
             places = [place + 0.2 * (number - 1.5) for place in range(len(factors))]
@@ -69,27 +70,29 @@ def draw_factors(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_grid(grid: dict[int, dict[int, float]], protocol: str, path: Path) -> None:
+def draw_grid(grid: dict[int, dict[int, Any]], protocol: str, path: Path) -> None:
     """Heat map of top-1 on agg: training length across, evaluation length down (seq-JEPA, figure of lengths).
 
     Args:
-        grid: of `length_grid`.
+        grid: of `evaluation_report.length_grid`; below each figure stands its margin over the untrained control.
         protocol: its name.
         path: of the PNG.
     """
     lengths = sorted({length for row in grid.values() for length in row})
-    values = [[row.get(length, math.nan) for row in grid.values()] for length in lengths]
-    figure = _figure(1.6 + 0.75 * len(grid), 1.4 + 0.4 * len(lengths))
+    values = [[row[n].trained if n in row else math.nan for row in grid.values()] for n in lengths]
+    figure = _figure(2.6 + 0.9 * len(grid), 1.4 + 0.5 * len(lengths))
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", cmap="viridis")
     known = [value for row in values for value in row if not math.isnan(value)]
     middle = (min(known) + max(known)) / 2
-    for row, line in enumerate(values):
-        for column, value in enumerate(line):
-            if not math.isnan(value):
-                axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="w" if value < middle else "k")
-    axes.set_xticks(range(len(grid)), grid)
+    for column, row in enumerate(grid.values()):
+        for length, cell in row.items():
+            shown = f"{cell.trained:.1f}\n({cell.trained - cell.untrained:+.1f})"
+            colour = "w" if cell.trained < middle else "k"
+            axes.text(column, lengths.index(length), shown, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(grid)), list(grid))
     axes.set_yticks(range(len(lengths)), lengths)
-    axes.set(xlabel="views in training", ylabel="views in evaluation", title=f"Top-1 on agg, %, {protocol}")
+    axes.set(xlabel="views in training", ylabel="views in evaluation")
+    axes.set_title(f"Top-1 on agg, %, {protocol} protocol\n(margin over untrained)", fontsize=9)
     figure.colorbar(image)
     figure.savefig(path, dpi=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from seqjepa.engine.config import Config
 from seqjepa.engine.model import SeqJEPA, build_model
 from seqjepa.loaders.loader import Batch, Loaders, SequenceLoader
 
-__all__ = ["FrozenNetwork", "Question", "questions", "untrained_network"]
+__all__ = ["FrozenNetwork", "Question", "leakage_length", "questions", "untrained_network"]
 
 CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 has 0.5 % of its start left
 
@@ -22,23 +23,28 @@ class Question(NamedTuple):
     """Something that is predicted from a feature."""
 
     name: str  # of the metric
-    feature: str  # key of `FrozenNetwork.features`, or `clean`
+    feature: str  # key of `FrozenNetwork.read`
     factor: str | None  # None asks for the class
+
+
+def leakage_length(lengths: list[int], num_observed: int) -> int:
+    """Number of views of the aggregate that is asked for the action: that of training, or else the largest."""
+    return num_observed if num_observed in lengths else lengths[-1]
 
 
 def questions(lengths: list[int], num_observed: int, factors: dict[str, slice]) -> list[Question]:
     """All that is asked of a network.
 
     Top-1 of the class from the aggregate of each length, from z of the clean image, and (leakage) from z of the first
-    view; R² of each factor of the first action from a pair of z, and (leakage) from the aggregate of the length of
-    training, or else of the longest. From two views on that was given the action: its R² says what it keeps of it.
+    view; R² of each factor of the first action from a pair of z, and (leakage) from the aggregate of `leakage_length`.
+    From two views on that was given the action: its R² says what it keeps of it.
 
     Args:
         lengths: numbers of observed views.
         num_observed: of the training.
         factors: of the actions.
     """
-    leaking = num_observed if num_observed in lengths else lengths[-1]
+    leaking = leakage_length(lengths, num_observed)
     return [
         *(Question(f"agg_top1_{length}", f"agg_{length}", None) for length in lengths),
         Question("z_top1", "clean", None),
@@ -62,12 +68,6 @@ class FrozenNetwork:
         self.lengths = lengths
         self.accelerator = accelerator
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """Number of dimensions of each feature."""
-        z, token = self.model.num_features, self.model.token_width
-        return {"clean": z, "first": z, "pair": 2 * z} | {f"agg_{length}": token for length in self.lengths}
-
     @torch.no_grad()
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Float32 features of a batch by name, [B, ...]: `first`, `pair` and `agg_<length>`."""
@@ -89,11 +89,36 @@ class FrozenNetwork:
                 table[index] = self.model.encode(images[:, None])[:, 0].float()
         return table
 
+    def read(self, loader: SequenceLoader, epochs: int, progress: Callable[[], None]) -> dict[str, Tensor]:
+        """All that `loader`'s sequences show in so many epochs.
+
+        Args:
+            loader: of an evaluation.
+            epochs: number of renderings.
+            progress: called after each batch.
+
+        Returns:
+            Features by name, `clean` among them, and `labels`, first `actions` and `index`, a row a sequence.
+        """
+        clean = self.clean(loader)
+        batches = []
+        for epoch in range(epochs):
+            for batch in loader.epoch(epoch):
+                facts = {"labels": batch.labels, "actions": batch.actions[:, 0], "index": batch.index}
+                batches.append(self.features(batch) | {"clean": clean[batch.index]} | facts)
+                progress()
+        return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+
 
 def untrained_network(config: Config, loaders: Loaders, accelerator: Accelerator) -> SeqJEPA:
-    """The network that the run started from, its batch-norm statistics those of training batches.
+    """The network that a run started from, its batch-norm statistics those of training batches.
 
     Without them an untrained network would be judged in a state that no training step ever saw.
+
+    Args:
+        config: of the run.
+        loaders: of its training, not of an evaluation: the statistics are to be those of the run.
+        accelerator: device and precision.
     """
     set_seed(config.run.seed)
     model = build_model(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)
@@ -102,8 +127,7 @@ def untrained_network(config: Config, loaders: Loaders, accelerator: Accelerator
     while batches < CALIBRATION_BATCHES:
         for batch in loaders.train.epoch(batches):
             with torch.no_grad(), accelerator.autocast():
-                model.encode(batch.views[:, : config.sequence.num_observed])
-                model.embed(batch.actions[:, : config.sequence.num_observed])
+                model(batch.views, batch.actions)
             batches += 1
             if batches == CALIBRATION_BATCHES:
                 break

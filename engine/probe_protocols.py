@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqjepa.engine.config import Config
+from seqjepa.engine.config import EvalConfig
 from seqjepa.engine.frozen import FrozenNetwork, Question
-from seqjepa.engine.metrics import R2, Mean, MetricBank
+from seqjepa.engine.metrics import R2
 from seqjepa.engine.probes import mean_r2, mlp
-from seqjepa.loaders.loader import Loaders, SequenceLoader
+from seqjepa.loaders.loader import Loaders
 
-__all__ = ["fast_protocol", "knn", "logistic_regression", "paper_protocol", "ridge_regression"]
+__all__ = ["PROTOCOLS", "fast_protocol", "knn", "logistic_regression", "paper_protocol", "ridge_regression"]
 
 HELD_OUT = 5  # one training image in five chooses a penalty
 RIDGE_PENALTIES = [10.0**power for power in range(-6, 2)]
@@ -22,14 +22,11 @@ LOGISTIC_PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
 LOGISTIC_ITERATIONS = 30
 
 
-# -- as in the paper
-
-
 def paper_protocol(
     network: FrozenNetwork,
     asked: list[Question],
     loaders: Loaders,
-    config: Config,
+    settings: EvalConfig,
     progress: Callable[[], None],
 ) -> dict[str, float]:
     """Train all heads together by Adam, views rendered afresh each epoch, and test them.
@@ -41,25 +38,28 @@ def paper_protocol(
         network: whose features are read.
         asked: the questions.
         loaders: of an evaluation's sequences.
-        config: of the evaluation.
+        settings: of the evaluation.
         progress: called after each batch.
 
     Returns:
         Percent or R² by the question's name.
     """
-    device, dims = loaders.train.mean.device, loaders.sequence.factors
-    heads, lasting = nn.ModuleDict(), {}
+    dims = loaders.sequence.factors
+    test = network.read(loaders.validation, 1, progress)
+    heads, lasting = nn.ModuleDict(), set()
     for question in asked:
-        inputs = network.widths[question.feature]
+        inputs = test[question.feature].shape[1]
         outputs = loaders.num_classes if question.factor is None else _size(dims[question.factor])
         several = question.factor is not None and outputs > 1
-        heads[question.name] = mlp(inputs, config.probes.hidden, outputs) if several else nn.Linear(inputs, outputs)
-        lasting[question.name] = question.factor is None or several
-    heads.to(device)
-    optimizer = torch.optim.Adam(heads.parameters(), lr=config.eval.lr, fused=True)
+        heads[question.name] = mlp(inputs, settings.hidden, outputs) if several else nn.Linear(inputs, outputs)
+        if question.factor is None or several:
+            lasting.add(question)
+    heads.to(test["labels"].device)
+    optimizer = torch.optim.Adam(heads.parameters(), lr=settings.lr, fused=True)
     clean = network.clean(loaders.train)
-    for epoch in range(config.eval.epochs):
-        at_work = [q for q in asked if lasting[q.name] or epoch < config.eval.linear_epochs]
+    for epoch in range(settings.epochs):
+        # a head without a gradient rests
+        at_work = [question for question in asked if question in lasting or epoch < settings.linear_epochs]
         for batch in loaders.train.epoch(epoch):
             features = network.features(batch) | {"clean": clean[batch.index]}
             losses = []
@@ -71,73 +71,66 @@ def paper_protocol(
                     losses.append(F.mse_loss(output, batch.actions[:, 0, dims[question.factor]]))
             torch.stack(losses).sum().backward()
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)  # a head without a gradient rests
+            optimizer.zero_grad(set_to_none=True)
             progress()
-
-    bank = MetricBank({q.name: _metric(q, dims) for q in asked}).to(device)
-    clean = network.clean(loaders.validation)
+    answers = {}
     with torch.no_grad():
-        for batch in loaders.validation.epoch(0):
-            features = network.features(batch) | {"clean": clean[batch.index]}
-            for question in asked:
-                output = heads[question.name](features[question.feature])
-                if question.factor is None:
-                    bank[question.name].update((output.argmax(-1) == batch.labels).sum(), len(batch.labels))
-                else:
-                    bank[question.name].update(output, batch.actions[:, 0, dims[question.factor]])
-    return {name: _value(metric) for name, metric in bank.items()}
-
-
-# -- closed forms
+        for question in asked:
+            output = heads[question.name](test[question.feature])
+            predicted = output.argmax(-1) if question.factor is None else output
+            answers[question.name] = _score(question, predicted, test, dims)
+    return answers
 
 
 def fast_protocol(
     network: FrozenNetwork,
     asked: list[Question],
     loaders: Loaders,
-    config: Config,
+    settings: EvalConfig,
     progress: Callable[[], None],
 ) -> dict[str, float]:
-    """Cache the features of `eval.renderings` renderings, then solve: logistic and ridge regression, neighbours.
+    """Read the features of `eval.renderings` renderings, then solve: logistic and ridge regression, neighbours.
 
     Arguments and result as of `paper_protocol`; each class question is also answered by `eval.neighbours` nearest
     neighbours, as `<name>_knn`.
     """
-    renderings = [_cache(network, loaders.train, epoch, progress) for epoch in range(config.eval.renderings)]
-    train = {name: torch.cat([rendering[name] for rendering in renderings]) for name in renderings[0]}
-    test = _cache(network, loaders.validation, 0, progress)
+    dims = loaders.sequence.factors
+    train = network.read(loaders.train, settings.renderings, progress)
+    test = network.read(loaders.validation, 1, progress)
     held_out = train["index"] % HELD_OUT == 0  # by image, whatever its rendering
     answers = {}
     for question in asked:
         # a clean image is the same in each rendering
-        rows = slice(len(renderings[0]["index"]) if question.feature == "clean" else None)
-        features, test_features = train[question.feature][rows], test[question.feature]
+        rows = slice(len(train["index"]) // settings.renderings if question.feature == "clean" else None)
+        features, kept_out, test_features = train[question.feature][rows], held_out[rows], test[question.feature]
         if question.factor is None:
-            given, labels, classes = train["labels"][rows], test["labels"], loaders.num_classes
-            predicted = logistic_regression(features, given, held_out[rows], test_features, num_classes=classes)
-            voted = knn(features, given, test_features, num_classes=classes, k=config.eval.neighbours)
-            answers[question.name] = 100 * (predicted == labels).double().mean().item()
-            answers[f"{question.name}_knn"] = 100 * (voted == labels).double().mean().item()
+            given, classes = train["labels"][rows], loaders.num_classes
+            predicted = logistic_regression(features, given, kept_out, test_features, num_classes=classes)
+            answers[question.name] = _score(question, predicted, test, dims)
+            voted = knn(features, given, test_features, num_classes=classes, k=settings.neighbours)
+            answers[f"{question.name}_knn"] = _score(question, voted, test, dims)
         else:
-            dims = loaders.sequence.factors[question.factor]
-            predicted = ridge_regression(features, train["actions"][:, dims], held_out, test_features)
-            score = R2(_size(dims)).double().to(predicted.device)
-            score.update(predicted, test["actions"][:, dims])
-            answers[question.name] = _value(score)
+            targets = train["actions"][rows, dims[question.factor]]
+            predicted = ridge_regression(features, targets, kept_out, test_features)
+            answers[question.name] = _score(question, predicted, test, dims)
     return answers
 
 
-def _cache(
-    network: FrozenNetwork, loader: SequenceLoader, epoch: int, progress: Callable[[], None]
-) -> dict[str, Tensor]:
-    """Features, labels, first actions and positions of the sequences of an epoch."""
-    clean = network.clean(loader)
-    batches: list[dict[str, Tensor]] = []
-    for batch in loader.epoch(epoch):
-        facts = {"labels": batch.labels, "actions": batch.actions[:, 0], "index": batch.index}
-        batches.append(network.features(batch) | {"clean": clean[batch.index]} | facts)
-        progress()
-    return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+PROTOCOLS: dict[str, Callable[..., dict[str, float]]] = {"fast": fast_protocol, "paper": paper_protocol}
+
+
+def _score(question: Question, predicted: Tensor, test: dict[str, Tensor], dims: dict[str, slice]) -> float:
+    """Percent of right labels, or the mean R² of the dimensions that vary; NaN if none does."""
+    if question.factor is None:
+        return 100 * (predicted == test["labels"]).double().mean().item()
+    targets = test["actions"][:, dims[question.factor]]
+    score = R2(targets.shape[1]).double().to(targets.device)
+    score.update(predicted, targets)
+    return mean_r2(score.compute())
+
+
+def _size(dims: slice) -> int:
+    return dims.stop - dims.start
 
 
 def ridge_regression(features: Tensor, targets: Tensor, held_out: Tensor, test_features: Tensor) -> Tensor:
@@ -175,6 +168,9 @@ def logistic_regression(
     features: Tensor, labels: Tensor, held_out: Tensor, test_features: Tensor, *, num_classes: int
 ) -> Tensor:
     """Multinomial logistic regression by L-BFGS; held-out rows choose the L2 penalty on its way down, all rows fit.
+
+    Each penalty starts where the last one ended and gets at most thirty iterations: with many classes that stops short
+    of the minimum, which regularises as well.
 
     Arguments as of `ridge_regression`, with labels [N]; returns predicted labels [T].
     """
@@ -220,16 +216,3 @@ def knn(features: Tensor, labels: Tensor, test_features: Tensor, *, num_classes:
         scores = similarity.new_zeros(len(part), num_classes).scatter_add_(1, labels[nearest], similarity)
         votes.append(scores.argmax(-1))
     return torch.cat(votes)
-
-
-def _size(dims: slice) -> int:
-    return dims.stop - dims.start
-
-
-def _metric(question: Question, dims: dict[str, slice]) -> nn.Module:
-    return Mean(100.0) if question.factor is None else R2(_size(dims[question.factor]))
-
-
-def _value(metric: nn.Module) -> float:
-    """Of a mean, or of the dimensions of an R² that vary; NaN if none does."""
-    return metric.compute() if isinstance(metric, Mean) else mean_r2(metric.compute())

@@ -108,8 +108,20 @@ def build_loaders(
     rank: int = 0,
     num_processes: int = 1,
     threads: int = 1,
+    drop_last: bool = True,
 ) -> Loaders:
     """Open the data that the config names.
+
+    Args:
+        data: which images.
+        sequence: which views of them.
+        actions: how the moves between these are encoded.
+        seed: of draws and order.
+        device: where batches go.
+        rank: number of this process.
+        num_processes: how many share each batch.
+        threads: of FFCV's reader.
+        drop_last: whether training leaves out the incomplete last batch.
 
     Raises:
         InputError: the data are missing, empty, damaged or of another kind, or the batch does not fit them.
@@ -154,6 +166,7 @@ def build_loaders(
             batch_size=data.batch_size,
             seed=seed,
             train=split == "train",
+            drop_last=drop_last and split == "train",
             rank=rank,
             num_processes=num_processes,
         )

@@ -32,7 +32,8 @@ class Sampler:
         indices: positions in the dataset that take part, int64 [N].
         batch_size: global batch, over all processes.
         seed: of the run.
-        train: a training sampler shuffles and drops the incomplete last batch; the other does neither.
+        train: a training sampler shuffles; the other does not.
+        drop_last: whether the incomplete last batch is left out; null does as `train` says.
         rank: number of this process.
         num_processes: how many share each batch, each taking a contiguous part.
     """
@@ -44,10 +45,12 @@ class Sampler:
         batch_size: int,
         seed: int,
         train: bool,
+        drop_last: bool | None = None,
         rank: int = 0,
         num_processes: int = 1,
     ):
-        if train and batch_size > len(indices):
+        self.drop_last = train if drop_last is None else drop_last
+        if self.drop_last and batch_size > len(indices):
             raise InputError(f"{batch_size} is larger than the {len(indices)} training images", "data.batch_size")
         if train and batch_size % num_processes:
             raise InputError(f"{batch_size} does not divide over {num_processes} processes", "data.batch_size")
@@ -61,7 +64,7 @@ class Sampler:
     def __len__(self) -> int:
         """Number of batches in an epoch."""
         full, rest = divmod(len(self.indices), self.batch_size)
-        return full if self.train else full + bool(rest)
+        return full if self.drop_last else full + bool(rest)
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions in the dataset in the order of the epoch, int64 [N], the same on every process."""

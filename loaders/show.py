@@ -92,6 +92,9 @@ def _read(words: list[str]) -> _Config:
     """
     layers = []
     for word in sorted(words, key=lambda word: "=" in word):
+        section = word.split(".")[0]
+        if "=" in word and section not in _Config.model_fields:
+            raise InputError(f"{word}: the sheet depends on {', '.join(_Config.model_fields)} alone")
         try:
             if "=" in word:
                 layers.append(OmegaConf.from_dotlist([word]))
@@ -102,6 +105,8 @@ def _read(words: list[str]) -> _Config:
             raise InputError(f"{word}: no such config file") from None
         except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
             raise InputError(f"{word}: {str(error).splitlines()[0]}") from None
+        if not OmegaConf.is_dict(layers[-1]):
+            raise InputError(f"{word}: must be a mapping of sections")
     merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
     try:
         return _Config.model_validate({name: merged[name] for name in _Config.model_fields if name in merged})
@@ -121,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="the PNG (default: sheet.png)")
     parser.add_argument("--rows", type=int, default=6, help="number of sequences (default: 6)")
     parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         if args.rows < 1:
             raise InputError(f"--rows {args.rows}: must be at least 1")

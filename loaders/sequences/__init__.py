@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from seqjepa.loaders import InputError
 from seqjepa.loaders.config import ActionsConfig, SequenceConfig
 from seqjepa.loaders.sequences.affine import Affine
 from seqjepa.loaders.sequences.augment import Augment
@@ -35,6 +36,8 @@ def build_sequence(
         device: where views are rendered.
 
     Raises:
-        InputError: the images are not what the sequence needs.
+        InputError: the images are not what the sequence needs, or its actions have nothing to add.
     """
+    if actions.full and config.kind != "augment":
+        raise InputError(f"sequence.kind={config.kind} has nothing to add; false is allowed", "actions.full")
     return SEQUENCES[config.kind](config, actions, image_size, device)

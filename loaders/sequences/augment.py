@@ -42,7 +42,7 @@ class Augment(Sequence):
         if actions.full:
             self.factors |= {"flip": slice(9, 10), "grayscale": slice(10, 11), "solarize": slice(11, 12)}
         height, width = self.image_size
-        self.kernel_size = 2 * round((height - 10) / 20) + 1 if height > 10 else 1
+        self.kernel_size = 2 * max(0, round((min(height, width) - 10) / 20)) + 1
         # a crop is round(sqrt(area * ratio)) wide and round(sqrt(area / ratio)) high. Integers decide it, so that its
         # bits are the same everywhere: area and ratio multiplied in fixed point of 2**-16, against the squares
         # of k - 1/2
@@ -56,10 +56,11 @@ class Augment(Sequence):
 
     def params(self, words: Tensor) -> Tensor:
         config = self.config
-        height, width = self._crop_size(words[..., :CROP_TRIES])
+        height, width, fits = self._crop_size(words[..., :CROP_TRIES])
         rest = words[..., CROP_TRIES:].unbind(-1)  # [B, V] each
-        top = integers(rest[0], 0, self.image_size[0] - height)
-        left = integers(rest[1], 0, self.image_size[1] - width)
+        room, wide_room = self.image_size[0] - height, self.image_size[1] - width
+        top = torch.where(fits, integers(rest[0], 0, room), room // 2)
+        left = torch.where(fits, integers(rest[1], 0, wide_room), wide_room // 2)
         flip = chance(rest[2], config.flip)
         jittered = chance(rest[3], config.jitter) > 0
         ranges = (config.brightness, config.contrast, config.saturation, config.hue)
@@ -75,8 +76,8 @@ class Augment(Sequence):
         columns = [top, left, height, width, *factors, sigma, flip, gray, inverted, order]
         return torch.stack([column.float() for column in columns], dim=-1)
 
-    def _crop_size(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Height and width, int64 [B, V], of the first of the tries that fits; of the largest crop if none does."""
+    def _crop_size(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Height and width, int64 [B, V], of the first try that fits; those of the largest crop, and False, if none."""
         low, high = (round(bound * 2**16) for bound in self.config.crop_area)
         area = low + ((words & 0xFFFF) * (high - low) >> 16)
         level = words >> 20
@@ -89,7 +90,7 @@ class Augment(Sequence):
         narrowest, widest = self.config.crop_ratio
         full_height = min(rows, round(columns / narrowest))
         full_width = min(columns, round(rows * widest))
-        return torch.where(fits, height, full_height), torch.where(fits, width, full_width)
+        return torch.where(fits, height, full_height), torch.where(fits, width, full_width), fits
 
     def render(self, images: Tensor, params: Tensor) -> Tensor:
         if images.device.type != "cpu" or torch.compiler.is_compiling():

@@ -19,7 +19,8 @@ __all__ = ["Sequence"]
 STATISTICS_SAMPLES = 4096
 VIEW_L2_WARNING = (
     "actions.normalization=view_l2 divides each parameter by its norm over a sequence's views, the target's included: "
-    "what the model is told about the first views depends on the target. It is here to compare with the reference"
+    "what the model is told about the first views depends on the target, and on how many views there are. "
+    "It is here to compare with the reference"
 )
 
 

@@ -199,8 +199,10 @@ def test_crops_lie_in_the_image_and_fill_it():
 
 def test_a_crop_that_never_fits_is_the_largest_that_does():
     params = draw(augment(size=(8, 40), crop_area=[1.0, 1.0], crop_ratio=[0.5, 2.0]), 10)
-    assert (params[..., :4] >= 0).all()
-    assert (params[..., 2:4] == torch.tensor([8.0, 16.0])).all()  # as high as the image, twice as wide
+    # as high as the image, twice as wide, in its middle; torchvision's fall-back is the same
+    assert (params[..., :4] == torch.tensor([0.0, 12.0, 8.0, 16.0])).all()
+    theirs = RandomResizedCrop.get_params(torch.zeros(3, 8, 40), [1.0, 1.0], [0.5, 2.0])
+    assert tuple(params[0, 0, :4].tolist()) == theirs
 
 
 def test_augmentations_come_as_often_as_they_are_asked_for():

@@ -53,6 +53,11 @@ def test_says_what_is_wrong_in_one_line(tmp_path, capsys):
     refused("sequence.scale: must be [lowest, highest]", digits, "sequence.scale=[2,1]")
     refused("sequence.flip", digits, "sequence.flip=2")
     refused("sequence.colour", digits, "sequence.colour=1")
+    refused("the sheet depends on data, sequence, actions alone", digits, "sequnce.kind=rotation")
+    refused("sequence.kind=affine has nothing to add", digits, "actions.full=true")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    refused("must be a mapping of sections", str(tmp_path / "list.yaml"))
     refused("--rows 0", digits, "--rows", "0")
+    assert main([digits, "--out", str(tmp_path / "a.png"), "--rows", "1", "sequence.num_observed=1"]) == 0
     (tmp_path / "file").write_text("")
     assert main([digits, "--out", str(tmp_path / "file" / "sheet.png")]) == 2
