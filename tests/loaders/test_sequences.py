@@ -8,7 +8,7 @@ import torch
 from oracles import augment_views
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms.functional import affine
+from torchvision.transforms.functional import affine, center_crop
 
 from seqjepa.loaders.config import ActionsConfig, SequenceConfig
 from seqjepa.loaders.draws import words
@@ -282,6 +282,28 @@ def test_view_l2_is_the_references_and_leaks_the_target():
     other = params.clone()
     other[:, -1] = params.roll(1, 0)[:, -1]  # another target
     assert not torch.allclose(sequence.actions(other)[:, 0], sequence.actions(params)[:, 0])
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("dataset", "padding"), [("mnist", "zeros"), ("cifar10", "reflect")])
+def test_affine_views_of_real_images_are_torchvisions(data_root, dataset, padding):
+    folder = data_root / dataset if dataset != "mnist" else data_root
+    images = torch.from_numpy(read_images(dataset, find_layout(dataset, str(folder)), "test").pixels[:50])
+    side = images.shape[1]
+    config = SequenceConfig(kind="affine", rotation=[-180.0, 180.0], scale=[0.7, 1.3], padding=padding)
+    sequence = build_sequence(config, (side, side))
+    params = draw(sequence, len(images))
+    views = sequence.render(images, params)
+    # torchvision has no reflected border: a border of its own is wide enough for these moves, and cut off again
+    border = side - 1
+    mode = {"zeros": "constant", "reflect": "reflect"}[padding]
+    padded = torch.nn.functional.pad(images.permute(0, 3, 1, 2) / 255, (border,) * 4, mode=mode)
+    for image, image_views, image_params in zip(padded, views, params, strict=True):
+        for view, (turn, x, y, log_scale) in zip(image_views, image_params.tolist(), strict=True):
+            shift = [round(x), round(y)]
+            moved = affine(image, -turn, shift, math.exp(log_scale), [0.0], InterpolationMode.BILINEAR)
+            # float32 coordinates over three times the side, times a slope of at most 1 a pixel
+            torch.testing.assert_close(view, center_crop(moved, [side, side]), rtol=0, atol=3e-4)
 
 
 @pytest.mark.realdata
