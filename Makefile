@@ -43,9 +43,9 @@ smoke: setup
 
 # thirty epochs of CIFAR-100, then frozen probes: for a GPU. DATA is a folder of CIFAR-100.
 gate30: setup
-	$(BIN)/accelerate launch engine/train.py configs/data/cifar100_aug.yaml configs/tier/gate30.yaml \
-	  configs/variant/baseline.yaml data.root=$(DATA) run.name=gate30 run.resume=auto
-	$(BIN)/accelerate launch engine/evaluate.py runs/gate30
+	$(LAUNCH) engine/train.py configs/data/cifar100_aug.yaml configs/tier/gate30.yaml configs/variant/baseline.yaml \
+	  data.root=$(DATA) run.name=gate30 run.resume=auto
+	$(LAUNCH) engine/evaluate.py runs/gate30
 
 # a worker for each of two cores; a file's tests stay together and share what they set up
 test: setup
