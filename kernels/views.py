@@ -143,7 +143,9 @@ def gaussian_blur(planes: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     weights = (weights / weights.sum(-1, keepdim=True)).T[..., None, None]  # [k, N, 1, 1]
     for dim, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
         size = planes.shape[dim]
-        padded = F.pad(planes, padding, mode="reflect")
+        # one batch of one channel: reflect pads no tensor of 0 channels, and a process may have no images
+        padded = F.pad(planes.flatten(0, 1)[:, None], padding, mode="reflect")
+        padded = padded.view(*planes.shape[:2], *padded.shape[2:])
         planes = planes * weights[radius]
         for tap in [*range(radius), *range(radius + 1, kernel_size)]:
             planes.addcmul_(padded.narrow(dim, tap, size), weights[tap])

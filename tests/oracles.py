@@ -42,7 +42,7 @@ def augment(image, params):
     if p["grayscale"]:
         view = F.rgb_to_grayscale(view, num_output_channels=3)
     if p["sigma"]:
-        kernel = 2 * round((size[0] - 10) / 20) + 1
+        kernel = 2 * max(0, round((min(size) - 10) / 20)) + 1
         view = F.gaussian_blur(view, [kernel, kernel], [p["sigma"], p["sigma"]])
     if p["solarize"]:
         view = F.solarize(view, 128 if is_pil else 0.5)  # between 127 and 128

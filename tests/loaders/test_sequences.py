@@ -119,6 +119,27 @@ def test_views_do_not_depend_on_the_batch(kind, digits):
 
 
 @pytest.mark.parametrize("kind", SEQUENCES)
+def test_no_images_make_no_views(kind, digits):
+    """The last batch may leave a process without a part."""
+    sequence = build_sequence(SequenceConfig(kind=kind), SIZE)
+    params = draw(sequence, 0)
+    assert sequence.render(digits[:0], params).shape == (0, 4, 3, 24, 24)
+    assert sequence.actions(params).shape == (0, 3, sequence.action_dim)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("side", [8, 64])
+def test_other_sizes_and_lengths(kind, side):
+    sequence = build_sequence(SequenceConfig(kind=kind, num_observed=1), (side, side))
+    images = torch.randint(0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    params = draw(sequence, 3)
+    views = sequence.render(images, params)
+    assert views.shape == (3, 2, 3, side, side)
+    if kind == "augment":
+        torch.testing.assert_close(views, augment_views(images, params, pil=False), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
 def test_factors_cover_the_action(kind):
     sequence = build_sequence(SequenceConfig(kind=kind, num_observed=2), SIZE)
     dims = [d for dims in sequence.factors.values() for d in range(dims.start, dims.stop)]
