@@ -59,6 +59,22 @@ def tiny_for_module(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
+def refused(capsys):
+    """Check that a command line of train.py ends with 2 and one line, which holds these parts."""
+    from seqjepa.engine.train import main
+
+    def check(words, *parts):
+        capsys.readouterr()  # what came before
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        for part in parts:
+            assert part in error
+
+    return check
+
+
+@pytest.fixture
 def run_process():
     """Run a command from the repository's root and return its result with text output."""
 

@@ -142,7 +142,7 @@ def test_an_interrupted_run_reaches_the_same_weights(
     assert {k: v for k, v in ours.items() if k != "timing"} == {k: v for k, v in theirs.items() if k != "timing"}
 
 
-def test_resuming_from_a_path_goes_back(tiny, tmp_path, capsys, interrupt_at, monkeypatch):
+def test_resuming_from_a_path_goes_back(tiny, tmp_path, capsys, refused, interrupt_at, monkeypatch):
     words = ("run.epochs=4", "checkpoint.keep=2", "eval.best_metric=ep_loss", "eval.best_mode=min")
     assert main(tiny(*words, "checkpoint.keep=9")) == 0
     before = timeless(tmp_path / "run")
@@ -160,8 +160,8 @@ def test_resuming_from_a_path_goes_back(tiny, tmp_path, capsys, interrupt_at, mo
     assert len(rows(tmp_path / "run")) == 1
     assert main(tiny(*words, "run.resume=auto")) == 0
     assert timeless(tmp_path / "run") == before
-    refused(capsys, tiny(*words, "run.resume=auto", "run.epochs=2"), "run.epochs", "is 2", "has 4 already")
-    refused(capsys, tiny(*words, "run.resume=auto", "eval.best_mode=max"), "eval.best_mode", "was trained with 'min'")
+    refused(tiny(*words, "run.resume=auto", "run.epochs=2"), "run.epochs", "is 2", "has 4 already")
+    refused(tiny(*words, "run.resume=auto", "eval.best_mode=max"), "eval.best_mode", "was trained with 'min'")
 
 
 def test_signals_that_are_passed_on_twice_count_once(tiny, tmp_path, capsys, monkeypatch):
@@ -283,90 +283,6 @@ def test_accumulation_keeps_the_batch(tiny, tmp_path):
 def test_validation_can_be_rarer(tiny, tmp_path):
     assert main(tiny("run.epochs=5", "eval.every=2")) == 0
     assert [row["epoch"] for row in rows(tmp_path / "run") if "val_loss" in row] == [2, 4, 5]
-
-
-def refused(capsys, words, *parts):
-    assert main(words) == 2
-    _, error = capsys.readouterr()
-    assert error.count("\n") == 1, error
-    for part in parts:
-        assert part in error
-
-
-def test_a_standing_run_is_not_overwritten(tiny, tmp_path, capsys):
-    assert main(tiny()) == 0
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    refused(
-        capsys,
-        tiny("run.overwrite=false"),
-        "run.dir:",
-        "run.resume=auto continues it, run.overwrite=true replaces it",
-    )
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
-    assert main(tiny("run.overwrite=true", "run.epochs=1")) == 0
-    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1]
-
-
-def test_refusals_while_starting(tiny, tmp_path, capsys):
-    refused(
-        capsys,
-        tiny("data.root=/nowhere/at/all", "data.dataset=cifar10"),
-        "override data.root=/nowhere/at/all: data.root:",
-    )
-    refused(
-        capsys,
-        tiny("data.batch_size=200", "data.train_subset=null", "data.dataset=imagefolder", "data.root=/nowhere"),
-        "no such folder",
-    )
-    refused(
-        capsys,
-        tiny("data.batch_size=2000", "data.train_subset=null"),
-        "data.batch_size: 2000 is larger than the 1438 training images",
-    )
-    refused(
-        capsys,
-        tiny("gates.rules.digits_affine=[{metric: gap_action, min: 0}]"),
-        "gates.rules.digits_affine",
-        "gap_action is not computed",
-    )
-    refused(
-        capsys,
-        tiny("eval.best_metric=accuracy"),
-        "override eval.best_metric=accuracy: eval.best_metric: accuracy is not computed",
-    )
-    refused(capsys, tiny("run.resume=/nowhere"), "run.resume", "holds no checkpoint")
-    if not torch.cuda.is_available():
-        refused(
-            capsys,
-            tiny("run.device=cuda"),
-            "override run.device=cuda: run.device: cuda is not there; this machine has cpu",
-        )
-    assert not (tmp_path / "run").exists()
-
-
-def test_refuses_a_checkpoint_of_another_experiment_or_a_damaged_one(tiny, tmp_path, capsys):
-    assert main(tiny("run.epochs=1")) == 0
-    path = tmp_path / "run" / "checkpoints" / "epoch-0001"
-    refused(
-        capsys,
-        tiny(f"run.resume={path}", "model.width=8", run="b"),
-        "model.width",
-        "is 8",
-        "was trained with 4",
-    )
-    whole = (path / "trainer.safetensors").read_bytes()
-    (path / "trainer.safetensors").write_bytes(whole[:1000])
-    refused(capsys, tiny(f"run.resume={path}", run="b"), "run.resume", "not a readable checkpoint")
-    (path / "trainer.safetensors").write_bytes(whole)
-    for text, message in (("{", "not a readable checkpoint"), ('{"version": 1}', "not a checkpoint of version 2")):
-        (path / "state.json").write_text(text)
-        refused(capsys, tiny(f"run.resume={path}", run="b"), "run.resume", message)
-
-
-def test_refuses_folders_that_cannot_be_written(tiny, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    refused(capsys, tiny(f"run.dir={tmp_path / 'file' / 'run'}"), "run.dir", "cannot be written")
-    refused(capsys, tiny(f"control.cache={tmp_path / 'file'}"), "control.cache", "cannot be made")
 
 
 def test_a_cut_cache_of_the_control_is_made_anew(tiny, tmp_path, capsys):

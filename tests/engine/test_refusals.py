@@ -1,0 +1,75 @@
+"""What a run refuses: one line that says what was given and what is allowed, exit code 2, and nothing lost."""
+
+import json
+
+import torch
+
+from seqjepa.engine.train import main
+
+
+def test_a_standing_run_is_not_overwritten(tiny, tmp_path, refused):
+    assert main(tiny()) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    refused(
+        tiny("run.overwrite=false"),
+        "run.dir:",
+        "run.resume=auto continues it, run.overwrite=true replaces it",
+    )
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert main(tiny("run.overwrite=true", "run.epochs=1")) == 0
+    assert [json.loads(row)["epoch"] for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
+def test_refusals_while_starting(tiny, tmp_path, refused):
+    refused(
+        tiny("data.root=/nowhere/at/all", "data.dataset=cifar10"),
+        "override data.root=/nowhere/at/all: data.root:",
+    )
+    refused(
+        tiny("data.batch_size=200", "data.train_subset=null", "data.dataset=imagefolder", "data.root=/nowhere"),
+        "no such folder",
+    )
+    refused(
+        tiny("data.batch_size=2000", "data.train_subset=null"),
+        "data.batch_size: 2000 is larger than the 1438 training images",
+    )
+    refused(
+        tiny("gates.rules.digits_affine=[{metric: gap_action, min: 0}]"),
+        "gates.rules.digits_affine",
+        "gap_action is not computed",
+    )
+    refused(
+        tiny("eval.best_metric=accuracy"),
+        "override eval.best_metric=accuracy: eval.best_metric: accuracy is not computed",
+    )
+    refused(tiny("run.resume=/nowhere"), "run.resume", "holds no checkpoint")
+    if not torch.cuda.is_available():
+        refused(
+            tiny("run.device=cuda"),
+            "override run.device=cuda: run.device: cuda is not there; this machine has cpu",
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_refuses_a_checkpoint_of_another_experiment_or_a_damaged_one(tiny, tmp_path, refused):
+    assert main(tiny("run.epochs=1")) == 0
+    path = tmp_path / "run" / "checkpoints" / "epoch-0001"
+    refused(
+        tiny(f"run.resume={path}", "model.width=8", run="b"),
+        "model.width",
+        "is 8",
+        "was trained with 4",
+    )
+    whole = (path / "trainer.safetensors").read_bytes()
+    (path / "trainer.safetensors").write_bytes(whole[:1000])
+    refused(tiny(f"run.resume={path}", run="b"), "run.resume", "not a readable checkpoint")
+    (path / "trainer.safetensors").write_bytes(whole)
+    for text, message in (("{", "not a readable checkpoint"), ('{"version": 1}', "not a checkpoint of version 2")):
+        (path / "state.json").write_text(text)
+        refused(tiny(f"run.resume={path}", run="b"), "run.resume", message)
+
+
+def test_refuses_folders_that_cannot_be_written(tiny, tmp_path, refused):
+    (tmp_path / "file").write_text("")
+    refused(tiny(f"run.dir={tmp_path / 'file' / 'run'}"), "run.dir", "cannot be written")
+    refused(tiny(f"control.cache={tmp_path / 'file'}"), "control.cache", "cannot be made")
