@@ -103,7 +103,7 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
 
 
 def _open(path: Path, overrides: list[str], number: int) -> Case:
-    """Read a checkpoint and see that all it needs is there; `number` is its place among several, or 0."""
+    """Read a checkpoint and see that all but its data can be used; `number` is its place among several, or 0."""
     from seqjepa.engine import checkpoints
     from seqjepa.engine.compose import compose
     from seqjepa.engine.evaluation_report import make_folder

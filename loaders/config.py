@@ -11,7 +11,6 @@ from seqjepa.loaders import InputError
 WholeRange = Annotated[list[int], Field(min_length=2, max_length=2)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Probabilities = Annotated[list[Probability], Field(min_length=2, max_length=2)]
 
 
 # widest that a range of the sequences may be
@@ -95,17 +94,20 @@ class SequenceConfig(Section):
     """Shift of the hue of kind=augment, in turns of the colour wheel."""
     grayscale: Probability = 0.2
     """Probability with which kind=augment removes the colour."""
-    blur: Probabilities = [1.0, 0.1]
+    blur: Range = [1.0, 0.1]
     """Probability of the Gaussian blur of kind=augment: in observed views, in the target."""
     blur_sigma: Range = [0.1, 2.0]
     """Sigma of the blur in pixels; its kernel has 2 round((H - 10) / 20) + 1 taps, 3 at 32 pixels."""
-    solarize: Probabilities = [0.0, 0.2]
+    solarize: Range = [0.0, 0.2]
     """Probability of solarising in kind=augment: in observed views, in the target."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> SequenceConfig:
         if bad := [angle for angle in self.angles if angle % 90]:
             raise InputError(f"{bad[0]} is not a multiple of 90", "angles")
+        for name in ("blur", "solarize"):
+            if not all(0 <= probability <= 1 for probability in getattr(self, name)):
+                raise InputError("must be two probabilities, each in [0, 1]", name)
         for name, (low, high) in RANGES.items():
             lo, hi = getattr(self, name)
             if not low <= lo <= hi <= high:

@@ -348,7 +348,8 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
 
     refused("encoder.0.weight is (4, 3, 3, 3), the config asks for (8, 3, 3, 3)", "model.width=8")
     refused("eval.lengths = [3, 1]: must grow", "eval.lengths=[3,1]")
-    refused("eval.lengths", "eval.lengths=[0]")
+    for lengths in ("[]", "[0]", "[1,17]", "[2,2]"):
+        refused("must grow within 1 to 16, such as [1, 3, 5]", f"eval.lengths={lengths}")
     (checkpoint / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     refused("not a readable checkpoint")
     (checkpoint / "model.safetensors").write_bytes(weights)

@@ -51,6 +51,7 @@ def test_says_what_is_wrong_in_one_line(tmp_path, capsys):
     refused("nowhere.yaml: no such config file", "nowhere.yaml")
     refused("cifar100 needs a folder", "configs/data/cifar100_aug.yaml")
     refused("sequence.scale: must be [lowest, highest]", digits, "sequence.scale=[2,1]")
+    refused("sequence.blur: must be two probabilities", digits, "sequence.blur=[2,0]")
     refused("sequence.flip", digits, "sequence.flip=2")
     refused("sequence.colour", digits, "sequence.colour=1")
     refused("the sheet depends on data, sequence, actions alone", digits, "sequnce.kind=rotation")
