@@ -1,0 +1,79 @@
+"""Where an operation runs, Triton or torch, and how exactly torch multiplies there."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no wheel for this platform: the torch references serve
+    triton = tl = None
+
+__all__ = ["dot_precision", "full_precision", "jit", "resolve_group", "tl", "triton", "uses_triton"]
+
+INTERPRETED = triton is not None and triton.knobs.runtime.interpret
+
+
+def jit(function: Callable) -> Callable:
+    """`triton.jit` where there is Triton."""
+    return function if triton is None else triton.jit(function)
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether an operation on `tensor` launches Triton kernels.
+
+    So on CUDA devices, and on the CPU under TRITON_INTERPRET=1. Double precision, which only tests use, is torch's.
+    """
+    if tensor.dtype == torch.float64:
+        return False
+    if tensor.is_cuda and triton is None:
+        _announce_no_triton()
+        return False
+    return tensor.is_cuda or (INTERPRETED and tensor.device.type == "cpu")
+
+
+@functools.cache
+def _announce_no_triton() -> None:
+    warnings.warn("seqjepa.kernels: Triton is not installed, so torch stands in for the kernels", stacklevel=4)
+
+
+@functools.cache
+def dot_precision(device: torch.device) -> str:
+    """Triton's way to multiply float32 as exactly as float32 can.
+
+    Three TF32 products are as accurate as IEEE ones and faster where tensor cores run TF32 at several times the
+    rate of float32: on A100, H100 and B200. On GeForce they run at the same rate.
+    """
+    if device.type != "cuda":
+        return "ieee"
+    return "tf32x3" if torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0)) else "ieee"
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Let torch multiply float32 as float32: no autocast, no TF32, and no bfloat16 in its place on CPUs."""
+    matmul = (torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn).matmul
+    before = matmul.fp32_precision
+    with torch.autocast(device.type, enabled=False):
+        if before == "ieee":
+            yield
+            return
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
+
+
+def resolve_group(group: torch.distributed.ProcessGroup | None) -> tuple[str, int]:
+    """Name and size of a process group; ("", 1) where there is nobody to talk to."""
+    if group is None or group.size() == 1:
+        return "", 1
+    return group.group_name, group.size()

@@ -1,0 +1,367 @@
+"""Coding rate of a batch of features: how many nats it takes to tell them apart, up to a distortion.
+
+    R(Z) = log det(I + c ZᵀZ),    c = alpha / B  or  c = d / (B eps)
+
+natural logarithm, without the ½ that some codes put before it. Z [B, d] is centred first (if asked); with row weights
+w it is diag(√w) Z, centred at the weighted mean, and B is Σ w: one rate per class from hard or soft membership.
+
+    dR/dZ = 2c diag(w) Z (I + c Zᵀ diag(w) Z)⁻¹,    the same whether the smaller side is d or B
+
+Source: Ma, Derksen, Hong, Wright (2007), "Segmentation of multivariate mixed data via lossy data coding and
+compression"; MCR² (arXiv 2006.08558), equation 6, with eps for its squared distortion.
+
+Whatever comes in and whatever autocast or TF32 say, Gram, factor and gradient are float32 (float64 stays float64).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed._functional_collectives as collectives
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from .backend import full_precision, resolve_group
+from .cholesky import inverse_logdet
+from .matmul import gram, matmul
+
+__all__ = ["CodingRate", "CodingRateStats", "coding_rate", "coding_rate_reference", "coding_rate_stats"]
+
+
+def coding_rate_reference(z: Tensor, scale: Tensor, weights: Tensor | None = None, *, center: bool = True) -> Tensor:
+    """The formula as it stands, for tests and benchmarks: differentiable by autograd, slow.
+
+    Args:
+        z: [..., B, d].
+        scale: alpha, or d / eps.
+        weights: [..., B], or none.
+        center: whether to subtract the (weighted) mean.
+    """
+    weights = torch.ones_like(z[..., 0]) if weights is None else weights
+    mass = weights.sum(-1)[..., None, None]
+    if center:
+        z = z - (weights[..., None] * z).sum(-2, keepdim=True) / mass
+    covariance = z.mT @ (weights[..., None] * z) / mass
+    return torch.logdet(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device) + scale * covariance)
+
+
+def _rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
+    """diag(√w) (Z - mean), in float32 [S, B, d]; `root` is √w or empty."""
+    y = z.to(mean.dtype)
+    if center:
+        y = y - mean[:, None]
+    return y * root[..., None] if root.numel() else y
+
+
+def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+    """Mean [S, d], or zero, and mass [S] of the rows."""
+    exact = torch.float64 if z.dtype == torch.float64 else torch.float32
+    mass = weights.sum(-1) if weights.numel() else z.new_full((z.shape[0],), z.shape[1], dtype=exact)
+    if not center:
+        return z.new_zeros((z.shape[0], z.shape[2]), dtype=exact), mass
+    if not weights.numel():
+        return z.mean(-2, dtype=exact), mass
+    sums = (weights[..., None] * z).sum(-2, dtype=exact)
+    return torch.where(mass[:, None] > 0, sums / mass[:, None], 0.0), mass
+
+
+@torch.library.custom_op("seqjepa::coding_rate", mutates_args=())
+def _forward(
+    z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, inverse: bool, group: str, size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rate [S], info [S], mean [S, d], c [S] and inverse [S, n, n] of z [S, B, d]."""
+    mean, mass = _moments(z, weights, center)
+    y = _rows(z, weights.sqrt(), center, mean)
+    sides = y if samples else y.mT
+    if group:
+        local = gram(sides, torch.ones_like(mass), identity=False)
+        matrix, mean, mass = _join(local, mean, mass, group, size)
+    c = torch.where(mass > 0, scale / mass, 0.0)
+    if group:
+        matrix *= c[:, None, None]
+        matrix.diagonal(dim1=-2, dim2=-1).add_(1)
+    else:
+        matrix = gram(sides, c, identity=True)
+    rate, inverse_matrix, info = inverse_logdet(matrix, inverse=inverse)
+    return rate, info, mean, c, inverse_matrix
+
+
+def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gram matrix, mean and mass of all processes' rows, by one sum over a packed buffer.
+
+    Each process writes its mean and mass into a slot of its own. So every one of them knows all means, and the scatter
+    between processes is a sum of squares rather than a small difference of large numbers.
+    """
+    batch, width = mean.shape
+    rank = torch.distributed.get_rank(torch.distributed.distributed_c10d._resolve_process_group(group))
+    slots = mean.new_zeros((size, batch, width + 1))
+    slots[rank] = torch.cat([mean, mass[:, None]], dim=-1)
+    packed = torch.cat([local.flatten(), slots.flatten()])
+    packed = collectives.wait_tensor(collectives.all_reduce(packed, "sum", group))
+    matrix = packed[: local.numel()].view_as(local).clone()
+    slots = packed[local.numel() :].view_as(slots).transpose(0, 1)  # [S, processes, d + 1]
+    means, masses = slots[..., :-1], slots[..., -1]
+    mass = masses.sum(-1)
+    mean = torch.where(mass[:, None] > 0, (masses[..., None] * means).sum(1) / mass[:, None], 0.0)
+    between = masses.sqrt()[..., None] * (means - mean[:, None])
+    return matrix + gram(between.mT, torch.ones_like(mass), identity=False), mean, mass
+
+
+@_forward.register_fake
+def _(z, weights, scale, center, samples, inverse, group, size):
+    batch, rows, width = z.shape
+    exact = torch.float64 if z.dtype == torch.float64 else torch.float32
+    n = rows if samples else width
+    rate = z.new_empty(batch, dtype=exact)
+    inverse_matrix = z.new_empty((batch, n, n) if inverse else 0, dtype=exact)
+    return (
+        rate,
+        rate.new_empty(batch, dtype=torch.int32),
+        rate.new_empty((batch, width)),
+        rate.new_empty(batch),
+        inverse_matrix,
+    )
+
+
+@torch.library.custom_op("seqjepa::coding_rate_backward", mutates_args=())
+def _backward(
+    grad: Tensor, z: Tensor, weights: Tensor, mean: Tensor, c: Tensor, inverse: Tensor,
+    center: bool, samples: bool, weighted: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of z and, if `weighted`, of the weights."""
+    factor = (2 * grad * c)[:, None]  # [S, 1]
+    if not weighted:
+        root = weights.sqrt()
+        y = _rows(z, root, center, mean)
+        rows = factor * root if weights.numel() else factor.expand(z.shape[:2])
+        dz = matmul(inverse, y, rows) if samples else matmul(y, inverse, rows)
+        return dz.to(z.dtype), grad.new_empty(0)
+    y = _rows(z, weights.new_empty(0), center, mean)
+    solved = matmul(y, inverse)  # rows z_i M⁻¹
+    dz = (factor * weights)[..., None] * solved
+    # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹)
+    trace = z.shape[-1] - inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
+    spread = torch.where(c > 0, trace / weights.sum(-1), 0.0)
+    dw = grad[:, None] * (c[:, None] * (y * solved).sum(-1) - spread[:, None])
+    return dz.to(z.dtype), dw.to(weights.dtype)
+
+
+@_backward.register_fake
+def _(grad, z, weights, mean, c, inverse, center, samples, weighted):
+    return z.new_empty(z.shape), weights.new_empty(weights.shape) if weighted else grad.new_empty(0)
+
+
+def _setup_context(ctx, inputs, output):
+    z, weights, _, ctx.center, ctx.samples, ctx.inverse, _, ctx.size = inputs
+    _, info, mean, c, inverse = output
+    ctx.save_for_backward(z, weights, mean, c, inverse)
+    ctx.mark_non_differentiable(info, mean, c, inverse)
+
+
+def _differentiate(ctx, grad, *_):
+    if not ctx.inverse:
+        raise RuntimeError("coding_rate: the forward ran without gradients, so there is nothing to differentiate")
+    z, weights, mean, c, inverse = ctx.saved_tensors
+    weighted = ctx.needs_input_grad[1]
+    grad = grad * ctx.size  # data-parallel training averages gradients over processes
+    dz, dw = _backward(grad, z, weights, mean, c, inverse, ctx.center, ctx.samples, weighted)
+    return dz, dw if weighted else None, None, None, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+@torch.library.custom_op("seqjepa::gather_rows", mutates_args=())
+def _gather_rows(z: Tensor, group: str, size: int) -> Tensor:
+    """Rows of all processes: [..., B, d] to [..., processes * B, d]."""
+    gathered = collectives.wait_tensor(collectives.all_gather_tensor(z.movedim(-2, 0).contiguous(), 0, group))
+    return gathered.movedim(0, -2).contiguous()
+
+
+@_gather_rows.register_fake
+def _(z, group, size):
+    return z.new_empty((*z.shape[:-2], size * z.shape[-2], z.shape[-1]))
+
+
+def _gather_context(ctx, inputs, output):
+    z, ctx.group, ctx.size = inputs
+    ctx.rows = z.shape[-2]
+
+
+def _gather_gradient(ctx, grad):
+    rank = torch.distributed.get_rank(torch.distributed.distributed_c10d._resolve_process_group(ctx.group))
+    return grad.narrow(-2, rank * ctx.rows, ctx.rows) * ctx.size, None, None
+
+
+_gather_rows.register_autograd(_gather_gradient, setup_context=_gather_context)
+
+
+def coding_rate(
+    z: Tensor,
+    *,
+    alpha: float | Tensor | None = None,
+    eps: float | Tensor | None = None,
+    center: bool = True,
+    weights: Tensor | None = None,
+    group: ProcessGroup | None = None,
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Coding rate log det(I + c ZᵀZ) of each batch of rows, in nats; differentiable once, in `z` and `weights`.
+
+    Nothing waits for the device, and it can be captured in a CUDA graph. Exactly one of `alpha` and `eps` is given; as
+    0-dim tensors on the device of `z` they may change between steps without recompiling or a new capture.
+
+    Args:
+        z: features [..., B, d], bfloat16, float16, float32 or float64, any strides.
+        alpha: scale of the covariance, c = alpha / B; positive.
+        eps: distortion, c = d / (B eps); positive.
+        center: whether to subtract the mean of the rows.
+        weights: membership of the rows, [..., B], not negative, broadcast against the leading dimensions of `z`: with
+            z [B, d] and weights [k, B] there are k rates. B is then the sum of the weights; a class without members
+            has rate 0. Their own gradient costs a factor of side d.
+        group: processes whose rows are one batch; each brings as many. The rate is that of the joined batch on every
+            process, and gradients are those of the joined batch times the number of processes, so that the averaging
+            of data-parallel training makes them exact.
+        return_info: whether to return the state of the factor as well.
+
+    Returns:
+        Rates [...], float32 (float64 for float64); NaN where `z` holds NaN. With `return_info` also int32 [...]: 0, or
+        the number of the first pivot of the factor that was not positive.
+
+    Raises:
+        ValueError: a shape, dtype, device or number is not allowed.
+
+    Source: MCR² (arXiv 2006.08558), equation 6; SimDINO (arXiv 2502.10385), equation 7.
+    """
+    scale = _scale(z, alpha, eps)
+    if weights is not None:
+        _check_weights(z, weights)
+    name, size = resolve_group(group)
+    width = z.shape[-1]
+    if name and z.shape[-2] * size < width and weights is None:  # fewer rows than a Gram matrix has
+        z, name, size = _gather_rows(z, name, size), "", 1
+    lead = z.shape[:-2]
+    if weights is not None:
+        lead = torch.broadcast_shapes(lead, weights.shape[:-1])
+        z = z.expand(*lead, *z.shape[-2:])
+        weights = weights.to(scale.dtype).expand(*lead, z.shape[-2]).reshape(-1, z.shape[-2])
+    differentiates = torch.is_grad_enabled() and (z.requires_grad or (weights is not None and weights.requires_grad))
+    samples = z.shape[-2] < width and not name and not (weights is not None and weights.requires_grad)
+    flat = z.reshape(-1, *z.shape[-2:])
+    given = z.new_empty(0, dtype=scale.dtype) if weights is None else weights
+    rate, info, *_ = _forward(flat, given, scale, center, samples, differentiates, name, size)
+    rate = rate.view(lead)
+    return (rate, info.view(lead)) if return_info else rate
+
+
+def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None) -> Tensor:
+    """alpha, or d / eps, as a 0-dim tensor where `z` is; checks `z` on the way."""
+    if z.ndim < 2 or 0 in z.shape[-2:] or not z.is_floating_point():
+        raise ValueError(f"z must be floating-point [..., B, d] with rows and columns, got {z.dtype} {list(z.shape)}")
+    if (alpha is None) == (eps is None):
+        raise ValueError("exactly one of alpha and eps must be given")
+    name, value = ("alpha", alpha) if eps is None else ("eps", eps)
+    exact = torch.float64 if z.dtype == torch.float64 else torch.float32
+    if isinstance(value, Tensor):
+        if value.ndim or value.device != z.device or value.requires_grad:
+            raise ValueError(
+                f"{name} must be 0-dim, without gradient, on {z.device} like z, "
+                f"got {list(value.shape)} on {value.device}{' with gradient' if value.requires_grad else ''}"
+            )
+        value = value.to(exact)
+    else:
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+        value = torch.full((), value, dtype=exact, device=z.device)
+    return value if eps is None else z.shape[-1] / value
+
+
+def _check_weights(z: Tensor, weights: Tensor) -> None:
+    if weights.ndim < 1 or weights.shape[-1] != z.shape[-2] or not weights.is_floating_point():
+        raise ValueError(
+            f"weights must be floating-point [..., {z.shape[-2]}], one a row of z, "
+            f"got {weights.dtype} {list(weights.shape)}"
+        )
+    if weights.device != z.device:
+        raise ValueError(f"weights are on {weights.device}, z is on {z.device}")
+
+
+class CodingRateStats(NamedTuple):
+    """What `coding_rate_stats` returns; leading dimensions as in `z`."""
+
+    rate: Tensor
+    """Coding rate in nats, [...]."""
+    rate_fraction: Tensor
+    """R / R_max, [...]: R_max is the rate of the isotropic batch of the same energy, n log(1 + c tr(ZᵀZ) / n)."""
+    effective_rank: Tensor
+    """exp of the entropy of the normalised singular values of Z, [...]: Roy & Vetterli (2007); RankMe."""
+    spectrum: Tensor
+    """Eigenvalues of the (centred) covariance ZᵀZ / B in falling order, [..., min(B, d)]."""
+
+
+@torch.no_grad()
+def coding_rate_stats(
+    z: Tensor,
+    *,
+    alpha: float | Tensor | None = None,
+    eps: float | Tensor | None = None,
+    center: bool = True,
+    group: ProcessGroup | None = None,
+) -> CodingRateStats:
+    """Rate, share of its maximum, effective rank and spectrum, all from one Gram matrix.
+
+    For logs and evaluations: eigenvalues take longer than the rate alone, and on a GPU they wait for the device.
+
+    Args:
+        z: features [..., B, d], as `coding_rate` takes them; likewise the other arguments.
+
+    Raises:
+        ValueError: as `coding_rate`.
+    """
+    scale = _scale(z, alpha, eps)
+    name, size = resolve_group(group)
+    rows, width = z.shape[-2] * size, z.shape[-1]
+    if name and rows < width:
+        z, name = _gather_rows(z, name, size), ""
+    flat = z.reshape(-1, *z.shape[-2:])
+    mean, mass = _moments(flat, scale.new_empty(0), center)
+    y = _rows(flat, scale.new_empty(0), center, mean)
+    matrix = gram(y if rows < width else y.mT, torch.ones_like(mass), identity=False)
+    if name:
+        matrix, _, mass = _join(matrix, mean, mass, name, size)
+    with full_precision(z.device):
+        spectrum = torch.linalg.eigvalsh(matrix).flip(-1).clamp(min=0) / mass[:, None]
+    rank = max(min(rows - int(center), width), 1)  # centring takes a dimension from the rows
+    rate = torch.log1p(scale * spectrum).sum(-1)
+    largest = rank * torch.log1p(scale * spectrum.sum(-1) / rank)
+    share = spectrum.sqrt() / spectrum.sqrt().sum(-1, keepdim=True)
+    entropy = -torch.xlogy(share, share).sum(-1)
+    lead = z.shape[:-2]
+    return CodingRateStats(
+        rate.view(lead), (rate / largest).view(lead), entropy.exp().view(lead), spectrum.view(*lead, -1)
+    )
+
+
+class CodingRate(nn.Module):
+    """`coding_rate` with its settings; `alpha` or `eps` is a buffer, so that a schedule may write on it."""
+
+    def __init__(
+        self,
+        *,
+        alpha: float | None = None,
+        eps: float | None = None,
+        center: bool = True,
+        group: ProcessGroup | None = None,
+    ):
+        super().__init__()
+        if (alpha is None) == (eps is None):
+            raise ValueError("exactly one of alpha and eps must be given")
+        self.center = center
+        self.group = group
+        self.register_buffer("alpha", None if alpha is None else torch.tensor(float(alpha)))
+        self.register_buffer("eps", None if eps is None else torch.tensor(float(eps)))
+
+    def forward(self, z: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Rates [...] of z [..., B, d]."""
+        return coding_rate(z, alpha=self.alpha, eps=self.eps, center=self.center, weights=weights, group=self.group)
