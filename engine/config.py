@@ -81,13 +81,16 @@ class TargetConfig(Section):
     """Decay over training, ema only: constant, or a cosine from `decay` to 1; null is constant."""
     buffers: Literal["ignore", "copy", "average"] | None = None
     """Batch-norm statistics of the teacher, ema only: its own, the encoder's, or their average; null is ignore."""
+    update: Literal["kernel", "torch"] | None = None
+    """How the teacher is moved where optim.kind=adamw leaves it to this, ema only: in one launch (seqjepa.kernels), or
+    tensor by tensor; null is kernel."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: object) -> object:
         if not isinstance(values, dict) or values.get("kind", "ema") not in ("ema", "stop_gradient"):
             return values
-        teacher = {"decay": 0.996, "schedule": "constant", "buffers": "ignore"}
+        teacher = {"decay": 0.996, "schedule": "constant", "buffers": "ignore", "update": "kernel"}
         if values.get("kind", "ema") == "ema":
             return {**values, **{key: default for key, default in teacher.items() if values.get(key) is None}}
         for key in teacher:
@@ -108,6 +111,8 @@ class ObjectiveConfig(Section):
 class OptimConfig(Section):
     """Optimiser and learning-rate schedule (per step)."""
 
+    kind: Literal["adamw_ema", "adamw"] = "adamw_ema"
+    """adamw_ema: AdamW moves the teacher in the same pass (seqjepa.kernels); adamw: torch.optim's, then target.update."""
     lr: float = Field(default=4e-4, ge=0)
     """Peak learning rate."""
     min_lr: float = Field(default=0.0, ge=0)

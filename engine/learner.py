@@ -13,7 +13,7 @@ from seqjepa.engine.config import Config
 from seqjepa.engine.metrics import Mean, MetricBank, centred_cosine
 from seqjepa.engine.model import Output, build_model
 from seqjepa.engine.objectives import TERMS, Objective
-from seqjepa.engine.optimizers import build_optimizer, learning_rate, set_learning_rate
+from seqjepa.engine.optimizers import build_optimizer, learning_rate, set_rates
 from seqjepa.engine.probes import PROBES, OnlineProbes, probe_features
 from seqjepa.loaders.loader import Batch, Loaders, SequenceLoader
 
@@ -58,7 +58,8 @@ class Learner:
             loaders.sequence.factors,
         ).to(device)
         fused = device.type in ("cpu", "cuda")
-        self.optimizer = build_optimizer(self.model, config.optim, fused)
+        teacher = self.model.target.pairs(self.model.encoder)
+        self.optimizer = build_optimizer(self.model, config.optim, fused, teacher)
         self.probe_optimizer = torch.optim.Adam(self.probes.parameters(), lr=config.probes.lr, fused=fused)
 
         # Accelerate patches autocast into the raw models, which validation uses, and wraps them where several
@@ -117,7 +118,8 @@ class Learner:
     def _train(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """One optimiser step over the micro-batches; features are those before the update."""
         optim = self.config.optim
-        set_learning_rate(self.optimizer, learning_rate(optim, step, self.steps_per_epoch, self.total_steps))
+        decay = self.model.target.decay(self.device_step, self.total_steps)
+        set_rates(self.optimizer, learning_rate(optim, step, self.steps_per_epoch, self.total_steps), decay)
         micro_batches = batch.split(optim.accumulate)
         losses, all_terms, all_features = [], [], []
         for number, micro in enumerate(micro_batches, start=1):
@@ -134,7 +136,7 @@ class Learner:
         grad_norm = torch.nn.utils.clip_grad_norm_(trainable, limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.target.update(self.model.encoder, step / max(self.total_steps - 1, 1))
+        self.model.target.update(self.model.encoder, decay, weights=optim.kind == "adamw")
         loss, terms, features = _joined(losses, all_terms, all_features)
         return loss, terms, grad_norm, features
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from seqjepa.engine.config import OptimConfig
+from seqjepa.kernels import AdamWEMA
 
-__all__ = ["build_optimizer", "decays", "learning_rate", "set_learning_rate"]
+__all__ = ["build_optimizer", "decays", "learning_rate", "set_rates"]
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -17,20 +19,25 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name not in ("aggregator.token", "aggregator.time")
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> AdamW:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, fused: bool, teacher: Iterable[tuple[nn.Parameter, Tensor]] = ()
+) -> Optimizer:
     """AdamW over the trainable parameters, in two groups.
 
     Args:
         model: whose parameters.
         config: of the optimiser.
         fused: whether the device has the fused step.
+        teacher: pairs of a parameter and the tensor that follows it; `adamw` leaves them alone.
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in trainable if decays(name, p)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in trainable if not decays(name, p)], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=config.lr, betas=tuple(config.betas), fused=fused)
+    if config.kind == "adamw":
+        return AdamW(groups, lr=config.lr, betas=tuple(config.betas), fused=fused)
+    return AdamWEMA(groups, lr=config.lr, betas=tuple(config.betas), teacher=teacher)
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
@@ -47,6 +54,9 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+def set_rates(optimizer: Optimizer, lr: float, ema_decay: Tensor) -> None:
+    """What the next step goes by; an optimiser without a teacher has no use for the decay."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+        if "ema_decay" in group:
+            group["ema_decay"] = ema_decay

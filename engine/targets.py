@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
 
 from seqjepa.engine.config import TargetConfig
-from seqjepa.kernels import ema_update_
+from seqjepa.kernels import cosine_decay, ema_update_
 
 __all__ = ["TARGETS", "EMATeacher", "StopGradient", "build_target", "encode"]
 
@@ -38,26 +37,37 @@ class EMATeacher(nn.Module):
             target = encode(self.teacher, views[:, -1:])[:, 0]
         return z, target
 
-    def decay(self, progress: float) -> float:
-        """Decay at `progress` in [0, 1] of the training."""
+    def pairs(self, encoder: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """Each weight of the encoder, and the teacher's that follows it."""
+        return list(zip(encoder.parameters(), self.teacher.parameters(), strict=True))
+
+    def decay(self, step: Tensor, total_steps: int) -> Tensor:
+        """Decay at a step of the training, on the device: float64, 0-dim."""
         if self.config.schedule == "constant":
-            return self.config.decay
-        return 1 - (1 - self.config.decay) * (1 + math.cos(math.pi * progress)) / 2
+            return torch.full((), self.config.decay, dtype=torch.float64, device=step.device)
+        return cosine_decay(step, start=self.config.decay, total_steps=total_steps)
 
     @torch.no_grad()
-    def update(self, encoder: nn.Module, progress: float) -> None:
-        """Follow the encoder by one step; called after the optimiser's."""
-        decay = self.decay(progress)
-        ema_update_(self.teacher.parameters(), encoder.parameters(), decay)
-        if self.config.buffers == "ignore":
-            return
-        pairs = list(zip(self.teacher.buffers(), encoder.buffers(), strict=True))
-        floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        if self.config.buffers == "average":
-            ema_update_((t for t, _ in floating), (s for _, s in floating), decay)
-        for teacher, student in pairs:
-            if self.config.buffers == "copy" or not teacher.is_floating_point():
-                teacher.copy_(student)
+    def update(self, encoder: nn.Module, decay: Tensor, *, weights: bool = True) -> None:
+        """Follow the encoder by one step; called after the optimiser's.
+
+        Args:
+            encoder: whose teacher this is.
+            decay: weight of the teacher.
+            weights: False where the optimiser has moved the weights already, and only buffers are left.
+        """
+        pairs = self.pairs(encoder) if weights else []
+        if self.config.buffers != "ignore":
+            for student, teacher in zip(encoder.buffers(), self.teacher.buffers(), strict=True):
+                if self.config.buffers == "average" and teacher.is_floating_point():
+                    pairs.append((student, teacher))
+                else:
+                    teacher.copy_(student)
+        if self.config.update == "kernel":
+            ema_update_([teacher for _, teacher in pairs], [student for student, _ in pairs], decay)
+        else:
+            for student, teacher in pairs:
+                teacher.lerp_(student, (1 - decay).to(teacher.dtype))
 
 
 class StopGradient(nn.Module):
@@ -74,7 +84,15 @@ class StopGradient(nn.Module):
         z = encode(encoder, views)
         return z[:, :-1], z[:, -1].detach()
 
-    def update(self, encoder: nn.Module, progress: float) -> None:
+    def pairs(self, encoder: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """There is no teacher."""
+        return []
+
+    def decay(self, step: Tensor, total_steps: int) -> Tensor:
+        """Decay of no teacher."""
+        return torch.ones((), dtype=torch.float64, device=step.device)
+
+    def update(self, encoder: nn.Module, decay: Tensor, *, weights: bool = True) -> None:
         """Nothing to follow."""
 
 

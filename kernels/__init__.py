@@ -14,6 +14,20 @@ if __name__ == "kernels":
     sys.modules["kernels"] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules["kernels"])
 else:
-    from .ema import ema_update_
+    from .adamw_ema import AdamWEMA
+    from .coding_rate import CodingRate, CodingRateStats, coding_rate, coding_rate_stats
+    from .ema import EMA, cosine_decay, ema_update_
+    from .sigreg import SIGReg, sigreg
 
-    __all__ = ["ema_update_"]
+    __all__ = [
+        "EMA",
+        "AdamWEMA",
+        "CodingRate",
+        "CodingRateStats",
+        "SIGReg",
+        "coding_rate",
+        "coding_rate_stats",
+        "cosine_decay",
+        "ema_update_",
+        "sigreg",
+    ]

@@ -1,8 +1,8 @@
 """Log-determinants and inverses of many small positive definite matrices, without a host sync.
 
 M = L Lᵀ, log det M = 2 Σ log L_ii, M⁻¹ = L⁻ᵀ L⁻¹. One Triton program factors one matrix, 16 columns at a time and
-looking left: a leaf of 16 x 16 is factored and inverted column by column, all else is a product of tiles. A pivot that is not positive is reported on the
-device (`info`), as LAPACK's potrf does.
+looking left: a leaf of 16 x 16 is factored and inverted column by column, all else is a product of tiles. A pivot that
+is not positive is reported on the device (`info`), as LAPACK's potrf does.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqjepa.kernels.philox import philox
+
 __all__ = [
     "ORDER_STREAM",
     "STATISTICS_STREAM",
@@ -17,41 +19,13 @@ __all__ = [
     "VALIDATION_STREAM",
     "chance",
     "integers",
-    "philox",
     "uniform",
     "words",
 ]
 
 TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM, STATISTICS_STREAM = range(4)
 
-MASK = 0xFFFFFFFF
 FIXED_POINT_BITS = 16  # |value| < 256 then has at most 24 significant bits: exact in float32
-
-
-def philox(key: tuple[Tensor | int, Tensor | int], counter: tuple[Tensor | int, ...]) -> tuple[Tensor, ...]:
-    """Philox4x32-10, the counter-based generator of Salmon et al. (2011), "Parallel random numbers".
-
-    Args:
-        key: two 32-bit words, as int64 tensors or ints that broadcast with the counter.
-        counter: four 32-bit words; at least one is an int64 tensor.
-
-    Returns:
-        Four int64 tensors of the broadcast shape, each word in [0, 2**32).
-    """
-    k0, k1 = key
-    c0, c1, c2, c3 = counter
-    for _ in range(10):
-        (high0, low0), (high1, low1) = _multiply(0xD2511F53, c0), _multiply(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
-    return c0, c1, c2, c3
-
-
-def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper and lower 32 bits of a product of 32-bit words, by halves: compilers differ in what overflow does."""
-    low = constant * (word & 0xFFFF)  # < 2**48
-    high = constant * (word >> 16) + (low >> 16)  # < 2**49
-    return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF
 
 
 def words(seed: int, stream: int, epoch: int, index: Tensor, num_views: int, num_draws: int) -> Tensor:

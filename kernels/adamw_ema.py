@@ -1,0 +1,352 @@
+"""AdamW and the teacher's moving average in one pass: 36 bytes a parameter where two passes move 40.
+
+    θ <- (1 - lr λ) θ
+    m <- β₁ m + (1 - β₁) g        v <- β₂ v + (1 - β₂) g²
+    θ <- θ - lr / (1 - β₁ᵏ) m / (√v / √(1 - β₂ᵏ) + ε)
+    t <- decay t + (1 - decay) θ
+
+k counts the steps of a parameter; λ is the weight decay, t the teacher of θ.
+
+Source: AdamW (arXiv 1711.05101), algorithm 2, in torch.optim.AdamW's order of operations; `ema.py` for the last line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from .backend import jit, tl, triton, uses_triton
+from .ema import _lerp, _pointer, _triton_dtype, as_scalar, ema_update_
+from .multi_tensor import PIECE, address_table, pieces, same_layout
+
+__all__ = ["AdamWEMA", "adamw_ema_", "adamw_ema_reference"]
+
+
+def adamw_ema_reference(
+    parameter: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, teacher: Tensor,
+    *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, ema_decay: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The formulas as they stand: parameter, moments and teacher after step number `step`, counted from 1."""
+    parameter = (1 - lr * weight_decay) * parameter
+    m = beta1 * m + (1 - beta1) * grad
+    v = beta2 * v + (1 - beta2) * grad**2
+    parameter = parameter - lr / (1 - beta1**step) * m / ((v / (1 - beta2**step)).sqrt() + eps)
+    return parameter, m, v, ema_decay * teacher + (1 - ema_decay) * parameter
+
+
+@jit
+def _advance_kernel(
+    table,  # pointer to int64 [T, 2]: the number 1, and the address of a float32 step
+    scalars,  # pointer to float32 [T, 2]: lr / (1 - β₁ᵏ) and 1 / √(1 - β₂ᵏ)
+    lr,  # pointer to a float64 or float32
+    found_inf,  # pointer to a number: no step unless it is zero
+    T,
+    log2_beta1,
+    log2_beta2,
+    FOUND_INF: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m = o < T
+    p_step = tl.load(table + 2 * o + 1, mask=m, other=0).to(tl.pointer_type(tl.float32))
+    b_step = tl.load(p_step, mask=m, other=0.0)
+    if FOUND_INF:
+        b_step += tl.where(tl.load(found_inf) == 0, 1.0, 0.0)
+    else:
+        b_step += 1.0
+    tl.store(p_step, b_step, mask=m)
+    b_step = tl.maximum(b_step, 1.0).to(tl.float64)  # 1 - βᵏ cancels in float32; zero steps have nothing to correct
+    b_bias1 = 1.0 - tl.exp2(b_step * log2_beta1)
+    b_bias2 = 1.0 - tl.exp2(b_step * log2_beta2)
+    tl.store(scalars + 2 * o, (tl.load(lr).to(tl.float64) / b_bias1).to(tl.float32), mask=m)
+    tl.store(scalars + 2 * o + 1, (1.0 / tl.sqrt(b_bias2)).to(tl.float32), mask=m)
+
+
+@jit
+def _adamw_ema_kernel(
+    piece,  # pointer to int64 [pieces, 2]
+    table,  # pointer to int64 [T, 6]: elements; addresses of parameter, gradient, m, v, teacher (0 where there is none)
+    scalars,  # pointer to float32 [T, 2], from _advance_kernel
+    lr,  # pointer to a float64 or float32
+    ema_decay,  # pointer to a float64 or float32
+    found_inf,  # pointer to a number: nothing is written unless it is zero
+    grad_scale,  # pointer to a number by which the gradients are divided, and written back
+    weight_decay,
+    rest1,  # 1 - β₁
+    beta2,
+    rest2,  # 1 - β₂
+    eps,
+    PARAMETER: tl.constexpr,  # dtypes; the moments have the parameter's
+    GRAD: tl.constexpr,
+    TEACHER: tl.constexpr,
+    FOUND_INF: tl.constexpr,
+    GRAD_SCALE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    PIECE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i_tensor = tl.load(piece + 2 * tl.program_id(0))
+    first = tl.multiple_of(tl.load(piece + 2 * tl.program_id(0) + 1), 16)
+    table += i_tensor * 6
+    step_size = tl.load(scalars + 2 * i_tensor)
+    inverse_root_bias2 = tl.load(scalars + 2 * i_tensor + 1)
+    shrink = (1.0 - tl.load(lr).to(tl.float64) * weight_decay).to(tl.float32)
+    weight = (1.0 - tl.load(ema_decay).to(tl.float64)).to(tl.float32)
+    count = tl.load(table) - first
+    if FOUND_INF:
+        count = tl.where(tl.load(found_inf) == 0, count, 0)
+    taught = tl.where(tl.load(table + 5) == 0, 0, count)
+    for start in range(0, PIECE, BLOCK):
+        o = start + tl.arange(0, BLOCK)
+        m = o < count
+        p_parameter = _pointer(table, 0, first, PARAMETER, ALIGNED) + o
+        p_grad = _pointer(table, 1, first, GRAD, ALIGNED) + o
+        p_m = _pointer(table, 2, first, PARAMETER, ALIGNED) + o
+        p_v = _pointer(table, 3, first, PARAMETER, ALIGNED) + o
+        p_teacher = _pointer(table, 4, first, TEACHER, ALIGNED) + o
+        b_parameter = tl.load(p_parameter, mask=m, other=0.0).to(tl.float32)
+        b_grad = tl.load(p_grad, mask=m, other=0.0).to(tl.float32)
+        b_m = tl.load(p_m, mask=m, other=0.0).to(tl.float32)
+        b_v = tl.load(p_v, mask=m, other=0.0).to(tl.float32)
+        b_teacher = tl.load(p_teacher, mask=o < taught, other=0.0).to(tl.float32)
+        if GRAD_SCALE:
+            b_grad = b_grad / tl.load(grad_scale)
+            tl.store(p_grad, b_grad.to(GRAD), mask=m)
+        b_m = _lerp(b_m, b_grad, rest1)
+        b_v = b_v * beta2 + b_grad * b_grad * rest2
+        b_parameter = b_parameter * shrink - step_size * b_m / (tl.sqrt(b_v) * inverse_root_bias2 + eps)
+        tl.store(p_parameter, b_parameter.to(PARAMETER), mask=m)
+        tl.store(p_m, b_m.to(PARAMETER), mask=m)
+        tl.store(p_v, b_v.to(PARAMETER), mask=m)
+        b_live = b_parameter.to(PARAMETER).to(tl.float32)  # the teacher follows what was stored
+        tl.store(p_teacher, _lerp(b_teacher, b_live, weight).to(TEACHER), mask=o < taught)
+
+
+def _launch(
+    columns: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
+    beta1: float, beta2: float, eps: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """Two launches over tensors of one device, one layout by rows, and one dtype in each column."""
+    *lists, steps = columns
+    device = lists[0][0].device
+    table, aligned = address_table(lists, device)
+    step_table, _ = address_table([steps], device)
+    scalars = torch.empty((len(steps), 2), dtype=torch.float32, device=device)
+    _advance_kernel[(triton.cdiv(len(steps), 128),)](
+        step_table, scalars, lr, lr if found_inf is None else found_inf, len(steps),
+        *(math.log2(beta) if beta else -1e4 for beta in (beta1, beta2)), FOUND_INF=found_inf is not None, BLOCK=128,
+    )  # fmt: skip
+    piece = pieces(tuple(tensor.numel() for tensor in lists[0]), device)
+    taught = next((tensor for tensor in lists[4] if tensor.numel()), lists[0][0])
+    _adamw_ema_kernel[(len(piece),)](
+        piece, table, scalars, lr, ema_decay, lr if found_inf is None else found_inf,
+        lr if grad_scale is None else grad_scale, weight_decay, 1 - beta1, beta2, 1 - beta2, eps,
+        PARAMETER=_triton_dtype(lists[0][0]), GRAD=_triton_dtype(lists[1][0]), TEACHER=_triton_dtype(taught),
+        FOUND_INF=found_inf is not None, GRAD_SCALE=grad_scale is not None, ALIGNED=aligned, PIECE=PIECE, BLOCK=1024,
+    )  # fmt: skip
+
+
+def _torch_step(
+    columns: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
+    beta1: float, beta2: float, eps: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """The same in two passes, by torch's fused AdamW and `ema_update_`."""
+    params, grads, exp_avgs, exp_avg_sqs, teachers, steps = columns
+    adamw(
+        params, grads, exp_avgs, exp_avg_sqs, [], steps, fused=True, grad_scale=grad_scale, found_inf=found_inf,
+        amsgrad=False, beta1=beta1, beta2=beta2, lr=lr.item() if lr.device.type == "cpu" else lr,
+        weight_decay=weight_decay, eps=eps, maximize=False,
+    )  # fmt: skip
+    pairs = [(teacher, p) for teacher, p in zip(teachers, params, strict=True) if teacher.numel()]
+    ema_update_([teacher for teacher, _ in pairs], [p for _, p in pairs], ema_decay, skip=found_inf)
+
+
+@torch.library.custom_op(
+    "seqjepa::adamw_ema_", mutates_args=("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "teachers")
+)
+def adamw_ema_(
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
+    steps: list[Tensor], teachers: list[Tensor], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None,
+    grad_scale: Tensor | None, beta1: float, beta2: float, eps: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """One step of AdamW on lists of tensors, and of their teachers' moving average, in place.
+
+    Args:
+        params: T floating-point tensors.
+        grads: their gradients, of the same shapes; divided by `grad_scale` in place where it is given.
+        exp_avgs: first moments, like the parameters; likewise `exp_avg_sqs`, the second.
+        steps: T float32 scalars, the steps done; counted up.
+        teachers: T tensors of the parameters' shapes, of any floating dtype; empty ones where there is no teacher.
+        lr: learning rate, 0-dim, on the device, as all scalars here.
+        ema_decay: weight of the teacher, 0-dim; float64 keeps 1 - decay exact.
+        found_inf: nothing moves where it is not zero, or none.
+        grad_scale: what the gradients are to be divided by, or none.
+        beta1, beta2, eps, weight_decay: as in torch.optim.AdamW.
+    """
+    settings = (lr, ema_decay, found_inf, grad_scale, beta1, beta2, eps, weight_decay)
+    buckets = defaultdict(lambda: ([], [], [], [], [], []))
+    apart = []  # teachers with strides of their own
+    for p, g, m, v, teacher, step in zip(params, grads, exp_avgs, exp_avg_sqs, teachers, steps, strict=True):
+        in_step = uses_triton(p) and all(same_layout(p, tensor) for tensor in (p, g, m, v))
+        if in_step and teacher.numel() and not same_layout(p, teacher):
+            apart.append((teacher, p))
+            teacher = p.new_empty(0)
+        kind = teacher.dtype if teacher.numel() else torch.float32
+        for column, tensor in zip(
+            buckets[in_step, p.dtype, g.dtype, kind, p.device], (p, g, m, v, teacher, step), strict=True
+        ):
+            column.append(tensor)
+    for (in_step, *_), columns in buckets.items():
+        (_launch if in_step else _torch_step)(list(columns), *settings)
+    if apart:
+        ema_update_([teacher for teacher, _ in apart], [p for _, p in apart], ema_decay, skip=found_inf)
+
+
+@adamw_ema_.register_fake
+def _(params, grads, exp_avgs, exp_avg_sqs, steps, teachers, *settings):
+    return None
+
+
+class AdamWEMA(Optimizer):
+    """torch.optim.AdamW that moves the parameters' teachers as well.
+
+    A drop-in for `torch.optim.AdamW(..., fused=True)`: the same state, so that either loads the other's `state_dict`,
+    and the same treatment of `GradScaler`, which unscales in the step and skips it, teachers included. Call nothing
+    for the average after `step()`.
+
+    Args:
+        params: as any torch optimiser takes them.
+        lr: learning rate; a 0-dim tensor on the device may change between the replays of a CUDA graph.
+        betas, eps, weight_decay: as in torch.optim.AdamW.
+        ema_decay: weight of the teacher in [0, 1], a number or a 0-dim tensor on the device (float64 is best); also a
+            key of each parameter group, for schedules to write on.
+        teacher: pairs of a parameter and the tensor that follows it, of its shape, in any floating dtype; parameters
+            that are not among them have no teacher. None gives every parameter a teacher, a copy at its first step,
+            in float32, which lies in the optimiser's state under `ema` and in its `state_dict`. Teachers that you
+            bring are saved with your module, not here.
+
+    Raises:
+        ValueError: a number is out of range, or a teacher's shape is not its parameter's.
+
+    Example:
+        >>> teacher = copy.deepcopy(encoder).requires_grad_(False)
+        >>> pairs = zip(encoder.parameters(), teacher.parameters(), strict=True)
+        >>> optimizer = AdamWEMA(model.parameters(), lr=1e-3, ema_decay=0.996, teacher=pairs)
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler then hands over grad_scale and found_inf
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        ema_decay: float | Tensor = 0.996,
+        teacher: Iterable[tuple[Tensor, Tensor]] | None = None,
+    ):
+        for name, value, allowed in (
+            ("lr", lr, isinstance(lr, Tensor) or lr >= 0),
+            ("eps", eps, eps >= 0),
+            ("weight_decay", weight_decay, weight_decay >= 0),
+        ):
+            if not allowed:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1), got {betas}")
+        if not isinstance(ema_decay, Tensor) and not 0 <= ema_decay <= 1:
+            raise ValueError(f"ema_decay must be in [0, 1], got {ema_decay}")
+        self._teachers = None if teacher is None else dict(teacher)
+        for p, t in (self._teachers or {}).items():
+            if p.shape != t.shape or p.device != t.device or not t.is_floating_point():
+                raise ValueError(
+                    f"a teacher is {t.dtype} {list(t.shape)} on {t.device}, "
+                    f"its parameter {p.dtype} {list(p.shape)} on {p.device}"
+                )
+        super().__init__(
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay, "fused": True},
+        )
+
+    def teacher_of(self, parameter: Tensor) -> Tensor | None:
+        """The tensor that follows a parameter; None where there is none, or no step was made yet."""
+        return self.state[parameter].get("ema") if self._teachers is None else self._teachers.get(parameter)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step; parameters without a gradient stay, their teachers still follow them."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        for group in self.param_groups:
+            active = [p for p in group["params"] if p.grad is not None]
+            for p in active:
+                if p.grad.is_sparse:
+                    raise RuntimeError("AdamWEMA does not support sparse gradients")
+                self._start(p)
+            idle = [p for p in group["params"] if p.grad is None and self.teacher_of(p) is not None]
+            if not active and not idle:
+                continue
+            device = group["params"][0].device
+            ema_decay = as_scalar("ema_decay", group["ema_decay"], device)
+            if active:
+                lr = group["lr"]
+                if not isinstance(lr, Tensor):
+                    lr = torch.full((), lr, dtype=torch.float64, device=device)
+                states = [self.state[p] for p in active]
+                adamw_ema_(
+                    active,
+                    [p.grad for p in active],
+                    [state["exp_avg"] for state in states],
+                    [state["exp_avg_sq"] for state in states],
+                    [state["step"] for state in states],
+                    [p.new_empty(0) if (t := self.teacher_of(p)) is None else t for p in active],
+                    lr,
+                    ema_decay,
+                    found_inf,
+                    grad_scale,
+                    *group["betas"],
+                    group["eps"],
+                    group["weight_decay"],
+                )
+            if idle:
+                ema_update_([self.teacher_of(p) for p in idle], idle, ema_decay, skip=found_inf)
+        return loss
+
+    def _start(self, p: Tensor) -> None:
+        state = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if self._teachers is None and "ema" not in state:
+            state["ema"] = self._wide(p)
+
+    @staticmethod
+    def _wide(tensor: Tensor) -> Tensor:
+        """A copy in float32 at least: in bfloat16 a teacher hardly moves."""
+        return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, or torch.optim.AdamW's; teachers keep their float32."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(numbers, parameters, strict=True):
+            saved = state_dict["state"].get(number, {}).get("ema")
+            if saved is not None:  # the base class casts it to the parameter's dtype
+                self.state[p]["ema"] = self._wide(saved).to(p.device)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)

@@ -1,0 +1,496 @@
+"""SIGReg: how far features are from an isotropic Gaussian, by the characteristic functions of random projections.
+
+With unit directions a_k, projections x_ik = z_i·a_k and φ(t) = exp(-t²/2), the Epps-Pulley statistic of slice k is
+
+    T_k = N Σ_t w_t φ(t) [(mean_i cos(t x_ik) - φ(t))² + (mean_i sin(t x_ik))²]
+
+and SIGReg is the mean over slices. The knots t are equally spaced, so that cosines and sines of all of them follow
+from one of each by angle addition: nothing of size N x slices x knots exists, neither forward nor backward.
+
+Source: LeJEPA (arXiv 2511.08544); Epps & Pulley (1983).
+
+Two conventions are in use. LeJEPA's loss is (1 - λ) inv + λ T with T as above; eb_jepa's is inv + λ_u T / N (with ten
+knots on [-3, 3], `span="full"`). They agree, up to a factor and the knots, for λ_u = λ N / (1 - λ).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from typing import Literal
+
+import torch
+import torch.distributed._functional_collectives as collectives
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from .backend import jit, resolve_group, tl, triton, uses_triton
+from .matmul import matmul
+from .philox import MASK, philox
+
+__all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
+
+
+def knots(t_max: float, num_points: int, span: str) -> tuple[list[float], list[float]]:
+    """Positive knots, equally spaced, and their trapezoidal weights for the whole of [-t_max, t_max].
+
+    The integrand is even and zero at t = 0. The first knot is one step from zero, or half a step.
+    """
+    step = t_max / (num_points - 1) * (1 if span == "half" else 2)
+    between = span == "full" and num_points % 2 == 0  # zero lies between two knots
+    count = num_points - 1 if span == "half" else num_points // 2
+    t = [(i + (0.5 if between else 1)) * step for i in range(count)]
+    return t, [2 * step] * (count - 1) + [step]
+
+
+def degenerate_value(t_max: float = 3.0, num_points: int = 17, span: str = "half") -> float:
+    """T / N of samples that project to zero, as all do that are unit vectors or collapsed: where SIGReg gets stuck."""
+    t, w = knots(t_max, num_points, span)
+    return sum(wi * math.exp(-(ti**2) / 2) * (1 - math.exp(-(ti**2) / 2)) ** 2 for ti, wi in zip(t, w, strict=True))
+
+
+def sigreg_reference(
+    z: Tensor, unit: Tensor, *, t_max: float = 3.0, num_points: int = 17, span: str = "half"
+) -> Tensor:
+    """The formula as it stands, for tests and benchmarks: every cosine and sine, differentiable by autograd.
+
+    Args:
+        z: [..., N, D].
+        unit: directions [D, num_slices].
+        t_max, num_points, span: as `sigreg` takes them.
+    """
+    t, w = (torch.tensor(values, dtype=z.dtype, device=z.device) for values in knots(t_max, num_points, span))
+    phi = torch.exp(-(t**2) / 2)
+    angle = (z @ unit)[..., None] * t  # [..., N, slices, knots]
+    error = (angle.cos().mean(-3) - phi) ** 2 + angle.sin().mean(-3) ** 2
+    return z.shape[-2] * (error @ (w * phi)).mean(-1)
+
+
+@jit
+def _normals(word_0, word_1):
+    """Two standard normals from two words, by Box and Muller."""
+    u = ((word_0 >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08  # 2**-24
+    angle = (word_1 >> 8).to(tl.float32) * 3.7450703e-07  # 2π 2**-24
+    radius = tl.sqrt(-2.0 * tl.log(u))
+    return radius * tl.cos(angle), radius * tl.sin(angle)
+
+
+@jit
+def _directions_kernel(
+    seed,  # pointer to an int64
+    out,  # pointer to [D, K], contiguous
+    D,
+    K,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # rows 4i..4i+3 of slice k are drawn from counter (i, k)
+    key = tl.load(seed)
+    o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    b_norm = tl.zeros([BLOCK_K], dtype=tl.float32)
+    for start in range(0, D, 4 * BLOCK_D):
+        o_i = start // 4 + tl.arange(0, BLOCK_D)[:, None]
+        zero = tl.zeros([BLOCK_D, BLOCK_K], dtype=tl.int32)
+        w_0, w_1, w_2, w_3 = tl.philox(key, o_i + zero, o_k[None, :] + zero, zero, zero)
+        n_0, n_1 = _normals(w_0, w_1)
+        n_2, n_3 = _normals(w_2, w_3)
+        for r in tl.static_range(4):
+            n = n_0 if r == 0 else n_1 if r == 1 else n_2 if r == 2 else n_3
+            m = (4 * o_i + r < D) & (o_k < K)[None, :]
+            b_norm += tl.sum(tl.where(m, n * n, 0.0), axis=0)
+            tl.store(out + (4 * o_i + r).to(tl.int64) * K + o_k[None, :], n, mask=m)
+    tl.debug_barrier()  # what was stored is read again
+    b_scale = 1.0 / tl.sqrt(tl.where(o_k < K, b_norm, 1.0))
+    for start in range(0, D, BLOCK_D):
+        o_d = (start + tl.arange(0, BLOCK_D)[:, None]).to(tl.int64)
+        m = (o_d < D) & (o_k < K)[None, :]
+        p = out + o_d * K + o_k[None, :]
+        tl.store(p, tl.load(p, mask=m, other=0.0) * b_scale[None, :], mask=m)
+
+
+@jit
+def _first_knot(b_x, step, BETWEEN: tl.constexpr):
+    """Cosine and sine of t x at the first knot, and of the rotation by which each further knot follows."""
+    if BETWEEN:
+        b_cos = tl.cos(b_x * (0.5 * step))
+        b_sin = tl.sin(b_x * (0.5 * step))
+        b_turn_cos = b_cos * b_cos - b_sin * b_sin
+        b_turn_sin = 2.0 * b_cos * b_sin
+    else:
+        b_cos = tl.cos(b_x * step)
+        b_sin = tl.sin(b_x * step)
+        b_turn_cos = b_cos
+        b_turn_sin = b_sin
+    return b_cos, b_sin, b_turn_cos, b_turn_sin
+
+
+@jit
+def _moments_kernel(
+    x,  # pointer to projections [S, N, K], contiguous
+    sums,  # pointer to [S, splits, 2, P, K]: sums over a part of the rows of cos(t x) and sin(t x)
+    N,
+    K,
+    P,
+    step,
+    BETWEEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    i_split, i_s = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    num_splits = tl.num_programs(1)
+    o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    o_p = tl.arange(0, BLOCK_P)[:, None]
+    b_cosines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
+    b_sines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
+    for start in range(i_split * BLOCK_N, N, num_splits * BLOCK_N):
+        o_n = (start + tl.arange(0, BLOCK_N)[:, None]).to(tl.int64)
+        m = (o_n < N) & (o_k < K)[None, :]
+        b_x = tl.load(x + (i_s * N + o_n) * K + o_k[None, :], mask=m, other=0.0)
+        b_cos, b_sin, b_turn_cos, b_turn_sin = _first_knot(b_x, step, BETWEEN)
+        b_cos = tl.where(m, b_cos, 0.0)  # rows beyond N stay zero under rotation
+        b_sin = tl.where(m, b_sin, 0.0)
+        for p in range(P):
+            here = o_p == p
+            b_cosines += tl.where(here, tl.sum(b_cos, axis=0)[None, :], 0.0)
+            b_sines += tl.where(here, tl.sum(b_sin, axis=0)[None, :], 0.0)
+            b_next = b_cos * b_turn_cos - b_sin * b_turn_sin
+            b_sin = b_sin * b_turn_cos + b_cos * b_turn_sin
+            b_cos = b_next
+    m = (o_p < P) & (o_k < K)[None, :]
+    p_sums = sums + ((i_s * num_splits + i_split) * 2 * P + o_p) * K + o_k[None, :]
+    tl.store(p_sums, b_cosines, mask=m)
+    tl.store(p_sums + P * K, b_sines, mask=m)
+
+
+@jit
+def _projection_gradient_kernel(
+    x,  # pointer to projections [S, N, K], contiguous
+    slopes,  # pointer to [S, 2, P, K]: gradients of the statistic in the sums of cos(t x) and sin(t x), times t
+    out,  # pointer to [S, N, K]
+    N,
+    K,
+    P,
+    step,
+    BETWEEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    i_s = tl.program_id(2).to(tl.int64)
+    o_n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]).to(tl.int64)
+    o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_k = o_k < K
+    m = (o_n < N) & m_k[None, :]
+    o_x = (i_s * N + o_n) * K + o_k[None, :]
+    b_x = tl.load(x + o_x, mask=m, other=0.0)
+    b_cos, b_sin, b_turn_cos, b_turn_sin = _first_knot(b_x, step, BETWEEN)
+    b_out = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
+    p_slopes = slopes + i_s * 2 * P * K + o_k
+    for _ in range(P):
+        b_cosine_slope = tl.load(p_slopes, mask=m_k, other=0.0)[None, :]
+        b_sine_slope = tl.load(p_slopes + P * K, mask=m_k, other=0.0)[None, :]
+        b_out += b_sine_slope * b_cos - b_cosine_slope * b_sin
+        b_next = b_cos * b_turn_cos - b_sin * b_turn_sin
+        b_sin = b_sin * b_turn_cos + b_cos * b_turn_sin
+        b_cos = b_next
+        p_slopes += K
+    tl.store(out + o_x, b_out, mask=m)
+
+
+def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
+    """Random unit directions, a pure function of the seed: every process draws the same, and none of them waits.
+
+    Args:
+        seed: int64, 0-dim, on any device.
+        dim: D.
+        num_slices: K.
+
+    Returns:
+        float32 [D, K]; columns are uniform on the unit sphere.
+    """
+    if not uses_triton(seed):
+        index = torch.arange((dim + 3) // 4, device=seed.device)[:, None]
+        zero = torch.zeros_like(index)
+        slices = torch.arange(num_slices, device=seed.device)[None, :]
+        words = philox((seed & MASK, seed >> 32 & MASK), (index, slices, zero, zero))
+        normals = []
+        for first, second in (words[:2], words[2:]):
+            u = ((first >> 8).float() + 0.5) * 2**-24
+            angle = (second >> 8).float() * (2 * math.pi * 2**-24)
+            radius = torch.sqrt(-2 * torch.log(u))
+            normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
+        drawn = torch.stack(normals, dim=1).flatten(0, 1)[:dim]
+        return drawn / drawn.norm(dim=0)
+    out = torch.empty((dim, num_slices), dtype=torch.float32, device=seed.device)
+    block_k = 32
+    _directions_kernel[(triton.cdiv(num_slices, block_k),)](seed, out, dim, num_slices, BLOCK_D=32, BLOCK_K=block_k)
+    return out
+
+
+def _rotations(x: Tensor, step: float, between: bool, count: int):
+    """Cosine and sine of t x at each knot in turn, by angle addition."""
+    first = x * (step / 2 if between else step)
+    cosine, sine = first.cos(), first.sin()
+    turn = (cosine * cosine - sine * sine, 2 * cosine * sine) if between else (cosine, sine)
+    for _ in range(count):
+        yield cosine, sine
+        cosine, sine = cosine * turn[0] - sine * turn[1], sine * turn[0] + cosine * turn[1]
+
+
+def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
+    """Sums over rows of the cosines and sines of t x: [S, N, K] to [S, 2, knots, K]."""
+    if not uses_triton(x):
+        sums = [
+            torch.stack([cosine.sum(1), sine.sum(1)], dim=1) for cosine, sine in _rotations(x, step, between, count)
+        ]
+        return torch.stack(sums, dim=2)
+    batch, rows, slices = x.shape
+    block_n, block_k = 64, 64
+    splits = min(triton.cdiv(rows, block_n), 16)
+    sums = torch.empty((batch, splits, 2, count, slices), dtype=torch.float32, device=x.device)
+    _moments_kernel[(triton.cdiv(slices, block_k), splits, batch)](
+        x, sums, rows, slices, count, step,
+        BETWEEN=between, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_P=triton.next_power_of_2(count),
+    )  # fmt: skip
+    return sums.sum(1)
+
+
+def _projection_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
+    """Gradient in the projections [S, N, K], from t times the gradients in the sums [S, 2, knots, K]."""
+    count = slopes.shape[2]
+    if not uses_triton(x):
+        out = torch.zeros_like(x)
+        for number, (cosine, sine) in enumerate(_rotations(x, step, between, count)):
+            out += slopes[:, 1, number, None] * cosine - slopes[:, 0, number, None] * sine
+        return out
+    batch, rows, slices = x.shape
+    out = torch.empty_like(x)
+    block_n, block_k = 32, 64
+    _projection_gradient_kernel[(triton.cdiv(slices, block_k), triton.cdiv(rows, block_n), batch)](
+        x, slopes.contiguous(), out, rows, slices, count, step, BETWEEN=between, BLOCK_N=block_n, BLOCK_K=block_k
+    )
+    return out
+
+
+@functools.lru_cache(maxsize=16)
+def _table(t_max: float, num_points: int, span: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Knots t, φ(t) and weights w φ(t), [3, knots, 1]."""
+    t, w = knots(t_max, num_points, span)
+    phi = [math.exp(-(ti**2) / 2) for ti in t]
+    rows = [t, phi, [wi * pi for wi, pi in zip(w, phi, strict=True)]]
+    return torch.tensor(rows, dtype=dtype, device=device)[..., None]
+
+
+@torch.library.custom_op("seqjepa::sigreg", mutates_args=())
+def _forward(
+    z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str, group: str, size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistic [S], directions [D, K], projections [S, N, K], differences from φ [S, 2, knots, K] of z [S, N, D]."""
+    exact = torch.float64 if z.dtype == torch.float64 else torch.float32
+    unit = directions(seed, z.shape[-1], num_slices).to(exact)
+    x = matmul(z, unit.expand(z.shape[0], -1, -1))
+    _, phi, weight = _table(t_max, num_points, span, z.device, exact)
+    sums = _sums(x, *_spacing(t_max, num_points, span))
+    if group:
+        sums = collectives.wait_tensor(collectives.all_reduce(sums, "sum", group))
+    samples = z.shape[-2] * size
+    difference = sums / samples
+    difference[:, 0] -= phi
+    statistic = samples * ((difference**2).sum(1) * weight).sum(1).mean(-1)
+    return statistic, unit, x, difference
+
+
+def _spacing(t_max: float, num_points: int, span: str) -> tuple[float, bool, int]:
+    """Distance of the knots, whether the first is half of it from zero, and their number."""
+    t, _ = knots(t_max, num_points, span)
+    between = span == "full" and num_points % 2 == 0
+    return t[0] * (2 if between else 1), between, len(t)
+
+
+@_forward.register_fake
+def _(z, seed, num_slices, t_max, num_points, span, group, size):
+    exact = torch.float64 if z.dtype == torch.float64 else torch.float32
+    batch, rows, width = z.shape
+    count = _spacing(t_max, num_points, span)[2]
+    shapes = ((batch,), (width, num_slices), (batch, rows, num_slices), (batch, 2, count, num_slices))
+    return tuple(z.new_empty(shape, dtype=exact) for shape in shapes)
+
+
+@torch.library.custom_op("seqjepa::sigreg_backward", mutates_args=())
+def _backward(
+    grad: Tensor, unit: Tensor, x: Tensor, difference: Tensor, t_max: float, num_points: int, span: str
+) -> Tensor:
+    """Gradient [S, N, D] of the samples."""
+    t, _, weight = _table(t_max, num_points, span, x.device, x.dtype)
+    slopes = difference * (2 * t * weight) * (grad / x.shape[-1])[:, None, None, None]
+    step, between, _ = _spacing(t_max, num_points, span)
+    dx = _projection_gradient(x, slopes, step, between)
+    return matmul(dx, unit.mT.expand(x.shape[0], -1, -1))
+
+
+@_backward.register_fake
+def _(grad, unit, x, difference, t_max, num_points, span):
+    return x.new_empty((*x.shape[:2], unit.shape[0]))
+
+
+def _setup_context(ctx, inputs, output):
+    z, _, _, *ctx.settings, _, ctx.size = inputs
+    ctx.dtype = z.dtype
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx, grad, *_):
+    # data-parallel training averages gradients over processes
+    dz = _backward(grad * ctx.size, *ctx.saved_tensors, *ctx.settings)
+    return dz.to(ctx.dtype), None, None, None, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def sigreg(
+    z: Tensor,
+    *,
+    num_slices: int,
+    t_max: float = 3.0,
+    num_points: int = 17,
+    span: Literal["half", "full"] = "half",
+    seed: int | Tensor,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """SIGReg statistic of each batch of samples, LeJEPA's, with the factor N; differentiable once, in `z`.
+
+    About 1 for samples of a standard Gaussian; 0.40 N for collapsed ones. Do not normalise `z` to unit length before:
+    in many dimensions the projections of unit vectors are near zero, and the statistic is a constant.
+
+    Args:
+        z: samples [..., N, D], bfloat16, float16, float32 or float64, any strides. Computed in float32 (float64).
+        num_slices: directions K, drawn anew for each seed.
+        t_max: largest knot.
+        num_points: number of knots, zero among them: 17 in LeJEPA.
+        span: `half`, on [0, t_max] with doubled weights, or `full`, on [-t_max, t_max].
+        seed: int64, 0-dim, on the device of `z`, the same on all processes; it may change between the replays of a
+            CUDA graph. Or a plain int.
+        group: processes whose samples are one batch; each brings as many. The statistic is that of the joined batch,
+            gradients are the joined batch's times the number of processes, for data-parallel training to average.
+
+    Returns:
+        [...], float32 (float64 for float64).
+
+    Raises:
+        ValueError: a shape, dtype, device or number is not allowed.
+
+    Source: LeJEPA (arXiv 2511.08544), its statistic with Gaussian window and trapezoidal rule.
+    """
+    if z.ndim < 2 or 0 in z.shape[-2:] or not z.is_floating_point():
+        raise ValueError(f"z must be floating-point [..., N, D] with rows and columns, got {z.dtype} {list(z.shape)}")
+    if num_slices < 1 or num_points < 2 or not t_max > 0:
+        raise ValueError(
+            "num_slices must be at least 1, num_points at least 2 and t_max positive, "
+            f"got {num_slices}, {num_points} and {t_max}"
+        )
+    if span not in ("half", "full"):
+        raise ValueError(f"span must be 'half' or 'full', got {span!r}")
+    if not isinstance(seed, Tensor):
+        seed = torch.full((), seed, dtype=torch.int64, device=z.device)
+    if seed.dtype != torch.int64 or seed.ndim or seed.device != z.device:
+        raise ValueError(
+            f"seed must be int64, 0-dim, on {z.device} like z, got {seed.dtype} {list(seed.shape)} on {seed.device}"
+        )
+    name, size = resolve_group(group)
+    flat = z.reshape(-1, *z.shape[-2:])
+    statistic, *_ = _forward(flat, seed, num_slices, float(t_max), num_points, span, name, size)
+    return statistic.view(z.shape[:-2])
+
+
+class SIGReg(nn.Module):
+    """`sigreg` with new directions at each call, and a warning when it has been stuck for 100 calls.
+
+    Stuck is the statistic of a single batch within 3 % of `degenerate_value`: then the samples are normalised, or
+    collapsed, and there is no gradient worth the name. The buffer `stuck` counts such calls in a row, on the device.
+    Outside `torch.compile` and CUDA graphs the module reads it now and then, without waiting, and warns; there, or to
+    know at once, call `check()` where your code waits for the device anyway.
+
+    Args:
+        num_slices, t_max, num_points, span, group: as `sigreg` takes them.
+        seed: of the first call; the buffer `step` counts on from it.
+    """
+
+    CALLS = 100
+    BAND = 0.03
+
+    def __init__(
+        self,
+        num_slices: int = 1024,
+        *,
+        t_max: float = 3.0,
+        num_points: int = 17,
+        span: Literal["half", "full"] = "half",
+        seed: int = 0,
+        group: ProcessGroup | None = None,
+    ):
+        super().__init__()
+        self.num_slices, self.t_max, self.num_points, self.span, self.group = num_slices, t_max, num_points, span, group
+        self.degenerate = degenerate_value(t_max, num_points, span)
+        self.register_buffer("step", torch.tensor(seed, dtype=torch.int64))
+        self.register_buffer("stuck", torch.tensor(0, dtype=torch.int64))
+        self._calls = 0
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+        self._warned = False
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Statistic [...] of z [..., N, D]."""
+        value = sigreg(
+            z,
+            num_slices=self.num_slices,
+            t_max=self.t_max,
+            num_points=self.num_points,
+            span=self.span,
+            seed=self.step,
+            group=self.group,
+        )
+        with torch.no_grad():
+            samples = z.shape[-2] * (1 if self.group is None else self.group.size())
+            near = ((value.detach().mean() / samples - self.degenerate).abs() < self.BAND * self.degenerate).long()
+            self.stuck.copy_((self.stuck + near) * near)
+            self.step += 1
+        if not torch.compiler.is_compiling():
+            self._look()
+        return value
+
+    def check(self) -> bool:
+        """Whether the statistic has been stuck for 100 calls; warns the first time. Waits for the device."""
+        return self._judge(int(self.stuck))
+
+    def _judge(self, stuck: int) -> bool:
+        if stuck >= self.CALLS and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"SIGReg has stood at its degenerate value, {self.degenerate:.3f} a sample, for {stuck} calls: are its "
+                "inputs normalised to unit length, or collapsed?",
+                stacklevel=4,
+            )
+        return stuck >= self.CALLS
+
+    def _look(self) -> None:
+        """Every so many calls start a copy of the count to the host, and read it once it has arrived."""
+        if self._warned:
+            return
+        self._calls += 1
+        if not self.stuck.is_cuda:
+            if self._calls % self.CALLS == 0:
+                self._judge(int(self.stuck))
+            return
+        if torch.cuda.is_current_stream_capturing():
+            return
+        if self._pending is None and self._calls % self.CALLS == 0:
+            arrived = torch.cuda.Event()
+            host = torch.empty((), dtype=torch.int64, pin_memory=True)
+            host.copy_(self.stuck, non_blocking=True)
+            arrived.record()
+            self._pending = host, arrived
+        elif self._pending is not None and self._pending[1].query():
+            self._judge(int(self._pending[0]))
+            self._pending = None
