@@ -112,7 +112,7 @@ class OptimConfig(Section):
     """Optimiser and learning-rate schedule (per step)."""
 
     kind: Literal["adamw_ema", "adamw"] = "adamw_ema"
-    """adamw_ema: AdamW moves the teacher in the same pass (seqjepa.kernels); adamw: torch.optim's, then target.update."""
+    """adamw_ema: AdamW and the teacher's average in one pass (seqjepa.kernels); adamw: torch's, then target.update."""
     lr: float = Field(default=4e-4, ge=0)
     """Peak learning rate."""
     min_lr: float = Field(default=0.0, ge=0)

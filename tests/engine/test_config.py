@@ -145,7 +145,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(words, parts, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim: [a", "line 2: not readable as YAML"),
+        ("optim: [a\n", "line 2: not readable as YAML"),
         ("- a\n- b\n", "must be a mapping"),
         ("a: 1\na: 2\n", "not readable as YAML"),
     ],

@@ -137,9 +137,10 @@ def test_stop_gradient_shares_batch_statistics():
     assert batch_norm(model.encoder).num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("update", ["kernel", "torch"])
 @pytest.mark.parametrize("buffers", ["ignore", "copy", "average"])
-def test_teacher_follows_the_encoder(buffers):
-    model = small(decay=0.9, buffers=buffers)
+def test_teacher_follows_the_encoder(buffers, update):
+    model = small(decay=0.9, buffers=buffers, update=update)
     teacher, encoder = model.target.teacher, model.encoder
     model(*inputs())
     with torch.no_grad():
@@ -147,7 +148,7 @@ def test_teacher_follows_the_encoder(buffers):
             parameter.add_(1.0)
     before_weight = teacher[0].weight.clone()
     before_mean, student_mean = batch_norm(teacher).running_mean.clone(), batch_norm(encoder).running_mean
-    model.target.update(encoder, progress=0.5)
+    model.target.update(encoder, torch.tensor(0.9))
     torch.testing.assert_close(teacher[0].weight, 0.9 * before_weight + 0.1 * encoder[0].weight)
     expected = {
         "ignore": before_mean,
@@ -155,6 +156,12 @@ def test_teacher_follows_the_encoder(buffers):
         "average": 0.9 * before_mean + 0.1 * student_mean,
     }
     torch.testing.assert_close(batch_norm(teacher).running_mean, expected[buffers])
+    assert batch_norm(teacher).num_batches_tracked == 1
+
+    weights, mean = teacher[0].weight.clone(), batch_norm(teacher).running_mean.clone()
+    model.target.update(encoder, torch.tensor(0.9), weights=False)  # the optimiser moved them
+    assert torch.equal(teacher[0].weight, weights)
+    assert torch.equal(batch_norm(teacher).running_mean, mean) == (buffers != "average")
 
 
 def test_teacher_starts_as_the_encoder():
@@ -167,9 +174,10 @@ def test_teacher_starts_as_the_encoder():
 def test_decay_schedules():
     constant = small(decay=0.99).target
     cosine = small(decay=0.99, schedule="cosine").target
-    assert [constant.decay(p) for p in (0, 0.5, 1)] == [0.99] * 3
+    steps = [torch.tensor(step) for step in (0, 25, 50, 100)]
+    assert [constant.decay(step, 101).item() for step in steps] == [0.99] * 4
     expected = [0.99, 1 - 0.01 * (1 + math.cos(math.pi / 4)) / 2, 0.995, 1.0]
-    assert [cosine.decay(p) for p in (0, 0.25, 0.5, 1)] == pytest.approx(expected, abs=1e-15)
+    assert [cosine.decay(step, 101).item() for step in steps] == pytest.approx(expected, abs=1e-15)
 
 
 def test_cosine_distance_has_its_closed_form():

@@ -32,12 +32,13 @@ def test_decay_spares_biases_norms_and_tokens():
     assert not any(name.startswith("target.") for name in groups[0.1] | groups[0.0])
 
 
-def test_one_step_is_torchs_adamw():
+@pytest.mark.parametrize("kind", ["adamw", "adamw_ema"])
+def test_one_step_is_adams_first(kind):
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 2)
     before, optimizer = (
         layer.weight.detach().clone(),
-        build_optimizer(layer, OptimConfig(lr=0.01, weight_decay=0.5), False),
+        build_optimizer(layer, OptimConfig(kind=kind, lr=0.01, weight_decay=0.5), False),
     )
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
