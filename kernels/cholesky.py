@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from .backend import full_precision, jit, tl, uses_triton
+from .matmul import gram
 
 __all__ = ["inverse_logdet"]
 
+BLOCKS = {"BLOCK": 64, "BLOCK_K": 32}
 ONE_PROGRAM = 256  # largest matrix for one program; bench/coding_rate.py measures where cuSOLVER takes over
 
 
@@ -144,7 +146,9 @@ def inverse_logdet(matrix: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, Te
         logdet = logdet.masked_fill(info > 0, float("nan"))
         if not inverse:
             return logdet, matrix.new_empty(0), info
-        return logdet, torch.cholesky_inverse(factor).mT.contiguous(), info  # LAPACK goes by columns
+        identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)  # cholesky_inverse would wait for the device
+        lower = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return logdet, gram(lower.mT, torch.ones_like(logdet), identity=False), info
 
 
 def _launch(matrix: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,8 +156,5 @@ def _launch(matrix: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     factor = torch.empty_like(matrix)
     logdet = torch.empty(batch, dtype=torch.float32, device=matrix.device)
     info = torch.empty(batch, dtype=torch.int32, device=matrix.device)
-    _cholesky_kernel[(batch,)](
-        matrix, factor, logdet, info, n,
-        INVERSE=inverse, BLOCK=64 if n > 32 else 32, BLOCK_K=32, num_stages=1,
-    )  # fmt: skip
+    _cholesky_kernel[(batch,)](matrix, factor, logdet, info, n, INVERSE=inverse, num_stages=1, **BLOCKS)
     return logdet, matrix if inverse else matrix.new_empty(0), info

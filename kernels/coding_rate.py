@@ -46,23 +46,31 @@ def coding_rate_reference(z: Tensor, scale: Tensor, weights: Tensor | None = Non
     return torch.logdet(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device) + scale * covariance)
 
 
+def _exact(z: Tensor) -> torch.dtype:
+    """Precision of the computation."""
+    return torch.float64 if z.dtype == torch.float64 else torch.float32
+
+
 def _rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
-    """diag(√w) (Z - mean), in float32 [S, B, d]; `root` is √w or empty."""
-    y = z.to(mean.dtype)
+    """diag(√w) (Z - mean) [S, B, d]; `mean` is float64 [S, d], `root` is √w or empty.
+
+    Rows that hardly differ lose their difference to the rounding of the mean, unless its lower half is taken off too.
+    """
+    y = z.to(_exact(z))
     if center:
-        y = y - mean[:, None]
+        upper = mean.to(y.dtype)
+        y = y - upper[:, None] - (mean - upper).to(y.dtype)[:, None]
     return y * root[..., None] if root.numel() else y
 
 
 def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
-    """Mean [S, d], or zero, and mass [S] of the rows."""
-    exact = torch.float64 if z.dtype == torch.float64 else torch.float32
-    mass = weights.sum(-1) if weights.numel() else z.new_full((z.shape[0],), z.shape[1], dtype=exact)
+    """Mean, float64 [S, d], or zero, and mass [S] of the rows."""
+    mass = weights.sum(-1) if weights.numel() else z.new_full((z.shape[0],), z.shape[1], dtype=_exact(z))
     if not center:
-        return z.new_zeros((z.shape[0], z.shape[2]), dtype=exact), mass
+        return z.new_zeros((z.shape[0], z.shape[2]), dtype=torch.float64), mass
     if not weights.numel():
-        return z.mean(-2, dtype=exact), mass
-    sums = (weights[..., None] * z).sum(-2, dtype=exact)
+        return z.mean(-2, dtype=torch.float64), mass
+    sums = (weights[..., None] * z).sum(-2, dtype=torch.float64)
     return torch.where(mass[:, None] > 0, sums / mass[:, None], 0.0), mass
 
 
@@ -95,33 +103,27 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
     """
     batch, width = mean.shape
     rank = torch.distributed.get_rank(torch.distributed.distributed_c10d._resolve_process_group(group))
-    slots = mean.new_zeros((size, batch, width + 1))
-    slots[rank] = torch.cat([mean, mass[:, None]], dim=-1)
+    slots = local.new_zeros((size, batch, 2 * width + 1))
+    upper = mean.to(local.dtype)
+    slots[rank] = torch.cat([upper, (mean - upper).to(local.dtype), mass[:, None]], dim=-1)
     packed = torch.cat([local.flatten(), slots.flatten()])
     packed = collectives.wait_tensor(collectives.all_reduce(packed, "sum", group))
-    matrix = packed[: local.numel()].view_as(local).clone()
-    slots = packed[local.numel() :].view_as(slots).transpose(0, 1)  # [S, processes, d + 1]
-    means, masses = slots[..., :-1], slots[..., -1]
-    mass = masses.sum(-1)
-    mean = torch.where(mass[:, None] > 0, (masses[..., None] * means).sum(1) / mass[:, None], 0.0)
-    between = masses.sqrt()[..., None] * (means - mean[:, None])
+    matrix = packed[: local.numel()].view_as(local)
+    upper, lower, masses = packed[local.numel() :].view_as(slots).transpose(0, 1).split([width, width, 1], dim=-1)
+    means = upper.double() + lower.double()  # [S, processes, d]
+    mass = masses.sum((1, 2))
+    mean = torch.where(mass[:, None] > 0, (masses * means).sum(1) / mass[:, None], 0.0)
+    between = masses.sqrt() * (means - mean[:, None]).to(local.dtype)
     return matrix + gram(between.mT, torch.ones_like(mass), identity=False), mean, mass
 
 
 @_forward.register_fake
 def _(z, weights, scale, center, samples, inverse, group, size):
     batch, rows, width = z.shape
-    exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     n = rows if samples else width
-    rate = z.new_empty(batch, dtype=exact)
-    inverse_matrix = z.new_empty((batch, n, n) if inverse else 0, dtype=exact)
-    return (
-        rate,
-        rate.new_empty(batch, dtype=torch.int32),
-        rate.new_empty((batch, width)),
-        rate.new_empty(batch),
-        inverse_matrix,
-    )
+    rate = z.new_empty(batch, dtype=_exact(z))
+    info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=torch.float64)
+    return rate, info, mean, torch.empty_like(rate), rate.new_empty((batch, n, n) if inverse else 0)
 
 
 @torch.library.custom_op("seqjepa::coding_rate_backward", mutates_args=())
@@ -262,7 +264,7 @@ def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None) 
     if (alpha is None) == (eps is None):
         raise ValueError("exactly one of alpha and eps must be given")
     name, value = ("alpha", alpha) if eps is None else ("eps", eps)
-    exact = torch.float64 if z.dtype == torch.float64 else torch.float32
+    exact = _exact(z)
     if isinstance(value, Tensor):
         if value.ndim or value.device != z.device or value.requires_grad:
             raise ValueError(

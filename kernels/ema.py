@@ -61,25 +61,27 @@ def _ema_kernel(
     LIVE: tl.constexpr,
     SKIP: tl.constexpr,
     ALIGNED: tl.constexpr,
+    PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i_tensor = tl.load(piece + 2 * tl.program_id(0))
-    start = tl.multiple_of(tl.load(piece + 2 * tl.program_id(0) + 1), 16)
+    first = tl.multiple_of(tl.load(piece + 2 * tl.program_id(0) + 1), 16)
     table += i_tensor * (1 + LISTS)
-    count = tl.load(table) - start
+    count = tl.load(table) - first
     if SKIP:
         count = tl.where(tl.load(skip) == 0, count, 0)
-    m = tl.arange(0, BLOCK) < count
     weight = (1.0 - tl.load(decay).to(tl.float64)).to(tl.float32)
-    p_teacher = _pointer(table, 0, start, TEACHER, ALIGNED) + tl.arange(0, BLOCK)
-    p_student = _pointer(table, 1, start, STUDENT, ALIGNED) + tl.arange(0, BLOCK)
-    b_teacher = tl.load(p_teacher, mask=m, other=0.0).to(tl.float32)
-    b_student = tl.load(p_student, mask=m, other=0.0).to(tl.float32)
-    b_teacher = _lerp(b_teacher, b_student, weight)
-    tl.store(p_teacher, b_teacher.to(TEACHER), mask=m)
-    if LISTS == 3:
-        p_live = _pointer(table, 2, start, LIVE, ALIGNED) + tl.arange(0, BLOCK)
-        tl.store(p_live, b_teacher.to(LIVE), mask=m)
+    for start in range(0, PIECE, BLOCK):
+        o = start + tl.arange(0, BLOCK)
+        m = o < count
+        p_teacher = _pointer(table, 0, first, TEACHER, ALIGNED) + o
+        p_student = _pointer(table, 1, first, STUDENT, ALIGNED) + o
+        b_teacher = tl.load(p_teacher, mask=m, other=0.0).to(tl.float32)
+        b_student = tl.load(p_student, mask=m, other=0.0).to(tl.float32)
+        b_teacher = _lerp(b_teacher, b_student, weight)
+        tl.store(p_teacher, b_teacher.to(TEACHER), mask=m)
+        if LISTS == 3:
+            tl.store(_pointer(table, 2, first, LIVE, ALIGNED) + o, b_teacher.to(LIVE), mask=m)
 
 
 def _triton_dtype(tensor: Tensor):
@@ -99,7 +101,7 @@ def _launch(
             piece, table, decay, decay if skip is None else skip,
             LISTS=len(lists), TEACHER=_triton_dtype(teacher[0]), STUDENT=_triton_dtype(student[0]),
             LIVE=_triton_dtype(live[0] if live else teacher[0]), SKIP=skip is not None, ALIGNED=aligned,
-            BLOCK=PIECE, num_warps=8,
+            PIECE=PIECE, BLOCK=1024,
         )  # fmt: skip
 
 

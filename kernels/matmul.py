@@ -15,6 +15,9 @@ from .backend import dot_precision, full_precision, jit, tl, triton, uses_triton
 
 __all__ = ["gram", "matmul"]
 
+MATMUL_BLOCKS = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}
+GRAM_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 16}
+
 
 @jit
 def _matmul_kernel(
@@ -120,11 +123,10 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
     columns = b.shape[-1]
     out = torch.empty((batch, rows, columns), dtype=torch.float32, device=a.device)
     scale = None if scale is None else scale.contiguous()
-    block_m = block_n = 64
-    grid = (triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n), batch)
+    grid = (triton.cdiv(rows, MATMUL_BLOCKS["BLOCK_M"]) * triton.cdiv(columns, MATMUL_BLOCKS["BLOCK_N"]), batch)
     _matmul_kernel[grid](
         a, b, out if scale is None else scale, out, rows, columns, inner, *a.stride(), *b.stride(),
-        SCALED=scale is not None, PRECISION=dot_precision(a.device), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=32,
+        SCALED=scale is not None, PRECISION=dot_precision(a.device), **MATMUL_BLOCKS,
     )  # fmt: skip
     return out
 
@@ -149,9 +151,8 @@ def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
             return out
     batch, size, inner = y.shape
     out = torch.empty((batch, size, size), dtype=torch.float32, device=y.device)
-    block = 64 if size > 32 else 32
-    _gram_kernel[(triton.cdiv(size, block) ** 2, batch)](
+    _gram_kernel[(triton.cdiv(size, GRAM_BLOCKS["BLOCK_N"]) ** 2, batch)](
         y, c.contiguous(), out, size, inner, *y.stride(),
-        IDENTITY=identity, PRECISION=dot_precision(y.device), BLOCK_N=block, BLOCK_K=16,
+        IDENTITY=identity, PRECISION=dot_precision(y.device), **GRAM_BLOCKS,
     )  # fmt: skip
     return out

@@ -31,6 +31,10 @@ from .philox import MASK, philox
 
 __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
 
+DIRECTIONS_BLOCKS = {"BLOCK_D": 32, "BLOCK_K": 32}
+MOMENTS_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 32}
+GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
+
 
 def knots(t_max: float, num_points: int, span: str) -> tuple[list[float], list[float]]:
     """Positive knots, equally spaced, and their trapezoidal weights for the whole of [-t_max, t_max].
@@ -68,12 +72,33 @@ def sigreg_reference(
 
 
 @jit
+def _sincos(b_x):
+    """Sine and cosine to float32 accuracy for |x| < 1e5: Cody and Waite's reduction to an octant, then polynomials.
+
+    libdevice's, made for any argument, spills. Coefficients: Cephes, sinf.
+    """
+    b_quarter = tl.floor(b_x * 0.6366197723675814 + 0.5)
+    b_r = b_x - b_quarter * 1.5703125 - b_quarter * 4.837512969970703e-4 - b_quarter * 7.549789954891882e-8
+    b_z = b_r * b_r
+    b_sin = b_r + b_r * b_z * ((-1.9515295891e-4 * b_z + 8.3321608736e-3) * b_z - 1.6666654611e-1)
+    b_cos = (2.443315711809948e-5 * b_z - 1.388731625493765e-3) * b_z + 4.166664568298827e-2
+    b_cos = 1.0 - 0.5 * b_z + b_z * b_z * b_cos
+    b_turns = b_quarter.to(tl.int32)
+    b_odd = (b_turns & 1) == 1
+    b_sine = tl.where(b_odd, b_cos, b_sin)
+    b_cosine = tl.where(b_odd, b_sin, b_cos)
+    b_sine = tl.where((b_turns & 2) == 2, -b_sine, b_sine)
+    return b_sine, tl.where(((b_turns + 1) & 2) == 2, -b_cosine, b_cosine)
+
+
+@jit
 def _normals(word_0, word_1):
     """Two standard normals from two words, by Box and Muller."""
     u = ((word_0 >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08  # 2**-24
     angle = (word_1 >> 8).to(tl.float32) * 3.7450703e-07  # 2π 2**-24
     radius = tl.sqrt(-2.0 * tl.log(u))
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    b_sin, b_cos = _sincos(angle)
+    return radius * b_cos, radius * b_sin
 
 
 @jit
@@ -113,13 +138,11 @@ def _directions_kernel(
 def _first_knot(b_x, step, BETWEEN: tl.constexpr):
     """Cosine and sine of t x at the first knot, and of the rotation by which each further knot follows."""
     if BETWEEN:
-        b_cos = tl.cos(b_x * (0.5 * step))
-        b_sin = tl.sin(b_x * (0.5 * step))
+        b_sin, b_cos = _sincos(b_x * (0.5 * step))
         b_turn_cos = b_cos * b_cos - b_sin * b_sin
         b_turn_sin = 2.0 * b_cos * b_sin
     else:
-        b_cos = tl.cos(b_x * step)
-        b_sin = tl.sin(b_x * step)
+        b_sin, b_cos = _sincos(b_x * step)
         b_turn_cos = b_cos
         b_turn_sin = b_sin
     return b_cos, b_sin, b_turn_cos, b_turn_sin
@@ -223,8 +246,8 @@ def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
         drawn = torch.stack(normals, dim=1).flatten(0, 1)[:dim]
         return drawn / drawn.norm(dim=0)
     out = torch.empty((dim, num_slices), dtype=torch.float32, device=seed.device)
-    block_k = 32
-    _directions_kernel[(triton.cdiv(num_slices, block_k),)](seed, out, dim, num_slices, BLOCK_D=32, BLOCK_K=block_k)
+    grid = (triton.cdiv(num_slices, DIRECTIONS_BLOCKS["BLOCK_K"]),)
+    _directions_kernel[grid](seed, out, dim, num_slices, **DIRECTIONS_BLOCKS)
     return out
 
 
@@ -246,13 +269,11 @@ def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
         ]
         return torch.stack(sums, dim=2)
     batch, rows, slices = x.shape
-    block_n, block_k = 64, 64
-    splits = min(triton.cdiv(rows, block_n), 16)
+    splits = min(triton.cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
     sums = torch.empty((batch, splits, 2, count, slices), dtype=torch.float32, device=x.device)
-    _moments_kernel[(triton.cdiv(slices, block_k), splits, batch)](
-        x, sums, rows, slices, count, step,
-        BETWEEN=between, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_P=triton.next_power_of_2(count),
-    )  # fmt: skip
+    _moments_kernel[(triton.cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]), splits, batch)](
+        x, sums, rows, slices, count, step, BETWEEN=between, BLOCK_P=triton.next_power_of_2(count), **MOMENTS_BLOCKS
+    )
     return sums.sum(1)
 
 
@@ -266,9 +287,9 @@ def _projection_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) 
         return out
     batch, rows, slices = x.shape
     out = torch.empty_like(x)
-    block_n, block_k = 32, 64
-    _projection_gradient_kernel[(triton.cdiv(slices, block_k), triton.cdiv(rows, block_n), batch)](
-        x, slopes.contiguous(), out, rows, slices, count, step, BETWEEN=between, BLOCK_N=block_n, BLOCK_K=block_k
+    grid = (triton.cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]), triton.cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"]), batch)
+    _projection_gradient_kernel[grid](
+        x, slopes.contiguous(), out, rows, slices, count, step, BETWEEN=between, **GRADIENT_BLOCKS
     )
     return out
 

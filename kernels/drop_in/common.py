@@ -1,0 +1,55 @@
+"""What several adapters need: exact inputs, the processes of the original, memberships in classes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed._functional_collectives as collectives
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..backend import resolve_group
+from ..coding_rate import coding_rate
+
+
+def exact(z: Tensor) -> Tensor:
+    """`z` in float32, or float64 where it is that."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def world() -> ProcessGroup | None:
+    """All processes, where torch.distributed is initialised."""
+    return torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
+
+
+def agree(seed: Tensor, group: ProcessGroup | None) -> Tensor:
+    """One seed for all processes, the largest of theirs, without waiting for the device."""
+    name, _ = resolve_group(group)
+    return collectives.wait_tensor(collectives.all_reduce(seed, "max", name)) if name else seed
+
+
+def knot_buffers(t_max: float, num_points: int) -> dict[str, Tensor]:
+    """Buffers of lejepa's EppsPulley and lightly's SIGReg: knots on [0, t_max], φ there, trapezoidal weights times φ.
+
+    The weights are doubled, so that they integrate an even function over [-t_max, t_max].
+    """
+    t = torch.linspace(0, t_max, num_points)
+    phi = torch.exp(-(t**2) / 2)
+    step = t_max / (num_points - 1)
+    doubled = torch.tensor([step, *[2 * step] * (num_points - 2), step])
+    return {"t": t, "phi": phi, "weights": doubled * phi}
+
+
+def memberships(labels: Tensor, num_classes: int | None, like: Tensor) -> Tensor:
+    """One-hot rows [k, m] of labels [m]; k is looked up in the labels unless it is given."""
+    one_hot = F.one_hot(labels.long(), -1 if num_classes is None else int(num_classes))
+    return one_hot.T.to(device=like.device, dtype=like.dtype)
+
+
+def class_rate(X: Tensor, members: Tensor, eps: float | Tensor) -> Tensor:
+    """½ Σ_j (m_j / m) R(class j), for X [m, p] and members [k, m] with m_j = Σ_i members_ji.
+
+    The originals add 1e-8 to m_j against division by zero; here a class without members has rate and gradient 0.
+    """
+    rates = coding_rate(X, eps=eps, center=False, weights=members)
+    return (members.sum(-1) * rates).sum() / (2 * X.shape[0])

@@ -1,0 +1,45 @@
+"""eb_jepa's Gaussian regulariser (facebookresearch/eb_jepa, eb_jepa/losses.py)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backend import resolve_group
+from ..sigreg import sigreg
+from .common import agree, exact, world
+
+
+class BCS(nn.Module):
+    """Mean square distance of two views + lmbd * SIGReg without the factor N, ten knots on [-3, 3], mean of the views.
+
+    Both views have the same directions, new ones at each call, and statistics are of the samples of all processes.
+
+    Differs from the original: directions come from a counter-based generator; its seed, the number of calls, is a
+    buffer `step`, which state dicts leave out, as they did.
+
+    Args:
+        num_slices: directions.
+        lmbd: weight.
+    """
+
+    def __init__(self, num_slices: int = 256, lmbd: float = 10.0):
+        super().__init__()
+        self.num_slices, self.lmbd = num_slices, lmbd
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """`loss`, `bcs_loss` and `invariance_loss` of samples z1 and z2 [N, D]."""
+        if self.step.device != z1.device:
+            self.step = self.step.to(z1.device)  # the original has nothing to move, so its users move nothing
+        group = world()
+        _, processes = resolve_group(group)
+        z = exact(torch.stack([z1, z2]))
+        statistic = sigreg(
+            z, num_slices=self.num_slices, num_points=10, span="full", seed=agree(self.step, group), group=group
+        )
+        self.step.add_(1)
+        bcs = statistic.mean() / (z1.shape[0] * processes)
+        invariance = F.mse_loss(z[0], z[1])
+        return {"loss": invariance + self.lmbd * bcs, "bcs_loss": bcs, "invariance_loss": invariance}

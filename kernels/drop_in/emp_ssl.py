@@ -1,0 +1,58 @@
+"""EMP-SSL's losses (tsb0601/EMP-SSL, loss.py). Source: arXiv 2304.03977, whose eps² is eps in the code, and here."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..coding_rate import coding_rate
+from .common import class_rate, exact, memberships
+
+
+class TotalCodingRate(nn.Module):
+    """-½ R(X; d / (B eps)), rows not centred.
+
+    Differs from the original: also takes a stack of patches, instead of a loop over them.
+
+    Args:
+        eps: distortion.
+    """
+
+    def __init__(self, eps: float = 0.01):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Loss of rows X [B, d]; of X [..., B, d] the mean over the leading dimensions."""
+        return -coding_rate(X, eps=self.eps, center=False).mean() / 2
+
+
+class MaximalCodingRateReduction(nn.Module):
+    """-½ R(X; p / (m eps)) + gamma * ½ Σ_j (m_j / m) R(class j; p / (m_j eps)), rows not centred.
+
+    Differs from the original: the numbers for logs are 0-dim tensors, since `.item()` would wait for the device.
+
+    Args:
+        eps: distortion.
+        gamma: factor before the rate of the classes.
+    """
+
+    def __init__(self, eps: float = 0.01, gamma: float = 1):
+        super().__init__()
+        self.eps, self.gamma = eps, gamma
+
+    def forward(self, X: Tensor, Y: Tensor, num_classes: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Loss of rows X [m, p] with labels Y [m] or probabilities Y [m, k], differentiable in those too.
+
+        Args:
+            X: features.
+            Y: class of each row, or its membership in each class.
+            num_classes: number of classes; without it labels are looked up, which waits for a GPU if they are there.
+
+        Returns:
+            The loss; the rate of the batch and of the classes, each times ½.
+        """
+        X = exact(X)
+        members = memberships(Y, num_classes, X) if Y.ndim == 1 else Y.T.to(X.dtype)
+        batch = coding_rate(X, eps=self.eps, center=False) / 2
+        classes = class_rate(X, members, self.eps)
+        return self.gamma * classes - batch, [batch.detach(), classes.detach()]

@@ -1,0 +1,96 @@
+"""LeJEPA's SIGReg (rbalestr-lab/lejepa, univariate/epps_pulley.py and multivariate/slicing.py, from 2025-12 on).
+
+Source: arXiv 2511.08544. Before commit fd27093 `EppsPulley` meant another statistic, without the factor N.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..backend import resolve_group
+from ..sigreg import sigreg
+from .common import agree, exact, knot_buffers, world
+
+
+class EppsPulley(nn.Module):
+    """Epps-Pulley statistic of samples on a line. In `SlicingUnivariateTest` it holds the settings of a fused kernel.
+
+    Args:
+        t_max: largest knot.
+        n_points: number of knots on [0, t_max], odd.
+        integration: `trapezoid`.
+    """
+
+    def __init__(self, t_max: float = 3, n_points: int = 17, integration: str = "trapezoid"):
+        super().__init__()
+        if n_points % 2 == 0 or integration != "trapezoid":
+            raise ValueError(
+                f"n_points must be odd and integration 'trapezoid', got n_points={n_points}, "
+                f"integration={integration!r}"
+            )
+        self.t_max, self.n_points, self.integration = t_max, n_points, integration
+        for name, buffer in knot_buffers(t_max, n_points).items():
+            self.register_buffer(name, buffer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Statistics [..., K] of x [..., N, K] over the samples of all processes, in plain torch."""
+        name, processes = resolve_group(world())
+        angle = exact(x)[..., None] * self.t
+        mean = torch.stack([angle.cos().mean(-3), angle.sin().mean(-3)])  # [2, ..., K, n_points]
+        if name:
+            joint = mean.detach().clone()
+            torch.distributed.all_reduce(joint, torch.distributed.ReduceOp.AVG)
+            # gradients of the joint mean times the number of processes, for data-parallel training to average
+            mean = mean + (joint - mean.detach())
+        error = (mean[0] - self.phi) ** 2 + mean[1] ** 2
+        return x.shape[-2] * processes * (error * self.weights).sum(-1)
+
+
+class SlicingUnivariateTest(nn.Module):
+    """Mean of a statistic over random directions, new ones at each call; over the samples of all processes.
+
+    Differs from the original: directions come from a counter-based generator with the buffer `global_step` for its
+    seed, which is not read on the host; only `EppsPulley`, reduction="mean" and no clipping are there.
+
+    Args:
+        univariate_test: this module's `EppsPulley`.
+        num_slices: directions.
+        reduction: `mean`.
+        sampler: `gaussian`.
+        clip_value: None.
+    """
+
+    def __init__(
+        self,
+        univariate_test: EppsPulley,
+        num_slices: int,
+        reduction: str = "mean",
+        sampler: str = "gaussian",
+        clip_value: float | None = None,
+    ):
+        super().__init__()
+        if not isinstance(univariate_test, EppsPulley):
+            raise ValueError(f"univariate_test must be this module's EppsPulley, got {type(univariate_test).__name__}")
+        if reduction != "mean" or sampler != "gaussian" or clip_value is not None:
+            raise ValueError(
+                "only reduction='mean', sampler='gaussian' and clip_value=None are accelerated, "
+                f"got {reduction!r}, {sampler!r} and {clip_value}"
+            )
+        self.univariate_test, self.num_slices = univariate_test, num_slices
+        self.reduction, self.sampler, self.clip_value = reduction, sampler, clip_value
+        self.register_buffer("global_step", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean statistic, 0-dim, of samples x [..., N, D]."""
+        group = world()
+        statistic = sigreg(
+            x,
+            num_slices=self.num_slices,
+            t_max=self.univariate_test.t_max,
+            num_points=self.univariate_test.n_points,
+            seed=agree(self.global_step, group),
+            group=group,
+        )
+        self.global_step.add_(1)
+        return statistic.mean()

@@ -1,0 +1,117 @@
+"""lightly's EMP-SSL and LeJEPA losses (lightly-ai/lightly 1.6, loss/emp_ssl_loss.py and loss/lejepa_loss.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..coding_rate import coding_rate
+from ..sigreg import sigreg
+from .common import agree, exact, knot_buffers, world
+
+
+class EMPSSLLoss(nn.Module):
+    """+½ mean over views of R(Z; d / (B eps)) - inv_coef * mean cosine of a row and its mean over views.
+
+    The sign of the rate is lightly's, opposite to EMP-SSL's own code and paper: minimising this loss makes the rate
+    small. `emp_ssl.TotalCodingRate` has the other sign.
+
+    Args:
+        tcr_eps: distortion.
+        inv_coef: weight of the cosine.
+    """
+
+    def __init__(self, tcr_eps: float = 0.2, inv_coef: float = 200.0):
+        super().__init__()
+        self.tcr_eps, self.inv_coef = tcr_eps, inv_coef
+
+    def forward(self, z_views: Sequence[Tensor]) -> Tensor:
+        """Loss of rows [B, d] of each view."""
+        z = exact(torch.stack(tuple(z_views)))
+        cosine = F.cosine_similarity(z, z.mean(0, keepdim=True), dim=-1).mean()
+        return coding_rate(z, eps=self.tcr_eps, center=False).mean() / 2 - self.inv_coef * cosine
+
+
+class SIGReg(nn.Module):
+    """LeJEPA's statistic, with the factor N, averaged over random directions.
+
+    Differs from the original: directions come from a counter-based generator, whose seed is drawn from torch's. The
+    buffers `t`, `phi` and `weights` are there for the sake of state dicts.
+
+    Args:
+        knots: number of knots on [0, t_max].
+        t_max: largest knot.
+        num_vectors: directions.
+        gather_distributed: whether the samples of all processes are one batch; each brings as many.
+    """
+
+    def __init__(
+        self, *, knots: int = 17, t_max: float = 3.0, num_vectors: int = 1024, gather_distributed: bool = False
+    ):
+        super().__init__()
+        if knots < 2 or t_max <= 0 or num_vectors < 1:
+            raise ValueError(
+                "knots must be at least 2, t_max positive and num_vectors at least 1, "
+                f"got {knots}, {t_max} and {num_vectors}"
+            )
+        self.knots, self.t_max, self.num_vectors = knots, t_max, num_vectors
+        self.gather_distributed = gather_distributed
+        for name, buffer in knot_buffers(t_max, knots).items():
+            self.register_buffer(name, buffer)
+
+    def forward(self, proj: Tensor) -> Tensor:
+        """Mean statistic, 0-dim, of samples [..., N, C]."""
+        group = world() if self.gather_distributed else None
+        seed = torch.randint(2**62, (), device=proj.device)
+        statistic = sigreg(
+            proj,
+            num_slices=self.num_vectors,
+            t_max=self.t_max,
+            num_points=self.knots,
+            seed=agree(seed, group),
+            group=group,
+        )
+        return statistic.mean()
+
+
+class LeJEPALoss(nn.Module):
+    """lambda_param * SIGReg of all views + (1 - lambda_param) * mean square distance to the mean global view.
+
+    Args:
+        lambda_param: weight, in [0, 1].
+        gather_distributed, sigreg_knots, sigreg_t_max, sigreg_num_vectors: as `SIGReg` takes them.
+    """
+
+    def __init__(
+        self,
+        lambda_param: float = 0.05,
+        gather_distributed: bool = False,
+        sigreg_knots: int = 17,
+        sigreg_t_max: float = 3.0,
+        sigreg_num_vectors: int = 1024,
+    ):
+        super().__init__()
+        if not 0 <= lambda_param <= 1:
+            raise ValueError(f"lambda_param must be in [0, 1], got {lambda_param}")
+        self.lambda_param = lambda_param
+        self.sigreg = SIGReg(
+            knots=sigreg_knots,
+            t_max=sigreg_t_max,
+            num_vectors=sigreg_num_vectors,
+            gather_distributed=gather_distributed,
+        )
+
+    def forward(self, *, local_proj: Tensor, global_proj: Tensor) -> Tensor:
+        """Loss of projections [V_local, N, D] and [V_global, N, D]."""
+        shapes = local_proj.shape, global_proj.shape
+        if any(len(shape) != 3 or 0 in shape for shape in shapes) or shapes[0][1:] != shapes[1][1:]:
+            raise ValueError(
+                "local_proj and global_proj must be [V, N, D] with at least one view each and the same N and D, "
+                f"got {list(shapes[0])} and {list(shapes[1])}"
+            )
+        views = exact(torch.cat([global_proj, local_proj]))
+        distance = (views - views[: len(global_proj)].mean(0)).square().mean()
+        return self.lambda_param * self.sigreg(views) + (1 - self.lambda_param) * distance

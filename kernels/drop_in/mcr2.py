@@ -1,0 +1,45 @@
+"""MCR²'s loss (ryanchankh/mcr2, loss.py): the batch spreads out, each class does not. Source: arXiv 2006.08558."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..coding_rate import coding_rate
+from .common import class_rate, exact, memberships
+
+
+class MaximalCodingRateReduction(nn.Module):
+    """-gam2 * ½ R(X; gam1 p / (m eps)) + ½ Σ_j (m_j / m) R(class j; p / (m_j eps)), rows not centred.
+
+    Differs from the original: the numbers for logs are 0-dim tensors, since `.item()` would wait for the device; all
+    classes are one batch of rates, without membership matrices [k, m, m].
+
+    Args:
+        gam1: factor inside the first rate, a number.
+        gam2: factor before it.
+        eps: distortion.
+    """
+
+    def __init__(self, gam1: float = 1.0, gam2: float = 1.0, eps: float = 0.01):
+        super().__init__()
+        self.gam1, self.gam2, self.eps = gam1, gam2, eps
+
+    def forward(
+        self, X: Tensor, Y: Tensor, num_classes: int | None = None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Loss of rows X [m, p] with labels Y [m].
+
+        Args:
+            X: features.
+            Y: class of each row, on any device.
+            num_classes: number of classes; without it labels are looked up, which waits for a GPU if they are there.
+
+        Returns:
+            The loss; the rate of the batch and of the classes, each times ½; both once more as if gam1 were 1.
+        """
+        X = exact(X)
+        classes = class_rate(X, memberships(Y, num_classes, X), self.eps)
+        batch = coding_rate(X, eps=self.eps / self.gam1, center=False) / 2
+        plain = batch if self.gam1 == 1 else coding_rate(X.detach(), eps=self.eps, center=False) / 2
+        loss = classes - self.gam2 * batch
+        return loss, [batch.detach(), classes.detach()], [plain.detach(), classes.detach()]

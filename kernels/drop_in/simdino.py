@@ -1,0 +1,106 @@
+"""SimDINO's loss (RobinWu218/SimDINO, simdino/main_dino.py): teacher and student agree, views spread out.
+
+    loss = -coeff * comp - expa
+    comp = mean cosine of teacher view t and student view s over the pairs t ≠ s
+    expa = γ/2 * mean over views of R(Z; p / (n eps)),    γ = 1/p + 1/n
+
+with rows Z [n, p] of a view, not centred; n counts the rows of all processes. Source: arXiv 2502.10385.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backend import resolve_group
+from ..coding_rate import coding_rate
+from .common import exact, world
+
+
+def compression(student: Tensor, teacher: Tensor, no_diag: bool = True) -> tuple[Tensor, Tensor]:
+    """Mean product of rows of different views, and the sum over global views only, divided by their number.
+
+    Args:
+        student: [S, m, p], the first T views being those of the teacher.
+        teacher: [T, m, p].
+        no_diag: whether to leave pairs of equal views out; the divisor of the mean does so in any case.
+    """
+    T, S = len(teacher), len(student)
+    same = min(T, S)
+    # sums over views first: no product for each pair
+    pairs = (teacher.sum(0) * student.sum(0)).sum(-1).mean()
+    pairs_global = (teacher.sum(0) * student[:T].sum(0)).sum(-1).mean()
+    diagonal = (teacher[:same] * student[:same]).sum((0, -1)).mean() if no_diag else 0
+    return (pairs - diagonal) / (T * S - same), ((pairs_global - diagonal) / T).detach()
+
+
+def expansion(
+    student: Tensor, teacher: Tensor, *, eps: float | Tensor, expa_type: int, reduce_cov: int, local_gram: bool
+) -> Tensor:
+    """γ/2 times the mean rate of the student's first T views (`expa_type` 0), or of their mean with the teacher's (1).
+
+    Args:
+        student, teacher: as `compression` takes them.
+        eps, expa_type, reduce_cov, local_gram: as `MCRLoss` takes them.
+    """
+    if expa_type not in (0, 1):
+        raise ValueError(f"expa_type must be 0 (student's views) or 1 (mean of student and teacher), got {expa_type}")
+    views = student[: len(teacher)] if expa_type == 0 else (student[: len(teacher)] + teacher) / 2
+    group = world()
+    _, processes = resolve_group(group)
+    if processes > 1 and reduce_cov != 1:
+        if not local_gram:
+            raise ValueError(
+                f"reduce_cov=0 on {processes} processes is not the coding rate of any batch (a local Gram matrix over "
+                "the global number of rows): set reduce_cov=1, or ask for it by local_gram=True"
+            )
+        group, eps = None, eps * processes
+    _, m, p = views.shape
+    gamma = 1 / p + 1 / (m * processes)
+    return gamma / 2 * coding_rate(views, eps=eps, center=False, group=group).mean()
+
+
+class MCRLoss(nn.Module):
+    """SimDINO v1's loss. `eps` and `coeff` may be written at any time, as numbers or as 0-dim tensors.
+
+    Differs from the original: reduce_cov=0 is refused where there are several processes.
+
+    Args:
+        ncrops: views of the student.
+        reduce_cov: 1 for the rate of all processes' rows.
+        expa_type: 0 to expand the student's first two views, 1 their mean with the teacher's.
+        eps: distortion.
+        coeff: weight of the compression.
+        local_gram: take the original's reduce_cov=0 on several processes: local Gram matrices over the global number
+            of rows, as if eps were larger by the number of processes.
+    """
+
+    def __init__(
+        self,
+        ncrops: int,
+        reduce_cov: int = 0,
+        expa_type: int = 0,
+        eps: float = 0.5,
+        coeff: float = 1.0,
+        *,
+        local_gram: bool = False,
+    ):
+        super().__init__()
+        self.ncrops, self.reduce_cov, self.expa_type, self.local_gram = ncrops, reduce_cov, expa_type, local_gram
+        self.eps, self.coeff = eps, coeff
+
+    def forward(self, student_feat: Tensor, teacher_feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, and compression and expansion detached, of rows [ncrops * m, p] and [2 * m, p], view after view."""
+        student = exact(student_feat).unflatten(0, (self.ncrops, -1))
+        teacher = exact(teacher_feat).unflatten(0, (2, -1))
+        # 1e-8: shorter rows count as such in the original's cosine
+        comp, _ = compression(F.normalize(student, dim=-1, eps=1e-8), F.normalize(teacher, dim=-1, eps=1e-8))
+        expa = expansion(
+            student,
+            teacher,
+            eps=self.eps,
+            expa_type=self.expa_type,
+            reduce_cov=self.reduce_cov,
+            local_gram=self.local_gram,
+        )
+        return -self.coeff * comp - expa, comp.detach(), expa.detach()

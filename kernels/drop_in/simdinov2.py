@@ -1,0 +1,81 @@
+"""SimDINO v2's loss (RobinWu218/SimDINO, simdinov2/loss/dino_clstoken_loss.py): v1's, with products for cosines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .common import exact
+from .simdino import compression, expansion
+
+
+class MCRLoss(nn.Module):
+    """SimDINO v2's loss. `eps` and `coeff` may be written at any time, as numbers or as 0-dim tensors.
+
+    Differs from the original: reduce_cov=0 is refused where there are several processes, and so is center=True.
+
+    Args:
+        out_dim: width of the features; not used, nor are further arguments, such as the original's schedules.
+        expa_type: 0 to expand the student's first views, 1 their mean with the teacher's.
+        reduce_cov: 1 for the rate of all processes' rows.
+        eps: distortion.
+        coeff: weight of the compression.
+        center: the original's base class would hold a centre, which this loss does not read.
+        local_gram: as in `simdino.MCRLoss`.
+    """
+
+    def __init__(
+        self,
+        out_dim: int,
+        expa_type: int = 0,
+        reduce_cov: int = 0,
+        eps: float = 0.05,
+        coeff: float = 1,
+        center: bool = False,
+        *args,
+        local_gram: bool = False,
+        **kwargs,
+    ):
+        super().__init__()
+        if center:
+            raise ValueError("center=True keeps a centre that SimDINO's loss never reads: leave it False")
+        self.expa_type, self.reduce_cov, self.local_gram = expa_type, reduce_cov, local_gram
+        self.eps, self.coeff = eps, coeff
+
+    def forward(
+        self,
+        student_feat_list: Sequence[Tensor],
+        teacher_feat_list: Sequence[Tensor],
+        no_diag: bool = True,
+        normalized: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and its parts detached.
+
+        Args:
+            student_feat_list: rows [m, p] of each of S views, the teacher's first.
+            teacher_feat_list: rows [m, p] of each of T views.
+            no_diag: whether to leave pairs of equal views out of the compression.
+            normalized: whether rows have unit length already.
+
+        Returns:
+            The loss, and `loss`, `comp_loss`, `global_comp_loss` and `expa_loss`.
+        """
+        student = exact(torch.stack(tuple(student_feat_list)))
+        teacher = exact(torch.stack(tuple(teacher_feat_list)))
+        if not normalized:
+            student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+        comp, global_comp = compression(student, teacher, no_diag)
+        expa = expansion(
+            student,
+            teacher,
+            eps=self.eps,
+            expa_type=self.expa_type,
+            reduce_cov=self.reduce_cov,
+            local_gram=self.local_gram,
+        )
+        loss = -self.coeff * comp - expa
+        parts = {"loss": loss, "comp_loss": comp, "global_comp_loss": global_comp, "expa_loss": expa}
+        return loss, {name: part.detach() for name, part in parts.items()}

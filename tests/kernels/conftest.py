@@ -1,0 +1,77 @@
+"""What the kernels' tests share: devices, memory that is not zero by luck, and a count of launches.
+
+The tests marked `triton` run three times: on torch's references, on a GPU (`make test-gpu`), and under
+TRITON_INTERPRET=1, where a CPU tensor takes the Triton kernels (test_interpreter.py starts that).
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+import seqjepa.kernels
+from seqjepa.kernels import backend
+
+LAUNCHES: collections.Counter[str] = collections.Counter()
+
+
+def kernel_names() -> set[str]:
+    """Names of the kernels in the package."""
+    modules = [
+        importlib.import_module(f"seqjepa.kernels.{m.name}") for m in pkgutil.iter_modules(seqjepa.kernels.__path__)
+    ]
+    return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+
+
+if backend.INTERPRETED:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    run = InterpretedFunction.run
+
+    def counted(self, *args, **kwargs):
+        LAUNCHES[self.fn.__name__] += 1
+        return run(self, *args, **kwargs)
+
+    InterpretedFunction.run = counted
+
+
+def pytest_configure(config):
+    if backend.INTERPRETED:  # NumPy computes the kernels there, and says so where a test hands it a NaN
+        config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """The interpreter's run fails if a kernel was not launched."""
+    if backend.INTERPRETED and exitstatus == 0 and (missing := kernel_names() - LAUNCHES.keys()):
+        print(f"\nnever launched: {', '.join(sorted(missing))}")
+        session.exitstatus = 1
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_zero_by_luck(monkeypatch):
+    """Memory that a kernel gets uninitialised holds NaN, as in production it may."""
+
+    def poisoned(function):
+        def allocate(*args, **kwargs):
+            tensor = function(*args, **kwargs)
+            if type(tensor) is torch.Tensor and not torch.compiler.is_compiling():
+                if tensor.is_floating_point():
+                    tensor.fill_(float("nan"))
+                elif tensor.dtype in (torch.int32, torch.int64):
+                    tensor.fill_(-(2**30))
+            return tensor
+
+        return allocate
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))

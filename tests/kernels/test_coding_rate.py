@@ -1,0 +1,333 @@
+"""Coding rate and its gradient against closed forms in float64, on the spectra on which others break."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from seqjepa.kernels import CodingRate, coding_rate, coding_rate_stats
+
+triton = pytest.mark.triton
+
+
+def batch(rows: int, width: int, spectrum: str, device: torch.device) -> Tensor:
+    """Features [rows, width] in float32 with a given fall of singular values."""
+    generator = torch.Generator().manual_seed(rows * 7919 + width)
+    z = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    if spectrum == "power law":
+        z = z / torch.arange(1, width + 1)
+    elif spectrum == "rank 4":
+        low = torch.randn(rows, 4, generator=generator, dtype=torch.float64) @ torch.randn(
+            4, width, generator=generator, dtype=torch.float64
+        )
+        z = low + 1e-2 * z
+    elif spectrum == "almost constant":
+        z = torch.randn(width, generator=generator, dtype=torch.float64) + 1e-2 * z
+    return torch.nn.functional.normalize(z, dim=-1).float().to(device)
+
+
+def closed_form(z: Tensor, c: float, center: bool) -> tuple[Tensor, Tensor, float]:
+    """Rate, gradient and condition number from singular values in float64: Σ log(1 + cσ²), U 2cσ / (1 + cσ²) Vᵀ."""
+    z = z.double()
+    if center:
+        z = z - z.mean(0)
+    u, s, vt = torch.linalg.svd(z, full_matrices=False)
+    condition = (1 + c * s.max() ** 2).item()
+    return torch.log1p(c * s**2).sum(), u @ torch.diag(2 * c * s / (1 + c * s**2)) @ vt, condition
+
+
+SHAPES = [(1, 1), (1, 16), (15, 17), (16, 16), (17, 15), (100, 128), (128, 100), (33, 130)]
+LARGE = [(640, 1000), (1000, 640), (512, 640)]
+SPECTRA = ["isotropic", "power law", "rank 4", "almost constant"]
+
+
+def check(rows, width, spectrum, center, eps, device):
+    z = batch(rows, width, spectrum, device)
+    c = width / (rows * eps)
+    rate, gradient, condition = closed_form(z, c, center)
+    z.requires_grad_()
+    got, info = coding_rate(z, eps=eps, center=center, return_info=True)
+    assert info == 0
+    got.backward()
+    # bounds of float32 Gram and factor, measured on these spectra: they grow with the condition number; and each
+    # 1 + c λ on the diagonal is rounded, however small c λ is
+    rounding = min(rows, width) * 2**-24
+    assert abs(got.item() - rate.item()) <= (1e-5 if condition < 1e3 else 1e-4) * abs(rate.item()) + rounding
+    error = (z.grad - gradient).norm()  # 1.7e-7 of the condition number at most, whichever way the factor is applied
+    assert error <= (2e-7 * condition + 2e-6) * gradient.norm() + 1e-6
+
+
+@triton
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_rate_and_gradient(rows, width, spectrum, device):
+    for center, eps in ((True, 0.5), (False, 0.05)):
+        check(rows, width, spectrum, center, eps, device)
+
+
+@triton
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_condition_ten_thousand(spectrum, device):
+    """eps 0.01, width 128: the condition number of an almost constant batch is past 1e4."""
+    check(256, 128, spectrum, False, 0.01, device)
+
+
+@pytest.mark.parametrize(("rows", "width"), LARGE)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_large(rows, width, spectrum, device):
+    check(rows, width, spectrum, True, 0.05, device)
+
+
+@triton
+def test_an_isotropic_batch_has_its_closed_form(device):
+    """If ZᵀZ = s I the rate is d log(1 + c s); its fraction of the maximum is 1 and its effective rank d."""
+    z = 3 * torch.eye(24, device=device).repeat(2, 1)  # ZᵀZ = 18 I
+    expected = 24 * torch.log1p(torch.tensor(5.0 / 48 * 18))
+    assert coding_rate(z, alpha=5.0, center=False).item() == pytest.approx(expected.item(), rel=1e-6)
+    stats = coding_rate_stats(z, alpha=5.0, center=False)
+    assert stats.rate.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert stats.rate_fraction.item() == pytest.approx(1, rel=1e-5)
+    assert stats.effective_rank.item() == pytest.approx(24, rel=1e-5)
+    torch.testing.assert_close(stats.spectrum, torch.full((24,), 18 / 48, device=device))
+
+
+@triton
+@pytest.mark.parametrize("shape", [(3, 20, 12), (2, 3, 12, 20)])
+def test_batches_are_rates_one_by_one(shape, device):
+    torch.manual_seed(0)
+    z = torch.randn(*shape, device=device)
+    together = coding_rate(z, alpha=2.0)
+    assert together.shape == shape[:-2]
+    alone = torch.stack([coding_rate(part, alpha=2.0) for part in z.flatten(0, -3)])
+    torch.testing.assert_close(together.flatten(), alone, rtol=1e-6, atol=1e-6)
+
+
+@triton
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_input_is_exact_of_what_came_in(dtype, device):
+    z = batch(60, 40, "rank 4", device).to(dtype).requires_grad_()
+    rate, gradient, _ = closed_form(z.detach(), 40 / (60 * 0.05), True)
+    got = coding_rate(z, eps=0.05)
+    got.backward()
+    assert got.dtype == torch.float32
+    assert z.grad.dtype == dtype
+    assert got.item() == pytest.approx(rate.item(), rel=1e-5)
+    step = 2**-8 if dtype == torch.bfloat16 else 2**-10  # rounding of the gradient to the input's dtype
+    assert (z.grad - gradient).norm() <= step * gradient.norm()
+
+
+@triton
+def test_strides_do_not_matter(device):
+    torch.manual_seed(0)
+    plain = torch.randn(4, 30, 18, device=device)
+    expected = coding_rate(plain, alpha=1.0)
+    strided = torch.randn(30, 36, 4, device=device)
+    view = strided.permute(2, 0, 1)[..., ::2]
+    view.copy_(plain)
+    torch.testing.assert_close(coding_rate(view, alpha=1.0), expected, rtol=1e-6, atol=0)
+
+
+@triton
+def test_class_rates_by_membership(device):
+    """Hard classes are the rates of their rows; soft ones have the closed form with diag(w)."""
+    torch.manual_seed(0)
+    z = torch.randn(30, 10, device=device)
+    hard = torch.zeros(3, 30, device=device)
+    hard[0, :8] = 1
+    hard[1, 8:] = 1  # the third class is empty
+    for center in (False, True):
+        rates = coding_rate(z, eps=0.5, weights=hard, center=center)
+        torch.testing.assert_close(rates[0], coding_rate(z[:8], eps=0.5, center=center), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(rates[1], coding_rate(z[8:], eps=0.5, center=center), rtol=1e-5, atol=1e-5)
+        assert rates[2] == 0
+
+    w = torch.rand(30, device=device)
+    x, weight = z.double(), w.double()
+    x = x - (weight @ x) / weight.sum()
+    covariance = x.mT @ torch.diag(weight) @ x / weight.sum()
+    expected = torch.linalg.slogdet(torch.eye(10, device=device) + 10 / 0.5 * covariance).logabsdet
+    assert coding_rate(z, eps=0.5, weights=w).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@triton
+def test_class_gradients(device):
+    torch.manual_seed(0)
+    z = torch.randn(20, 6, device=device)
+    weights = torch.rand(3, 20, device=device)
+    weights[0, :10] = 0
+    outcome = []
+    for dtype in (torch.float32, torch.float64):
+        x, w = (value.detach().to(dtype, copy=True).requires_grad_() for value in (z, weights))
+        if dtype == torch.float32:
+            rates = coding_rate(x, eps=0.5, weights=w)
+        else:  # from the definition, by autograd
+            mass = w.sum(-1)[:, None, None]
+            centred = x - (w[..., None] * x).sum(-2, keepdim=True) / mass
+            covariance = centred.mT @ (w[..., None] * centred) / mass
+            rates = torch.logdet(torch.eye(6, dtype=dtype, device=device) + 12 * covariance)
+        (rates * torch.tensor([1.0, -2.0, 0.5], device=device)).sum().backward()
+        outcome.append((x.grad.double(), w.grad.double()))
+    for got, expected in zip(*outcome, strict=True):
+        assert (got - expected).norm() / expected.norm() < 1e-5
+
+
+@triton
+def test_an_empty_class_has_no_gradient(device):
+    z = torch.randn(8, 4, device=device, requires_grad=True)
+    coding_rate(z, eps=0.5, weights=torch.zeros(8, device=device)).backward()
+    assert torch.equal(z.grad, torch.zeros_like(z))
+
+
+@triton
+def test_edges(device):
+    one = torch.randn(1, 9, device=device, requires_grad=True)
+    rate = coding_rate(one, alpha=3.0)
+    rate.backward()
+    assert rate == 0  # a single row is its own mean
+    assert torch.equal(one.grad, torch.zeros_like(one))
+    zero = torch.zeros(5, 9, device=device, requires_grad=True)
+    rate = coding_rate(zero, alpha=3.0)
+    rate.backward()
+    assert rate == 0
+    assert torch.equal(zero.grad, torch.zeros_like(zero))
+
+
+@triton
+def test_a_nan_stays_in_its_batch(device):
+    z = torch.randn(3, 12, 7, device=device)
+    z[1, 4] = float("nan")
+    z.requires_grad_()
+    rate, info = coding_rate(z, alpha=1.0, return_info=True)
+    rate.sum().backward()
+    assert rate.isnan().tolist() == [False, True, False]
+    assert (info != 0).tolist() == [False, True, False]
+    assert z.grad.isfinite().all(dim=(1, 2)).tolist() == [True, False, True]
+
+
+@triton
+def test_settings_of_the_surroundings_do_not_matter(device):
+    """Neither autocast nor a lower precision of products; and the setting is as before afterwards."""
+    z = batch(128, 64, "almost constant", device)
+    outcome = []
+    for autocast, precision in ((False, "highest"), (True, "highest"), (False, "medium"), (True, "medium")):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            x = z.clone().requires_grad_()
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+                rate = coding_rate(x, eps=0.05, center=False)
+                rate.backward()
+            assert torch.get_float32_matmul_precision() == precision
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        outcome.append((rate.detach(), x.grad))
+    for rate, gradient in outcome[1:]:
+        assert torch.equal(rate, outcome[0][0])
+        assert torch.equal(gradient, outcome[0][1])
+
+
+def test_a_thousand_batches_that_break_a_half_precision_gram(device):
+    """Collapsing unit features under bfloat16 autocast (SimDINO's issues 19, 20 and 43)."""
+    torch.manual_seed(0)
+    z = torch.randn(1000, 1, 64, device=device) + 0.03 * torch.randn(1000, 32, 64, device=device)
+    z = torch.nn.functional.normalize(z, dim=-1).requires_grad_()
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        gram = torch.eye(64, device=device) + 64 / (32 * 0.05) * (z.mT @ z)  # autocast rounds it
+        broken = torch.linalg.cholesky_ex(gram.detach().float()).info > 0
+        rate, info = coding_rate(z, eps=0.05, center=False, return_info=True)
+        rate.sum().backward()
+    assert broken.float().mean() > 0.1  # what the test is about does happen here
+    assert rate.isfinite().all()
+    assert z.grad.isfinite().all()
+    assert (info == 0).all()
+
+
+@triton
+def test_device_scalars_and_module(device):
+    z = torch.randn(20, 8, device=device)
+    assert coding_rate(z, alpha=torch.tensor(2.5, device=device)) == coding_rate(z, alpha=2.5)
+    module = CodingRate(eps=0.5).to(device)
+    before = module(z)
+    module.eps.fill_(0.05)  # a schedule
+    assert before == coding_rate(z, eps=0.5)
+    assert module(z) == coding_rate(z, eps=0.05)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(("rows", "width"), [(9, 5), (5, 9)])
+def test_gradcheck(rows, width, center):
+    torch.manual_seed(0)
+    z = torch.randn(2, rows, width, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: coding_rate(z, alpha=3.0, center=center), (z,))
+    weights = torch.rand(2, rows, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z, w: coding_rate(z, eps=0.4, center=center, weights=w), (z, weights))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
+def test_opcheck(device):
+    nothing, scale = torch.zeros(0, device=device), torch.tensor(2.0, device=device)
+    for rows, width, samples in ((8, 5, False), (5, 8, True)):
+        z = torch.randn(2, rows, width, device=device, requires_grad=True)
+        torch.library.opcheck(torch.ops.seqjepa.coding_rate.default, (z, nothing, scale, True, samples, True, "", 1))
+    z, weights = torch.randn(2, 8, 5, device=device), torch.rand(2, 8, device=device, requires_grad=True)
+    torch.library.opcheck(torch.ops.seqjepa.coding_rate.default, (z, weights, scale, True, False, True, "", 1))
+
+
+def test_compiles_whole_and_does_not_recompile(device):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("inductor")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def loss(z, alpha):
+        return -coding_rate(torch.tanh(z), alpha=alpha).sum()
+
+    for alpha in (0.5, 1.0, 2.0):
+        z = torch.randn(3, 10, 16, device=device, requires_grad=True)
+        loss(z, torch.tensor(alpha, device=device)).backward()
+        compiled, z.grad = z.grad, None
+        (-coding_rate(torch.tanh(z), alpha=alpha).sum()).backward()
+        torch.testing.assert_close(compiled, z.grad, rtol=1e-5, atol=1e-6)
+    assert counter.frame_count == 1
+
+
+def test_differentiates_once_and_says_so():
+    z = torch.randn(6, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(coding_rate(z, alpha=1.0), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="coding_rate_backward"):
+        gradient.sum().backward()
+
+
+def test_stats_agree_with_the_rate(device):
+    z = batch(50, 20, "power law", device)
+    for rows in (50, 12):
+        part = z[:rows]
+        stats = coding_rate_stats(part, eps=0.1)
+        assert stats.rate.item() == pytest.approx(coding_rate(part, eps=0.1).item(), rel=1e-4)
+        values = torch.linalg.svdvals((part - part.mean(0)).double())
+        share = values / values.sum()
+        share = share[share > 0]
+        assert stats.effective_rank.item() == pytest.approx((-(share * share.log()).sum()).exp().item(), rel=1e-3)
+        assert stats.spectrum.shape == (min(rows, 20),)
+        assert 0 < stats.rate_fraction < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of alpha and eps"),
+        ({"alpha": 1.0, "eps": 1.0}, "exactly one of alpha and eps"),
+        ({"alpha": 0.0}, "alpha must be positive, got 0.0"),
+        ({"eps": float("nan")}, "eps must be positive, got nan"),
+        ({"alpha": torch.ones(2)}, r"alpha must be 0-dim, without gradient, on cpu like z, got \[2\] on cpu"),
+        ({"alpha": torch.tensor(1.0, requires_grad=True)}, "with gradient"),
+        ({"alpha": 1.0, "weights": torch.ones(3)}, r"weights must be floating-point \[..., 8\], one a row of z"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        coding_rate(torch.randn(8, 4), **arguments)
+
+
+@pytest.mark.parametrize("z", [torch.zeros(4), torch.zeros(0, 4), torch.zeros(4, 3, dtype=torch.int64)])
+def test_refuses_what_is_no_batch(z):
+    with pytest.raises(ValueError, match=r"z must be floating-point \[..., B, d\]"):
+        coding_rate(z, alpha=1.0)

@@ -1,0 +1,63 @@
+"""Products of float32 accuracy, and the blocked Cholesky factor, against float64."""
+
+import pytest
+import torch
+
+from seqjepa.kernels.cholesky import inverse_logdet
+from seqjepa.kernels.matmul import gram, matmul
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (15, 17, 16), (65, 33, 100), (64, 128, 64)])
+def test_matmul(m, k, n, dtype, device):
+    torch.manual_seed(0)
+    a = torch.randn(2, k, m, device=device, dtype=dtype).mT  # by columns
+    b = torch.randn(2, 2 * k, n, device=device)[:, ::2]
+    scale = torch.rand(2, m, device=device)
+    expected = scale[..., None] * (a.double() @ b.double())
+    error = (matmul(a, b, scale) - expected).norm() / expected.norm()
+    assert error < 1e-6  # a few roundings of float32
+    assert matmul(a, b).dtype == torch.float32
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 64, 65, 130])
+def test_gram(n, device):
+    torch.manual_seed(0)
+    y = torch.randn(2, 40, n, device=device).mT
+    c = torch.tensor([0.5, 3.0], device=device)
+    out = gram(y, c, identity=True)
+    expected = c[:, None, None].double() * (y.double() @ y.double().mT) + torch.eye(n, device=device)
+    assert torch.equal(out, out.mT)
+    assert (out - expected).norm() / expected.norm() < 1e-6
+    plain = gram(y, c, identity=False)
+    torch.testing.assert_close(plain.double() + torch.eye(n, device=device), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 64, 65, 100, 256])
+def test_inverse_and_logdet(n, device):
+    torch.manual_seed(n)
+    y = torch.randn(2, n, n + 5, device=device, dtype=torch.float64)
+    matrix = y @ y.mT / n + torch.eye(n, device=device)
+    logdet, inverse, info = inverse_logdet(matrix.float(), inverse=True)
+    expected = torch.linalg.slogdet(matrix).logabsdet
+    torch.testing.assert_close(logdet.double(), expected, rtol=1e-5, atol=1e-5)
+    true_inverse = torch.linalg.inv(matrix)
+    assert (inverse - true_inverse).norm() / true_inverse.norm() < 2e-6
+    torch.testing.assert_close(inverse, inverse.mT)
+    assert info.tolist() == [0, 0]
+    alone, nothing, _ = inverse_logdet(matrix.float(), inverse=False)
+    torch.testing.assert_close(alone, logdet)
+    assert nothing.numel() == 0
+
+
+def test_a_bad_pivot_is_named_and_stays_in_its_matrix(device):
+    matrix = torch.eye(40, device=device).repeat(4, 1, 1)
+    matrix[1, 20, 20] = -1
+    matrix[2, 3, 3] = float("nan")
+    matrix[3, 5, 5] = 0
+    logdet, _, info = inverse_logdet(matrix, inverse=True)
+    assert info.tolist() == [0, 21, 4, 6]
+    assert logdet[0] == 0
+    assert logdet[1:].isnan().all()
