@@ -193,20 +193,31 @@ def adamw_ema_(
     settings = (lr, ema_decay, found_inf, grad_scale, beta1, beta2, eps, weight_decay)
     buckets = defaultdict(lambda: ([], [], [], [], [], []))
     apart = []  # teachers with strides of their own
+    written_back = []
     for p, g, m, v, teacher, step in zip(params, grads, exp_avgs, exp_avg_sqs, teachers, steps, strict=True):
-        in_step = uses_triton(p) and all(same_layout(p, tensor) for tensor in (p, g, m, v))
-        if in_step and teacher.numel() and not same_layout(p, teacher):
+        if teacher.numel() and not same_layout(p, teacher):
             apart.append((teacher, p))
             teacher = p.new_empty(0)
+        flat = _like(p, p, written_back)  # torch's fused step too walks through flat memory, without a look at strides
+        row = (flat, *(_like(tensor, flat, written_back) for tensor in (g, m, v)), teacher, step)
         kind = teacher.dtype if teacher.numel() else torch.float32
-        for column, tensor in zip(
-            buckets[in_step, p.dtype, g.dtype, kind, p.device], (p, g, m, v, teacher, step), strict=True
-        ):
+        for column, tensor in zip(buckets[p.dtype, g.dtype, kind, p.device], row, strict=True):
             column.append(tensor)
-    for (in_step, *_), columns in buckets.items():
-        (_launch if in_step else _torch_step)(list(columns), *settings)
+    for columns in buckets.values():
+        (_launch if uses_triton(columns[0][0]) else _torch_step)(list(columns), *settings)
+    for tensor, flat in written_back:
+        tensor.copy_(flat)
     if apart:
         ema_update_([teacher for teacher, _ in apart], [p for _, p in apart], ema_decay, skip=found_inf)
+
+
+def _like(tensor: Tensor, other: Tensor, written_back: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The tensor, or a dense copy of it in the other's layout, which is noted to be written back."""
+    if same_layout(tensor, other):
+        return tensor
+    copy = tensor.contiguous() if tensor is other else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+    written_back.append((tensor, copy))
+    return copy
 
 
 @adamw_ema_.register_fake

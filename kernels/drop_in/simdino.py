@@ -34,33 +34,36 @@ def compression(student: Tensor, teacher: Tensor, no_diag: bool = True) -> tuple
     return (pairs - diagonal) / (T * S - same), ((pairs_global - diagonal) / T).detach()
 
 
-def expansion(
-    student: Tensor, teacher: Tensor, *, eps: float | Tensor, expa_type: int, reduce_cov: int, local_gram: bool
-) -> Tensor:
-    """γ/2 times the mean rate of the student's first T views (`expa_type` 0), or of their mean with the teacher's (1).
+class Expansion(nn.Module):
+    """Settings of both versions' losses, and the term that does not differ."""
 
-    Args:
-        student, teacher: as `compression` takes them.
-        eps, expa_type, reduce_cov, local_gram: as `MCRLoss` takes them.
-    """
-    if expa_type not in (0, 1):
-        raise ValueError(f"expa_type must be 0 (student's views) or 1 (mean of student and teacher), got {expa_type}")
-    views = student[: len(teacher)] if expa_type == 0 else (student[: len(teacher)] + teacher) / 2
-    group = world()
-    _, processes = resolve_group(group)
-    if processes > 1 and reduce_cov != 1:
-        if not local_gram:
-            raise ValueError(
-                f"reduce_cov=0 on {processes} processes is not the coding rate of any batch (a local Gram matrix over "
-                "the global number of rows): set reduce_cov=1, or ask for it by local_gram=True"
-            )
-        group, eps = None, eps * processes
-    _, m, p = views.shape
-    gamma = 1 / p + 1 / (m * processes)
-    return gamma / 2 * coding_rate(views, eps=eps, center=False, group=group).mean()
+    def __init__(self, expa_type: int, reduce_cov: int, eps: float, coeff: float, local_gram: bool):
+        super().__init__()
+        self.expa_type, self.reduce_cov, self.local_gram = expa_type, reduce_cov, local_gram
+        self.eps, self.coeff = eps, coeff
+
+    def expansion(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """γ/2 times the mean rate of the views, of student [S, m, p] and teacher [T, m, p] as `compression` has them."""
+        if self.expa_type not in (0, 1):
+            raise ValueError(f"expa_type must be 0 (student) or 1 (its mean with the teacher), got {self.expa_type}")
+        views = student[: len(teacher)]
+        if self.expa_type == 1:
+            views = (views + teacher) / 2
+        group, eps = world(), self.eps
+        _, processes = resolve_group(group)
+        if processes > 1 and self.reduce_cov != 1:
+            if not self.local_gram:
+                raise ValueError(
+                    f"reduce_cov=0 on {processes} processes is not the coding rate of any batch (a local Gram matrix "
+                    "over the global number of rows): set reduce_cov=1, or ask for it by local_gram=True"
+                )
+            group, eps = None, eps * processes
+        _, m, p = views.shape
+        gamma = 1 / p + 1 / (m * processes)
+        return gamma / 2 * coding_rate(views, eps=eps, center=False, group=group).mean()
 
 
-class MCRLoss(nn.Module):
+class MCRLoss(Expansion):
     """SimDINO v1's loss. `eps` and `coeff` may be written at any time, as numbers or as 0-dim tensors.
 
     Differs from the original: reduce_cov=0 is refused where there are several processes.
@@ -85,9 +88,8 @@ class MCRLoss(nn.Module):
         *,
         local_gram: bool = False,
     ):
-        super().__init__()
-        self.ncrops, self.reduce_cov, self.expa_type, self.local_gram = ncrops, reduce_cov, expa_type, local_gram
-        self.eps, self.coeff = eps, coeff
+        super().__init__(expa_type, reduce_cov, eps, coeff, local_gram)
+        self.ncrops = ncrops
 
     def forward(self, student_feat: Tensor, teacher_feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, and compression and expansion detached, of rows [ncrops * m, p] and [2 * m, p], view after view."""
@@ -95,12 +97,5 @@ class MCRLoss(nn.Module):
         teacher = exact(teacher_feat).unflatten(0, (2, -1))
         # 1e-8: shorter rows count as such in the original's cosine
         comp, _ = compression(F.normalize(student, dim=-1, eps=1e-8), F.normalize(teacher, dim=-1, eps=1e-8))
-        expa = expansion(
-            student,
-            teacher,
-            eps=self.eps,
-            expa_type=self.expa_type,
-            reduce_cov=self.reduce_cov,
-            local_gram=self.local_gram,
-        )
+        expa = self.expansion(student, teacher)
         return -self.coeff * comp - expa, comp.detach(), expa.detach()

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .common import exact
-from .simdino import compression, expansion
+from .simdino import Expansion, compression
 
 
-class MCRLoss(nn.Module):
+class MCRLoss(Expansion):
     """SimDINO v2's loss. `eps` and `coeff` may be written at any time, as numbers or as 0-dim tensors.
 
     Differs from the original: reduce_cov=0 is refused where there are several processes, and so is center=True.
@@ -39,11 +39,9 @@ class MCRLoss(nn.Module):
         local_gram: bool = False,
         **kwargs,
     ):
-        super().__init__()
+        super().__init__(expa_type, reduce_cov, eps, coeff, local_gram)
         if center:
             raise ValueError("center=True keeps a centre that SimDINO's loss never reads: leave it False")
-        self.expa_type, self.reduce_cov, self.local_gram = expa_type, reduce_cov, local_gram
-        self.eps, self.coeff = eps, coeff
 
     def forward(
         self,
@@ -68,14 +66,7 @@ class MCRLoss(nn.Module):
         if not normalized:
             student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
         comp, global_comp = compression(student, teacher, no_diag)
-        expa = expansion(
-            student,
-            teacher,
-            eps=self.eps,
-            expa_type=self.expa_type,
-            reduce_cov=self.reduce_cov,
-            local_gram=self.local_gram,
-        )
+        expa = self.expansion(student, teacher)
         loss = -self.coeff * comp - expa
         parts = {"loss": loss, "comp_loss": comp, "global_comp_loss": global_comp, "expa_loss": expa}
         return loss, {name: part.detach() for name, part in parts.items()}

@@ -1,43 +1,159 @@
 """EMA update against the formula in double precision."""
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
-from seqjepa.kernels import ema_update_
+from seqjepa.kernels import EMA, cosine_decay, ema_update_
+from seqjepa.kernels.backend import INTERPRETED
+
+triton = pytest.mark.triton
+SHAPES = [(1,), (63,), (7, 5), (3, 2, 4, 4), (0,), (4097,), (9000,)]
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.996, 1.0])
-def test_matches_formula_over_many_steps(decay):
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(1,), (63,), (7, 5), (3, 2, 4, 4)]
-    teacher = [torch.randn(shape, generator=generator) for shape in shapes]
+def tensors(device, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(device, dtype) for shape in SHAPES]
+
+
+@triton
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.996, 1.0])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_matches_formula_over_many_steps(decay, on_device, device):
+    teacher = tensors(device)
+    addresses = [t.data_ptr() for t in teacher]
     exact = [t.double() for t in teacher]
-    for _ in range(20):
-        student = [torch.randn(shape, generator=generator) for shape in shapes]
-        ema_update_(teacher, student, decay)
+    for step in range(5):
+        student = tensors(device, seed=step + 1)
+        given = torch.tensor(decay, dtype=torch.float64, device=device) if on_device else decay
+        ema_update_(teacher, student, given)
         exact = [decay * t + (1 - decay) * s.double() for t, s in zip(exact, student, strict=True)]
     for got, expected in zip(teacher, exact, strict=True):
-        # 20 roundings of values of order 1 in float32
-        torch.testing.assert_close(got.double(), expected, rtol=0, atol=20 * 2**-23)
+        # five roundings of values of order 1 to 4 in float32
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=5 * 2**-22)
+    assert addresses == [t.data_ptr() for t in teacher]
 
 
-def test_equal_teacher_is_a_fixed_point():
-    student = [torch.randn(1000)]
+@triton
+def test_equal_teacher_is_a_fixed_point(device):
+    student = [torch.randn(1000, device=device)]
     teacher = [student[0].clone()]
-    for _ in range(500):
+    for _ in range(50):
         ema_update_(teacher, student, 0.996)
     assert torch.equal(teacher[0], student[0])
 
 
-def test_follows_channels_last_parameters():
-    student = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
-    teacher = torch.zeros(4, 3, 5, 5)
-    ema_update_([teacher], [student], 0.75)
-    torch.testing.assert_close(teacher, 0.25 * student, rtol=1e-6, atol=0)
+@triton
+@pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
+def test_follows_channels_last_parameters(device):
+    """Both so: in step. One of them: still right, and neither changes its layout."""
+    student = torch.randn(4, 3, 5, 5, device=device).to(memory_format=torch.channels_last)
+    both = torch.zeros_like(student)
+    assert both.stride() == student.stride()
+    apart = torch.zeros(4, 3, 5, 5, device=device)
+    ema_update_([both, apart], [student, student], 0.75)
+    for teacher in (both, apart):
+        torch.testing.assert_close(teacher, 0.25 * student, rtol=1e-6, atol=0)
+    assert apart.is_contiguous()
 
 
-def test_refuses_bad_input():
-    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\], got 1.5"):
-        ema_update_([torch.zeros(1)], [torch.zeros(1)], 1.5)
-    with pytest.raises(ValueError, match="2 teacher tensors and 1 student"):
-        ema_update_([torch.zeros(1)] * 2, [torch.zeros(1)], 0.5)
+@triton
+def test_a_wide_teacher_with_a_live_copy_in_half_precision(device):
+    """The shadow follows a bfloat16 student in float32; where it lay in bfloat16, it would not move."""
+    student = [t + 0.01 * t.abs() for t in tensors(device, torch.bfloat16)]
+    shadow, live = tensors(device), tensors(device, torch.bfloat16)
+    stalled = tensors(device, torch.bfloat16)
+    before = [t.clone() for t in shadow]
+    ema_update_(shadow, student, 0.996, live=live)
+    for t, s, b, copy in zip(shadow, student, before, live, strict=True):
+        expected = 0.996 * b.double() + 0.004 * s.double()
+        torch.testing.assert_close(t.double(), expected, rtol=1e-6, atol=1e-6)
+        step = 2**-7 if INTERPRETED else 2**-8  # its conversion truncates, a GPU's and torch's rounds
+        torch.testing.assert_close(copy.float(), t, rtol=step, atol=0)
+    ema_update_(stalled, student, 0.996)
+    moved = torch.cat([(s != b).flatten() for s, b in zip(stalled, tensors(device, torch.bfloat16), strict=True)])
+    assert moved.float().mean() < 0.1 or INTERPRETED
+
+
+@triton
+def test_a_skipped_step_skips_the_teacher(device):
+    teacher, student, live = tensors(device), tensors(device, seed=1), tensors(device, torch.bfloat16)
+    before = [t.clone() for t in teacher]
+    ema_update_(teacher, student, 0.5, skip=torch.ones((), device=device))
+    assert all(torch.equal(t, b) for t, b in zip(teacher, before, strict=True))
+    ema_update_(teacher, student, 0.5, skip=torch.zeros((), device=device), live=live)
+    assert not any(torch.equal(t, b) for t, b in zip(teacher, before, strict=True) if t.numel())
+
+
+@triton
+@pytest.mark.parametrize("buffers", ["ignore", "copy", "average"])
+def test_modules_and_their_batch_norm(buffers, device):
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(device)
+    ema = EMA(student, 0.9, buffers=buffers).to(device)
+    mean = ema.teacher[1].running_mean.clone()
+    student(torch.randn(8, 3, 6, 6, device=device))
+    with torch.no_grad():
+        student[0].weight.add_(1)
+    weight = ema.teacher[0].weight.clone()
+    ema.update(student)
+    torch.testing.assert_close(ema.teacher[0].weight, 0.9 * weight + 0.1 * student[0].weight)
+    own, theirs = ema.teacher[1], student[1]
+    expected = {"ignore": mean, "copy": theirs.running_mean, "average": 0.9 * mean + 0.1 * theirs.running_mean}
+    torch.testing.assert_close(own.running_mean, expected[buffers])
+    assert own.num_batches_tracked == (0 if buffers == "ignore" else 1)
+    ema.decay.fill_(0.0)  # a schedule
+    ema.update(student)
+    torch.testing.assert_close(ema.teacher[0].weight, student[0].weight)
+    assert not any(p.requires_grad for p in ema.teacher.parameters())
+
+
+def test_cosine_decay(device):
+    steps = [0, 25, 50, 100, 150]
+    got = [cosine_decay(torch.tensor(s, device=device), start=0.99, total_steps=101).item() for s in steps]
+    expected = [0.99, 1 - 0.01 * (1 + math.cos(math.pi / 4)) / 2, 0.995, 1.0, 1.0]
+    assert got == pytest.approx(expected, abs=1e-14)
+
+
+def test_opcheck(device):
+    arguments = ([torch.randn(3), torch.randn(2, 2)], [torch.randn(3), torch.randn(2, 2)], [], torch.tensor(0.9), None)
+    on_device = [[t.to(device) for t in a] if isinstance(a, list) else a for a in arguments]
+    on_device[3] = on_device[3].to(device)
+    torch.library.opcheck(torch.ops.seqjepa.ema_update_.default, tuple(on_device))
+
+
+def test_compiles_whole(device):
+    torch._dynamo.reset()
+    student = nn.Linear(4, 3).to(device)
+    one, other = EMA(student, 0.9).to(device), EMA(student, 0.9).to(device)
+    with torch.no_grad():
+        student.weight.add_(1)
+    torch.compile(lambda: one.update(student), fullgraph=True)()
+    other.update(student)
+    assert torch.equal(one.teacher.weight, other.teacher.weight)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "arguments", "message"),
+    [
+        ([torch.zeros(1)], [torch.zeros(1)], {"decay": 1.5}, r"decay must be in \[0, 1\], got 1.5"),
+        ([torch.zeros(1)] * 2, [torch.zeros(1)], {}, "2 teacher tensors and 1 student"),
+        ([torch.zeros(2)], [torch.zeros(3)], {}, r"teacher tensor 0 is \[2\] on cpu, its student \[3\] on cpu"),
+        ([torch.zeros(2, dtype=torch.int64)], [torch.zeros(2)], {}, "tensor 0 must be floating-point"),
+        ([torch.zeros(2)], [torch.zeros(2)], {"buffers": "copy"}, "buffers = 'copy' needs modules"),
+        ([torch.zeros(2)], [torch.zeros(2)], {"buffers": "all"}, "buffers must be 'ignore', 'copy' or 'average'"),
+        ([torch.zeros(2)], [torch.zeros(2)], {"live": []}, None),
+        ([torch.zeros(2)], [torch.zeros(2)], {"live": [torch.zeros(2)] * 2}, "1 teacher tensors and 2 live copies"),
+        (nn.Linear(2, 2), nn.Linear(2, 2, bias=False), {}, "differ in their parameters: only one of them has bias"),
+        (nn.Linear(2, 2), [torch.zeros(2, 2)], {}, "must both be modules or both be tensors"),
+        ([torch.zeros(2)], [torch.zeros(2)], {"decay": torch.ones(2)}, "decay must be a floating 0-dim tensor on cpu"),
+    ],
+)
+def test_refusals(teacher, student, arguments, message):
+    arguments = {"decay": 0.5, **arguments}
+    if message is None:
+        ema_update_(teacher, student, **arguments)
+        return
+    with pytest.raises(ValueError, match=message):
+        ema_update_(teacher, student, **arguments)

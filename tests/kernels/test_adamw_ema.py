@@ -1,0 +1,263 @@
+"""AdamW with its teacher in one pass, against torch.optim.AdamW and the average's formula in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from seqjepa.kernels.adamw_ema import AdamWEMA, adamw_ema_, adamw_ema_reference
+from seqjepa.kernels.backend import INTERPRETED
+
+triton = pytest.mark.triton
+SHAPES = [(1,), (63,), (7, 5), (3, 2, 4, 4), (5000,)]
+
+
+def parameters(device, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(device, dtype)) for shape in SHAPES]
+
+
+def give_gradients(params, step, scale=1.0):
+    generator = torch.Generator().manual_seed(100 + step)
+    for p in params:
+        p.grad = (scale * torch.randn(p.shape, generator=generator)).to(p.device, p.dtype)
+
+
+@triton
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.95)])
+def test_equals_adamw_and_lerp(betas, device):
+    settings = {"lr": 1e-2, "betas": betas, "weight_decay": 0.1}
+    ours, exact = parameters(device), [p.detach().double().requires_grad_() for p in parameters(device)]
+    teacher = [p.detach().clone() for p in ours]
+    exact_teacher = [t.double() for t in teacher]
+    optimizer = AdamWEMA(ours, **settings, ema_decay=0.9, teacher=zip(ours, teacher, strict=True))
+    torchs = torch.optim.AdamW(exact, **settings)
+    addresses = [t.data_ptr() for t in teacher]
+    for step in range(6):
+        give_gradients(ours, step)
+        for p, e in zip(ours, exact, strict=True):
+            e.grad = p.grad.double()
+        optimizer.step()
+        torchs.step()
+        exact_teacher = [0.9 * t + 0.1 * e.detach() for t, e in zip(exact_teacher, exact, strict=True)]
+    for p, e, t, et in zip(ours, exact, teacher, exact_teacher, strict=True):
+        # a step moves by lr at most; its float32 quotient is good to some roundings, the sum to one of the parameter
+        torch.testing.assert_close(p.double(), e, rtol=0, atol=6 * (1e-2 * 1e-5 + 2**-22))
+        torch.testing.assert_close(t.double(), et, rtol=0, atol=6 * (1e-2 * 1e-5 + 2**-22))
+    assert addresses == [t.data_ptr() for t in teacher]
+
+
+@triton
+def test_one_step_is_the_formula(device):
+    p, t = nn.Parameter(torch.randn(50, device=device)), torch.randn(50, device=device)
+    p.grad = torch.randn(50, device=device)
+    expected = adamw_ema_reference(
+        p.detach().double(), p.grad.double(), 0.0, 0.0, 1, t.double(),
+        lr=0.1, beta1=0.9, beta2=0.999, eps=1e-3, weight_decay=0.5, ema_decay=0.25,
+    )  # fmt: skip
+    optimizer = AdamWEMA([p], lr=0.1, eps=1e-3, weight_decay=0.5, ema_decay=0.25, teacher=[(p, t)])
+    optimizer.step()
+    state = optimizer.state[p]
+    for got, want in zip((p, state["exp_avg"], state["exp_avg_sq"], t), expected, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-7)
+
+
+@triton
+def test_the_first_correction_does_not_cancel(device):
+    """1 - 0.999 in float32 has four digits; the step would be off by 3e-5."""
+    p = nn.Parameter(torch.zeros(8, device=device))
+    p.grad = torch.full((8,), 0.5, device=device)
+    AdamWEMA([p], lr=1.0, eps=0.0, weight_decay=0.0).step()
+    torch.testing.assert_close(p.detach(), -torch.ones(8, device=device), rtol=1e-6, atol=0)
+
+
+@triton
+def test_own_teachers_and_state(device):
+    """Without teachers of yours it makes its own, saves them, and loads them into place."""
+    ours = parameters(device)
+    optimizer = AdamWEMA(ours, lr=1e-2, ema_decay=0.5)
+    for step in range(2):
+        give_gradients(ours, step)
+        optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert set(saved["state"][0]) == {"step", "exp_avg", "exp_avg_sq", "ema"}
+
+    again = [nn.Parameter(p.detach().clone()) for p in ours]
+    other = AdamWEMA(again, lr=1.0, ema_decay=0.0)
+    other.load_state_dict(saved)
+    for params, one in ((ours, optimizer), (again, other)):
+        give_gradients(params, 2)
+        one.step()
+    for p, q in zip(ours, again, strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(optimizer.teacher_of(p), other.teacher_of(q))
+        assert not torch.equal(p, optimizer.teacher_of(p))
+
+
+@triton
+def test_states_go_to_and_from_torch(device):
+    ours, theirs = parameters(device), parameters(device)
+    optimizer = AdamWEMA(ours, lr=1e-2, teacher=[])
+    torchs = torch.optim.AdamW(theirs, lr=1e-2, fused=True)
+    for step in range(4):
+        if step == 2:  # half-way they swap their states
+            mine, its = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(torchs.state_dict())
+            optimizer.load_state_dict(its)
+            torchs.load_state_dict(mine)
+        for params, one in ((ours, optimizer), (theirs, torchs)):
+            give_gradients(params, step)
+            one.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
+@triton
+def test_half_precision_parameters_with_a_wide_teacher(device):
+    ours = parameters(device, torch.bfloat16)
+    optimizer = AdamWEMA(ours, lr=1e-2, ema_decay=0.99)
+    give_gradients(ours, 0)
+    before = [p.detach().clone() for p in ours]
+    optimizer.step()
+    for p, b in zip(ours, before, strict=True):
+        teacher = optimizer.teacher_of(p)
+        assert teacher.dtype == torch.float32
+        torch.testing.assert_close(teacher, 0.99 * b.float() + 0.01 * p.detach().float(), rtol=1e-6, atol=1e-6)
+        step = 2**-7 if INTERPRETED else 2**-8  # its conversion truncates, a GPU's and torch's rounds
+        exact = b.double() * (1 - 1e-4) - 1e-2 * p.grad.double().sign()
+        torch.testing.assert_close(p.detach().double(), exact, rtol=step, atol=1e-2 * 2 * step)
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(saved)
+    assert optimizer.teacher_of(ours[0]).dtype == torch.float32  # torch's loading would have narrowed it
+    assert torch.equal(optimizer.teacher_of(ours[4]), saved["state"][4]["ema"])
+
+
+@triton
+def test_gradient_scaler(device):
+    """Unscales in the step; an infinite gradient skips parameters, moments, step count and teacher."""
+    ours, plain = parameters(device), parameters(device)
+    optimizer = AdamWEMA(ours, lr=1e-2, ema_decay=0.5)
+    reference = AdamWEMA(plain, lr=1e-2, ema_decay=0.5)
+    scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
+    scaler.scale(torch.zeros((), device=device))  # it makes its scale where it first sees a tensor
+    for step in range(3):
+        give_gradients(ours, step, scale=1024.0)
+        give_gradients(plain, step)
+        if step == 1:
+            ours[2].grad[0, 0] = float("inf")
+            before = [(p.detach().clone(), optimizer.teacher_of(p).clone()) for p in ours]
+        scaler.step(optimizer)
+        if step == 1:
+            for p, (value, teacher) in zip(ours, before, strict=True):
+                assert torch.equal(p, value)
+                assert torch.equal(optimizer.teacher_of(p), teacher)
+                assert optimizer.state[p]["step"] == 1
+        else:
+            reference.step()
+        scaler.update(1024.0)
+    for p, q in zip(ours, plain, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(optimizer.teacher_of(p), reference.teacher_of(q), rtol=1e-6, atol=1e-7)
+
+
+@triton
+@pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
+def test_layouts(device):
+    """Channels-last parameters; a teacher in another layout; a gradient in another layout."""
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, 5, 5, device=device)
+    grad = torch.randn(4, 3, 5, 5, device=device)
+    outcomes = []
+    for parameter_format, teacher_format, grad_format in (
+        (torch.contiguous_format, torch.contiguous_format, torch.contiguous_format),
+        (torch.channels_last, torch.channels_last, torch.channels_last),
+        (torch.channels_last, torch.contiguous_format, torch.channels_last),
+        (torch.channels_last, torch.channels_last, torch.contiguous_format),
+    ):
+        p = nn.Parameter(weight.clone(memory_format=parameter_format))
+        t = weight.clone(memory_format=teacher_format)
+        p.grad = grad.clone(memory_format=grad_format)
+        AdamWEMA([p], lr=0.1, ema_decay=0.5, teacher=[(p, t)]).step()
+        outcomes.append((p.detach().contiguous(), t.contiguous()))
+        assert t.is_contiguous(memory_format=teacher_format)
+    for p, t in outcomes[1:]:
+        torch.testing.assert_close(p, outcomes[0][0], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(t, outcomes[0][1], rtol=1e-6, atol=1e-7)
+
+
+@triton
+def test_parameters_without_gradient_or_teacher(device):
+    frozen, taught, plain = (nn.Parameter(torch.randn(5, device=device)) for _ in range(3))
+    teachers = [(frozen, torch.zeros(5, device=device)), (taught, torch.zeros(5, device=device))]
+    optimizer = AdamWEMA([frozen, taught, plain], lr=0.1, ema_decay=0.75, teacher=teachers)
+    before = frozen.detach().clone()
+    taught.grad, plain.grad = torch.ones(5, device=device), torch.ones(5, device=device)
+    optimizer.step()
+    assert torch.equal(frozen, before)
+    torch.testing.assert_close(teachers[0][1], 0.25 * frozen.detach())  # follows, as a separate update would
+    torch.testing.assert_close(teachers[1][1], 0.25 * taught.detach())
+    assert optimizer.teacher_of(plain) is None
+    assert frozen not in optimizer.state
+
+
+@triton
+def test_device_scalars_are_the_numbers(device):
+    ours, other = parameters(device), parameters(device)
+    lr, decay = (torch.tensor(value, dtype=torch.float64, device=device) for value in (0.0, 0.0))
+    scheduled = AdamWEMA(ours, lr=lr, ema_decay=decay)
+    plain = AdamWEMA(other)
+    for step, (rate, weight) in enumerate([(1e-3, 0.5), (1e-2, 0.99)]):
+        lr.fill_(rate)
+        decay.fill_(weight)
+        for group in plain.param_groups:
+            group["lr"], group["ema_decay"] = rate, weight
+        for params, optimizer in ((ours, scheduled), (other, plain)):
+            give_gradients(params, step)
+            optimizer.step()
+    for p, q in zip(ours, other, strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(scheduled.teacher_of(p), plain.teacher_of(q))
+
+
+def arguments(device):
+    make = lambda: [torch.randn(5, device=device), torch.randn(2, 3, device=device)]  # noqa: E731
+    steps = [torch.tensor(1.0, device=device), torch.tensor(2.0, device=device)]
+    teachers = [torch.randn(5, device=device), torch.zeros(0, device=device)]
+    scalars = [torch.tensor(value, device=device) for value in (0.01, 0.9)]
+    second = [t.abs() for t in make()]
+    return (make(), make(), make(), second, steps, teachers, *scalars, None, None, 0.9, 0.999, 1e-8, 0.1)
+
+
+def test_opcheck(device):
+    torch.library.opcheck(torch.ops.seqjepa.adamw_ema_.default, arguments(device))
+
+
+def test_compiles_whole(device):
+    torch._dynamo.reset()
+    one = arguments(device)
+    other = tuple([t.clone() for t in a] if isinstance(a, list) else a for a in one)
+    torch.compile(lambda *a: adamw_ema_(*a), fullgraph=True)(*one)
+    adamw_ema_(*other)
+    for ours, theirs in zip(one[:6], other[:6], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
+        ({"eps": -1.0}, "eps must be at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
+        ({"ema_decay": 1.1}, r"ema_decay must be in \[0, 1\], got 1.1"),
+    ],
+)
+def test_refusals(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AdamWEMA([nn.Parameter(torch.zeros(2))], **settings)
+
+
+def test_refuses_a_teacher_of_another_shape():
+    p = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"a teacher is torch.float32 \[3\] on cpu, its parameter torch.float32 \[2\]"):
+        AdamWEMA([p], teacher=[(p, torch.zeros(3))])

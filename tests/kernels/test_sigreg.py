@@ -1,0 +1,198 @@
+"""SIGReg and its gradient against the statistic as the paper writes it, in float64 and without recurrences."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from seqjepa.kernels import SIGReg, sigreg
+from seqjepa.kernels.sigreg import degenerate_value, directions
+
+triton = pytest.mark.triton
+GRIDS = [(3.0, 17, "half"), (3.0, 10, "full"), (3.0, 9, "full"), (5.0, 2, "half")]
+
+
+def seed_on(device: torch.device, value: int = 1234567890123) -> Tensor:
+    return torch.tensor(value, device=device)
+
+
+def definition(z: Tensor, unit: Tensor, t_max: float, num_points: int, span: str) -> Tensor:
+    """N ∫ |mean exp(itx) - φ|² φ dt by torch.trapezoid over [-t_max, t_max], mean over slices; complex, float64."""
+    if span == "half":
+        positive = torch.linspace(0, t_max, num_points, dtype=torch.float64, device=z.device)
+        t = torch.cat([-positive[1:].flip(0), positive])
+    else:
+        t = torch.linspace(-t_max, t_max, num_points, dtype=torch.float64, device=z.device)
+    phi = torch.exp(-(t**2) / 2)
+    x = z.double() @ unit.double()
+    empirical = torch.exp(1j * x[..., None] * t).mean(-3)
+    error = (empirical - phi).abs() ** 2 * phi
+    return z.shape[-2] * torch.trapezoid(error, t).mean(-1)
+
+
+@triton
+@pytest.mark.parametrize(("t_max", "num_points", "span"), GRIDS)
+@pytest.mark.parametrize("shape", [(40, 50), (3, 33, 20), (130, 7), (1, 5)])
+def test_statistic_and_gradient(shape, t_max, num_points, span, device):
+    torch.manual_seed(0)
+    z = (1.5 * torch.randn(*shape, device=device)).requires_grad_()
+    seed, settings = seed_on(device), {"t_max": t_max, "num_points": num_points, "span": span}
+    got = sigreg(z, num_slices=70, seed=seed, **settings)
+    got.sum().backward()
+    exact = z.detach().double().requires_grad_()
+    expected = definition(exact, directions(seed, shape[-1], 70), **settings)
+    expected.sum().backward()
+    assert got.shape == shape[:-2]
+    # 16 rotations of float32, each of which adds about one rounding
+    torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)
+    assert (z.grad - exact.grad).norm() <= 2e-6 * exact.grad.norm() + 1e-7
+
+
+@triton
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_input_is_exact_of_what_came_in(dtype, device):
+    z = torch.randn(64, 24, device=device).to(dtype).requires_grad_()
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        got = sigreg(z, num_slices=40, seed=7)
+    got.backward()
+    exact = z.detach().double().requires_grad_()
+    expected = definition(exact, directions(seed_on(device, 7), 24, 40), 3.0, 17, "half")
+    expected.backward()
+    assert got.dtype == torch.float32
+    assert got.item() == pytest.approx(expected.item(), rel=2e-6)
+    step = 2**-8 if dtype == torch.bfloat16 else 2**-10  # rounding of the gradient to the input's dtype
+    assert (z.grad - exact.grad).norm() <= step * exact.grad.norm()
+
+
+@triton
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 3000.0])
+def test_far_from_unit_scale(scale, device):
+    """Angles up to 3 * 3000 * 3: the reduction to an octant holds."""
+    z = scale * torch.randn(50, 8, device=device)
+    got = sigreg(z, num_slices=32, seed=seed_on(device))
+    expected = definition(z, directions(seed_on(device), 8, 32), 3.0, 17, "half")
+    # an angle of 1e4 is known to 1e-3 in float32, and with it each cosine; the mean of 50 to less
+    assert got.item() == pytest.approx(expected.item(), rel=2e-6 if scale < 100 else 2e-3)
+
+
+@triton
+def test_known_values(device):
+    """Standard normal samples give about 1, collapsed ones N times the degenerate value, as do unit vectors."""
+    torch.manual_seed(0)
+    normal = sigreg(torch.randn(8, 512, 64, device=device), num_slices=64, seed=1).mean().item()
+    # E[N |mean exp(itx) - φ|²] = 1 - φ², integrated with weight φ over [-3, 3]
+    t = torch.linspace(-3, 3, 33, dtype=torch.float64)
+    phi = torch.exp(-(t**2) / 2)
+    assert normal == pytest.approx(torch.trapezoid((1 - phi**2) * phi, t).item(), rel=0.15)  # 8 batches
+    collapsed = sigreg(torch.zeros(512, 64, device=device), num_slices=16, seed=1).item() / 512
+    assert collapsed == pytest.approx(degenerate_value(), rel=1e-5)
+    # closed form of the integral over all t: √2π (1 - √2 + 1/√3), less what lies beyond 3
+    whole = math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3))
+    assert collapsed == pytest.approx(whole, rel=0.02)
+
+
+@triton
+def test_directions_are_unit_uniform_and_reproducible(device):
+    one, same, other = (directions(seed_on(device, seed), 40, 2000) for seed in (5, 5, 6))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(one.norm(dim=0), torch.ones(2000, device=device))
+    second = one @ one.mT / 2000 * 40  # E[a aᵀ] = I / D; 2000 draws scatter by 1/√2000 a component
+    assert (second - torch.eye(40, device=device)).abs().max() < 6 / 2000**0.5
+    assert one.mean(1).abs().max() < 6 / (40 * 2000) ** 0.5
+    fourth = (one**4).mean() * 40 * 42  # E[a⁴] = 3 / (D (D + 2)) on the sphere
+    assert fourth.item() == pytest.approx(3, rel=0.05)
+    high_words = directions(seed_on(device, 5 + 2**40), 40, 2000)
+    assert not torch.equal(high_words, one)
+
+
+def test_directions_do_not_depend_on_how_many(device):
+    """A slice is a function of the seed and its number: more slices extend the set."""
+    few, many = (directions(seed_on(device), 30, slices) for slices in (10, 100))
+    torch.testing.assert_close(few, many[:, :10])
+
+
+@triton
+def test_a_nan_stays_in_its_batch(device):
+    z = torch.randn(2, 12, 5, device=device)
+    z[1, 3] = float("nan")
+    assert sigreg(z, num_slices=8, seed=0).isnan().tolist() == [False, True]
+
+
+@triton
+def test_strides_do_not_matter(device):
+    plain = torch.randn(3, 20, 6, device=device)
+    view = torch.empty(20, 12, 3, device=device).permute(2, 0, 1)[..., ::2]
+    view.copy_(plain)
+    torch.testing.assert_close(sigreg(view, num_slices=9, seed=0), sigreg(plain, num_slices=9, seed=0))
+
+
+@pytest.mark.parametrize(("t_max", "num_points", "span"), GRIDS)
+def test_gradcheck(t_max, num_points, span):
+    z = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
+    settings = {"t_max": t_max, "num_points": num_points, "span": span}
+    assert torch.autograd.gradcheck(lambda z: sigreg(z, num_slices=7, seed=3, **settings), (z,))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
+def test_opcheck(device):
+    z = torch.randn(2, 8, 5, device=device, requires_grad=True)
+    torch.library.opcheck(torch.ops.seqjepa.sigreg.default, (z, seed_on(device), 6, 3.0, 17, "half", "", 1))
+
+
+def test_compiles_whole_and_does_not_recompile(device):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("inductor")
+    module = SIGReg(16, seed=3).to(device)
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def loss(z):
+        return module(torch.tanh(z))
+
+    for call in range(3):
+        z = torch.randn(12, 6, device=device, requires_grad=True)
+        loss(z).backward()
+        compiled, z.grad = z.grad, None
+        sigreg(torch.tanh(z), num_slices=16, seed=3 + call).backward()
+        torch.testing.assert_close(compiled, z.grad, rtol=1e-4, atol=1e-6)
+    assert counter.frame_count == 1
+    assert module.step == 6
+
+
+def test_warns_when_stuck_and_only_then():
+    torch.manual_seed(0)
+    unit = torch.nn.functional.normalize(torch.randn(128, 512), dim=-1)
+    module = SIGReg(16)
+    for call in range(99):
+        assert module(torch.randn(32, 4) if call == 50 else unit).isfinite()
+    assert module.stuck == 48  # a healthy call starts the count again
+    with pytest.warns(UserWarning, match=r"degenerate value, 0.402 a sample, for 1\d\d calls: are its inputs norm"):
+        [module(unit) for _ in range(200)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(unit)  # it says so once
+        healthy = SIGReg(16)
+        for _ in range(200):
+            healthy(torch.randn(32, 4))
+    assert module.check()
+    assert not healthy.check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_slices": 0}, "num_slices must be at least 1"),
+        ({"num_points": 1}, "num_points at least 2"),
+        ({"t_max": 0.0}, "t_max positive"),
+        ({"span": "whole"}, "span must be 'half' or 'full', got 'whole'"),
+        ({"seed": torch.tensor(1.0)}, "seed must be int64, 0-dim, on cpu like z, got torch.float32"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sigreg(torch.randn(8, 4), **{"num_slices": 4, "seed": 0, **arguments})
+    with pytest.raises(ValueError, match=r"z must be floating-point \[..., N, D\]"):
+        sigreg(torch.randn(8), num_slices=4, seed=0)
