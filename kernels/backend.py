@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 try:
     import triton
@@ -16,7 +17,7 @@ try:
 except ImportError:  # no wheel for this platform: the torch references serve
     triton = tl = None
 
-__all__ = ["dot_precision", "full_precision", "jit", "resolve_group", "tl", "triton", "uses_triton"]
+__all__ = ["dot_precision", "full_precision", "group_of", "jit", "name_of", "tl", "triton", "uses_triton"]
 
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
@@ -72,8 +73,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
             matmul.fp32_precision = before
 
 
-def resolve_group(group: torch.distributed.ProcessGroup | None) -> tuple[str, int]:
-    """Name and size of a process group; ("", 1) where there is nobody to talk to."""
+def name_of(group: ProcessGroup | None) -> tuple[str, int]:
+    """Name and size of a process group, for an operation's arguments; ("", 1) where there is nobody to talk to."""
     if group is None or group.size() == 1:
         return "", 1
     return group.group_name, group.size()
+
+
+def group_of(name: str) -> ProcessGroup:
+    """The process group of a name."""
+    return torch.distributed.distributed_c10d._resolve_process_group(name)

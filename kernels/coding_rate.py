@@ -18,11 +18,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.distributed._functional_collectives as collectives
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .backend import full_precision, resolve_group
+from .backend import full_precision, group_of, name_of
 from .cholesky import inverse_logdet
 from .matmul import gram, matmul
 
@@ -68,10 +68,11 @@ def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     mass = weights.sum(-1) if weights.numel() else z.new_full((z.shape[0],), z.shape[1], dtype=_exact(z))
     if not center:
         return z.new_zeros((z.shape[0], z.shape[2]), dtype=torch.float64), mass
-    if not weights.numel():
-        return z.mean(-2, dtype=torch.float64), mass
-    sums = (weights[..., None] * z).sum(-2, dtype=torch.float64)
-    return torch.where(mass[:, None] > 0, sums / mass[:, None], 0.0), mass
+    mean = z.mean(-2, dtype=torch.float64)
+    if weights.numel():  # products are rounded, so the rows come near zero first
+        shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=torch.float64)
+        mean = mean + torch.where(mass[:, None] > 0, shift / mass[:, None], 0.0)
+    return mean, mass
 
 
 @torch.library.custom_op("seqjepa::coding_rate", mutates_args=())
@@ -102,12 +103,11 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
     between processes is a sum of squares rather than a small difference of large numbers.
     """
     batch, width = mean.shape
-    rank = torch.distributed.get_rank(torch.distributed.distributed_c10d._resolve_process_group(group))
     slots = local.new_zeros((size, batch, 2 * width + 1))
     upper = mean.to(local.dtype)
-    slots[rank] = torch.cat([upper, (mean - upper).to(local.dtype), mass[:, None]], dim=-1)
+    slots[dist.get_rank(group_of(group))] = torch.cat([upper, (mean - upper).to(local.dtype), mass[:, None]], dim=-1)
     packed = torch.cat([local.flatten(), slots.flatten()])
-    packed = collectives.wait_tensor(collectives.all_reduce(packed, "sum", group))
+    dist.all_reduce(packed, group=group_of(group))
     matrix = packed[: local.numel()].view_as(local)
     upper, lower, masses = packed[local.numel() :].view_as(slots).transpose(0, 1).split([width, width, 1], dim=-1)
     means = upper.double() + lower.double()  # [S, processes, d]
@@ -177,7 +177,9 @@ _forward.register_autograd(_differentiate, setup_context=_setup_context)
 @torch.library.custom_op("seqjepa::gather_rows", mutates_args=())
 def _gather_rows(z: Tensor, group: str, size: int) -> Tensor:
     """Rows of all processes: [..., B, d] to [..., processes * B, d]."""
-    gathered = collectives.wait_tensor(collectives.all_gather_tensor(z.movedim(-2, 0).contiguous(), 0, group))
+    own = z.movedim(-2, 0).contiguous()
+    gathered = own.new_empty((size * own.shape[0], *own.shape[1:]))
+    dist.all_gather_into_tensor(gathered, own, group=group_of(group))
     return gathered.movedim(0, -2).contiguous()
 
 
@@ -192,7 +194,7 @@ def _gather_context(ctx, inputs, output):
 
 
 def _gather_gradient(ctx, grad):
-    rank = torch.distributed.get_rank(torch.distributed.distributed_c10d._resolve_process_group(ctx.group))
+    rank = dist.get_rank(group_of(ctx.group))
     return grad.narrow(-2, rank * ctx.rows, ctx.rows) * ctx.size, None, None
 
 
@@ -239,7 +241,7 @@ def coding_rate(
     scale = _scale(z, alpha, eps)
     if weights is not None:
         _check_weights(z, weights)
-    name, size = resolve_group(group)
+    name, size = name_of(group)
     width = z.shape[-1]
     if name and z.shape[-2] * size < width and weights is None:  # fewer rows than a Gram matrix has
         z, name, size = _gather_rows(z, name, size), "", 1
@@ -322,7 +324,7 @@ def coding_rate_stats(
         ValueError: as `coding_rate`.
     """
     scale = _scale(z, alpha, eps)
-    name, size = resolve_group(group)
+    name, size = name_of(group)
     rows, width = z.shape[-2] * size, z.shape[-1]
     if name and rows < width:
         z, name = _gather_rows(z, name, size), ""

@@ -21,11 +21,11 @@ import warnings
 from typing import Literal
 
 import torch
-import torch.distributed._functional_collectives as collectives
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .backend import jit, resolve_group, tl, triton, uses_triton
+from .backend import group_of, jit, name_of, tl, triton, uses_triton
 from .matmul import matmul
 from .philox import MASK, philox
 
@@ -314,7 +314,7 @@ def _forward(
     _, phi, weight = _table(t_max, num_points, span, z.device, exact)
     sums = _sums(x, *_spacing(t_max, num_points, span))
     if group:
-        sums = collectives.wait_tensor(collectives.all_reduce(sums, "sum", group))
+        dist.all_reduce(sums, group=group_of(group))
     samples = z.shape[-2] * size
     difference = sums / samples
     difference[:, 0] -= phi
@@ -420,7 +420,7 @@ def sigreg(
         raise ValueError(
             f"seed must be int64, 0-dim, on {z.device} like z, got {seed.dtype} {list(seed.shape)} on {seed.device}"
         )
-    name, size = resolve_group(group)
+    name, size = name_of(group)
     flat = z.reshape(-1, *z.shape[-2:])
     statistic, *_ = _forward(flat, seed, num_slices, float(t_max), num_points, span, name, size)
     return statistic.view(z.shape[:-2])

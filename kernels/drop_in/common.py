@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ..backend import resolve_group
+from ..backend import name_of
 from ..coding_rate import coding_rate
 
 
@@ -24,7 +24,7 @@ def world() -> ProcessGroup | None:
 
 def agree(seed: Tensor, group: ProcessGroup | None) -> Tensor:
     """One seed for all processes, the largest of theirs, without waiting for the device."""
-    name, _ = resolve_group(group)
+    name, _ = name_of(group)
     return collectives.wait_tensor(collectives.all_reduce(seed, "max", name)) if name else seed
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backend import resolve_group
+from ..backend import name_of
 from ..sigreg import sigreg
 from .common import agree, exact, world
 
@@ -34,7 +34,7 @@ class BCS(nn.Module):
         if self.step.device != z1.device:
             self.step = self.step.to(z1.device)  # the original has nothing to move, so its users move nothing
         group = world()
-        _, processes = resolve_group(group)
+        _, processes = name_of(group)
         z = exact(torch.stack([z1, z2]))
         statistic = sigreg(
             z, num_slices=self.num_slices, num_points=10, span="full", seed=agree(self.step, group), group=group

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..backend import resolve_group
+from ..backend import name_of
 from ..sigreg import sigreg
 from .common import agree, exact, knot_buffers, world
 
@@ -35,7 +35,7 @@ class EppsPulley(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Statistics [..., K] of x [..., N, K] over the samples of all processes, in plain torch."""
-        name, processes = resolve_group(world())
+        name, processes = name_of(world())
         angle = exact(x)[..., None] * self.t
         mean = torch.stack([angle.cos().mean(-3), angle.sin().mean(-3)])  # [2, ..., K, n_points]
         if name:

@@ -64,7 +64,7 @@ class SIGReg(nn.Module):
 
     def forward(self, proj: Tensor) -> Tensor:
         """Mean statistic, 0-dim, of samples [..., N, C]."""
-        group = None
+        group = world() if self.gather_distributed else None
         seed = torch.randint(2**62, (), device=proj.device)
         statistic = sigreg(
             proj,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backend import resolve_group
+from ..backend import name_of
 from ..coding_rate import coding_rate
 from .common import exact, world
 
@@ -43,14 +43,14 @@ class Expansion(nn.Module):
         self.eps, self.coeff = eps, coeff
 
     def expansion(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """γ/2 times the mean rate of the views, of student [S, m, p] and teacher [T, m, p] as `compression` has them."""
+        """γ/2 times the mean rate of the views, of student [S, m, p] and teacher [T, m, p] as in `compression`."""
         if self.expa_type not in (0, 1):
             raise ValueError(f"expa_type must be 0 (student) or 1 (its mean with the teacher), got {self.expa_type}")
         views = student[: len(teacher)]
         if self.expa_type == 1:
             views = (views + teacher) / 2
         group, eps = world(), self.eps
-        _, processes = resolve_group(group)
+        _, processes = name_of(group)
         if processes > 1 and self.reduce_cov != 1:
             if not self.local_gram:
                 raise ValueError(
