@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from .backend import jit, tl, triton, uses_triton
+from .backend import jit, launch, tl, triton, uses_triton
 from .ema import _lerp, _pointer, _triton_dtype, as_scalar, ema_update_
 from .multi_tensor import PIECE, address_table, pieces, same_layout
 
@@ -129,7 +129,7 @@ def _adamw_ema_kernel(
         tl.store(p_teacher, _lerp(b_teacher, b_live, weight).to(TEACHER), mask=o < taught)
 
 
-def _launch(
+def _step(
     columns: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
     beta1: float, beta2: float, eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
@@ -139,14 +139,15 @@ def _launch(
     table, aligned = address_table(lists, device)
     step_table, _ = address_table([steps], device)
     scalars = torch.empty((len(steps), 2), dtype=torch.float32, device=device)
-    _advance_kernel[(triton.cdiv(len(steps), 128),)](
-        step_table, scalars, lr, lr if found_inf is None else found_inf, len(steps),
+    launch(
+        _advance_kernel, (triton.cdiv(len(steps), 128),), step_table, scalars,
+        lr, lr if found_inf is None else found_inf, len(steps),
         *(math.log2(beta) if beta else -1e4 for beta in (beta1, beta2)), FOUND_INF=found_inf is not None, BLOCK=128,
     )  # fmt: skip
     piece = pieces(tuple(tensor.numel() for tensor in lists[0]), device)
     taught = next((tensor for tensor in lists[4] if tensor.numel()), lists[0][0])
-    _adamw_ema_kernel[(len(piece),)](
-        piece, table, scalars, lr, ema_decay, lr if found_inf is None else found_inf,
+    launch(
+        _adamw_ema_kernel, (len(piece),), piece, table, scalars, lr, ema_decay, lr if found_inf is None else found_inf,
         lr if grad_scale is None else grad_scale, weight_decay, 1 - beta1, beta2, 1 - beta2, eps,
         PARAMETER=_triton_dtype(lists[0][0]), GRAD=_triton_dtype(lists[1][0]), TEACHER=_triton_dtype(taught),
         FOUND_INF=found_inf is not None, GRAD_SCALE=grad_scale is not None, ALIGNED=aligned, PIECE=PIECE, BLOCK=1024,
@@ -161,7 +162,7 @@ def _torch_step(
     params, grads, exp_avgs, exp_avg_sqs, teachers, steps = columns
     adamw(
         params, grads, exp_avgs, exp_avg_sqs, [], steps, fused=True, grad_scale=grad_scale, found_inf=found_inf,
-        amsgrad=False, beta1=beta1, beta2=beta2, lr=lr.item() if lr.device.type == "cpu" else lr,
+        amsgrad=False, beta1=beta1, beta2=beta2, lr=lr.item() if lr.device.type == "cpu" else lr.float(),
         weight_decay=weight_decay, eps=eps, maximize=False,
     )  # fmt: skip
     pairs = [(teacher, p) for teacher, p in zip(teachers, params, strict=True) if teacher.numel()]
@@ -204,7 +205,7 @@ def adamw_ema_(
         for column, tensor in zip(buckets[p.dtype, g.dtype, kind, p.device], row, strict=True):
             column.append(tensor)
     for columns in buckets.values():
-        (_launch if uses_triton(columns[0][0]) else _torch_step)(list(columns), *settings)
+        (_step if uses_triton(columns[0][0]) else _torch_step)(list(columns), *settings)
     for tensor, flat in written_back:
         tensor.copy_(flat)
     if apart:

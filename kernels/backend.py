@@ -17,7 +17,7 @@ try:
 except ImportError:  # no wheel for this platform: the torch references serve
     triton = tl = None
 
-__all__ = ["dot_precision", "full_precision", "group_of", "jit", "name_of", "tl", "triton", "uses_triton"]
+__all__ = ["dot_precision", "full_precision", "group_of", "jit", "launch", "name_of", "tl", "triton", "uses_triton"]
 
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
@@ -25,6 +25,12 @@ INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 def jit(function: Callable) -> Callable:
     """`triton.jit` where there is Triton."""
     return function if triton is None else triton.jit(function)
+
+
+def launch(kernel: Callable, grid: tuple[int, ...], *arguments, **constants) -> None:
+    """Launch a kernel where its first argument, a tensor, is: Triton would take the current device."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, **constants)
 
 
 def uses_triton(tensor: Tensor) -> bool:

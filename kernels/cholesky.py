@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import full_precision, jit, tl, uses_triton
+from .backend import full_precision, jit, launch, tl, uses_triton
 from .matmul import gram
 
 __all__ = ["inverse_logdet"]
@@ -156,5 +156,7 @@ def _launch(matrix: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     factor = torch.empty_like(matrix)
     logdet = torch.empty(batch, dtype=torch.float32, device=matrix.device)
     info = torch.empty(batch, dtype=torch.int32, device=matrix.device)
-    _cholesky_kernel[(batch,)](matrix, factor, logdet, info, n, INVERSE=inverse, num_stages=1, **BLOCKS)
+    launch(
+        _cholesky_kernel, (batch,), matrix, factor, logdet, info, n, INVERSE=inverse, num_stages=1, **BLOCKS
+    )  # fmt: skip
     return logdet, matrix if inverse else matrix.new_empty(0), info

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .backend import jit, tl, uses_triton
+from .backend import jit, launch, tl, uses_triton
 from .multi_tensor import PIECE, address_table, pieces, same_layout
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
@@ -97,8 +97,8 @@ def _launch(
     table, aligned = address_table(lists, device)
     piece = pieces(tuple(t.numel() for t in teacher), device)
     if len(piece):
-        _ema_kernel[(len(piece),)](
-            piece, table, decay, decay if skip is None else skip,
+        launch(
+            _ema_kernel, (len(piece),), piece, table, decay, decay if skip is None else skip,
             LISTS=len(lists), TEACHER=_triton_dtype(teacher[0]), STUDENT=_triton_dtype(student[0]),
             LIVE=_triton_dtype(live[0] if live else teacher[0]), SKIP=skip is not None, ALIGNED=aligned,
             PIECE=PIECE, BLOCK=1024,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import dot_precision, full_precision, jit, tl, triton, uses_triton
+from .backend import dot_precision, full_precision, jit, launch, tl, triton, uses_triton
 
 __all__ = ["gram", "matmul"]
 
@@ -40,10 +40,12 @@ def _matmul_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    i_s = tl.program_id(1).to(tl.int64)
     num_columns = tl.cdiv(N, BLOCK_N)
-    o_m = (tl.program_id(0) // num_columns) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
-    o_n = (tl.program_id(0) % num_columns) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+    num_tiles = tl.cdiv(M, BLOCK_M) * num_columns
+    i_s = (tl.program_id(0) // num_tiles).to(tl.int64)
+    i_tile = tl.program_id(0) % num_tiles
+    o_m = (i_tile // num_columns) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    o_n = (i_tile % num_columns) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     m_m, m_n = o_m < M, o_n < N
     b_out = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
@@ -76,9 +78,9 @@ def _gram_kernel(
     BLOCK_K: tl.constexpr,
 ):
     # one tile of the lower triangle, and its mirror image
-    i_s = tl.program_id(1).to(tl.int64)
     num_blocks = tl.cdiv(N, BLOCK_N)
-    i_row = tl.program_id(0) // num_blocks
+    i_s = (tl.program_id(0) // (num_blocks * num_blocks)).to(tl.int64)
+    i_row = tl.program_id(0) // num_blocks % num_blocks
     i_column = tl.program_id(0) % num_blocks
     if i_column > i_row:
         return
@@ -123,9 +125,10 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
     columns = b.shape[-1]
     out = torch.empty((batch, rows, columns), dtype=torch.float32, device=a.device)
     scale = None if scale is None else scale.contiguous()
-    grid = (triton.cdiv(rows, MATMUL_BLOCKS["BLOCK_M"]) * triton.cdiv(columns, MATMUL_BLOCKS["BLOCK_N"]), batch)
-    _matmul_kernel[grid](
-        a, b, out if scale is None else scale, out, rows, columns, inner, *a.stride(), *b.stride(),
+    tiles = triton.cdiv(rows, MATMUL_BLOCKS["BLOCK_M"]) * triton.cdiv(columns, MATMUL_BLOCKS["BLOCK_N"])
+    launch(
+        _matmul_kernel, (batch * tiles,), a, b, out if scale is None else scale, out,
+        rows, columns, inner, *a.stride(), *b.stride(),
         SCALED=scale is not None, PRECISION=dot_precision(a.device), **MATMUL_BLOCKS,
     )  # fmt: skip
     return out
@@ -151,8 +154,9 @@ def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
             return out
     batch, size, inner = y.shape
     out = torch.empty((batch, size, size), dtype=torch.float32, device=y.device)
-    _gram_kernel[(triton.cdiv(size, GRAM_BLOCKS["BLOCK_N"]) ** 2, batch)](
-        y, c.contiguous(), out, size, inner, *y.stride(),
+    tiles = triton.cdiv(size, GRAM_BLOCKS["BLOCK_N"]) ** 2
+    launch(
+        _gram_kernel, (batch * tiles,), y, c.contiguous(), out, size, inner, *y.stride(),
         IDENTITY=identity, PRECISION=dot_precision(y.device), **GRAM_BLOCKS,
     )  # fmt: skip
     return out

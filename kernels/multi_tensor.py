@@ -18,6 +18,7 @@ __all__ = ["PIECE", "address_table", "pieces", "same_layout"]
 PIECE = 4096  # elements that one program takes
 KEPT = 64
 _tables: OrderedDict[tuple, tuple[Tensor, bool]] = OrderedDict()
+_captured: list[Tensor] = []  # tables whose addresses are in CUDA graphs
 
 
 def same_layout(tensor: Tensor, other: Tensor) -> bool:
@@ -27,7 +28,7 @@ def same_layout(tensor: Tensor, other: Tensor) -> bool:
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.cache  # for good: CUDA graphs hold the address
 def pieces(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """Number of the tensor and of the first element of each piece, int64 [pieces, 2]."""
     rows = [(number, start) for number, size in enumerate(sizes) for start in range(0, size, PIECE)]
@@ -56,6 +57,8 @@ def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> tu
         _tables[key] = _to_device(rows, device), aligned
         if len(_tables) > KEPT:
             _tables.popitem(last=False)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured.append(_tables[key][0])
     return _tables[key]
 
 

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .backend import group_of, jit, name_of, tl, triton, uses_triton
+from .backend import group_of, jit, launch, name_of, tl, triton, uses_triton
 from .matmul import matmul
 from .philox import MASK, philox
 
@@ -49,7 +49,7 @@ def knots(t_max: float, num_points: int, span: str) -> tuple[list[float], list[f
 
 
 def degenerate_value(t_max: float = 3.0, num_points: int = 17, span: str = "half") -> float:
-    """T / N of samples that project to zero, as all do that are unit vectors or collapsed: where SIGReg gets stuck."""
+    """T / N of samples that project to zero, as collapsed or unit ones nearly do: where SIGReg gets stuck."""
     t, w = knots(t_max, num_points, span)
     return sum(wi * math.exp(-(ti**2) / 2) * (1 - math.exp(-(ti**2) / 2)) ** 2 for ti, wi in zip(t, w, strict=True))
 
@@ -247,7 +247,7 @@ def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
         return drawn / drawn.norm(dim=0)
     out = torch.empty((dim, num_slices), dtype=torch.float32, device=seed.device)
     grid = (triton.cdiv(num_slices, DIRECTIONS_BLOCKS["BLOCK_K"]),)
-    _directions_kernel[grid](seed, out, dim, num_slices, **DIRECTIONS_BLOCKS)
+    launch(_directions_kernel, grid, seed, out, dim, num_slices, **DIRECTIONS_BLOCKS)
     return out
 
 
@@ -271,9 +271,11 @@ def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
     batch, rows, slices = x.shape
     splits = min(triton.cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
     sums = torch.empty((batch, splits, 2, count, slices), dtype=torch.float32, device=x.device)
-    _moments_kernel[(triton.cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]), splits, batch)](
-        x, sums, rows, slices, count, step, BETWEEN=between, BLOCK_P=triton.next_power_of_2(count), **MOMENTS_BLOCKS
-    )
+    grid = (triton.cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]), splits, batch)
+    launch(
+        _moments_kernel, grid, x, sums, rows, slices, count, step,
+        BETWEEN=between, BLOCK_P=triton.next_power_of_2(count), **MOMENTS_BLOCKS,
+    )  # fmt: skip
     return sums.sum(1)
 
 
@@ -288,13 +290,14 @@ def _projection_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) 
     batch, rows, slices = x.shape
     out = torch.empty_like(x)
     grid = (triton.cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]), triton.cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"]), batch)
-    _projection_gradient_kernel[grid](
-        x, slopes.contiguous(), out, rows, slices, count, step, BETWEEN=between, **GRADIENT_BLOCKS
-    )
+    launch(
+        _projection_gradient_kernel, grid, x, slopes.contiguous(), out, rows, slices, count, step,
+        BETWEEN=between, **GRADIENT_BLOCKS,
+    )  # fmt: skip
     return out
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache  # for good: CUDA graphs hold the address
 def _table(t_max: float, num_points: int, span: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Knots t, φ(t) and weights w φ(t), [3, knots, 1]."""
     t, w = knots(t_max, num_points, span)

@@ -1,0 +1,109 @@
+"""On a GPU: a whole training step in a CUDA graph, replayed while decay, alpha, seed and learning rate change."""
+
+import copy
+import shutil
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from seqjepa.kernels import AdamWEMA, coding_rate, ema_update_, sigreg
+
+pytestmark = pytest.mark.gpu
+
+
+class Step:
+    """Loss, gradient, optimiser and teacher of a small network, driven by device scalars."""
+
+    def __init__(self, fused: bool):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 48)).cuda()
+        self.teacher = copy.deepcopy(self.model).requires_grad_(False)
+        self.decay = torch.tensor(0.9, dtype=torch.float64, device="cuda")
+        self.alpha, self.lr = torch.tensor([1.0, 1e-2], device="cuda").unbind()
+        self.seed = torch.zeros((), dtype=torch.int64, device="cuda")
+        self.images = torch.randn(96, 20, device="cuda")
+        self.fused = fused
+        if fused:
+            pairs = zip(self.model.parameters(), self.teacher.parameters(), strict=True)
+            self.optimizer = AdamWEMA(self.model.parameters(), lr=self.lr, ema_decay=self.decay, teacher=pairs)
+        else:
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, fused=True, capturable=True)
+
+    def __call__(self) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            z = self.model(self.images)
+        loss = sigreg(z, num_slices=128, seed=self.seed) - 0.01 * coding_rate(z, alpha=self.alpha)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        if not self.fused:
+            ema_update_(self.teacher, self.model, self.decay)
+        return loss.detach()
+
+    def schedule(self, number: int) -> None:
+        self.decay.fill_(1 - 0.1 / (number + 1))
+        self.alpha.fill_(1.0 + number)
+        self.lr.fill_(1e-2 / (number + 1))
+        self.seed.fill_(number)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_is_captured_and_follows_its_schedules(fused):
+    eager, captured = Step(fused), Step(fused)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for number in range(3):  # warm-up, as for any capture; the other makes the same steps
+            captured.schedule(number)
+            captured()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = captured()
+    for number in range(3):
+        eager.schedule(number)
+        eager()
+    for number in range(3, 8):
+        for step in (eager, captured):
+            step.schedule(number)
+        expected = eager()
+        graph.replay()
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(captured.teacher.parameters(), eager.teacher.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_waits_for_the_device():
+    step = Step(fused=True)
+    for number in range(2):
+        step.schedule(number)
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+        for rows, width in ((300, 640), (640, 300), (40, 24)):
+            z = torch.randn(rows, width, device="cuda", requires_grad=True)
+            rate, _ = coding_rate(z, eps=0.05, return_info=True)
+            rate.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_new_tensors_are_refused_in_a_capture():
+    teacher, student = [torch.zeros(7, device="cuda")], [torch.ones(7, device="cuda")]
+    decay = torch.tensor(0.5, dtype=torch.float64, device="cuda")
+    graph = torch.cuda.graph(torch.cuda.CUDAGraph())
+    with pytest.raises(RuntimeError, match="run the step once on them before capturing"), graph:
+        ema_update_(teacher, student, decay)
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(tool, run_process):
+    tests = ["tests/kernels/test_matmul.py", "tests/kernels/test_sigreg.py", "tests/kernels/test_adamw_ema.py"]
+    select = ["-m", "gpu", "-k", "inverse_and_logdet or statistic_and_gradient or one_step", "-q", "-x"]
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
+    result = run_process(*command, *tests, *select, timeout=1200)
+    assert result.returncode == 0, result.stdout[-4000:]
