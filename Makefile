@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # without a configuration Accelerate warns about each default that it takes
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: setup smoke gate30 test test-slow test-gpu test-realdata test-floor lint clean
+.PHONY: setup smoke gate30 test test-slow test-gpu test-realdata test-floor bench lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
 
@@ -71,6 +71,10 @@ $(VENV)-floor/.installed: pyproject.toml
 	@echo "installing torch 2.11 and the rest"
 	$(VENV)-floor/bin/pip install -qq 'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' -e '.[dev]'
 	@touch $@
+
+# the kernels beside what they replace: a table, and a CSV in bench/history
+bench: setup
+	$(BIN)/python bench/kernels.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -26,12 +26,11 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .backend import group_of, jit, launch, name_of, tl, triton, uses_triton
+from .directions import directions, sincos
 from .matmul import matmul
-from .philox import MASK, philox
 
 __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
 
-DIRECTIONS_BLOCKS = {"BLOCK_D": 32, "BLOCK_K": 32}
 MOMENTS_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 32}
 GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
 
@@ -72,77 +71,14 @@ def sigreg_reference(
 
 
 @jit
-def _sincos(b_x):
-    """Sine and cosine to float32 accuracy for |x| < 1e5: Cody and Waite's reduction to an octant, then polynomials.
-
-    libdevice's, made for any argument, spills. Coefficients: Cephes, sinf.
-    """
-    b_quarter = tl.floor(b_x * 0.6366197723675814 + 0.5)
-    b_r = b_x - b_quarter * 1.5703125 - b_quarter * 4.837512969970703e-4 - b_quarter * 7.549789954891882e-8
-    b_z = b_r * b_r
-    b_sin = b_r + b_r * b_z * ((-1.9515295891e-4 * b_z + 8.3321608736e-3) * b_z - 1.6666654611e-1)
-    b_cos = (2.443315711809948e-5 * b_z - 1.388731625493765e-3) * b_z + 4.166664568298827e-2
-    b_cos = 1.0 - 0.5 * b_z + b_z * b_z * b_cos
-    b_turns = b_quarter.to(tl.int32)
-    b_odd = (b_turns & 1) == 1
-    b_sine = tl.where(b_odd, b_cos, b_sin)
-    b_cosine = tl.where(b_odd, b_sin, b_cos)
-    b_sine = tl.where((b_turns & 2) == 2, -b_sine, b_sine)
-    return b_sine, tl.where(((b_turns + 1) & 2) == 2, -b_cosine, b_cosine)
-
-
-@jit
-def _normals(word_0, word_1):
-    """Two standard normals from two words, by Box and Muller."""
-    u = ((word_0 >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08  # 2**-24
-    angle = (word_1 >> 8).to(tl.float32) * 3.7450703e-07  # 2π 2**-24
-    radius = tl.sqrt(-2.0 * tl.log(u))
-    b_sin, b_cos = _sincos(angle)
-    return radius * b_cos, radius * b_sin
-
-
-@jit
-def _directions_kernel(
-    seed,  # pointer to an int64
-    out,  # pointer to [D, K], contiguous
-    D,
-    K,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    # rows 4i..4i+3 of slice k are drawn from counter (i, k)
-    key = tl.load(seed)
-    o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    b_norm = tl.zeros([BLOCK_K], dtype=tl.float32)
-    for start in range(0, D, 4 * BLOCK_D):
-        o_i = start // 4 + tl.arange(0, BLOCK_D)[:, None]
-        zero = tl.zeros([BLOCK_D, BLOCK_K], dtype=tl.int32)
-        w_0, w_1, w_2, w_3 = tl.philox(key, o_i + zero, o_k[None, :] + zero, zero, zero)
-        n_0, n_1 = _normals(w_0, w_1)
-        n_2, n_3 = _normals(w_2, w_3)
-        for r in tl.static_range(4):
-            n = n_0 if r == 0 else n_1 if r == 1 else n_2 if r == 2 else n_3
-            m = (4 * o_i + r < D) & (o_k < K)[None, :]
-            b_norm += tl.sum(tl.where(m, n * n, 0.0), axis=0)
-            tl.store(out + (4 * o_i + r).to(tl.int64) * K + o_k[None, :], n, mask=m)
-    tl.debug_barrier()  # what was stored is read again
-    b_scale = 1.0 / tl.sqrt(tl.where(o_k < K, b_norm, 1.0))
-    for start in range(0, D, BLOCK_D):
-        o_d = (start + tl.arange(0, BLOCK_D)[:, None]).to(tl.int64)
-        m = (o_d < D) & (o_k < K)[None, :]
-        p = out + o_d * K + o_k[None, :]
-        tl.store(p, tl.load(p, mask=m, other=0.0) * b_scale[None, :], mask=m)
-
-
-@jit
 def _first_knot(b_x, step, BETWEEN: tl.constexpr):
     """Cosine and sine of t x at the first knot, and of the rotation by which each further knot follows."""
     if BETWEEN:
-        b_sin, b_cos = _sincos(b_x * (0.5 * step))
+        b_sin, b_cos = sincos(b_x * (0.5 * step))
         b_turn_cos = b_cos * b_cos - b_sin * b_sin
         b_turn_sin = 2.0 * b_cos * b_sin
     else:
-        b_sin, b_cos = _sincos(b_x * step)
+        b_sin, b_cos = sincos(b_x * step)
         b_turn_cos = b_cos
         b_turn_sin = b_sin
     return b_cos, b_sin, b_turn_cos, b_turn_sin
@@ -219,36 +155,6 @@ def _projection_gradient_kernel(
         b_cos = b_next
         p_slopes += K
     tl.store(out + o_x, b_out, mask=m)
-
-
-def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
-    """Random unit directions, a pure function of the seed: every process draws the same, and none of them waits.
-
-    Args:
-        seed: int64, 0-dim, on any device.
-        dim: D.
-        num_slices: K.
-
-    Returns:
-        float32 [D, K]; columns are uniform on the unit sphere.
-    """
-    if not uses_triton(seed):
-        index = torch.arange((dim + 3) // 4, device=seed.device)[:, None]
-        zero = torch.zeros_like(index)
-        slices = torch.arange(num_slices, device=seed.device)[None, :]
-        words = philox((seed & MASK, seed >> 32 & MASK), (index, slices, zero, zero))
-        normals = []
-        for first, second in (words[:2], words[2:]):
-            u = ((first >> 8).float() + 0.5) * 2**-24
-            angle = (second >> 8).float() * (2 * math.pi * 2**-24)
-            radius = torch.sqrt(-2 * torch.log(u))
-            normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
-        drawn = torch.stack(normals, dim=1).flatten(0, 1)[:dim]
-        return drawn / drawn.norm(dim=0)
-    out = torch.empty((dim, num_slices), dtype=torch.float32, device=seed.device)
-    grid = (triton.cdiv(num_slices, DIRECTIONS_BLOCKS["BLOCK_K"]),)
-    launch(_directions_kernel, grid, seed, out, dim, num_slices, **DIRECTIONS_BLOCKS)
-    return out
 
 
 def _rotations(x: Tensor, step: float, between: bool, count: int):

@@ -26,7 +26,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 import seqjepa.kernels
-from seqjepa.kernels import adamw_ema, cholesky, ema, matmul, multi_tensor
+from seqjepa.kernels import adamw_ema, cholesky, directions, ema, matmul, multi_tensor
 
 sigreg = importlib.import_module("seqjepa.kernels.sigreg")  # the package exports a function of that name
 
@@ -51,7 +51,7 @@ def manifest(architecture: int) -> list[tuple]:
             {"INVERSE": True, **cholesky.BLOCKS},
             {"num_stages": 1},
         ),
-        (sigreg._directions_kernel, "*i64 *fp32 i32 i32", sigreg.DIRECTIONS_BLOCKS, {}),
+        (directions._directions_kernel, "*i64 *fp32 i32 i32", directions.BLOCKS, {}),
         (
             sigreg._moments_kernel,
             "*fp32 *fp32 " + waves,
