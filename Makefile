@@ -60,7 +60,7 @@ test-gpu: setup
 test-realdata: setup
 	$(BIN)/pytest -m 'realdata and not slow'
 
-# the oldest Python, torch and triton that pyproject.toml admits
+# the oldest Python, torch and triton that pyproject.toml admits; triton 3.6's interpreter fails on NumPy 2.4
 FLOOR_PYTHON := $(shell command -v python3.11 || echo $(PYTHON))
 test-floor: $(VENV)-floor/.installed
 	$(VENV)-floor/bin/pytest -n 2 --dist loadscope
@@ -69,7 +69,7 @@ $(VENV)-floor/.installed: pyproject.toml
 	$(FLOOR_PYTHON) -m venv $(VENV)-floor
 	$(VENV)-floor/bin/pip install --quiet --upgrade pip
 	@echo "installing torch 2.11 and the rest"
-	$(VENV)-floor/bin/pip install -qq 'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' -e '.[dev]'
+	$(VENV)-floor/bin/pip install -qq 'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' 'numpy<2.4' -e '.[dev]'
 	@touch $@
 
 # the kernels beside what they replace: a table, and a CSV in bench/history

@@ -50,11 +50,15 @@ def cpu() -> str:
     return found[1] if found else "unknown"
 
 
+def history(name: str, machine: str, suffix: str) -> Path:
+    """Where today's figures of a machine go."""
+    HISTORY.mkdir(exist_ok=True)
+    return HISTORY / f"{date.today()}-{name}-{re.sub(r'[^a-zA-Z0-9]+', '-', machine).strip('-').lower()}.{suffix}"
+
+
 def record(name: str, rows: list[dict], threads: int) -> Path:
     """Write the figures to bench/history with machine, versions, commit and command."""
-    HISTORY.mkdir(exist_ok=True)
-    machine = re.sub(r"\W+", "-", cpu()).strip("-").lower()
-    path = HISTORY / f"{date.today()}-{name}-{machine}.json"
+    path = history(name, cpu(), "json")
     facts = {"cpu": cpu(), "threads": threads, "versions": versions(), "commit": commit()}
     command = ["python", f"bench/{Path(sys.argv[0]).name}"]
     path.write_text(json.dumps({"command": " ".join(command), **facts, "rows": rows}, indent=1) + "\n")

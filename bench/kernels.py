@@ -1,0 +1,581 @@
+"""The kernels beside what they replace: `python bench/kernels.py [--device cpu] [--only sigreg,ema]`.
+
+Contenders take turns, and the first turn does not count: compilation is not timed. On a GPU a turn is what CUDA events
+enclose, after the L2 cache was overwritten, and the host runs ahead as in training: small cases show the time to launch
+them, `graph_p50_us` the same work replayed from a CUDA graph. No contender is timed whose value or gradient is not
+float64's. A forward runs with gradients enabled; ours then computes its inverse already, which its backward spares.
+Peak memory is what torch's allocator held beyond the inputs, with the forward counted in a backward's; workspaces of
+libraries do not show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler, which counts memory on a CPU, says on stderr that it starts
+
+import torch
+from common import cpu, history
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.models import resnet18
+
+from seqjepa.engine.environment import commit, versions
+from seqjepa.kernels import AdamWEMA, cholesky, coding_rate, ema_update_, sigreg
+from seqjepa.kernels.adamw_ema import adamw_ema_reference
+from seqjepa.kernels.coding_rate import coding_rate_reference
+from seqjepa.kernels.ema import ema_reference
+from seqjepa.kernels.sigreg import directions, knots, sigreg_reference
+
+try:
+    from timm.utils import ModelEmaV3
+except ImportError:
+    ModelEmaV3 = None
+
+SINGLE = ((128, 512), (512, 256), (512, 640), (1024, 512), (4096, 512), (1024, 1024), (4096, 1024))  # rows, width
+BATCHED = ((64, 256, 256), (16, 128, 128), (100, 100, 1024))  # the last is EMP-SSL's: patches, rows, width
+CLASSES = (10, 1000, 128)
+FACTORS = [(batch, n) for n in (64, 128, 256, 512, 1024) for batch in (1, 16, 64)]
+SLICED = ((4096, 512, 1024), (512, 64, 1024), (256, 128, 256))  # samples, dimensions, slices
+EPS, LR, DECAY, BETAS, ADAM_EPS, WEIGHT_DECAY = 0.2, 1e-3, 0.996, (0.9, 0.999), 1e-8, 1e-2
+OURS, LOGDET, CHOLESKY, EAGER, COMPILED = "ours", "torch.logdet", "cholesky_ex", "eager", "torch.compile"
+ONE_PROGRAM, LIBRARY = "one Triton program", "cholesky_ex, triangular solve, Gram"
+LERP, SCHEDULED, FUSED = "_foreach_lerp_", "ours, decay on the device", "AdamW(fused), _foreach_lerp_"
+AVERAGED, TIMM, COPY = "AveragedModel", "timm ModelEmaV3", "copy_"
+NETWORK = "ResNet-18, 11.2 M parameters"
+LIMIT = {"cuda": 10.0, "cpu": 4.0}  # seconds that a comparison may take before it gets fewer turns, but at least three
+SINGLE_RATE = {"kernel": "coding_rate", "case": "(512, 640)", "mode": "both", "dtype": "float32"}
+BATCHED_RATE = {"kernel": "coding_rate", "case": "(64, 256, 256)", "mode": "both"}
+PATCHES = {"kernel": "coding_rate", "case": "(100, 100, 1024)", "mode": "both"}
+STATISTIC = {"kernel": "sigreg", "case": "(4096, 512), 1024 slices", "mode": "both"}
+STEP = {"kernel": "AdamWEMA", "case": NETWORK}
+TARGETS = (  # device, what, rows, column, dividend, divisor, least
+    ("cpu", "EMP-SSL's 100 patches, time of torch.logdet's loop / ours", PATCHES, "p50_us", LOGDET, OURS, 10),
+    ("cuda", "coding rate (512, 640), time of torch.logdet / ours", SINGLE_RATE, "p50_us", LOGDET, OURS, 2),
+    ("cuda", "coding rate (64, 256, 256), time of torch.logdet's loop / ours", BATCHED_RATE, "p50_us", LOGDET, OURS, 5),
+    ("cuda", "SIGReg (4096, 512), 1024 slices, time of eager / ours", STATISTIC, "p50_us", EAGER, OURS, 4),
+    ("cuda", "SIGReg (4096, 512), 1024 slices, peak memory of eager / ours", STATISTIC, "peak_mib", EAGER, OURS, 10),
+    ("cuda", "AdamWEMA on ResNet-18, bytes a second of ours / of a copy", STEP, "gb_per_s", OURS, COPY, 0.85),
+)
+COLUMNS = (
+    "kernel case provider mode dtype p50_us p20_us p80_us graph_p50_us gb_per_s peak_mib relative_error n "
+    "device torch triton commit"
+).split()
+
+
+class Contender(NamedTuple):
+    """`prepare` returns the work to time. `moved` is the bytes that it moves; `capture` asks for a CUDA graph."""
+
+    prepare: Callable[[], Callable[[], object]]
+    error: float
+    moved: int = 0
+    capture: bool = False
+
+
+class Bench:
+    """Measures on one device and writes each row to the history as soon as it is known."""
+
+    def __init__(self, device: torch.device, repetitions: int, name: str):
+        self.device, self.repetitions, self.rows = device, repetitions, []
+        on_gpu = device.type == "cuda"
+        machine = torch.cuda.get_device_name(device) if on_gpu else cpu()
+        known = versions()
+        self.facts = {
+            "device": machine if on_gpu else f"{machine}, {torch.get_num_threads()} threads",
+            "torch": torch.__version__,
+            "triton": known.get("triton", "none"),
+            "commit": commit(),
+        }
+        self.l2 = torch.empty(2**28 if on_gpu else 0, dtype=torch.int8, device=device)
+        self.path = history(name, machine, "csv")
+        with self.path.open("w", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writeheader()
+
+    def measure(self, kernel: str, case: str, dtype: torch.dtype, mode: str, contenders: dict[str, Contender]) -> None:
+        peaks = {name: self.peak(contender.prepare) for name, contender in contenders.items()}
+        works = {(name, "eager"): contender.prepare for name, contender in contenders.items()}
+        for name, contender in contenders.items():
+            if self.device.type == "cuda" and contender.capture:
+                replay = captured(f"{kernel} {case} {mode}, {name}", contender.prepare)
+                if replay is not None:
+                    works[name, "graph"] = lambda replay=replay: replay
+        started = time.perf_counter()
+        for prepare in works.values():
+            self.clock(prepare())
+        self.wait()
+        turns = max(3, min(self.repetitions, int(LIMIT[self.device.type] / (time.perf_counter() - started))))
+        marks = {key: [] for key in works}
+        for _ in range(turns):
+            for key, prepare in works.items():
+                marks[key].append(self.clock(prepare()))
+        self.wait()
+        rows = []
+        for name, contender in contenders.items():
+            p20, p50, p80 = quantiles(marks[name, "eager"])
+            rows.append(
+                {
+                    "kernel": kernel, "case": case, "provider": name, "mode": mode,
+                    "dtype": str(dtype).removeprefix("torch."), "p50_us": round(p50, 2), "p20_us": round(p20, 2),
+                    "p80_us": round(p80, 2),
+                    "graph_p50_us": round(quantiles(marks[name, "graph"])[1], 2) if (name, "graph") in marks else None,
+                    "gb_per_s": round(contender.moved / p50 / 1e3, 1) if contender.moved else None,
+                    "peak_mib": round(peaks[name] / 2**20, 2), "relative_error": f"{contender.error:.1e}",
+                    "n": turns, **self.facts,
+                }
+            )  # fmt: skip
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerows(rows)
+        self.rows += rows
+
+    def clock(self, work: Callable[[], object]) -> float | tuple[torch.cuda.Event, torch.cuda.Event]:
+        """Seconds of the work; on a GPU the events around it."""
+        if self.device.type == "cpu":
+            started = time.perf_counter()
+            work()
+            return time.perf_counter() - started
+        self.l2.zero_()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        return begin, end
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak(self, prepare: Callable[[], Callable[[], object]]) -> int:
+        """Bytes that were allocated at once; the first run, which fills caches, does not count."""
+        prepare()()
+        if self.device.type == "cuda":
+            self.wait()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            prepare()()
+            return torch.cuda.max_memory_allocated(self.device) - before
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            prepare()()
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        held = highest = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            highest = max(highest, held)
+        return highest
+
+    def row(self, **wanted: str) -> dict | None:
+        return next((row for row in self.rows if wanted.items() <= row.items()), None)
+
+
+def quantiles(marks: list) -> list[float]:
+    """p20, p50 and p80 in microseconds."""
+    seconds = [mark if isinstance(mark, float) else mark[0].elapsed_time(mark[1]) / 1e3 for mark in marks]
+    return (torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()) * 1e6).tolist()
+
+
+def captured(what: str, prepare: Callable[[], Callable[[], object]]) -> Callable[[], None] | None:
+    """Replay of the work from a CUDA graph; says so where it cannot be captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work = prepare()
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except RuntimeError as error:
+        print(f"no CUDA graph of {what}: {str(error).splitlines()[0]}")
+        return None
+    return graph.replay
+
+
+def relative(value: Tensor | list[Tensor], exact: Tensor | list[Tensor]) -> float:
+    """Norm of the difference from float64's result, beside the norm of that."""
+    value, exact = ([x] if isinstance(x, Tensor) else x for x in (value, exact))
+    difference = sum((a.double() - b).square().sum() for a, b in zip(value, exact, strict=True))
+    return (difference / sum(b.square().sum() for b in exact)).sqrt().item()
+
+
+def checked(name: str, error: float, limit: float) -> float:
+    if not error < limit:
+        raise RuntimeError(f"{name} is wrong, so its time means nothing: relative error {error:.1e}, limit {limit:.0e}")
+    return error
+
+
+def differentiable(
+    bench: Bench, kernel: str, case: str, z: Tensor, functions: dict[str, Callable[[Tensor], Tensor]],
+    exact: Callable[[Tensor], Tensor], capture: Iterable[str],
+) -> None:  # fmt: skip
+    """Forward, backward and both of functions from `z` to a number; `exact` is theirs in float64."""
+    wide = z.double().requires_grad_()
+    value = exact(wide)
+    (gradient,) = torch.autograd.grad(value, wide)
+    z.requires_grad_()
+    errors = {}
+    for name, function in functions.items():
+        ours = function(z)
+        # gradients of bfloat16 are rounded to it, by up to 2**-9; else conditions up to 1e4 leave float32 four digits
+        limits = 1e-4, 1e-2 if z.dtype == torch.bfloat16 else 1e-3
+        results = relative(ours.detach(), value.detach()), relative(torch.autograd.grad(ours, z), [gradient])
+        errors[name] = [checked(f"{kernel} {case}, {name}", *pair) for pair in zip(results, limits, strict=True)]
+    del wide, value, gradient, ours, results
+    for mode, prepare in (
+        ("forward", lambda f: partial(f, z)),
+        ("backward", lambda f: partial(torch.autograd.grad, f(z), z)),
+        ("both", lambda f: lambda: torch.autograd.grad(f(z), z)),
+    ):
+        contenders = {
+            name: Contender(
+                partial(prepare, function),
+                errors[name][mode != "forward"],
+                capture=name in capture and mode != "backward",  # its forward would lie outside the graph
+            )
+            for name, function in functions.items()
+        }
+        bench.measure(kernel, case, z.dtype, mode, contenders)
+
+
+def compiled(function: Callable) -> Callable:
+    torch.compiler.reset()  # else the shapes before count towards the limit of recompilations
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def features(*shape: int, device: torch.device) -> Tensor:
+    """Rows of unit length whose spectrum falls as a power."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(shape, generator=generator) / torch.arange(1, shape[-1] + 1) ** 0.5
+    return nn.functional.normalize(z, dim=-1).to(device)
+
+
+def inflated(z: Tensor, members: Tensor | None = None, *, center: bool = False) -> Tensor:
+    """I + d / (B eps) ZᵀZ as the originals write it, for z [..., B, d]; of classes, with their rows' weights."""
+    z = z.float()  # LU and Cholesky know no bfloat16
+    if center:
+        z = z - z.mean(-2, keepdim=True)
+    gram = z.mT @ z if members is None else z.mT @ (members[..., None] * z)
+    rows = z.shape[-2] if members is None else members.sum(-1)[..., None, None]
+    return torch.eye(z.shape[-1], device=z.device) + z.shape[-1] / (rows * EPS) * gram
+
+
+def by_logdet(z: Tensor, *, center: bool = False) -> Tensor:
+    return torch.logdet(inflated(z, center=center))
+
+
+def class_by_logdet(z: Tensor, member: Tensor) -> Tensor:
+    """MCR²'s rate of one class, whose membership is a diagonal matrix [B, B]."""
+    scale = z.shape[-1] / (member.trace() * EPS)
+    return torch.logdet(torch.eye(z.shape[-1], device=z.device) + scale * (z.T @ member @ z))
+
+
+def by_cholesky(z: Tensor, members: Tensor | None = None, *, center: bool = False) -> Tensor:
+    factor, _ = torch.linalg.cholesky_ex(inflated(z, members, center=center))
+    return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
+
+
+def each(rate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The originals' loop over a batch."""
+    return lambda z: torch.stack([rate(one) for one in z.unbind()]).sum()
+
+
+def coding_rate_rows(bench: Bench) -> None:
+    capture = OURS, CHOLESKY  # LU is not safe in a graph (pytorch/pytorch#195731)
+    for rows, width in SINGLE:
+        centered = partial(by_logdet, center=True)
+        functions = {
+            OURS: partial(coding_rate, eps=EPS),
+            LOGDET: centered,
+            CHOLESKY: partial(by_cholesky, center=True),
+            COMPILED: compiled(centered),
+        }
+        exact = partial(coding_rate_reference, scale=width / EPS)
+        for dtype in (torch.float32, torch.bfloat16):
+            z = features(rows, width, device=bench.device).to(dtype)
+            differentiable(bench, "coding_rate", f"({rows}, {width})", z, functions, exact, capture)
+    for batch, rows, width in BATCHED:
+        functions = {
+            OURS: lambda z: coding_rate(z, eps=EPS, center=False).sum(),
+            LOGDET: each(by_logdet),
+            CHOLESKY: by_cholesky,
+            COMPILED: each(compiled(by_logdet)),
+        }
+        exact = each(partial(coding_rate_reference, scale=width / EPS, center=False))
+        z = features(batch, rows, width, device=bench.device)
+        differentiable(bench, "coding_rate", f"({batch}, {rows}, {width})", z, functions, exact, capture)
+    classes, rows, width = CLASSES
+    z = features(rows, width, device=bench.device)
+    labels = torch.arange(rows, device=bench.device) % classes
+    members = nn.functional.one_hot(labels).T.float()  # [classes, rows]
+    diagonal = torch.diag_embed(members)
+    compiled_class = compiled(class_by_logdet)
+    functions = {
+        OURS: lambda z: coding_rate(z, eps=EPS, center=False, weights=members).sum(),
+        LOGDET: lambda z: torch.stack([class_by_logdet(z, member) for member in diagonal]).sum(),
+        CHOLESKY: lambda z: by_cholesky(z, members),
+        COMPILED: lambda z: torch.stack([compiled_class(z, member) for member in diagonal]).sum(),
+    }
+    case = f"({rows}, {width}), {classes} classes"
+
+    def exact(z: Tensor) -> Tensor:
+        return coding_rate_reference(z, width / EPS, members.double(), center=False).sum()
+
+    differentiable(bench, "coding_rate", case, z, functions, exact, capture)
+
+
+def factor_rows(bench: Bench) -> None:
+    """Log-determinants and inverses by either route, at sizes on both sides of where they part."""
+    usual = cholesky.ONE_PROGRAM
+
+    def factored(largest: int, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cholesky.ONE_PROGRAM = largest
+        return cholesky.inverse_logdet(matrix, inverse=True)
+
+    for batch, n in FACTORS:
+        matrix = inflated(features(batch, 2 * n, n, device=bench.device))
+        exact = [torch.linalg.slogdet(matrix.double())[1], torch.linalg.inv(matrix.double())]
+        routes = {ONE_PROGRAM: n, LIBRARY: 0}
+        if bench.device.type == "cpu":
+            del routes[ONE_PROGRAM]
+        contenders = {}
+        for name, largest in routes.items():
+            results = factored(largest, matrix.clone())
+            error = max(relative(a, b) for a, b in zip(results[:2], exact, strict=True))
+            contenders[name] = Contender(
+                lambda matrix=matrix, largest=largest: partial(factored, largest, matrix.clone()),  # is overwritten
+                checked(f"factor {batch} x {n}, {name}", error, 1e-3),
+                capture=True,
+            )
+        bench.measure("factor", f"({batch}, {n}, {n})", matrix.dtype, "forward", contenders)
+    cholesky.ONE_PROGRAM = usual
+    if bench.device.type == "cpu":
+        print("the factor in one Triton program needs a GPU: only the library's route was measured")
+
+
+def eager_sigreg(z: Tensor, unit: Tensor, table: Tensor) -> Tensor:
+    """LeJEPA's form: cosine and sine of samples x slices x knots. Its directions are not drawn here."""
+    t, phi, weight = table
+    angle = (z @ unit)[..., None] * t
+    error = (angle.cos().mean(-3) - phi) ** 2 + angle.sin().mean(-3) ** 2
+    return z.shape[-2] * (error @ (weight * phi)).mean(-1)
+
+
+def sigreg_rows(bench: Bench) -> None:
+    t, weight = torch.tensor(knots(3.0, 17, "half"))
+    table = torch.stack([t, torch.exp(-(t**2) / 2), weight]).to(bench.device)
+    seed = torch.tensor(0, device=bench.device)
+    for samples, width, slices in SLICED:
+        z = torch.randn(samples, width, generator=torch.Generator().manual_seed(0)).to(bench.device)
+        unit = directions(seed, width, slices)
+        functions = {
+            OURS: partial(sigreg, num_slices=slices, seed=seed),
+            EAGER: partial(eager_sigreg, unit=unit, table=table),
+            COMPILED: partial(compiled(eager_sigreg), unit=unit, table=table),
+        }
+        exact = partial(sigreg_reference, unit=unit.double())
+        case = f"({samples}, {width}), {slices} slices"
+        differentiable(bench, "sigreg", case, z, functions, exact, functions)
+
+
+def network(device: torch.device) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+    """ResNet-18, its parameters, and where its teacher stands: elsewhere."""
+    torch.manual_seed(0)
+    student = resnet18(num_classes=10).to(device)
+    parameters = [p.detach() for p in student.parameters()]
+    return student, parameters, [p + 0.02 * torch.randn_like(p) for p in parameters]
+
+
+def steps(
+    bench: Bench, kernel: str, bytes_each: int, numel: int, works: dict[str, Callable], errors: dict[str, float]
+) -> None:
+    """Time steps on a network's parameters beside a copy, which takes turns with them."""
+    source = torch.ones(2**28 if bench.device.type == "cuda" else 2**26, device=bench.device)
+    target = torch.zeros_like(source)
+    contenders = {
+        name: Contender(
+            partial(lambda work: work, work), errors[name], bytes_each * numel, name != AVERAGED
+        )  # it waits
+        for name, work in works.items()
+    }
+    target.copy_(source)
+    copy = partial(target.copy_, source)
+    contenders[COPY] = Contender(lambda: copy, relative(target, source.double()), 8 * source.numel(), True)
+    bench.measure(kernel, NETWORK, torch.float32, "step", contenders)
+
+
+def ema_rows(bench: Bench) -> None:
+    student, parameters, start = network(bench.device)
+    decay = torch.tensor(DECAY, dtype=torch.float64, device=bench.device)
+    averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    averaged.update_parameters(student)  # the first call copies
+    lerp = compiled(lambda teacher, student: torch._foreach_lerp_(teacher, student, 1 - DECAY))
+    own = {name: [t.clone() for t in start] for name in (OURS, SCHEDULED, LERP, COMPILED)}
+    teachers = {**own, AVERAGED: [p.detach() for p in averaged.module.parameters()]}
+    works = {
+        OURS: lambda: ema_update_(own[OURS], parameters, DECAY),
+        SCHEDULED: lambda: ema_update_(own[SCHEDULED], parameters, decay),
+        LERP: lambda: torch._foreach_lerp_(own[LERP], parameters, 1 - DECAY),
+        COMPILED: lambda: lerp(own[COMPILED], parameters),
+        AVERAGED: lambda: averaged.update_parameters(student),
+    }
+    if ModelEmaV3 is None:
+        print("timm is not installed: its ModelEmaV3 is not in the table")
+    else:
+        shadow = ModelEmaV3(student, decay=DECAY)
+        teachers[TIMM] = [p.detach() for p in shadow.module.parameters()]
+        works[TIMM] = lambda: shadow.update(student)
+    exact = [ema_reference(t.double(), p.double(), DECAY) - t for t, p in zip(start, parameters, strict=True)]
+    errors = {}
+    for name, work in works.items():
+        torch._foreach_copy_(teachers[name], start)
+        work()
+        moves = [t.double() - before for t, before in zip(teachers[name], start, strict=True)]
+        # of the move, 0.4 % of a difference, float32 keeps four digits
+        errors[name] = checked(f"ema, {name}", relative(moves, exact), 1e-3)
+    steps(bench, "ema_update_", 12, sum(t.numel() for t in start), works, errors)
+
+
+def adamw_rows(bench: Bench) -> None:
+    _, start, start_teacher = network(bench.device)
+    grads = [torch.cos(1e3 * p) for p in start]
+    exact = three_steps(start, grads, start_teacher)
+    works, errors = {}, {}
+    for name, build in ((OURS, our_adamw), (FUSED, fused_adamw), (COMPILED, compiled_adamw)):
+        parameters, teacher = [p.clone() for p in start], [t.clone() for t in start_teacher]
+        for p, grad in zip(parameters, grads, strict=True):
+            p.grad = grad.clone()
+        works[name] = build(parameters, teacher, bench.device.type == "cuda")
+        for _ in range(3):
+            works[name]()
+            torch._foreach_mul_([p.grad for p in parameters], -0.5)
+        moves = [[now.double() - before for now, before in zip(*lists, strict=True)]
+                 for lists in ((parameters, start), (teacher, start_teacher))]  # fmt: skip
+        error = max(relative(*pair) for pair in zip(moves, exact, strict=True))
+        errors[name] = checked(f"adamw, {name}", error, 1e-3)
+    steps(bench, "AdamWEMA", 36, sum(t.numel() for t in start), works, errors)
+
+
+def our_adamw(parameters: list[Tensor], teacher: list[Tensor], on_gpu: bool) -> Callable[[], object]:
+    pairs = zip(parameters, teacher, strict=True)
+    return AdamWEMA(parameters, LR, BETAS, ADAM_EPS, WEIGHT_DECAY, ema_decay=DECAY, teacher=pairs).step
+
+
+def fused_adamw(parameters: list[Tensor], teacher: list[Tensor], on_gpu: bool) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW(parameters, LR, BETAS, ADAM_EPS, WEIGHT_DECAY, fused=True, capturable=on_gpu)
+
+    def step() -> None:
+        optimizer.step()
+        torch._foreach_lerp_(teacher, parameters, 1 - DECAY)
+
+    return step
+
+
+def compiled_adamw(parameters: list[Tensor], teacher: list[Tensor], on_gpu: bool) -> Callable[[], object]:
+    """AdamW's own function and the average in one graph, for Inductor to fuse: in `optimizer.step` the graph breaks."""
+
+    def step(parameters, grads, first, second, counts, teacher):
+        adamw(
+            parameters, grads, first, second, [], counts, foreach=True, capturable=True, amsgrad=False,
+            beta1=BETAS[0], beta2=BETAS[1], lr=LR, weight_decay=WEIGHT_DECAY, eps=ADAM_EPS, maximize=False,
+        )  # fmt: skip
+        torch._foreach_lerp_(teacher, parameters, 1 - DECAY)
+
+    # capturable on a CPU too: else Inductor fails on foreach operations with a 0-dim tensor (torch 2.15)
+    moments = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+    counts = [torch.zeros((), device=parameters[0].device) for _ in parameters]
+    return partial(compiled(step), parameters, [p.grad for p in parameters], *moments, counts, teacher)
+
+
+def three_steps(start: list[Tensor], grads: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Moves of parameters and teachers in float64, where the gradient changes from step to step."""
+    moves = [], []
+    for p, grad, t in zip(start, grads, teacher, strict=True):
+        now, m, v, follower = p.double(), torch.zeros_like(p).double(), torch.zeros_like(p).double(), t.double()
+        for step in range(3):
+            now, m, v, follower = adamw_ema_reference(
+                now, grad.double() * (-0.5) ** step, m, v, step + 1, follower, lr=LR, beta1=BETAS[0], beta2=BETAS[1],
+                eps=ADAM_EPS, weight_decay=WEIGHT_DECAY, ema_decay=DECAY,
+            )  # fmt: skip
+        moves[0].append(now - p)
+        moves[1].append(follower - t)
+    return moves
+
+
+def show(bench: Bench, console: Console) -> None:
+    """Medians with p20 and p80; of what has a gradient, forward and backward together."""
+    for kernel in dict.fromkeys(row["kernel"] for row in bench.rows):
+        rows = [row for row in bench.rows if row["kernel"] == kernel]
+        if any(row["mode"] == "both" for row in rows):
+            rows = [row for row in rows if row["mode"] == "both"]
+        providers = list(dict.fromkeys(row["provider"] for row in rows))
+        table = Table("case", *providers, title=f"{kernel}: p50 (p20 to p80) in ms, {rows[0]['mode']}")
+        for case, dtype in dict.fromkeys((row["case"], row["dtype"]) for row in rows):
+            found = [
+                bench.row(kernel=kernel, case=case, dtype=dtype, mode=rows[0]["mode"], provider=name)
+                for name in providers
+            ]
+            table.add_row(f"{case}\n{dtype}, n = {found[0]['n']}", *(cell(row) for row in found))
+        console.print(table)
+
+
+def cell(row: dict) -> str:
+    p20, p50, p80 = (f"{row[key] / 1e3:.3g}" for key in ("p20_us", "p50_us", "p80_us"))
+    graph = "" if row["graph_p50_us"] is None else f", graph {row['graph_p50_us'] / 1e3:.3g}"
+    speed = f"{row['peak_mib']:.1f} MiB" if row["gb_per_s"] is None else f"{row['gb_per_s']:.1f} GB/s"
+    return f"{p50} ({p20} to {p80}){graph}\n{speed}"
+
+
+def judge(bench: Bench) -> None:
+    """Targets, reached or missed, by medians."""
+    for device, what, where, column, above, below, least in TARGETS:
+        above, below = (bench.row(**where, provider=name) for name in (above, below))
+        if device != bench.device.type:
+            print(f"needs {device}: {what}")
+        elif above is None or below is None:
+            print(f"not measured: {what}")
+        else:
+            ratio = above[column] / below[column]
+            print(f"{'reached' if ratio >= least else 'MISSED'} {ratio:.2f}, at least {least}: {what}")
+
+
+SECTIONS = {
+    "coding_rate": coding_rate_rows,
+    "factor": factor_rows,
+    "sigreg": sigreg_rows,
+    "ema": ema_rows,
+    "adamw": adamw_rows,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(SECTIONS), help=", ".join(SECTIONS))
+    parser.add_argument("--repetitions", type=int, help="turns at most: 100 on a GPU, 20 on a CPU")
+    options = parser.parse_args()
+    if unknown := set(options.only) - SECTIONS.keys():
+        parser.error(f"--only knows {', '.join(SECTIONS)}, not {', '.join(sorted(unknown))}")
+    name = "kernels" if options.only == list(SECTIONS) else f"kernels-{'-'.join(options.only)}"
+    repetitions = options.repetitions or (100 if options.device == "cuda" else 20)
+    bench = Bench(torch.device(options.device), repetitions, name)
+    for section in options.only:
+        started = time.perf_counter()
+        SECTIONS[section](bench)
+        print(f"{section}: {time.perf_counter() - started:.0f} s", flush=True)
+    print(", ".join(f"{key} {value}" for key, value in bench.facts.items()))
+    show(bench, Console(width=150))
+    judge(bench)
+    print(f"bench/history/{bench.path.name}")
+
+
+if __name__ == "__main__":
+    main()
