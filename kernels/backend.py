@@ -29,6 +29,8 @@ def jit(function: Callable) -> Callable:
 
 def launch(kernel: Callable, grid: tuple[int, ...], *arguments, **constants) -> None:
     """Launch a kernel where its first argument, a tensor, is: Triton would take the current device."""
+    if 0 in grid:  # an empty batch
+        return
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **constants)
 

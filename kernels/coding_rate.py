@@ -71,29 +71,29 @@ def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     mean = z.mean(-2, dtype=torch.float64)
     if weights.numel():  # products are rounded, so the rows come near zero first
         shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=torch.float64)
-        mean = mean + torch.where(mass[:, None] > 0, shift / mass[:, None], 0.0)
+        mean = mean + torch.where(mass[:, None] == 0, 0.0, shift / mass[:, None])
     return mean, mass
 
 
 @torch.library.custom_op("seqjepa::coding_rate", mutates_args=())
 def _forward(
     z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, inverse: bool, group: str, size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rate [S], info [S], mean [S, d], c [S] and inverse [S, n, n] of z [S, B, d]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rate [S], info [S], mean [S, d], mass [S], c [S] and inverse [S, n, n] of z [S, B, d]."""
     mean, mass = _moments(z, weights, center)
     y = _rows(z, weights.sqrt(), center, mean)
     sides = y if samples else y.mT
     if group:
         local = gram(sides, torch.ones_like(mass), identity=False)
         matrix, mean, mass = _join(local, mean, mass, group, size)
-    c = torch.where(mass > 0, scale / mass, 0.0)
+    c = torch.where(mass == 0, 0.0, scale / mass)
     if group:
         matrix *= c[:, None, None]
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
     else:
         matrix = gram(sides, c, identity=True)
     rate, inverse_matrix, info = inverse_logdet(matrix, inverse=inverse)
-    return rate, info, mean, c, inverse_matrix
+    return rate, info, mean, mass, c, inverse_matrix
 
 
 def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +112,7 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
     upper, lower, masses = packed[local.numel() :].view_as(slots).transpose(0, 1).split([width, width, 1], dim=-1)
     means = upper.double() + lower.double()  # [S, processes, d]
     mass = masses.sum((1, 2))
-    mean = torch.where(mass[:, None] > 0, (masses * means).sum(1) / mass[:, None], 0.0)
+    mean = torch.where(mass[:, None] == 0, 0.0, (masses * means).sum(1) / mass[:, None])
     between = masses.sqrt() * (means - mean[:, None]).to(local.dtype)
     return matrix + gram(between.mT, torch.ones_like(mass), identity=False), mean, mass
 
@@ -123,12 +123,13 @@ def _(z, weights, scale, center, samples, inverse, group, size):
     n = rows if samples else width
     rate = z.new_empty(batch, dtype=_exact(z))
     info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=torch.float64)
-    return rate, info, mean, torch.empty_like(rate), rate.new_empty((batch, n, n) if inverse else 0)
+    mass, c = torch.empty_like(rate), torch.empty_like(rate)
+    return rate, info, mean, mass, c, rate.new_empty((batch, n, n) if inverse else 0)
 
 
 @torch.library.custom_op("seqjepa::coding_rate_backward", mutates_args=())
 def _backward(
-    grad: Tensor, z: Tensor, weights: Tensor, mean: Tensor, c: Tensor, inverse: Tensor,
+    grad: Tensor, z: Tensor, weights: Tensor, mean: Tensor, mass: Tensor, c: Tensor, inverse: Tensor,
     center: bool, samples: bool, weighted: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of z and, if `weighted`, of the weights."""
@@ -144,30 +145,28 @@ def _backward(
     dz = (factor * weights)[..., None] * solved
     # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹)
     trace = z.shape[-1] - inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
-    spread = torch.where(c > 0, trace / weights.sum(-1), 0.0)
+    spread = torch.where(mass == 0, 0.0, trace / mass)
     dw = grad[:, None] * (c[:, None] * (y * solved).sum(-1) - spread[:, None])
     return dz.to(z.dtype), dw.to(weights.dtype)
 
 
 @_backward.register_fake
-def _(grad, z, weights, mean, c, inverse, center, samples, weighted):
+def _(grad, z, weights, mean, mass, c, inverse, center, samples, weighted):
     return z.new_empty(z.shape), weights.new_empty(weights.shape) if weighted else grad.new_empty(0)
 
 
 def _setup_context(ctx, inputs, output):
     z, weights, _, ctx.center, ctx.samples, ctx.inverse, _, ctx.size = inputs
-    _, info, mean, c, inverse = output
-    ctx.save_for_backward(z, weights, mean, c, inverse)
-    ctx.mark_non_differentiable(info, mean, c, inverse)
+    ctx.save_for_backward(z, weights, *output[2:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _differentiate(ctx, grad, *_):
     if not ctx.inverse:
         raise RuntimeError("coding_rate: the forward ran without gradients, so there is nothing to differentiate")
-    z, weights, mean, c, inverse = ctx.saved_tensors
     weighted = ctx.needs_input_grad[1]
     grad = grad * ctx.size  # data-parallel training averages gradients over processes
-    dz, dw = _backward(grad, z, weights, mean, c, inverse, ctx.center, ctx.samples, weighted)
+    dz, dw = _backward(grad, *ctx.saved_tensors, ctx.center, ctx.samples, weighted)
     return dz, dw if weighted else None, None, None, None, None, None, None
 
 

@@ -96,13 +96,12 @@ def _launch(
     lists = [teacher, student, live] if live else [teacher, student]
     table, aligned = address_table(lists, device)
     piece = pieces(tuple(t.numel() for t in teacher), device)
-    if len(piece):
-        launch(
-            _ema_kernel, (len(piece),), piece, table, decay, decay if skip is None else skip,
-            LISTS=len(lists), TEACHER=_triton_dtype(teacher[0]), STUDENT=_triton_dtype(student[0]),
-            LIVE=_triton_dtype(live[0] if live else teacher[0]), SKIP=skip is not None, ALIGNED=aligned,
-            PIECE=PIECE, BLOCK=1024,
-        )  # fmt: skip
+    launch(
+        _ema_kernel, (len(piece),), piece, table, decay, decay if skip is None else skip,
+        LISTS=len(lists), TEACHER=_triton_dtype(teacher[0]), STUDENT=_triton_dtype(student[0]),
+        LIVE=_triton_dtype(live[0] if live else teacher[0]), SKIP=skip is not None, ALIGNED=aligned,
+        PIECE=PIECE, BLOCK=1024,
+    )  # fmt: skip
 
 
 def _torch_update(

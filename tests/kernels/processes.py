@@ -72,6 +72,13 @@ def main() -> None:
             check("class rates", got, alone, 1e-5)
             check("gradient of class rates", gradient, expected, 2e-4)
 
+            def of_weights(weights, group, z=z, mine=mine, center=center):
+                rows = z[mine] if group else z
+                return coding_rate(rows, eps=0.5, center=center, weights=weights.mT, group=group)
+
+            _, _, gradient, expected = compare(of_weights, weights.mT, mine)
+            check("gradient of the weights of classes", gradient, expected, 2e-4)
+
     z = whole_batch(24, 10, offset=0)
     mine = slice(rank * 24 // world, (rank + 1) * 24 // world)
     got, alone, gradient, expected = compare(lambda z, group: sigreg(z, num_slices=30, seed=4, group=group), z, mine)

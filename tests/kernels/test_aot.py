@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
 HERE = Path(__file__).parent
 SHARED_LIMIT = {"sm_86": 99 * 1024, "sm_89": 99 * 1024}  # bytes that a program may have on a GeForce
@@ -18,13 +19,10 @@ def test_every_kernel_compiles_within_its_budget(run_process):
     assert report["missing"] == [], "kernels that tests/kernels/aot.py does not compile"
     committed = json.loads((HERE / "budget.json").read_text())
     assert report["measured"].keys() == committed["kernels"].keys()
-    import triton
-
     for name, used in report["measured"].items():
         budget = committed["kernels"][name]
         assert used["shared"] <= SHARED_LIMIT.get(name.split()[1], 227 * 1024), name
-        if triton.__version__ != committed["triton"]:
-            continue  # another compiler allocates otherwise; spills show in bench/, on a GPU
         assert used["spills"] == 0, name
-        assert used["shared"] <= budget["shared"], name
-        assert used["registers"] <= budget["registers"] * 1.1, name
+        if triton.__version__ == committed["triton"]:  # another compiler allocates otherwise
+            assert used["shared"] <= budget["shared"], name
+            assert used["registers"] <= budget["registers"] * 1.1, name

@@ -193,6 +193,15 @@ def test_edges(device):
 
 
 @triton
+def test_no_batches_are_no_rates(device):
+    z = torch.zeros(0, 5, 3, device=device, requires_grad=True)
+    rates = coding_rate(z, alpha=1.0)
+    rates.sum().backward()
+    assert rates.shape == (0,)
+    assert z.grad.shape == z.shape
+
+
+@triton
 def test_a_nan_stays_in_its_batch(device):
     z = torch.randn(3, 12, 7, device=device)
     z[1, 4] = float("nan")

@@ -116,6 +116,15 @@ def test_directions_do_not_depend_on_how_many(device):
 
 
 @triton
+def test_no_batches_are_no_statistics(device):
+    z = torch.zeros(0, 5, 3, device=device, requires_grad=True)
+    statistics = sigreg(z, num_slices=4, seed=0)
+    statistics.sum().backward()
+    assert statistics.shape == (0,)
+    assert z.grad.shape == z.shape
+
+
+@triton
 def test_a_nan_stays_in_its_batch(device):
     z = torch.randn(2, 12, 5, device=device)
     z[1, 3] = float("nan")
