@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from .backend import jit, launch, tl, triton, uses_triton
-from .ema import _lerp, _pointer, _triton_dtype, as_scalar, ema_update_
-from .multi_tensor import PIECE, address_table, pieces, same_layout
+from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
+from .ema import as_scalar, ema_update_, lerp
+from .multi_tensor import PIECE, address_table, find_piece, pointer, same_layout
 
 __all__ = ["AdamWEMA", "adamw_ema_", "adamw_ema_reference"]
 
@@ -43,7 +43,7 @@ def adamw_ema_reference(
 
 @jit
 def _advance_kernel(
-    table,  # pointer to int64 [T, 2]: the number 1, and the address of a float32 step
+    table,  # pointer to int64 [T, 3]: in the last column the address of a float32 step
     scalars,  # pointer to float32 [T, 2]: lr / (1 - β₁ᵏ) and 1 / √(1 - β₂ᵏ)
     lr,  # pointer to a float64 or float32
     found_inf,  # pointer to a number: no step unless it is zero
@@ -55,7 +55,7 @@ def _advance_kernel(
 ):
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m = o < T
-    p_step = tl.load(table + 2 * o + 1, mask=m, other=0).to(tl.pointer_type(tl.float32))
+    p_step = tl.load(table + 3 * o + 2, mask=m, other=0).to(tl.pointer_type(tl.float32))
     b_step = tl.load(p_step, mask=m, other=0.0)
     if FOUND_INF:
         b_step += tl.where(tl.load(found_inf) == 0, 1.0, 0.0)
@@ -71,8 +71,7 @@ def _advance_kernel(
 
 @jit
 def _adamw_ema_kernel(
-    piece,  # pointer to int64 [pieces, 2]
-    table,  # pointer to int64 [T, 6]: elements; addresses of parameter, gradient, m, v, teacher (0 where there is none)
+    table,  # pointer to int64 [T, 7]: parameter, gradient, m, v, teacher (address 0 where there is none)
     scalars,  # pointer to float32 [T, 2], from _advance_kernel
     lr,  # pointer to a float64 or float32
     ema_decay,  # pointer to a float64 or float32
@@ -83,6 +82,7 @@ def _adamw_ema_kernel(
     beta2,
     rest2,  # 1 - β₂
     eps,
+    T,
     PARAMETER: tl.constexpr,  # dtypes; the moments have the parameter's
     GRAD: tl.constexpr,
     TEACHER: tl.constexpr,
@@ -91,26 +91,25 @@ def _adamw_ema_kernel(
     ALIGNED: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
-    i_tensor = tl.load(piece + 2 * tl.program_id(0))
-    first = tl.multiple_of(tl.load(piece + 2 * tl.program_id(0) + 1), 16)
-    table += i_tensor * 6
+    i_tensor, row, first = find_piece(table, T, 7, PIECE, BLOCK_T)
     step_size = tl.load(scalars + 2 * i_tensor)
     inverse_root_bias2 = tl.load(scalars + 2 * i_tensor + 1)
     shrink = (1.0 - tl.load(lr).to(tl.float64) * weight_decay).to(tl.float32)
     weight = (1.0 - tl.load(ema_decay).to(tl.float64)).to(tl.float32)
-    count = tl.load(table) - first
+    count = tl.load(row) - first
     if FOUND_INF:
         count = tl.where(tl.load(found_inf) == 0, count, 0)
-    taught = tl.where(tl.load(table + 5) == 0, 0, count)
+    taught = tl.where(tl.load(row + 6) == 0, 0, count)
     for start in range(0, PIECE, BLOCK):
         o = start + tl.arange(0, BLOCK)
         m = o < count
-        p_parameter = _pointer(table, 0, first, PARAMETER, ALIGNED) + o
-        p_grad = _pointer(table, 1, first, GRAD, ALIGNED) + o
-        p_m = _pointer(table, 2, first, PARAMETER, ALIGNED) + o
-        p_v = _pointer(table, 3, first, PARAMETER, ALIGNED) + o
-        p_teacher = _pointer(table, 4, first, TEACHER, ALIGNED) + o
+        p_parameter = pointer(row, 0, first, PARAMETER, ALIGNED) + o
+        p_grad = pointer(row, 1, first, GRAD, ALIGNED) + o
+        p_m = pointer(row, 2, first, PARAMETER, ALIGNED) + o
+        p_v = pointer(row, 3, first, PARAMETER, ALIGNED) + o
+        p_teacher = pointer(row, 4, first, TEACHER, ALIGNED) + o
         b_parameter = tl.load(p_parameter, mask=m, other=0.0).to(tl.float32)
         b_grad = tl.load(p_grad, mask=m, other=0.0).to(tl.float32)
         b_m = tl.load(p_m, mask=m, other=0.0).to(tl.float32)
@@ -119,14 +118,14 @@ def _adamw_ema_kernel(
         if GRAD_SCALE:
             b_grad = b_grad / tl.load(grad_scale)
             tl.store(p_grad, b_grad.to(GRAD), mask=m)
-        b_m = _lerp(b_m, b_grad, rest1)
+        b_m = lerp(b_m, b_grad, rest1)
         b_v = b_v * beta2 + b_grad * b_grad * rest2
         b_parameter = b_parameter * shrink - step_size * b_m / (tl.sqrt(b_v) * inverse_root_bias2 + eps)
         tl.store(p_parameter, b_parameter.to(PARAMETER), mask=m)
         tl.store(p_m, b_m.to(PARAMETER), mask=m)
         tl.store(p_v, b_v.to(PARAMETER), mask=m)
         b_live = b_parameter.to(PARAMETER).to(tl.float32)  # the teacher follows what was stored
-        tl.store(p_teacher, _lerp(b_teacher, b_live, weight).to(TEACHER), mask=o < taught)
+        tl.store(p_teacher, lerp(b_teacher, b_live, weight).to(TEACHER), mask=o < taught)
 
 
 def _step(
@@ -136,21 +135,21 @@ def _step(
     """Two launches over tensors of one device, one layout by rows, and one dtype in each column."""
     *lists, steps = columns
     device = lists[0][0].device
-    table, aligned = address_table(lists, device)
-    step_table, _ = address_table([steps], device)
+    table, step_table = address_table(lists, device), address_table([steps], device)
     scalars = torch.empty((len(steps), 2), dtype=torch.float32, device=device)
     launch(
-        _advance_kernel, (triton.cdiv(len(steps), 128),), step_table, scalars,
+        _advance_kernel, (triton.cdiv(len(steps), 128),), step_table.rows, scalars,
         lr, lr if found_inf is None else found_inf, len(steps),
         *(math.log2(beta) if beta else -1e4 for beta in (beta1, beta2)), FOUND_INF=found_inf is not None, BLOCK=128,
     )  # fmt: skip
-    piece = pieces(tuple(tensor.numel() for tensor in lists[0]), device)
     taught = next((tensor for tensor in lists[4] if tensor.numel()), lists[0][0])
     launch(
-        _adamw_ema_kernel, (len(piece),), piece, table, scalars, lr, ema_decay, lr if found_inf is None else found_inf,
-        lr if grad_scale is None else grad_scale, weight_decay, 1 - beta1, beta2, 1 - beta2, eps,
-        PARAMETER=_triton_dtype(lists[0][0]), GRAD=_triton_dtype(lists[1][0]), TEACHER=_triton_dtype(taught),
-        FOUND_INF=found_inf is not None, GRAD_SCALE=grad_scale is not None, ALIGNED=aligned, PIECE=PIECE, BLOCK=1024,
+        _adamw_ema_kernel, (table.num_pieces,), table.rows, scalars, lr, ema_decay,
+        lr if found_inf is None else found_inf, lr if grad_scale is None else grad_scale,
+        weight_decay, 1 - beta1, beta2, 1 - beta2, eps, table.num_tensors,
+        PARAMETER=triton_dtype(lists[0][0]), GRAD=triton_dtype(lists[1][0]), TEACHER=triton_dtype(taught),
+        FOUND_INF=found_inf is not None, GRAD_SCALE=grad_scale is not None, ALIGNED=table.aligned,
+        PIECE=PIECE, BLOCK=1024, BLOCK_T=triton.next_power_of_2(table.num_tensors),
     )  # fmt: skip
 
 
@@ -191,7 +190,7 @@ def adamw_ema_(
         grad_scale: what the gradients are to be divided by, or none.
         beta1, beta2, eps, weight_decay: as in torch.optim.AdamW.
     """
-    settings = (lr, ema_decay, found_inf, grad_scale, beta1, beta2, eps, weight_decay)
+    scalars = (lr, ema_decay, found_inf, grad_scale)
     buckets = defaultdict(lambda: ([], [], [], [], [], []))
     apart = []  # teachers with strides of their own
     written_back = []
@@ -204,8 +203,10 @@ def adamw_ema_(
         kind = teacher.dtype if teacher.numel() else torch.float32
         for column, tensor in zip(buckets[p.dtype, g.dtype, kind, p.device], row, strict=True):
             column.append(tensor)
-    for columns in buckets.values():
-        (_step if uses_triton(columns[0][0]) else _torch_step)(list(columns), *settings)
+    for (*_, device), columns in buckets.items():
+        there = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in scalars]
+        update = _step if uses_triton(columns[0][0]) else _torch_step
+        update(list(columns), *there, beta1, beta2, eps, weight_decay)
     for tensor, flat in written_back:
         tensor.copy_(flat)
     if apart:
@@ -242,7 +243,8 @@ class AdamWEMA(Optimizer):
         teacher: pairs of a parameter and the tensor that follows it, of its shape, in any floating dtype; parameters
             that are not among them have no teacher. None gives every parameter a teacher, a copy at its first step,
             in float32, which lies in the optimiser's state under `ema` and in its `state_dict`. Teachers that you
-            bring are saved with your module, not here.
+            bring are saved with your module, not here; parameters that are added later have none.
+        fused: True, as all of it is; so that `AdamW(..., fused=True)` can change its name.
 
     Raises:
         ValueError: a number is out of range, or a teacher's shape is not its parameter's.
@@ -265,6 +267,7 @@ class AdamWEMA(Optimizer):
         *,
         ema_decay: float | Tensor = 0.996,
         teacher: Iterable[tuple[Tensor, Tensor]] | None = None,
+        fused: bool = True,
     ):
         for name, value, allowed in (
             ("lr", lr, isinstance(lr, Tensor) or lr >= 0),
@@ -273,6 +276,8 @@ class AdamWEMA(Optimizer):
         ):
             if not allowed:
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        if not fused:
+            raise ValueError("fused must be True: for a step in parts take torch.optim.AdamW and ema_update_")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be in [0, 1), got {betas}")
         if not isinstance(ema_decay, Tensor) and not 0 <= ema_decay <= 1:
@@ -288,10 +293,16 @@ class AdamWEMA(Optimizer):
             params,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay, "fused": True},
         )
+        given = {p for group in self.param_groups for p in group["params"]}
+        if strangers := sum(p not in given for p in self._teachers or ()):
+            raise ValueError(f"{strangers} of {len(self._teachers)} teachers follow parameters that are not in params")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_teachers": self._teachers}
 
     def teacher_of(self, parameter: Tensor) -> Tensor | None:
         """The tensor that follows a parameter; None where there is none, or no step was made yet."""
-        return self.state[parameter].get("ema") if self._teachers is None else self._teachers.get(parameter)
+        return self.state.get(parameter, {}).get("ema") if self._teachers is None else self._teachers.get(parameter)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -351,14 +362,32 @@ class AdamWEMA(Optimizer):
         return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, or torch.optim.AdamW's; teachers keep their float32."""
+        """Load what `state_dict` returned, or torch.optim.AdamW's, in place of what is there.
+
+        Teachers keep their float32, and learning rates and decays that are tensors here stay the same tensors.
+
+        Raises:
+            ValueError: the state is of an AdamW that this one is not (amsgrad, maximize).
+        """
+        for group in state_dict["param_groups"]:
+            for option in ("amsgrad", "maximize"):
+                if group.get(option):
+                    raise ValueError(f"the state is of an AdamW with {option}=True, which AdamWEMA does not have")
+        mine = [{**group} for group in self.param_groups]
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, parameters, strict=True):
-            saved = state_dict["state"].get(number, {}).get("ema")
-            if saved is not None:  # the base class casts it to the parameter's dtype
-                self.state[p]["ema"] = self._wide(saved).to(p.device)
-        for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+            saved, state = state_dict["state"].get(number, {}), self.state.get(p, {})
+            if "step" in state:  # the base class leaves it where it was saved
+                state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=p.device).clone()
+            if "ema" in saved:  # the base class casts it to the parameter's dtype
+                state["ema"] = self._wide(saved["ema"]).to(p.device)
+        for group, before in zip(self.param_groups, mine, strict=True):
+            for key, value in before.items():
+                if isinstance(value, Tensor):
+                    value.copy_(torch.as_tensor(group.get(key, value)))
+                    group[key] = value
+                else:
+                    group.setdefault(key, value)
+            group["fused"] = True

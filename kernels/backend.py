@@ -17,7 +17,18 @@ try:
 except ImportError:  # no wheel for this platform: the torch references serve
     triton = tl = None
 
-__all__ = ["dot_precision", "full_precision", "group_of", "jit", "launch", "name_of", "tl", "triton", "uses_triton"]
+__all__ = [
+    "dot_precision",
+    "full_precision",
+    "group_of",
+    "jit",
+    "launch",
+    "name_of",
+    "tl",
+    "triton",
+    "triton_dtype",
+    "uses_triton",
+]
 
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
@@ -33,6 +44,11 @@ def launch(kernel: Callable, grid: tuple[int, ...], *arguments, **constants) -> 
         return
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **constants)
+
+
+def triton_dtype(tensor: Tensor):
+    """Triton's name of a tensor's dtype."""
+    return getattr(tl, str(tensor.dtype).removeprefix("torch."))
 
 
 def uses_triton(tensor: Tensor) -> bool:
@@ -71,14 +87,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
     matmul = (torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn).matmul
     before = matmul.fp32_precision
     with torch.autocast(device.type, enabled=False):
-        if before == "ieee":
+        if before in ("ieee", "none"):
             yield
             return
         matmul.fp32_precision = "ieee"
         try:
             yield
-        finally:
-            matmul.fp32_precision = before
+        finally:  # what it had inherited it inherits again
+            matmul.fp32_precision = "none" if before == torch.backends.fp32_precision else before
 
 
 def name_of(group: ProcessGroup | None) -> tuple[str, int]:

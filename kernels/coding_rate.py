@@ -51,6 +51,11 @@ def _exact(z: Tensor) -> torch.dtype:
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
+def _empty(mass: Tensor) -> Tensor:
+    """Whether a class has no members to speak of: by less than this, c would overflow."""
+    return mass < torch.finfo(mass.dtype).tiny * 2**40
+
+
 def _rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
     """diag(√w) (Z - mean) [S, B, d]; `mean` is float64 [S, d], `root` is √w or empty.
 
@@ -71,7 +76,7 @@ def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     mean = z.mean(-2, dtype=torch.float64)
     if weights.numel():  # products are rounded, so the rows come near zero first
         shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=torch.float64)
-        mean = mean + torch.where(mass[:, None] == 0, 0.0, shift / mass[:, None])
+        mean = mean + torch.where(_empty(mass)[:, None], 0.0, shift / mass[:, None])
     return mean, mass
 
 
@@ -86,7 +91,7 @@ def _forward(
     if group:
         local = gram(sides, torch.ones_like(mass), identity=False)
         matrix, mean, mass = _join(local, mean, mass, group, size)
-    c = torch.where(mass == 0, 0.0, scale / mass)
+    c = torch.where(_empty(mass), 0.0, scale / mass)
     if group:
         matrix *= c[:, None, None]
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
@@ -112,7 +117,7 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
     upper, lower, masses = packed[local.numel() :].view_as(slots).transpose(0, 1).split([width, width, 1], dim=-1)
     means = upper.double() + lower.double()  # [S, processes, d]
     mass = masses.sum((1, 2))
-    mean = torch.where(mass[:, None] == 0, 0.0, (masses * means).sum(1) / mass[:, None])
+    mean = torch.where(_empty(mass)[:, None], 0.0, (masses * means).sum(1) / mass[:, None])
     between = masses.sqrt() * (means - mean[:, None]).to(local.dtype)
     return matrix + gram(between.mT, torch.ones_like(mass), identity=False), mean, mass
 
@@ -145,7 +150,7 @@ def _backward(
     dz = (factor * weights)[..., None] * solved
     # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹)
     trace = z.shape[-1] - inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
-    spread = torch.where(mass == 0, 0.0, trace / mass)
+    spread = torch.where(_empty(mass), 0.0, trace / mass)
     dw = grad[:, None] * (c[:, None] * (y * solved).sum(-1) - spread[:, None])
     return dz.to(z.dtype), dw.to(weights.dtype)
 
@@ -296,9 +301,10 @@ class CodingRateStats(NamedTuple):
     rate: Tensor
     """Coding rate in nats, [...]."""
     rate_fraction: Tensor
-    """R / R_max, [...]: R_max is the rate of the isotropic batch of the same energy, n log(1 + c tr(ZᵀZ) / n)."""
+    """R / R_max, [...]: R_max is the rate of the isotropic batch of the same energy, n log(1 + c tr(ZᵀZ) / n); 0 for
+    a batch without any."""
     effective_rank: Tensor
-    """exp of the entropy of the normalised singular values of Z, [...]: Roy & Vetterli (2007); RankMe."""
+    """exp of the entropy of the normalised singular values of Z, [...]: Roy & Vetterli (2007); RankMe. At least 1."""
     spectrum: Tensor
     """Eigenvalues of the (centred) covariance ZᵀZ / B in falling order, [..., min(B, d)]."""
 
@@ -333,16 +339,21 @@ def coding_rate_stats(
     matrix = gram(y if rows < width else y.mT, torch.ones_like(mass), identity=False)
     if name:
         matrix, _, mass = _join(matrix, mean, mass, name, size)
-    with full_precision(z.device):
-        spectrum = torch.linalg.eigvalsh(matrix).flip(-1).clamp(min=0) / mass[:, None]
+    finite = matrix.isfinite().all(-1).all(-1)[:, None]
+    with full_precision(z.device):  # a NaN among the matrices would fail them all
+        values = torch.linalg.eigvalsh(torch.where(finite[..., None], matrix, 0.0)).flip(-1).clamp(min=0)
+    spectrum = torch.where(finite, values / mass[:, None], float("nan"))
     rank = max(min(rows - int(center), width), 1)  # centring takes a dimension from the rows
+    energy = spectrum.sum(-1)
     rate = torch.log1p(scale * spectrum).sum(-1)
-    largest = rank * torch.log1p(scale * spectrum.sum(-1) / rank)
-    share = spectrum.sqrt() / spectrum.sqrt().sum(-1, keepdim=True)
+    largest = rank * torch.log1p(scale * energy / rank)
+    singular = spectrum.sqrt()
+    share = torch.where(energy[:, None] == 0, 0.0, singular / singular.sum(-1, keepdim=True))
     entropy = -torch.xlogy(share, share).sum(-1)
+    rate_fraction = torch.where(largest == 0, 0.0, rate / largest)
     lead = z.shape[:-2]
     return CodingRateStats(
-        rate.view(lead), (rate / largest).view(lead), entropy.exp().view(lead), spectrum.view(*lead, -1)
+        rate.view(lead), rate_fraction.view(lead), entropy.exp().view(lead), spectrum.view(*lead, -1)
     )
 
 
@@ -364,6 +375,14 @@ class CodingRate(nn.Module):
         self.group = group
         self.register_buffer("alpha", None if alpha is None else torch.tensor(float(alpha)))
         self.register_buffer("eps", None if eps is None else torch.tensor(float(eps)))
+
+    def _apply(self, function, recurse: bool = True):
+        """Move with the rest, but keep float32."""
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(function, recurse)
+        for name, buffer in exact.items():
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
 
     def forward(self, z: Tensor, weights: Tensor | None = None) -> Tensor:
         """Rates [...] of z [..., B, d]."""

@@ -27,6 +27,7 @@ def sincos(b_x):
     """
     b_quarter = tl.floor(b_x * 0.6366197723675814 + 0.5)
     b_r = b_x - b_quarter * 1.5703125 - b_quarter * 4.837512969970703e-4 - b_quarter * 7.549789954891882e-8
+    b_r = tl.where(b_r == b_r, tl.minimum(tl.maximum(b_r, -0.7854), 0.7854), b_r)  # huge ones: wrong, but finite
     b_z = b_r * b_r
     b_sin = b_r + b_r * b_z * ((-1.9515295891e-4 * b_z + 8.3321608736e-3) * b_z - 1.6666654611e-1)
     b_cos = (2.443315711809948e-5 * b_z - 1.388731625493765e-3) * b_z + 4.166664568298827e-2

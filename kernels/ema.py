@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .backend import jit, launch, tl, uses_triton
-from .multi_tensor import PIECE, address_table, pieces, same_layout
+from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
+from .multi_tensor import PIECE, address_table, find_piece, pointer, same_layout
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
 
@@ -33,7 +33,7 @@ def ema_reference(teacher: Tensor, student: Tensor, decay: float) -> Tensor:
 
 
 @jit
-def _lerp(b_from, b_to, weight):
+def lerp(b_from, b_to, weight):
     """Linear interpolation, from the nearer end: exact at weights 0 and 1, and where both are equal."""
     near = b_from + weight * (b_to - b_from)
     far = b_to - (b_to - b_from) * (1.0 - weight)
@@ -41,20 +41,11 @@ def _lerp(b_from, b_to, weight):
 
 
 @jit
-def _pointer(table, i_list, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Pointer to element `start` of the tensor whose row `table` is, in list `i_list`."""
-    address = tl.load(table + 1 + i_list)
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(DTYPE)) + start
-
-
-@jit
 def _ema_kernel(
-    piece,  # pointer to int64 [pieces, 2]
-    table,  # pointer to int64 [T, 1 + lists]: teacher, student, live
+    table,  # pointer to int64 [T, 2 + lists]: teacher, student, live
     decay,  # pointer to a float64 or float32
     skip,  # pointer to a number: nothing moves unless it is zero
+    T,
     LISTS: tl.constexpr,
     TEACHER: tl.constexpr,  # dtypes
     STUDENT: tl.constexpr,
@@ -63,29 +54,24 @@ def _ema_kernel(
     ALIGNED: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
-    i_tensor = tl.load(piece + 2 * tl.program_id(0))
-    first = tl.multiple_of(tl.load(piece + 2 * tl.program_id(0) + 1), 16)
-    table += i_tensor * (1 + LISTS)
-    count = tl.load(table) - first
+    _, row, first = find_piece(table, T, 2 + LISTS, PIECE, BLOCK_T)
+    count = tl.load(row) - first
     if SKIP:
         count = tl.where(tl.load(skip) == 0, count, 0)
     weight = (1.0 - tl.load(decay).to(tl.float64)).to(tl.float32)
     for start in range(0, PIECE, BLOCK):
         o = start + tl.arange(0, BLOCK)
         m = o < count
-        p_teacher = _pointer(table, 0, first, TEACHER, ALIGNED) + o
-        p_student = _pointer(table, 1, first, STUDENT, ALIGNED) + o
+        p_teacher = pointer(row, 0, first, TEACHER, ALIGNED) + o
+        p_student = pointer(row, 1, first, STUDENT, ALIGNED) + o
         b_teacher = tl.load(p_teacher, mask=m, other=0.0).to(tl.float32)
         b_student = tl.load(p_student, mask=m, other=0.0).to(tl.float32)
-        b_teacher = _lerp(b_teacher, b_student, weight)
+        b_teacher = lerp(b_teacher, b_student, weight)
         tl.store(p_teacher, b_teacher.to(TEACHER), mask=m)
         if LISTS == 3:
-            tl.store(_pointer(table, 2, first, LIVE, ALIGNED) + o, b_teacher.to(LIVE), mask=m)
-
-
-def _triton_dtype(tensor: Tensor):
-    return getattr(tl, str(tensor.dtype).removeprefix("torch."))
+            tl.store(pointer(row, 2, first, LIVE, ALIGNED) + o, b_teacher.to(LIVE), mask=m)
 
 
 def _launch(
@@ -94,13 +80,12 @@ def _launch(
     """One launch over tensors of one device and layout by pairs, and one dtype in each list."""
     device = teacher[0].device
     lists = [teacher, student, live] if live else [teacher, student]
-    table, aligned = address_table(lists, device)
-    piece = pieces(tuple(t.numel() for t in teacher), device)
+    table = address_table(lists, device)
     launch(
-        _ema_kernel, (len(piece),), piece, table, decay, decay if skip is None else skip,
-        LISTS=len(lists), TEACHER=_triton_dtype(teacher[0]), STUDENT=_triton_dtype(student[0]),
-        LIVE=_triton_dtype(live[0] if live else teacher[0]), SKIP=skip is not None, ALIGNED=aligned,
-        PIECE=PIECE, BLOCK=1024,
+        _ema_kernel, (table.num_pieces,), table.rows, decay, decay if skip is None else skip, table.num_tensors,
+        LISTS=len(lists), TEACHER=triton_dtype(teacher[0]), STUDENT=triton_dtype(student[0]),
+        LIVE=triton_dtype(live[0] if live else teacher[0]), SKIP=skip is not None, ALIGNED=table.aligned,
+        PIECE=PIECE, BLOCK=1024, BLOCK_T=triton.next_power_of_2(table.num_tensors),
     )  # fmt: skip
 
 
@@ -109,18 +94,20 @@ def _torch_update(
 ) -> None:
     """The same in torch; on a CPU the scalars are at hand, elsewhere they stay on the device."""
     if teacher[0].device.type == "cpu":
-        if skip is None or not skip:
-            torch._foreach_lerp_(
-                teacher, [s.to(t.dtype) for t, s in zip(teacher, student, strict=True)], 1 - decay.item()
-            )
-    else:
-        weight = 1 - decay.double()
-        if skip is not None:
-            weight = torch.where(skip.reshape(()) == 0, weight, 0.0)
-        for t, s in zip(teacher, student, strict=True):
-            t.lerp_(s.to(t.dtype), weight.to(t.dtype))
-    if live:
-        torch._foreach_copy_(live, teacher)
+        if skip is not None and skip:
+            return
+        student = [s.to(t.dtype) for t, s in zip(teacher, student, strict=True)]
+        torch._foreach_lerp_(teacher, student, 1 - decay.item())
+        if live:
+            torch._foreach_copy_(live, teacher)
+        return
+    moves = None if skip is None else skip.reshape(()) == 0
+    for number, (t, s) in enumerate(zip(teacher, student, strict=True)):
+        wide = torch.promote_types(t.dtype, torch.float32)
+        moved = torch.lerp(t.to(wide), s.to(wide), (1 - decay.double()).to(wide)).to(t.dtype)
+        t.copy_(moved if moves is None else torch.where(moves, moved, t))
+        if live:
+            live[number].copy_(t if moves is None else torch.where(moves, t.to(live[number].dtype), live[number]))
 
 
 @torch.library.custom_op("seqjepa::ema_update_", mutates_args=("teacher", "live"))
@@ -135,8 +122,9 @@ def _update(
         odd += uses_triton(t) and not flat
         for column, tensor in zip(buckets[flat, *(x.dtype for x in row), t.device], row, strict=False):
             column.append(tensor)
-    for (flat, *_), columns in buckets.items():
-        (_launch if flat else _torch_update)(*columns, decay, skip)
+    for (flat, *_, device), columns in buckets.items():
+        there = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in (decay, skip)]
+        (_launch if flat else _torch_update)(*columns, *there)
     if odd:
         _announce_strides(odd, len(teacher))
 
@@ -292,6 +280,13 @@ class EMA(nn.Module):
     def forward(self, *args, **kwargs):
         """The teacher's output."""
         return self.teacher(*args, **kwargs)
+
+    def _apply(self, function, recurse: bool = True):
+        """Move with the rest, but keep float64: in bfloat16 a decay of 0.9999 is 1, and the teacher stands still."""
+        decay = self.decay
+        super()._apply(function, recurse)
+        self.decay = decay.to(self.decay.device)
+        return self
 
     def update(self, student: nn.Module, skip: Tensor | None = None) -> None:
         """Follow the student by one step; call after the optimiser's."""

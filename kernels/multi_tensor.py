@@ -1,72 +1,131 @@
-"""One launch over lists of tensors: tables of their addresses on the device, and the pieces that programs take.
+"""One launch over lists of tensors: a table of their addresses on the device, and the pieces that programs take.
 
-A program finds its piece by number: which tensor, from which element. The pieces depend on sizes alone and are kept;
-addresses are sent again when they change, by an asynchronous copy.
+A row of the table is a tensor: its number of elements, the number of its first piece, and its address in each list.
+Programs are counted over the pieces of all tensors; each finds its own in the table.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["PIECE", "address_table", "pieces", "same_layout"]
+from .backend import jit, tl
+
+__all__ = ["PIECE", "Table", "address_table", "find_piece", "pointer", "same_layout"]
 
 PIECE = 4096  # elements that one program takes
-KEPT = 64
-_tables: OrderedDict[tuple, tuple[Tensor, bool]] = OrderedDict()
-_captured: list[Tensor] = []  # tables whose addresses are in CUDA graphs
+KEPT = 4096  # tables, a few kilobytes each
+ARENA = 2**17  # addresses for CUDA graphs, one MiB
+_tables: OrderedDict[tuple, Tensor] = OrderedDict()
+_arena: list[Tensor] = []
+
+
+class Table:
+    """Addresses of T tensors in L lists.
+
+    Attributes:
+        rows: int64 [T, 2 + L] on the device.
+        num_tensors: T.
+        num_pieces: programs to launch.
+        aligned: whether all addresses are multiples of 16 bytes.
+    """
+
+    def __init__(self, rows: Tensor, num_tensors: int, num_pieces: int, aligned: bool):
+        self.rows, self.num_tensors, self.num_pieces, self.aligned = rows, num_tensors, num_pieces, aligned
 
 
 def same_layout(tensor: Tensor, other: Tensor) -> bool:
     """Whether the two can be walked through in step as flat memory."""
-    if tensor.shape != other.shape or tensor.stride() != other.stride():
+    if tensor.shape != other.shape:
         return False
-    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    if tensor.is_contiguous() and other.is_contiguous():
+        return True
+    steps = _steps(tensor)
+    if steps != _steps(other):
+        return False
+    expected = 1
+    for stride, size in sorted(steps):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
-@functools.cache  # for good: CUDA graphs hold the address
-def pieces(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Number of the tensor and of the first element of each piece, int64 [pieces, 2]."""
-    rows = [(number, start) for number, size in enumerate(sizes) for start in range(0, size, PIECE)]
-    return _to_device(rows, device)
+def _steps(tensor: Tensor) -> list[tuple[int, int]]:
+    """Strides and sizes, without dimensions of one element, whose stride means nothing."""
+    return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
 
 
-def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> tuple[Tensor, bool]:
-    """Addresses of tensors in lists of equal length, and whether all are multiples of 16 bytes.
+def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> Table:
+    """Table of tensors in lists of equal length; a tensor without elements has address 0.
 
-    Args:
-        lists: L lists of T tensors; a tensor without elements has address 0.
-        device: where the table goes.
-
-    Returns:
-        int64 [T, 1 + L]: elements of the first list's tensor, then an address in each list.
+    Raises:
+        ValueError: a tensor is on another device.
     """
-    rows = tuple(
-        (row[0].numel(), *(tensor.data_ptr() if tensor.numel() else 0 for tensor in row))
-        for row in zip(*lists, strict=True)
-    )
-    key = (device, rows)
+    rows, num_pieces = [], 0
+    for row in zip(*lists, strict=True):
+        for tensor in row:
+            if tensor.device != device:
+                raise ValueError(
+                    f"a tensor of shape {list(tensor.shape)} is on {tensor.device}, the first is on {device}"
+                )
+        count = row[0].numel()
+        rows.append((count, num_pieces, *(tensor.data_ptr() if tensor.numel() else 0 for tensor in row)))
+        num_pieces += -(-count // PIECE)
+    aligned = all(address % 16 == 0 for row in rows for address in row[2:])
+    return Table(_on_device(tuple(rows), device), len(rows), num_pieces, aligned)
+
+
+def _on_device(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """The rows as a tensor, sent without waiting; those of the last calls are still there."""
+    if device.type != "cuda":
+        return torch.tensor(rows, dtype=torch.int64, device="cpu")
+    if torch.cuda.is_current_stream_capturing():
+        return _in_graph(rows, device)
+    if not _arena:
+        _arena.append(torch.zeros(ARENA, dtype=torch.int64, device="cpu").pin_memory())
+    key = (torch.cuda.current_stream(device).cuda_stream, device, rows)  # sent in the order of its stream
     if key in _tables:
         _tables.move_to_end(key)
     else:
-        aligned = all(address % 16 == 0 for row in rows for address in row[1:])
-        _tables[key] = _to_device(rows, device), aligned
+        _tables[key] = torch.tensor(rows, dtype=torch.int64, device="cpu").pin_memory().to(device, non_blocking=True)
         if len(_tables) > KEPT:
             _tables.popitem(last=False)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured.append(_tables[key][0])
     return _tables[key]
 
 
-def _to_device(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return torch.tensor(rows, dtype=torch.int64)
-    if torch.cuda.is_current_stream_capturing():
+def _in_graph(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """In a capture the graph itself copies the rows, at each replay, from pinned memory that stays as it is."""
+    host = torch.tensor(rows, dtype=torch.int64, device="cpu")
+    if not _arena or _arena[0].numel() < host.numel():
         raise RuntimeError(
-            "these tensors are new to the kernel: run the step once on them before capturing it in a CUDA graph"
+            "pinned memory cannot be had during the capture of a CUDA graph: run one step before capturing"
+            if not _arena
+            else "the pinned memory for addresses in CUDA graphs is used up: capture fewer graphs, or fewer tensors"
         )
-    return torch.tensor(rows, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
+    kept = _arena[0][: host.numel()].view(host.shape)
+    _arena[0] = _arena[0][host.numel() :]
+    kept.copy_(host)
+    return torch.empty(host.shape, dtype=torch.int64, device=device).copy_(kept, non_blocking=True)
+
+
+@jit
+def find_piece(table, T, COLUMNS: tl.constexpr, PIECE: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Number of this program's tensor, pointer to its row, and its first element."""
+    o = tl.arange(0, BLOCK_T)
+    b_first = tl.load(table + o * COLUMNS + 1, mask=o < T, other=2**31)
+    i_tensor = tl.sum((b_first <= tl.program_id(0)).to(tl.int32), axis=0) - 1
+    row = table + i_tensor * COLUMNS
+    return i_tensor, row, (tl.program_id(0) - tl.load(row + 1)) * PIECE
+
+
+@jit
+def pointer(row, i_list, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointer to element `start` of the tensor of a row, in list `i_list`."""
+    address = tl.load(row + 2 + i_list)
+    if ALIGNED:
+        address = tl.multiple_of(address, 16)
+    return address.to(tl.pointer_type(DTYPE)) + tl.multiple_of(start, 16)

@@ -15,7 +15,6 @@ knots on [-3, 3], `span="full"`). They agree, up to a factor and the knots, for 
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from typing import Literal
@@ -97,9 +96,10 @@ def _moments_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    i_split, i_s = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    num_splits = tl.num_programs(1)
-    o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    i_split, num_splits = tl.program_id(1), tl.num_programs(1)
+    num_blocks = tl.cdiv(K, BLOCK_K)
+    i_s = (tl.program_id(0) // num_blocks).to(tl.int64)
+    o_k = tl.program_id(0) % num_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
     o_p = tl.arange(0, BLOCK_P)[:, None]
     b_cosines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
     b_sines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
@@ -136,9 +136,11 @@ def _projection_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    i_s = tl.program_id(2).to(tl.int64)
-    o_n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]).to(tl.int64)
-    o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    columns, rows = tl.cdiv(K, BLOCK_K), tl.cdiv(N, BLOCK_N)
+    i_s = (tl.program_id(0) // (columns * rows)).to(tl.int64)
+    i_row = tl.program_id(0) // columns % rows
+    o_n = (i_row * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]).to(tl.int64)
+    o_k = tl.program_id(0) % columns * BLOCK_K + tl.arange(0, BLOCK_K)
     m_k = o_k < K
     m = (o_n < N) & m_k[None, :]
     o_x = (i_s * N + o_n) * K + o_k[None, :]
@@ -177,7 +179,7 @@ def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
     batch, rows, slices = x.shape
     splits = min(triton.cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
     sums = torch.empty((batch, splits, 2, count, slices), dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]), splits, batch)
+    grid = (triton.cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]) * batch, splits)
     launch(
         _moments_kernel, grid, x, sums, rows, slices, count, step,
         BETWEEN=between, BLOCK_P=triton.next_power_of_2(count), **MOMENTS_BLOCKS,
@@ -195,21 +197,22 @@ def _projection_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) 
         return out
     batch, rows, slices = x.shape
     out = torch.empty_like(x)
-    grid = (triton.cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]), triton.cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"]), batch)
+    tiles = triton.cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]) * triton.cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"])
     launch(
-        _projection_gradient_kernel, grid, x, slopes.contiguous(), out, rows, slices, count, step,
+        _projection_gradient_kernel, (tiles * batch,), x, slopes.contiguous(), out, rows, slices, count, step,
         BETWEEN=between, **GRADIENT_BLOCKS,
     )  # fmt: skip
     return out
 
 
-@functools.cache  # for good: CUDA graphs hold the address
-def _table(t_max: float, num_points: int, span: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Knots t, φ(t) and weights w φ(t), [3, knots, 1]."""
-    t, w = knots(t_max, num_points, span)
-    phi = [math.exp(-(ti**2) / 2) for ti in t]
-    rows = [t, phi, [wi * pi for wi, pi in zip(w, phi, strict=True)]]
-    return torch.tensor(rows, dtype=dtype, device=device)[..., None]
+def _table(t_max: float, num_points: int, span: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Knots t, φ(t) and weights w φ(t), each [knots, 1]; computed on the device, where a copy would wait for it."""
+    step, between, count = _spacing(t_max, num_points, span)
+    t = (torch.arange(count, dtype=like.dtype, device=like.device)[:, None] + (0.5 if between else 1)) * step
+    phi = torch.exp(-(t**2) / 2)
+    weight = 2 * step * phi
+    weight[-1] /= 2
+    return t, phi, weight
 
 
 @torch.library.custom_op("seqjepa::sigreg", mutates_args=())
@@ -220,7 +223,7 @@ def _forward(
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     unit = directions(seed, z.shape[-1], num_slices).to(exact)
     x = matmul(z, unit.expand(z.shape[0], -1, -1))
-    _, phi, weight = _table(t_max, num_points, span, z.device, exact)
+    _, phi, weight = _table(t_max, num_points, span, x)
     sums = _sums(x, *_spacing(t_max, num_points, span))
     if group:
         dist.all_reduce(sums, group=group_of(group))
@@ -249,32 +252,31 @@ def _(z, seed, num_slices, t_max, num_points, span, group, size):
 
 @torch.library.custom_op("seqjepa::sigreg_backward", mutates_args=())
 def _backward(
-    grad: Tensor, unit: Tensor, x: Tensor, difference: Tensor, t_max: float, num_points: int, span: str
+    grad: Tensor, z: Tensor, unit: Tensor, x: Tensor, difference: Tensor, t_max: float, num_points: int, span: str
 ) -> Tensor:
-    """Gradient [S, N, D] of the samples."""
-    t, _, weight = _table(t_max, num_points, span, x.device, x.dtype)
+    """Gradient [S, N, D] of the samples z, which are here so that a second derivative is refused."""
+    t, _, weight = _table(t_max, num_points, span, x)
     slopes = difference * (2 * t * weight) * (grad / x.shape[-1])[:, None, None, None]
     step, between, _ = _spacing(t_max, num_points, span)
     dx = _projection_gradient(x, slopes, step, between)
-    return matmul(dx, unit.mT.expand(x.shape[0], -1, -1))
+    return matmul(dx, unit.mT.expand(x.shape[0], -1, -1)).to(z.dtype)
 
 
 @_backward.register_fake
-def _(grad, unit, x, difference, t_max, num_points, span):
-    return x.new_empty((*x.shape[:2], unit.shape[0]))
+def _(grad, z, unit, x, difference, t_max, num_points, span):
+    return z.new_empty(z.shape)
 
 
 def _setup_context(ctx, inputs, output):
     z, _, _, *ctx.settings, _, ctx.size = inputs
-    ctx.dtype = z.dtype
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(z, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _differentiate(ctx, grad, *_):
     # data-parallel training averages gradients over processes
     dz = _backward(grad * ctx.size, *ctx.saved_tensors, *ctx.settings)
-    return dz.to(ctx.dtype), None, None, None, None, None, None, None
+    return dz, None, None, None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
@@ -336,12 +338,13 @@ def sigreg(
 
 
 class SIGReg(nn.Module):
-    """`sigreg` with new directions at each call, and a warning when it has been stuck for 100 calls.
+    """`sigreg` with new directions at each call in training, and a warning when it has been stuck for 100 calls.
 
     Stuck is the statistic of a single batch within 3 % of `degenerate_value`: then the samples are normalised, or
     collapsed, and there is no gradient worth the name. The buffer `stuck` counts such calls in a row, on the device.
     Outside `torch.compile` and CUDA graphs the module reads it now and then, without waiting, and warns; there, or to
-    know at once, call `check()` where your code waits for the device anyway.
+    know at once, call `check()` where your code waits for the device anyway. Under activation checkpointing call
+    `sigreg` with a seed of your own: a module that runs twice would draw twice.
 
     Args:
         num_slices, t_max, num_points, span, group: as `sigreg` takes them.
@@ -385,10 +388,13 @@ class SIGReg(nn.Module):
             samples = z.shape[-2] * (1 if self.group is None else self.group.size())
             near = ((value.detach().mean() / samples - self.degenerate).abs() < self.BAND * self.degenerate).long()
             self.stuck.copy_((self.stuck + near) * near)
-            self.step += 1
+            self.step += int(self.training)
         if not torch.compiler.is_compiling():
             self._look()
         return value
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_pending": None}  # an event does not travel
 
     def check(self) -> bool:
         """Whether the statistic has been stuck for 100 calls; warns the first time. Waits for the device."""
@@ -417,9 +423,9 @@ class SIGReg(nn.Module):
             return
         if self._pending is None and self._calls % self.CALLS == 0:
             arrived = torch.cuda.Event()
-            host = torch.empty((), dtype=torch.int64, pin_memory=True)
+            host = torch.zeros((), dtype=torch.int64, device="cpu").pin_memory()
             host.copy_(self.stuck, non_blocking=True)
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(self.stuck.device))
             self._pending = host, arrived
         elif self._pending is not None and self._pending[1].query():
             self._judge(int(self._pending[0]))

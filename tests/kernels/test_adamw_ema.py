@@ -1,6 +1,7 @@
 """AdamW with its teacher in one pass, against torch.optim.AdamW and the average's formula in float64."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -255,6 +256,92 @@ def test_compiles_whole(device):
 def test_refusals(settings, message):
     with pytest.raises(ValueError, match=message):
         AdamWEMA([nn.Parameter(torch.zeros(2))], **settings)
+
+
+@triton
+@pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
+def test_a_skipped_step_skips_every_teacher(device):
+    """Those of parameters without a gradient, and those of another layout, too."""
+    idle, apart = nn.Parameter(torch.ones(3, device=device)), nn.Parameter(torch.ones(2, 3, 2, 2, device=device))
+    teachers = [torch.zeros(3, device=device), torch.zeros(2, 3, 2, 2, device=device)]
+    teachers[1] = teachers[1].to(memory_format=torch.channels_last)
+    optimizer = AdamWEMA([idle, apart], ema_decay=0.5, teacher=zip([idle, apart], teachers, strict=True))
+    apart.grad = torch.ones_like(apart)
+    optimizer.found_inf = torch.ones((), device=device)
+    optimizer.step()
+    assert all((t == 0).all() for t in teachers)
+    assert (apart == 1).all()
+    optimizer.found_inf = torch.zeros((), device=device)
+    optimizer.step()
+    assert all((t != 0).all() for t in teachers)
+
+
+@triton
+def test_views_of_other_memory(device):
+    """Parameters and gradients that have gaps, or start anywhere, are stepped in place all the same."""
+    dense = nn.Parameter(torch.randn(6, 4, device=device))
+    dense.grad = torch.randn(6, 4, device=device)
+    gaps, shifted = torch.zeros(6, 8, device=device), torch.zeros(25, device=device)
+    views = [nn.Parameter(gaps[:, ::2]), nn.Parameter(shifted[1:].view(6, 4))]
+    for p in views:
+        p.data.copy_(dense.data)
+        p.grad = torch.zeros(6, 8, device=device)[:, 1::2]
+        p.grad.copy_(dense.grad)
+    optimizers = [AdamWEMA([p], lr=0.1, ema_decay=0.5) for p in (dense, *views)]
+    for _ in range(2):
+        for optimizer in optimizers:
+            optimizer.step()
+    for got in (gaps[:, ::2], shifted[1:].view(6, 4)):
+        torch.testing.assert_close(got, dense.detach(), rtol=1e-6, atol=1e-7)
+    for p, optimizer in zip(views, optimizers[1:], strict=True):
+        torch.testing.assert_close(optimizer.teacher_of(p), optimizers[0].teacher_of(dense), rtol=1e-6, atol=1e-7)
+    assert (gaps[:, 1::2] == 0).all()
+
+
+def test_loads_the_default_adamw_and_refuses_what_it_is_not(device):
+    """Its step counts lie on the CPU wherever its parameters are."""
+    ours, theirs = parameters(device), parameters(device)
+    torchs = torch.optim.AdamW(theirs, lr=1e-2)
+    give_gradients(theirs, 0)
+    torchs.step()
+    rate = torch.tensor(1.0, device=device)
+    optimizer = AdamWEMA(ours, lr=rate, teacher=[])
+    optimizer.load_state_dict(copy.deepcopy(torchs.state_dict()))
+    assert optimizer.state[ours[0]]["step"].device == ours[0].device
+    assert optimizer.param_groups[0]["lr"] is rate  # a schedule may write on it still
+    assert rate == torch.tensor(1e-2)
+    with torch.no_grad():
+        for p, q in zip(ours, theirs, strict=True):
+            p.copy_(q)
+    for params, one in ((ours, optimizer), (theirs, torchs)):
+        give_gradients(params, 1)
+        one.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+    for option in ("amsgrad", "maximize"):
+        state = torch.optim.AdamW(parameters(device), **{option: True}).state_dict()
+        with pytest.raises(ValueError, match=f"{option}=True, which AdamWEMA does not have"):
+            optimizer.load_state_dict(state)
+
+
+def test_copies_and_pickles():
+    ours = parameters("cpu")
+    optimizer = AdamWEMA(ours, ema_decay=0.5, teacher=[(ours[0], torch.zeros(1))])
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        params = other.param_groups[0]["params"]
+        assert torch.equal(other.teacher_of(params[0]), torch.zeros(1))
+        give_gradients(params, 0)
+        other.step()
+        assert other.teacher_of(params[0]) != 0
+    assert optimizer.teacher_of(ours[0]) == 0
+
+
+def test_refuses_teachers_of_strangers_and_parts():
+    p, stranger = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="1 of 1 teachers follow parameters that are not in params"):
+        AdamWEMA([p], teacher=[(stranger, torch.zeros(2))])
+    with pytest.raises(ValueError, match="fused must be True"):
+        AdamWEMA([p], fused=False)
 
 
 def test_refuses_a_teacher_of_another_shape():

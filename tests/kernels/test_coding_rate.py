@@ -193,6 +193,19 @@ def test_edges(device):
 
 
 @triton
+def test_a_class_of_hardly_any_weight_is_empty(device):
+    """Saturated soft memberships: a mass in the denormals would make c infinite."""
+    z = torch.randn(8, 4, device=device, requires_grad=True)
+    weights = torch.stack([torch.ones(8, device=device), torch.full((8,), 1e-39, device=device)]).requires_grad_()
+    rates = coding_rate(z, eps=0.5, weights=weights)
+    rates.sum().backward()
+    torch.testing.assert_close(rates[0], coding_rate(z, eps=0.5))
+    assert rates[1] == 0
+    assert z.grad.isfinite().all()
+    assert weights.grad.isfinite().all()
+
+
+@triton
 def test_no_batches_are_no_rates(device):
     z = torch.zeros(0, 5, 3, device=device, requires_grad=True)
     rates = coding_rate(z, alpha=1.0)
@@ -303,6 +316,38 @@ def test_differentiates_once_and_says_so():
     (gradient,) = torch.autograd.grad(coding_rate(z, alpha=1.0), z, create_graph=True)
     with pytest.raises(RuntimeError, match="coding_rate_backward"):
         gradient.sum().backward()
+
+
+def test_the_settings_it_changes_are_as_before():
+    """An inherited precision is inherited again: a later change still reaches the products."""
+    before = torch.backends.fp32_precision
+    torch.backends.fp32_precision = "tf32"
+    try:
+        coding_rate(torch.randn(8, 4), alpha=1.0)
+        assert torch.backends.mkldnn.matmul.fp32_precision == "tf32"
+        torch.backends.fp32_precision = "ieee"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = before
+
+
+def test_a_module_in_half_precision_keeps_its_number():
+    module = CodingRate(eps=1e-8).half()
+    assert module.eps.dtype == torch.float32
+    assert module.eps == torch.tensor(1e-8)
+
+
+def test_stats_of_collapsed_and_broken_batches(device):
+    z = torch.randn(3, 10, 6, device=device)
+    z[1] = 1.0
+    z[2, 0, 0] = float("nan")
+    stats = coding_rate_stats(z, alpha=1.0)
+    assert stats.rate[1] == 0
+    assert stats.rate_fraction[1] == 0
+    assert stats.effective_rank[1] == 1
+    for value in stats:
+        assert value[0].isfinite().all()
+        assert value[2].isnan().all()
 
 
 def test_stats_agree_with_the_rate(device):

@@ -78,11 +78,23 @@ def test_a_wide_teacher_with_a_live_copy_in_half_precision(device):
 
 
 @triton
-def test_a_skipped_step_skips_the_teacher(device):
-    teacher, student, live = tensors(device), tensors(device, seed=1), tensors(device, torch.bfloat16)
+@pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_skipped_step_skips_the_teacher(dtype, device):
+    """Its weights, its live copy, those of another layout and its buffers. float64 is torch's path on a GPU too."""
+    teacher, student = tensors(device, dtype), tensors(device, dtype, seed=1)
+    student[3] = student[3].to(memory_format=torch.channels_last)
+    live = [torch.full_like(t, 7, dtype=torch.bfloat16) for t in teacher]
     before = [t.clone() for t in teacher]
-    ema_update_(teacher, student, 0.5, skip=torch.ones((), device=device))
+    stop = torch.ones((), device=device)
+    ema_update_(teacher, student, 0.5, skip=stop, live=live)
     assert all(torch.equal(t, b) for t, b in zip(teacher, before, strict=True))
+    assert all((copy == 7).all() for copy in live)
+    norm, other = nn.BatchNorm1d(4).to(device), nn.BatchNorm1d(4).to(device)
+    other(torch.randn(8, 4, device=device))
+    ema_update_(norm, other, 0.5, buffers="copy", skip=stop)
+    assert norm.num_batches_tracked == 0
+    assert norm.running_mean.abs().sum() == 0
     ema_update_(teacher, student, 0.5, skip=torch.zeros((), device=device), live=live)
     assert not any(torch.equal(t, b) for t, b in zip(teacher, before, strict=True) if t.numel())
 
@@ -107,6 +119,38 @@ def test_modules_and_their_batch_norm(buffers, device):
     ema.update(student)
     torch.testing.assert_close(ema.teacher[0].weight, student[0].weight)
     assert not any(p.requires_grad for p in ema.teacher.parameters())
+
+
+@triton
+def test_layouts_that_only_look_different(device, recwarn):
+    """A 1 x 1 kernel has two descriptions of one layout; a transposed matrix is dense; neither goes one by one."""
+    kernel = torch.randn(8, 4, 1, 1, device=device)
+    pairs = [
+        (torch.zeros_like(kernel), kernel.to(memory_format=torch.channels_last)),
+        (torch.zeros(5, 3, device=device).mT, torch.randn(5, 3, device=device).mT),
+        (torch.zeros(40, device=device)[3:], torch.randn(40, device=device)[3:]),  # addresses are not aligned
+    ]
+    for t, s in pairs:
+        ema_update_([t], [s], 0.5)
+        torch.testing.assert_close(t, 0.5 * s)
+    assert not recwarn.list
+
+
+@triton
+@pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
+def test_tensors_with_gaps(device):
+    memory = torch.zeros(3, 8, device=device)
+    student = torch.randn(3, 8, device=device)[:, ::2]
+    ema_update_([memory[:, ::2]], [student], 0.5)
+    torch.testing.assert_close(memory[:, ::2], 0.5 * student)
+    assert (memory[:, 1::2] == 0).all()
+
+
+def test_a_module_in_half_precision_keeps_its_decay():
+    ema = EMA(nn.Linear(2, 2), 0.9999).bfloat16()
+    assert ema.decay.dtype == torch.float64
+    assert ema.decay == 0.9999
+    assert ema.teacher.weight.dtype == torch.bfloat16
 
 
 def test_cosine_decay(device):

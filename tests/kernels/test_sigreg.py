@@ -1,5 +1,6 @@
 """SIGReg and its gradient against the statistic as the paper writes it, in float64 and without recurrences."""
 
+import copy
 import math
 import warnings
 
@@ -76,6 +77,17 @@ def test_far_from_unit_scale(scale, device):
     expected = definition(z, directions(seed_on(device), 8, 32), 3.0, 17, "half")
     # an angle of 1e4 is known to 1e-3 in float32, and with it each cosine; the mean of 50 to less
     assert got.item() == pytest.approx(expected.item(), rel=2e-6 if scale < 100 else 2e-3)
+
+
+@triton
+@pytest.mark.parametrize("scale", [1e6, 1e8, 1e12])
+def test_exploding_features_have_finite_gradients(scale, device):
+    """A cosine of 1e8 means nothing in float32; the statistic stays as of uniform angles, and training goes on."""
+    z = (scale * torch.randn(64, 8, device=device)).requires_grad_()
+    got = sigreg(z, num_slices=32, seed=seed_on(device))
+    got.backward()
+    assert 0 < got < 2 * 64
+    assert z.grad.isfinite().all()
 
 
 @triton
@@ -169,6 +181,22 @@ def test_compiles_whole_and_does_not_recompile(device):
         torch.testing.assert_close(compiled, z.grad, rtol=1e-4, atol=1e-6)
     assert counter.frame_count == 1
     assert module.step == 6
+
+
+def test_differentiates_once_and_says_so():
+    z = torch.randn(6, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(sigreg(z, num_slices=5, seed=0), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="sigreg_backward"):
+        (z.sum() + gradient.square().sum()).backward()
+
+
+def test_directions_change_in_training_alone():
+    module, z = SIGReg(8), torch.randn(10, 4)
+    first, second = module(z), module(z)
+    assert first != second
+    module.eval()
+    assert module(z) == module(z)
+    assert copy.deepcopy(module)(z) == module(z)
 
 
 def test_warns_when_stuck_and_only_then():
