@@ -15,8 +15,9 @@ from .backend import dot_precision, full_precision, jit, launch, tl, triton, use
 
 __all__ = ["gram", "matmul"]
 
-MATMUL_BLOCKS = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}
+MATMUL_BLOCKS = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16}
 GRAM_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 16}
+OPTIONS = {"num_warps": 8}  # with fewer, or deeper blocks, some GPU's binary spills (tests/kernels/aot.py)
 
 
 @jit
@@ -129,7 +130,7 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
     launch(
         _matmul_kernel, (batch * tiles,), a, b, out if scale is None else scale, out,
         rows, columns, inner, *a.stride(), *b.stride(),
-        SCALED=scale is not None, PRECISION=dot_precision(a.device), **MATMUL_BLOCKS,
+        SCALED=scale is not None, PRECISION=dot_precision(a.device), **MATMUL_BLOCKS, **OPTIONS,
     )  # fmt: skip
     return out
 
@@ -157,6 +158,6 @@ def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
     tiles = triton.cdiv(size, GRAM_BLOCKS["BLOCK_N"]) ** 2
     launch(
         _gram_kernel, (batch * tiles,), y, c.contiguous(), out, size, inner, *y.stride(),
-        IDENTITY=identity, PRECISION=dot_precision(y.device), **GRAM_BLOCKS,
+        IDENTITY=identity, PRECISION=dot_precision(y.device), **GRAM_BLOCKS, **OPTIONS,
     )  # fmt: skip
     return out

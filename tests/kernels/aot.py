@@ -35,54 +35,74 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 TF32X3 = (80, 90, 100)  # where backend.dot_precision chooses it
 
 
-def manifest(architecture: int) -> list[tuple]:
-    """What production launches: kernel, types of its arguments, constants, options."""
+def manifest(architecture: int) -> dict[str, tuple]:
+    """What production launches: kernel, types of its arguments, constants, options. The names are the budget's."""
     precision = {"PRECISION": "tf32x3" if architecture in TF32X3 else "ieee"}
-    lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE, "BLOCK": 1024}
-    own, live = tl.float32, tl.bfloat16
-    gemm = "*bf16 *fp32 *fp32 *fp32" + " i32" * 9
-    waves = "i32 i32 i32 fp32"
-    return [
-        (matmul._matmul_kernel, gemm, {"SCALED": True, **precision, **matmul.MATMUL_BLOCKS}, {}),
-        (matmul._gram_kernel, "*fp32 " * 3 + "i32 " * 5, {"IDENTITY": True, **precision, **matmul.GRAM_BLOCKS}, {}),
-        (
-            cholesky._cholesky_kernel,
-            "*fp32 *fp32 *fp32 *i32 i32",
-            {"INVERSE": True, **cholesky.BLOCKS},
-            {"num_stages": 1},
+    lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE, "BLOCK": 1024, "BLOCK_T": 64}
+    own = {"PARAMETER": tl.float32, "GRAD": tl.float32, "TEACHER": tl.float32}
+    pair = {"TEACHER": tl.float32, "STUDENT": tl.float32, "LIVE": tl.bfloat16}
+    gemm = {**precision, **matmul.MATMUL_BLOCKS, "stride_ak": 1, "stride_bn": 1}
+    gram = {**precision, **matmul.GRAM_BLOCKS}
+    factor = "*fp32 *fp32 *fp32 *i32 i32"
+    average = "*i64 *fp64 *fp32 i32"
+    step = "*i64 *fp32 *fp64 *fp64 *fp32 *fp32 fp32 fp32 fp32 fp32 fp32 i32"
+    one_stage = {"num_stages": 1}
+    return {
+        "matmul": (matmul._matmul_kernel, "*fp32 " * 4 + "i32 " * 7, {"SCALED": True, **gemm}, matmul.OPTIONS),
+        "matmul bf16": (
+            matmul._matmul_kernel,
+            "*bf16 *fp32 *fp32 *fp32" + " i32" * 7,
+            {"SCALED": False, **gemm},
+            matmul.OPTIONS,
         ),
-        (directions._directions_kernel, "*i64 *fp32 i32 i32", directions.BLOCKS, {}),
-        (
+        "gram": (
+            matmul._gram_kernel,
+            "*fp32 " * 3 + "i32 " * 4,
+            {"IDENTITY": True, "stride_yk": 1, **gram},
+            matmul.OPTIONS,
+        ),
+        "gram of columns": (
+            matmul._gram_kernel,
+            "*fp32 " * 3 + "i32 " * 4,
+            {"IDENTITY": False, "stride_yn": 1, **gram},
+            matmul.OPTIONS,
+        ),
+        "cholesky": (cholesky._cholesky_kernel, factor, {"INVERSE": True, **cholesky.BLOCKS}, one_stage),
+        "cholesky alone": (cholesky._cholesky_kernel, factor, {"INVERSE": False, **cholesky.BLOCKS}, one_stage),
+        "directions": (directions._directions_kernel, "*i64 *fp32 i32 i32", directions.BLOCKS, {}),
+        "moments": (
             sigreg._moments_kernel,
-            "*fp32 *fp32 " + waves,
+            "*fp32 *fp32 i32 i32 i32 fp32",
             {"BETWEEN": False, "BLOCK_P": 16, **sigreg.MOMENTS_BLOCKS},
             {},
         ),
-        (
+        "projection gradient": (
             sigreg._projection_gradient_kernel,
-            "*fp32 *fp32 *fp32 " + waves,
+            "*fp32 *fp32 *fp32 i32 i32 i32 fp32",
             {"BETWEEN": False, **sigreg.GRADIENT_BLOCKS},
             {},
         ),
-        (
-            ema._ema_kernel,
-            "*i64 *i64 *fp64 *fp32",
-            {"LISTS": 3, "TEACHER": own, "STUDENT": own, "LIVE": live, "SKIP": True, **lists},
-            {},
-        ),
-        (
+        "ema": (ema._ema_kernel, average, {"LISTS": 2, "SKIP": False, **pair, **lists}, {}),
+        "ema and live copy": (ema._ema_kernel, average, {"LISTS": 3, "SKIP": True, **pair, **lists}, {}),
+        "advance": (
             adamw_ema._advance_kernel,
             "*i64 *fp32 *fp64 *fp32 i32 fp32 fp32",
             {"FOUND_INF": True, "BLOCK": 128},
             {},
         ),
-        (
+        "adamw_ema": (
             adamw_ema._adamw_ema_kernel,
-            "*i64 *i64 *fp32 *fp64 *fp64 *fp32 *fp32 fp32 fp32 fp32 fp32 fp32",
-            {"PARAMETER": own, "GRAD": own, "TEACHER": own, "FOUND_INF": True, "GRAD_SCALE": True, **lists},
+            step,
+            {"FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
             {},
         ),
-    ]
+        "adamw_ema with a scaler": (
+            adamw_ema._adamw_ema_kernel,
+            step,
+            {"FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
+            {},
+        ),
+    }
 
 
 def all_kernels() -> set[str]:
@@ -94,11 +114,19 @@ def all_kernels() -> set[str]:
     return {name for name in found if name.endswith("_kernel")}
 
 
-def resources(kernel, types: str, constants: dict, options: dict, architecture: int) -> dict[str, int]:
-    """Registers and bytes of spills a thread, bytes of shared memory a program."""
+def resources(kernel, types: str, constants: dict, options: dict, architecture: int, aligned: bool) -> dict[str, int]:
+    """Registers and bytes of spills a thread, bytes of shared memory a program.
+
+    `aligned`: whether pointers and integers are multiples of 16, for which Triton compiles a kernel of its own.
+    """
     arguments = iter(types.split())
     signature = {name: "constexpr" if name in constants else next(arguments) for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    attributes = {
+        (number,): [["tt.divisibility", 16]]
+        for number, name in enumerate(kernel.arg_names)
+        if aligned and signature[name] != "constexpr" and not signature[name].startswith("fp")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -113,9 +141,12 @@ def resources(kernel, types: str, constants: dict, options: dict, architecture: 
 def main() -> None:
     measured, covered = {}, set()
     for architecture in ARCHITECTURES:
-        for kernel, *launch in manifest(architecture):
-            measured[f"{kernel.__name__} sm_{architecture}"] = resources(kernel, *launch, architecture)
+        for name, (kernel, *launch) in manifest(architecture).items():
+            measured[f"{name} sm_{architecture}"] = resources(kernel, *launch, architecture, aligned=True)
             covered.add(kernel.__name__)
+            if architecture in (86, 90):
+                odd = resources(kernel, *launch, architecture, aligned=False)
+                measured[f"{name}, odd sizes sm_{architecture}"] = odd
     if "--write" in sys.argv:
         BUDGET.write_text(json.dumps({"triton": triton.__version__, "kernels": measured}, indent=1) + "\n")
     print(json.dumps({"measured": measured, "missing": sorted(all_kernels() - covered)}))
