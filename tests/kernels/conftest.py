@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import importlib
+import os
 import pkgutil
 
 import pytest
@@ -15,6 +16,9 @@ import torch
 
 import seqjepa.kernels
 from seqjepa.kernels import backend
+
+# torch keeps compiled graphs on disk under an operation's name, and would run one of before the operation changed
+os.environ |= {"TORCHINDUCTOR_FX_GRAPH_CACHE": "0", "TORCHINDUCTOR_AUTOGRAD_CACHE": "0"}
 
 LAUNCHES: collections.Counter[str] = collections.Counter()
 
@@ -50,14 +54,6 @@ def pytest_sessionfinish(session, exitstatus):
     if backend.INTERPRETED and exitstatus == 0 and (missing := kernel_names() - LAUNCHES.keys()):
         print(f"\nnever launched: {', '.join(sorted(missing))}")
         session.exitstatus = 1
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _fresh_compilations(tmp_path_factory):
-    """torch keeps compiled graphs on disk under an operation's name, and would run one of before it changed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
-        yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

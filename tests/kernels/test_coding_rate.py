@@ -321,6 +321,7 @@ def test_differentiates_once_and_says_so():
 def test_the_settings_it_changes_are_as_before():
     """An inherited precision is inherited again: a later change still reaches the products."""
     before = torch.backends.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "none"  # it inherits, unless another test has set it
     torch.backends.fp32_precision = "tf32"
     try:
         coding_rate(torch.randn(8, 4), alpha=1.0)
