@@ -1,11 +1,11 @@
 """The kernels beside what they replace: `python bench/kernels.py [--device cpu] [--only sigreg,ema]`.
 
-Contenders take turns, and the first turn does not count: compilation is not timed. On a GPU a turn is what CUDA events
-enclose, after the L2 cache was overwritten, and the host runs ahead as in training: small cases show the time to launch
-them, `graph_p50_us` the same work replayed from a CUDA graph. No contender is timed whose value or gradient is not
-float64's. A forward runs with gradients enabled; ours then computes its inverse already, which its backward spares.
-Peak memory is what torch's allocator held beyond the inputs, with the forward counted in a backward's; workspaces of
-libraries do not show.
+Contenders take turns, and the first turn does not count: compilation is not timed. No contender is timed whose value or
+gradient is not float64's. On a GPU a turn is what CUDA events enclose, on an idle device whose L2 cache was overwritten
+(cold, as in triton.testing.do_bench): where launching takes longer than the work, it shows launching. `graph_p50_us` is
+the same work replayed from a CUDA graph. A forward runs with gradients enabled; ours then computes its inverse already,
+which its backward spares. Peak memory is what torch's allocator held beyond the inputs, with the forward counted in a
+backward's; workspaces of libraries do not show.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from seqjepa.engine.environment import commit, versions
 from seqjepa.kernels import AdamWEMA, cholesky, coding_rate, ema_update_, sigreg
 from seqjepa.kernels.adamw_ema import adamw_ema_reference
 from seqjepa.kernels.coding_rate import coding_rate_reference
+from seqjepa.kernels.directions import directions
 from seqjepa.kernels.ema import ema_reference
-from seqjepa.kernels.sigreg import directions, knots, sigreg_reference
+from seqjepa.kernels.sigreg import sigreg_reference
 
 try:
     from timm.utils import ModelEmaV3
@@ -52,7 +53,7 @@ ONE_PROGRAM, LIBRARY = "one Triton program", "cholesky_ex, triangular solve, Gra
 LERP, SCHEDULED, FUSED = "_foreach_lerp_", "ours, decay on the device", "AdamW(fused), _foreach_lerp_"
 AVERAGED, TIMM, COPY = "AveragedModel", "timm ModelEmaV3", "copy_"
 NETWORK = "ResNet-18, 11.2 M parameters"
-LIMIT = {"cuda": 10.0, "cpu": 4.0}  # seconds that a comparison may take before it gets fewer turns, but at least three
+LIMIT = {"cuda": 10.0, "cpu": 3.0}  # seconds that a comparison may take before it gets fewer turns, but at least five
 SINGLE_RATE = {"kernel": "coding_rate", "case": "(512, 640)", "mode": "both", "dtype": "float32"}
 BATCHED_RATE = {"kernel": "coding_rate", "case": "(64, 256, 256)", "mode": "both"}
 PATCHES = {"kernel": "coding_rate", "case": "(100, 100, 1024)", "mode": "both"}
@@ -64,12 +65,9 @@ TARGETS = (  # device, what, rows, column, dividend, divisor, least
     ("cuda", "coding rate (64, 256, 256), time of torch.logdet's loop / ours", BATCHED_RATE, "p50_us", LOGDET, OURS, 5),
     ("cuda", "SIGReg (4096, 512), 1024 slices, time of eager / ours", STATISTIC, "p50_us", EAGER, OURS, 4),
     ("cuda", "SIGReg (4096, 512), 1024 slices, peak memory of eager / ours", STATISTIC, "peak_mib", EAGER, OURS, 10),
-    ("cuda", "AdamWEMA on ResNet-18, bytes a second of ours / of a copy", STEP, "gb_per_s", OURS, COPY, 0.85),
+    ("cuda", "AdamWEMA, bytes a second of ours / of a copy", STEP, "gb_per_s", OURS, COPY, 0.85),
+    ("cuda", "AdamWEMA, the same from CUDA graphs", STEP, "graph_gb_per_s", OURS, COPY, 0.85),
 )
-COLUMNS = (
-    "kernel case provider mode dtype p50_us p20_us p80_us graph_p50_us gb_per_s peak_mib relative_error n "
-    "device torch triton commit"
-).split()
 
 
 class Contender(NamedTuple):
@@ -77,7 +75,7 @@ class Contender(NamedTuple):
 
     prepare: Callable[[], Callable[[], object]]
     error: float
-    moved: int = 0
+    moved: int | None = None
     capture: bool = False
 
 
@@ -88,17 +86,13 @@ class Bench:
         self.device, self.repetitions, self.rows = device, repetitions, []
         on_gpu = device.type == "cuda"
         machine = torch.cuda.get_device_name(device) if on_gpu else cpu()
-        known = versions()
-        self.facts = {
-            "device": machine if on_gpu else f"{machine}, {torch.get_num_threads()} threads",
-            "torch": torch.__version__,
-            "triton": known.get("triton", "none"),
-            "commit": commit(),
-        }
+        if not on_gpu:
+            machine += f", {torch.get_num_threads()} threads"
+            print(f"load average before the start: {os.getloadavg()[0]:.1f}")  # other work spreads the times
+        triton = versions().get("triton", "none")
+        self.facts = {"device": machine, "torch": torch.__version__, "triton": triton, "commit": commit()}
         self.l2 = torch.empty(2**28 if on_gpu else 0, dtype=torch.int8, device=device)
-        self.path = history(name, machine, "csv")
-        with self.path.open("w", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writeheader()
+        self.path = history(name, torch.cuda.get_device_name(device) if on_gpu else cpu(), "csv")
 
     def measure(self, kernel: str, case: str, dtype: torch.dtype, mode: str, contenders: dict[str, Contender]) -> None:
         peaks = {name: self.peak(contender.prepare) for name, contender in contenders.items()}
@@ -112,7 +106,8 @@ class Bench:
         for prepare in works.values():
             self.clock(prepare())
         self.wait()
-        turns = max(3, min(self.repetitions, int(LIMIT[self.device.type] / (time.perf_counter() - started))))
+        cost = time.perf_counter() - started
+        turns = min(self.repetitions, max(5, int(LIMIT[self.device.type] / cost)))
         marks = {key: [] for key in works}
         for _ in range(turns):
             for key, prepare in works.items():
@@ -121,19 +116,23 @@ class Bench:
         rows = []
         for name, contender in contenders.items():
             p20, p50, p80 = quantiles(marks[name, "eager"])
+            graph = quantiles(marks[name, "graph"])[1] if (name, "graph") in marks else None
             rows.append(
                 {
                     "kernel": kernel, "case": case, "provider": name, "mode": mode,
                     "dtype": str(dtype).removeprefix("torch."), "p50_us": round(p50, 2), "p20_us": round(p20, 2),
-                    "p80_us": round(p80, 2),
-                    "graph_p50_us": round(quantiles(marks[name, "graph"])[1], 2) if (name, "graph") in marks else None,
-                    "gb_per_s": round(contender.moved / p50 / 1e3, 1) if contender.moved else None,
+                    "p80_us": round(p80, 2), "graph_p50_us": graph and round(graph, 2),
+                    "gb_per_s": contender.moved and round(contender.moved / p50 / 1e3, 1),
+                    "graph_gb_per_s": contender.moved and graph and round(contender.moved / graph / 1e3, 1),
                     "peak_mib": round(peaks[name] / 2**20, 2), "relative_error": f"{contender.error:.1e}",
                     "n": turns, **self.facts,
                 }
             )  # fmt: skip
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerows(rows)
+        with self.path.open("a" if self.rows else "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            if not self.rows:
+                writer.writeheader()
+            writer.writerows(rows)
         self.rows += rows
 
     def clock(self, work: Callable[[], object]) -> float | tuple[torch.cuda.Event, torch.cuda.Event]:
@@ -142,6 +141,7 @@ class Bench:
             started = time.perf_counter()
             work()
             return time.perf_counter() - started
+        self.wait()
         self.l2.zero_()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -154,8 +154,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def peak(self, prepare: Callable[[], Callable[[], object]]) -> int:
-        """Bytes that were allocated at once; the first run, which fills caches, does not count."""
-        prepare()()
+        """Bytes allocated at once. The check of its result has run the work before, so caches are full."""
         if self.device.type == "cuda":
             self.wait()
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -197,7 +196,7 @@ def captured(what: str, prepare: Callable[[], Callable[[], object]]) -> Callable
     except RuntimeError as error:
         print(f"no CUDA graph of {what}: {str(error).splitlines()[0]}")
         return None
-    return graph.replay
+    return partial(lambda work: graph.replay(), work)  # the graph reads the memory that `work` holds
 
 
 def relative(value: Tensor | list[Tensor], exact: Tensor | list[Tensor]) -> float:
@@ -222,14 +221,17 @@ def differentiable(
     value = exact(wide)
     (gradient,) = torch.autograd.grad(value, wide)
     z.requires_grad_()
+    # float32 keeps four digits of a gradient at conditions up to 1e4; bfloat16 rounds it by up to 2**-9
+    limits = {"forward": 1e-4, "backward": 1e-2 if z.dtype == torch.bfloat16 else 1e-3}
     errors = {}
     for name, function in functions.items():
-        ours = function(z)
-        # gradients of bfloat16 are rounded to it, by up to 2**-9; else conditions up to 1e4 leave float32 four digits
-        limits = 1e-4, 1e-2 if z.dtype == torch.bfloat16 else 1e-3
-        results = relative(ours.detach(), value.detach()), relative(torch.autograd.grad(ours, z), [gradient])
-        errors[name] = [checked(f"{kernel} {case}, {name}", *pair) for pair in zip(results, limits, strict=True)]
-    del wide, value, gradient, ours, results
+        result = function(z)
+        found = {"forward": relative(result.detach(), value.detach())}
+        found["backward"] = found["both"] = relative(*torch.autograd.grad(result, z), gradient)
+        for mode, limit in limits.items():
+            checked(f"{kernel} {case}, {name}, {mode}", found[mode], limit)
+        errors[name] = found
+    del wide, value, gradient, result
     for mode, prepare in (
         ("forward", lambda f: partial(f, z)),
         ("backward", lambda f: partial(torch.autograd.grad, f(z), z)),
@@ -238,7 +240,7 @@ def differentiable(
         contenders = {
             name: Contender(
                 partial(prepare, function),
-                errors[name][mode != "forward"],
+                errors[name][mode],
                 capture=name in capture and mode != "backward",  # its forward would lie outside the graph
             )
             for name, function in functions.items()
@@ -370,7 +372,9 @@ def eager_sigreg(z: Tensor, unit: Tensor, table: Tensor) -> Tensor:
 
 
 def sigreg_rows(bench: Bench) -> None:
-    t, weight = torch.tensor(knots(3.0, 17, "half"))
+    t = torch.linspace(0, 3, 17)[1:]  # zero's term is zero: without it the baselines are faster
+    weight = torch.full_like(t, 2 * 3 / 16)  # of the trapezoidal rule, doubled for the other half
+    weight[-1] /= 2
     table = torch.stack([t, torch.exp(-(t**2) / 2), weight]).to(bench.device)
     seed = torch.tensor(0, device=bench.device)
     for samples, width, slices in SLICED:
@@ -401,14 +405,12 @@ def steps(
     source = torch.ones(2**28 if bench.device.type == "cuda" else 2**26, device=bench.device)
     target = torch.zeros_like(source)
     contenders = {
-        name: Contender(
-            partial(lambda work: work, work), errors[name], bytes_each * numel, name != AVERAGED
-        )  # it waits
-        for name, work in works.items()
+        name: Contender(partial(lambda work: work, work), errors[name], bytes_each * numel, capture=name != AVERAGED)
+        for name, work in works.items()  # AveragedModel waits for the device
     }
     target.copy_(source)
     copy = partial(target.copy_, source)
-    contenders[COPY] = Contender(lambda: copy, relative(target, source.double()), 8 * source.numel(), True)
+    contenders[COPY] = Contender(lambda: copy, relative(target, source), 8 * source.numel(), capture=True)
     bench.measure(kernel, NETWORK, torch.float32, "step", contenders)
 
 
@@ -540,7 +542,7 @@ def judge(bench: Bench) -> None:
         above, below = (bench.row(**where, provider=name) for name in (above, below))
         if device != bench.device.type:
             print(f"needs {device}: {what}")
-        elif above is None or below is None:
+        elif above is None or below is None or None in (above[column], below[column]):
             print(f"not measured: {what}")
         else:
             ratio = above[column] / below[column]

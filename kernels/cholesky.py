@@ -146,7 +146,9 @@ def inverse_logdet(matrix: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, Te
         logdet = logdet.masked_fill(info > 0, float("nan"))
         if not inverse:
             return logdet, matrix.new_empty(0), info
-        identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)  # cholesky_inverse would wait for the device
+        if matrix.device.type == "cpu" and not info.any():  # elsewhere it would wait for the device
+            return logdet, torch.cholesky_inverse(factor).mT.contiguous(), info  # LAPACK goes by columns
+        identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
         lower = torch.linalg.solve_triangular(factor, identity, upper=False)
     return logdet, gram(lower.mT, torch.ones_like(logdet), identity=False), info
 

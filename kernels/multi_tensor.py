@@ -43,6 +43,9 @@ def same_layout(tensor: Tensor, other: Tensor) -> bool:
         return False
     if tensor.is_contiguous() and other.is_contiguous():
         return True
+    channels_last = torch.channels_last
+    if tensor.ndim == 4 and all(t.is_contiguous(memory_format=channels_last) for t in (tensor, other)):
+        return True
     steps = _steps(tensor)
     if steps != _steps(other):
         return False

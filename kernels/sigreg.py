@@ -32,6 +32,7 @@ __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_referen
 
 MOMENTS_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 32}
 GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
+CACHED_ROWS = 64  # torch's references go through so many rows at a time, which stay in a CPU's cache
 
 
 def knots(t_max: float, num_points: int, span: str) -> tuple[list[float], list[float]]:
@@ -172,10 +173,12 @@ def _rotations(x: Tensor, step: float, between: bool, count: int):
 def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
     """Sums over rows of the cosines and sines of t x: [S, N, K] to [S, 2, knots, K]."""
     if not uses_triton(x):
-        sums = [
-            torch.stack([cosine.sum(1), sine.sum(1)], dim=1) for cosine, sine in _rotations(x, step, between, count)
-        ]
-        return torch.stack(sums, dim=2)
+        sums = x.new_zeros((x.shape[0], 2, count, x.shape[2]))
+        for part in x.split(CACHED_ROWS, dim=1):
+            for number, waves in enumerate(_rotations(part, step, between, count)):
+                for which, wave in enumerate(waves):
+                    sums[:, which, number] += wave.sum(1)
+        return sums
     batch, rows, slices = x.shape
     splits = min(triton.cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
     sums = torch.empty((batch, splits, 2, count, slices), dtype=torch.float32, device=x.device)
@@ -192,8 +195,9 @@ def _projection_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) 
     count = slopes.shape[2]
     if not uses_triton(x):
         out = torch.zeros_like(x)
-        for number, (cosine, sine) in enumerate(_rotations(x, step, between, count)):
-            out += slopes[:, 1, number, None] * cosine - slopes[:, 0, number, None] * sine
+        for part, slope in zip(x.split(CACHED_ROWS, dim=1), out.split(CACHED_ROWS, dim=1), strict=True):
+            for number, (cosine, sine) in enumerate(_rotations(part, step, between, count)):
+                slope.addcmul_(slopes[:, 1, number, None], cosine).addcmul_(slopes[:, 0, number, None], sine, value=-1)
         return out
     batch, rows, slices = x.shape
     out = torch.empty_like(x)
