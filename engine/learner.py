@@ -58,7 +58,7 @@ class Learner:
             loaders.sequence.factors,
         ).to(device)
         fused = device.type in ("cpu", "cuda")
-        teacher = self.model.target.pairs(self.model.encoder)
+        teacher = [pair for pair in self.model.target.pairs(self.model.encoder) if pair[0].requires_grad]
         self.optimizer = build_optimizer(self.model, config.optim, fused, teacher)
         self.probe_optimizer = torch.optim.Adam(self.probes.parameters(), lr=config.probes.lr, fused=fused)
 

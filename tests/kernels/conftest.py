@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import importlib
-import os
 import pkgutil
 
 import pytest
@@ -16,9 +15,6 @@ import torch
 
 import seqjepa.kernels
 from seqjepa.kernels import backend
-
-# torch keeps compiled graphs on disk under an operation's name, and would run one of before the operation changed
-os.environ |= {"TORCHINDUCTOR_FX_GRAPH_CACHE": "0", "TORCHINDUCTOR_AUTOGRAD_CACHE": "0"}
 
 LAUNCHES: collections.Counter[str] = collections.Counter()
 
