@@ -32,7 +32,7 @@ from seqjepa.loaders import InputError
 
 __all__ = ["Checkpoints", "find_checkpoint", "read", "restore", "write"]
 
-VERSION = 2
+VERSION = 3
 METRIC_BANKS = ("train_losses", "train_metrics")
 NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{5,}))?")
 
@@ -128,7 +128,8 @@ def read(
     Raises:
         InputError: it is missing, damaged or of another version.
     """
-    wanted = {"epoch", "step", "best", "final", "seconds", "train_seconds", "wandb_id", "images", "commit", "config"}
+    wanted = {"epoch", "step", "best", "final", "patience", "seconds", "train_seconds", "wandb_id", "images"}
+    wanted |= {"commit", "config"}
     try:
         state = json.loads((path / "state.json").read_text())
         tensors = {name: load_file(path / f"{name}.safetensors") for name in files}

@@ -6,6 +6,16 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from seqjepa.engine.config_method import (
+    AblationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RateConfig,
+    SIGRegConfig,
+    TargetConfig,
+    VICRegConfig,
+    check_method,
+)
 from seqjepa.loaders import InputError
 from seqjepa.loaders.config import ActionsConfig, DataConfig, Section, SequenceConfig
 
@@ -49,65 +59,6 @@ class RunConfig(Section):
         return self
 
 
-class ModelConfig(Section):
-    """The network (spec of the paper's appendix; defaults are its CIFAR setting)."""
-
-    encoder: Literal["resnet18", "convnet"] = "resnet18"
-    """resnet18 with the CIFAR stem (512 features), or a four-layer convnet for small images."""
-    width: int = Field(default=32, ge=4, le=512)
-    """Channels of the convnet's first layer; its features are four times as many."""
-    action_dim: int = Field(default=128, ge=1)
-    """Width of the action embedding."""
-    num_layers: int = Field(default=3, ge=1)
-    """Transformer layers of the aggregator."""
-    num_heads: int = Field(default=4, ge=1)
-    """Attention heads of the aggregator."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout of the aggregator."""
-    predictor_hidden: int = Field(default=1024, ge=1)
-    """Hidden width of the predictor."""
-    time_embedding: bool = False
-    """Whether tokens carry a learnt embedding of their place (the paper's have none)."""
-
-
-class TargetConfig(Section):
-    """Where the target comes from."""
-
-    kind: Literal["ema", "stop_gradient"] = "ema"
-    """ema: a teacher that averages the encoder; stop_gradient: the encoder itself (teacherless)."""
-    decay: float | None = Field(default=None, ge=0, le=1)
-    """Decay of the teacher, ema only; null is 0.996."""
-    schedule: Literal["constant", "cosine"] | None = None
-    """Decay over training, ema only: constant, or a cosine from `decay` to 1; null is constant."""
-    buffers: Literal["ignore", "copy", "average"] | None = None
-    """Batch-norm statistics of the teacher, ema only: its own, the encoder's, or their average; null is ignore."""
-    update: Literal["kernel", "torch"] | None = None
-    """How the teacher is moved where optim.kind=adamw leaves it to this, ema only: in one launch (seqjepa.kernels), or
-    tensor by tensor; null is kernel."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: object) -> object:
-        if not isinstance(values, dict) or values.get("kind", "ema") not in ("ema", "stop_gradient"):
-            return values
-        teacher = {"decay": 0.996, "schedule": "constant", "buffers": "ignore", "update": "kernel"}
-        if values.get("kind", "ema") == "ema":
-            return {**values, **{key: default for key, default in teacher.items() if values.get(key) is None}}
-        for key in teacher:
-            if values.get(key) is not None:
-                raise InputError("is a teacher's, and target.kind=stop_gradient has none; null is allowed", key)
-        return values
-
-
-class ObjectiveConfig(Section):
-    """What training minimises: a weighted sum of named terms."""
-
-    prediction: Literal["cosine"] = "cosine"
-    """Distance between prediction and target: 1 - cosine."""
-    prediction_weight: float = Field(default=1.0, gt=0)
-    """Its weight."""
-
-
 class OptimConfig(Section):
     """Optimiser and learning-rate schedule (per step)."""
 
@@ -146,15 +97,6 @@ class ProbesConfig(Section):
     """Learning rate of their one Adam; constant."""
     hidden: int = Field(default=1024, ge=1)
     """Hidden width of the MLP heads."""
-
-
-class AblationConfig(Section):
-    """Controls that must fail a gate which means something."""
-
-    shuffle_actions: bool = False
-    """Whether the model sees the actions of another sequence; the probes' targets stay true."""
-    freeze_encoder: bool = False
-    """Whether the encoder keeps its initial weights."""
 
 
 class EvalConfig(Section):
@@ -235,6 +177,32 @@ class GatesConfig(Section):
     """Rules by the name of the task (data.name)."""
 
 
+class EarlyStopConfig(Section):
+    """When a run that no longer improves is ended."""
+
+    metric: str | None = None
+    """Metric of the validation that must improve; null never stops early."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more or less of it is better."""
+    patience: int = Field(default=10, ge=1)
+    """Validations without improvement after which the run ends."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """Least change that counts as an improvement."""
+
+
+class DiagnosticsConfig(Section):
+    """Collapse warnings at each validation; factor sweeps, subspaces and their figures now and then."""
+
+    every: int = Field(default=5, ge=0)
+    """Epochs between sweeps; 0 makes none."""
+    anchors: int = Field(default=64, ge=8, le=1024)
+    """Test images that are swept."""
+    min_rank: float = Field(default=2.0, ge=1)
+    """Effective rank (participation ratio of the spectrum) of z or agg below which a collapse is told of."""
+    max_cosine: float = Field(default=0.99, gt=0, le=1)
+    """Mean cosine between the features of two images above which a collapse is told of."""
+
+
 class CheckpointConfig(Section):
     """What is saved, and how much of it is kept."""
 
@@ -271,12 +239,17 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     target: TargetConfig = TargetConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    rate: RateConfig = RateConfig()
+    sigreg: SIGRegConfig = SIGRegConfig()
+    vicreg: VICRegConfig = VICRegConfig()
     optim: OptimConfig = OptimConfig()
     probes: ProbesConfig = ProbesConfig()
     ablation: AblationConfig = AblationConfig()
     eval: EvalConfig = EvalConfig()
     control: ControlConfig = ControlConfig()
     gates: GatesConfig = GatesConfig()
+    early_stop: EarlyStopConfig = EarlyStopConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -301,11 +274,5 @@ class Config(Section):
             raise InputError("leaves one sequence, which batch norm cannot normalise", "optim.accumulate")
         if self.data.train_subset is not None and self.data.batch_size > self.data.train_subset:
             raise InputError(f"is larger than data.train_subset = {self.data.train_subset}", "data.batch_size")
-        features = 512 if self.model.encoder == "resnet18" else 4 * self.model.width
-        if (features + self.model.action_dim) % self.model.num_heads:
-            raise InputError(
-                f"does not divide the token width {features + self.model.action_dim} "
-                "(encoder features + model.action_dim)",
-                "model.num_heads",
-            )
+        check_method(self)
         return self

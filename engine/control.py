@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from seqjepa.engine.config import Config
+from seqjepa.engine.config_method import ObjectiveConfig, SIGRegConfig, VICRegConfig
 from seqjepa.engine.environment import versions
 from seqjepa.engine.learner import Diverged, Learner
 from seqjepa.engine.records import to_json, write_atomically
@@ -25,7 +26,12 @@ __all__ = ["control_key", "untrained_control"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # code that decides the control's figures; a change of it makes cached ones stale
-MODULES = ("control", "encoders", "learner", "metrics", "model", "objectives", "probes", "targets")
+MODULES = ("collapse", "control", "encoders", "learner", "metrics", "model", "probes", "targets")
+# of the target's config what an untrained network's answers depend on; a teacher never moves
+TARGET_FIELDS = {"batch_statistics", "sharpening", "temperature", "center_momentum"}
+
+# metrics that would compare two objectives rather than two networks
+OF_THE_OBJECTIVE = {"ep_loss", "val_loss", "loss_prediction", "val_loss_prediction", "grad_norm"}
 
 
 def control_epochs(config: Config) -> int:
@@ -43,7 +49,8 @@ def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> s
         "sequence": config.sequence.model_dump(),
         "actions": config.actions.model_dump(),
         "model": config.model.model_dump(),
-        "target": config.target.kind,
+        "target": config.target.model_dump(include=TARGET_FIELDS) | {"teacher": config.target.kind == "ema"},
+        "rate": config.rate.model_dump(exclude={"weight", "target"}),
         "probes": config.probes.model_dump(),
         "shuffled": config.ablation.shuffle_actions,
         "accumulate": config.optim.accumulate,
@@ -92,7 +99,7 @@ def untrained_control(
     epochs = control_epochs(config)
     say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
     set_seed(config.run.seed)
-    learner = Learner(config, loaders, accelerator, train_model=False)
+    learner = Learner(_without_terms(config), loaders, accelerator, train_model=False)
     progress("untrained control", epochs * learner.steps_per_epoch)
     step = 0
     for epoch in range(epochs):
@@ -102,11 +109,20 @@ def untrained_control(
             progress("", 1)
             check()
     metrics = learner.epoch_metrics() | learner.validate(loaders.validation, check)
+    metrics = {name: value for name, value in metrics.items() if name not in OF_THE_OBJECTIVE}
     if found := learner.diverged():
         raise Diverged(f"diverged: the untrained control's {found[1]} was not finite at step {found[0]}")
     if accelerator.is_main_process:
         write_atomically(path, to_json(metrics))
     return metrics
+
+
+def _without_terms(config: Config) -> Config:
+    """The config without what an untrained network's answers do not depend on, so that variants share a control."""
+    rate = config.rate.model_copy(update={"weight": 0.0})
+    return config.model_copy(
+        update={"objective": ObjectiveConfig(), "rate": rate, "sigreg": SIGRegConfig(), "vicreg": VICRegConfig()}
+    )
 
 
 def _read(path: Path) -> dict[str, float] | None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import nn
 from torchvision.models import resnet18
 
-from seqjepa.engine.config import ModelConfig
+from seqjepa.engine.config_method import ModelConfig
 
 __all__ = ["ENCODERS", "build_encoder"]
 

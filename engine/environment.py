@@ -34,6 +34,8 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, _cores() // local_processes) if run.threads == "auto" else run.threads)
 
+    # the transformer's fused path for evaluation mixes bf16 with fp32 on a CPU, and fails there under torch.compile
+    torch.backends.mha.set_fastpath_enabled(False)
     torch.use_deterministic_algorithms(run.deterministic)
     torch.backends.cudnn.benchmark = not run.deterministic
     if run.deterministic:

@@ -11,12 +11,14 @@ __all__ = ["check_rules", "judge"]
 
 
 def check_rules(config: Config, computed: set[str]) -> None:
-    """Refuse a gate, or a best metric, that nothing computes.
+    """Refuse a gate, or another metric that the config names, that nothing computes.
 
     Raises:
         InputError: names the metric and what there is.
     """
     wanted = [("eval.best_metric", config.eval.best_metric)]
+    if config.early_stop.metric is not None:
+        wanted.append(("early_stop.metric", config.early_stop.metric))
     for rule in config.active_rules:
         wanted += [(f"gates.rules.{config.data.name}", name) for name in (rule.metric, rule.minus) if name]
     for field, name in wanted:

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from seqjepa.engine.collapse import COLLAPSE_METRICS, SEED_NAMES, Moments
 from seqjepa.engine.config import Config
 from seqjepa.engine.metrics import Mean, MetricBank, centred_cosine
 from seqjepa.engine.model import Output, build_model
-from seqjepa.engine.objectives import TERMS, Objective
+from seqjepa.engine.objectives import Objective, normalized
 from seqjepa.engine.optimizers import build_optimizer, learning_rate, set_rates
 from seqjepa.engine.probes import PROBES, OnlineProbes, probe_features
+from seqjepa.kernels import coding_rate_stats
 from seqjepa.loaders.loader import Batch, Loaders, SequenceLoader
 
 __all__ = ["Diverged", "Learner", "metric_names"]
 
-LOSSES = tuple(f"loss_{term}" for term in TERMS)
 PREDICTION_METRICS = ("pred_cosine_test", "pred_cosine_centred_test")
+RATE_METRICS = ("rate_agg", "rate_fraction_agg", "rate_z", "rate_fraction_z")
 
 
 class Diverged(Exception):
     """A loss, a gradient or a weight is no longer finite."""
+
+
+class Given(NamedTuple):
+    """The arguments of the model."""
+
+    views: Tensor
+    actions: Tensor
+    inverse_actions: Tensor | None
+
+    def split(self, parts: int) -> list[Given]:
+        """Cut into `parts` micro-batches of equal size."""
+        inverse = [None] * parts if self.inverse_actions is None else self.inverse_actions.chunk(parts)
+        return [
+            Given(*fields) for fields in zip(self.views.chunk(parts), self.actions.chunk(parts), inverse, strict=True)
+        ]
 
 
 class Learner:
@@ -49,7 +67,8 @@ class Learner:
         self.model.to(memory_format=torch.channels_last)
         if config.ablation.freeze_encoder:
             self.model.encoder.requires_grad_(False)
-        self.objective = Objective(config.objective)
+        self.objective = Objective(config)
+        self.sequence = loaders.sequence
         self.probes = OnlineProbes(
             config.probes,
             self.model.num_features,
@@ -72,10 +91,13 @@ class Learner:
         if mode != "none" and train_model:
             self.model.compile(mode=mode, dynamic=False)
 
-        self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *LOSSES, "grad_norm")}).to(device)
+        losses = self.objective.names
+        pulls = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if train_model else []
+        self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *pulls)}).to(device)
+        self.pulls: dict[str, Tensor] = {}  # as last measured
         self.train_metrics = self.probes.metric_bank().to(device)
         # what can diverge in a step, in the order in which `_watch` sees it
-        self.watched = (*LOSSES, "grad_norm", *(probe.loss_name for probe in PROBES))
+        self.watched = (*losses, "grad_norm", *(probe.loss_name for probe in PROBES))
         # step and number in `watched` of the first value that was not finite; -1 while there is none
         self.divergence = torch.full((2,), -1, dtype=torch.long, device=device)
         self.device_step = torch.zeros((), dtype=torch.long, device=device)  # counted where it is used
@@ -111,26 +133,36 @@ class Learner:
             self._watch([*terms.values(), grad_norm, *probe_losses.values()])
         return loss
 
-    def _given(self, batch: Batch) -> Batch:
-        """What the model is given: the batch, or under an ablation another sequence's actions."""
-        return batch._replace(actions=batch.actions.roll(1, 0)) if self.config.ablation.shuffle_actions else batch
+    def _given(self, batch: Batch) -> Given:
+        """What the model is given: of the batch, or under an ablation the actions of another sequence."""
+        actions, inverse = batch.actions, None
+        if self.config.objective.symmetric:
+            inverse = self.sequence.inverse_actions(batch.params)
+        if self.config.ablation.shuffle_actions:
+            actions = actions.roll(1, 0)
+            inverse = None if inverse is None else inverse.roll(1, 0)
+        return Given(batch.views, actions, inverse)
 
-    def _train(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    def _train(self, given: Given, step: int) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """One optimiser step over the micro-batches; features are those before the update."""
         optim = self.config.optim
         decay = self.model.target.decay(self.device_step, self.total_steps)
         set_rates(self.optimizer, learning_rate(optim, step, self.steps_per_epoch, self.total_steps), decay)
-        micro_batches = batch.split(optim.accumulate)
+        micro_batches = given.split(optim.accumulate)
         losses, all_terms, all_features = [], [], []
         for number, micro in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
-                output: Output = self.wrapped_model(micro.views, micro.actions)
-                loss, terms = self.objective(output)
+                output: Output = self.wrapped_model(*micro)
+                loss, terms = self.objective(output, self.device_step)
                 self.accelerator.backward(loss)  # divides by the number of micro-batches
             losses.append(loss.detach())
             all_terms.append({name: term.detach() for name, term in terms.items()})
             all_features.append(probe_features(output))
+        if (step + 1) % self.config.run.log_every == 0:
+            self.pulls = self._pulls(output, micro)
+            for name, norm in self.pulls.items():
+                self.train_losses[name].update(norm, 1)
         limit = optim.clip_norm or float("inf")
         trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         grad_norm = torch.nn.utils.clip_grad_norm_(trainable, limit)
@@ -140,14 +172,38 @@ class Learner:
         loss, terms, features = _joined(losses, all_terms, all_features)
         return loss, terms, grad_norm, features
 
+    def _pulls(self, output: Output, given: Given) -> dict[str, Tensor]:
+        """How hard each term pulls at the encoder's output: norm of the gradient of its weighted value, by name.
+
+        What follows the encoder runs once more on detached features, with buffers that are put back and a generator of
+        its own: training is the same whether this is called or not.
+        """
+        model, device = self.model, self.accelerator.device
+        heads = (model.action_embedding, model.predictor, model.projector, model.sharpening)
+        buffers = [buffer for head in heads if head is not None for buffer in head.buffers()]
+        kept = [buffer.clone() for buffer in buffers]
+        z = output.encoded.detach().requires_grad_()
+        target_z = None if model.target.joint else output.target_z
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), self.accelerator.autocast():
+            output = model.read(z, target_z, given.actions, given.inverse_actions)
+        _, terms = self.objective(output, self.device_step)
+        pulls = {}
+        for name, term in terms.items():
+            weight = self.objective.terms[name.removeprefix("loss_")].weight
+            (gradient,) = torch.autograd.grad(weight * term, z, retain_graph=True)
+            pulls[name.replace("loss_", "z_grad_norm_", 1)] = gradient.float().norm()
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+        return pulls
+
     @torch.no_grad()
-    def _look(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    def _look(self, given: Given) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """What `_train` returns, without training: the same micro-batches and so the same batch statistics."""
         losses, all_terms, all_features = [], [], []
-        for micro in batch.split(self.config.optim.accumulate):
+        for micro in given.split(self.config.optim.accumulate):
             with self.accelerator.autocast():
-                output = self.model(micro.views, micro.actions)
-            loss, terms = self.objective(output)
+                output = self.model(*micro)
+            loss, terms = self.objective(output, self.device_step)
             losses.append(loss)
             all_terms.append(terms)
             all_features.append(probe_features(output))
@@ -195,34 +251,48 @@ class Learner:
         """
         self.model.eval()
         self._share_buffers()
-        bank = self.probes.metric_bank().to(self.accelerator.device)
-        losses = MetricBank({f"val_{name}": Mean() for name in ("loss", *LOSSES)}).to(self.accelerator.device)
-        cosine = MetricBank({"pred_cosine_test": Mean()}).to(self.accelerator.device)
+        device, model = self.accelerator.device, self.model
+        bank = self.probes.metric_bank().to(device)
+        means = (*(f"val_{name}" for name in ("loss", *self.objective.names)), "pred_cosine_test", *RATE_METRICS)
+        losses = MetricBank({name: Mean() for name in means}).to(device)
+        moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
         predictions, targets = [], []
-        for batch in loader.epoch(0):
+        for number, batch in enumerate(loader.epoch(0)):
             if not len(batch.labels):  # the last batch may leave a process without a part
                 continue
             given = self._given(batch)
             with self.accelerator.autocast():
-                output = self.model(given.views, given.actions)
-            loss, terms = self.objective(output)
+                output = model(*given)
+            loss, terms = self.objective(output, torch.zeros_like(self.device_step))
             count = len(batch.labels)
             for name, value in {"loss": loss, **terms}.items():
                 losses[f"val_{name}"].update(value * count, count)
-            self.probes.update(bank, self.probes(probe_features(output)), batch.labels, batch.actions)
+            features = probe_features(output)
+            self.probes.update(bank, self.probes(features), batch.labels, batch.actions)
+            moments["z"].update(features["first"])
+            moments["agg"].update(features["agg"])
+            if number == 0:  # a rate depends on the batch's size: that of training
+                for feature, rows in (("agg", features["agg"]), ("z", features["first"])):
+                    rate = self.config.rate
+                    stats = coding_rate_stats(normalized(rows, rate), **rate.scale)
+                    losses[f"rate_{feature}"].update(stats.rate, 1)
+                    losses[f"rate_fraction_{feature}"].update(stats.rate_fraction, 1)
             prediction, target = output.prediction.float(), output.target.float()
-            cosine["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
+            losses["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
             predictions.append(prediction)
             targets.append(target)
             check()
         metrics = {name: mean.compute() for name, mean in losses.collect(self.accelerator).items()}
         metrics |= self.probes.values(bank.collect(self.accelerator), "test")
-        metrics |= {name: mean.compute() for name, mean in cosine.collect(self.accelerator).items()}
-        width = self.model.num_features
-        empty = [torch.empty(0, width, device=self.accelerator.device)]
+        empty = [torch.empty(0, model.prediction_width, device=device)]
         metrics["pred_cosine_centred_test"] = centred_cosine(
             torch.cat(predictions or empty), torch.cat(targets or empty), self.accelerator
         )
+        for feature, collected in moments.collect(self.accelerator).items():
+            figures = collected.compute()
+            metrics[SEED_NAMES[feature]] = figures.pop("seed_rank")
+            metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
+        metrics["agg_gain"] = model.aggregator.norm.weight.square().mean().sqrt().item()
         return metrics
 
 
@@ -235,16 +305,13 @@ def _joined(
     return torch.stack(losses).mean(), mean, whole
 
 
-def metric_names(factors: dict[str, slice]) -> set[str]:
+def metric_names(config: Config, factors: dict[str, slice]) -> set[str]:
     """Names of all metrics that a validated epoch has, for gates to be checked against."""
-    names = {
-        "ep_loss",
-        *LOSSES,
-        "grad_norm",
-        "val_loss",
-        *(f"val_{name}" for name in LOSSES),
-        *PREDICTION_METRICS,
-    }
+    losses = Objective(config).names
+    names = {"ep_loss", "grad_norm", "val_loss", "agg_gain", *losses, *(f"val_{name}" for name in losses)}
+    names |= {*PREDICTION_METRICS, *RATE_METRICS, *SEED_NAMES.values()}
+    names |= {name.replace("loss_", "z_grad_norm_", 1) for name in losses}
+    names |= {f"{name}_{feature}" for name in COLLAPSE_METRICS for feature in SEED_NAMES}
     for probe in PROBES:
         for split in ("train", "test"):
             names |= {f"{probe.name}_{split}", f"{probe.loss_name}_{split}"}

@@ -82,7 +82,7 @@ class MetricBank(nn.ModuleDict):
 
 
 def _arguments(metric: nn.Module) -> tuple[float | int, ...]:
-    return (metric.scale,) if isinstance(metric, Mean) else (len(metric.total),)
+    return (metric.scale,) if isinstance(metric, Mean) else (len(metric.total),)  # the others go by dimensions
 
 
 def centred_cosine(prediction: Tensor, target: Tensor, accelerator) -> float:

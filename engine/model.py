@@ -1,7 +1,7 @@
 """seq-JEPA (arXiv 2505.03176): encoder, action embedding, aggregator, predictor, and a source of targets.
 
 Letters: B batch, M observed views, V = M + 1, C x H x W image, A action, D encoder features, P action embedding,
-T = D + P token width.
+T token width: D + P, or D where the aggregator is told no action. E width of predictions: D, or the projector's.
 """
 
 from __future__ import annotations
@@ -9,13 +9,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqjepa.engine.config import ModelConfig, TargetConfig
+from seqjepa.engine.config_method import ModelConfig, TargetConfig
 from seqjepa.engine.encoders import build_encoder
-from seqjepa.engine.targets import build_target, encode
+from seqjepa.engine.targets import Sharpening, build_target, encode
 
-__all__ = ["ActionEmbedding", "Aggregator", "Output", "Predictor", "SeqJEPA", "build_model"]
+__all__ = ["ActionEmbedding", "Aggregator", "Output", "Predictor", "Projector", "Reading", "SeqJEPA", "build_model"]
+
+
+class Reading(NamedTuple):
+    """What one pass over the sequence yields."""
+
+    agg: Tensor  # [B, T] aggregate of the sequence
+    prediction: Tensor  # [B, E] of the target
+    target: Tensor  # [B, E]
 
 
 class Output(NamedTuple):
@@ -23,8 +32,18 @@ class Output(NamedTuple):
 
     z: Tensor  # [B, M, D] encoder features of the observed views
     agg: Tensor  # [B, T] aggregate of the sequence
-    prediction: Tensor  # [B, D] of the target view's features
-    target: Tensor  # [B, D]
+    prediction: Tensor  # [B, E] of the target
+    target: Tensor  # [B, E] of the target view; after projection and sharpening, where there are any
+    encoded: Tensor  # [B, N, D] encoder features of the views that it saw: M, or V with the target among them
+    target_z: Tensor  # [B, n, D] features of the n targets, without gradient; the first is the last view's
+    projections: Tensor | None = None  # [B, V, E] of all views
+    backwards: Reading | None = None  # of the sequence from its last view to its first
+
+    @property
+    def readings(self) -> list[Reading]:
+        """Of the sequence forwards and, if it was read so too, backwards."""
+        forwards = Reading(self.agg, self.prediction, self.target)
+        return [forwards] if self.backwards is None else [forwards, self.backwards]
 
 
 class ActionEmbedding(nn.Module):
@@ -88,51 +107,125 @@ class Predictor(nn.Module):
         return self.layers(inputs)
 
 
+class Projector(nn.Module):
+    """Three-layer MLP with batch norm: features [N, D] -> projections [N, E], of unit length if asked (LeJEPA's head)."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, unit: bool = False):
+        super().__init__()
+        self.unit = unit
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, outputs),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        projections = self.layers(features)
+        return F.normalize(projections, dim=-1) if self.unit else projections
+
+
 class SeqJEPA(nn.Module):
     """Predicts the features of a view from earlier views and the actions between them.
 
     Args:
         encoder: images [N, C, H, W] -> features [N, D].
-        action_embedding: actions [N, A] -> [N, P].
-        aggregator: tokens [B, M, D + P] -> [B, D + P].
-        predictor: [B, D + P + P] -> [B, D].
-        target: (encoder, views) -> features of the observed views [B, M, D] and of the target view [B, D].
+        action_embedding: actions [N, A] -> [N, P]; None where no part is told any.
+        aggregator: tokens [B, M, T] -> [B, T].
+        predictor: [B, T + P] -> [B, E], or [B, T] where it is told no action.
+        target: source of the targets.
+        projector: features [N, D] -> [N, E]; predictions are then of projections.
+        sharpening: targets [B, N, E] -> distributions.
         num_features: D.
-        token_width: T = D + P.
+        token_width: T.
+        prediction_width: E.
+        predictor_action: whether the predictor is told the action that leads to the target.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
-        action_embedding: nn.Module,
+        action_embedding: nn.Module | None,
         aggregator: nn.Module,
         predictor: nn.Module,
         target: nn.Module,
+        projector: nn.Module | None = None,
+        sharpening: nn.Module | None = None,
         *,
         num_features: int,
         token_width: int,
+        prediction_width: int,
+        predictor_action: bool = True,
     ):
         super().__init__()
         self.num_features = num_features
         self.token_width = token_width
+        self.prediction_width = prediction_width
+        self.predictor_action = predictor_action
         self.encoder = encoder
         self.action_embedding = action_embedding
         self.aggregator = aggregator
         self.predictor = predictor
         self.target = target
+        self.projector = projector
+        self.sharpening = sharpening
 
-    def forward(self, views: Tensor, actions: Tensor) -> Output:
+    def forward(self, views: Tensor, actions: Tensor, inverse_actions: Tensor | None = None) -> Output:
         """Encode, aggregate, predict.
 
         Args:
             views: [B, V, C, H, W]; the last is the target.
             actions: [B, V - 1, A]; action i carries view i to view i + 1.
+            inverse_actions: [B, V - 1, A]; action i carries view i + 1 back to view i. With them the sequence is also
+                read backwards, and view 0 predicted.
         """
-        z, target = self.target(self.encoder, views)  # [B, M, D], [B, D]
-        embedded = self.embed(actions)  # [B, M, P]
+        return self.read(*self.look(views, both=inverse_actions is not None), actions, inverse_actions)
+
+    def look(self, views: Tensor, *, both: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Features [B, N, D] by the encoder, of all views or of the observed ones; and those of the targets.
+
+        The latter are [B, 1, D], or with `both` [B, 2, D], of the last view and of view 0; None where they are among
+        the former.
+        """
+        if self.target.joint:
+            return self.encode(views), None
+        z = self.encode(views if both else views[:, :-1])
+        return z, self.target.features(self.encoder, views[:, [-1, 0]] if both else views[:, -1:])
+
+    def read(
+        self, z: Tensor, target_z: Tensor | None, actions: Tensor, inverse_actions: Tensor | None = None
+    ) -> Output:
+        """All that follows the encoder; arguments as `look` returns and `forward` takes them."""
+        num_observed = actions.shape[1]
+        both = inverse_actions is not None
+        if target_z is None:
+            target_z = z[:, [-1, 0]] if both else z[:, -1:]
+        projections = None
+        targets = target_z
+        if self.projector is not None:
+            projections = self.projector(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+            targets = projections[:, [-1, 0]] if both else projections[:, -1:]
+        if self.target.detached:
+            targets = targets.detach()
+        if self.sharpening is not None:
+            targets = self.sharpening(targets)
+        if not both:
+            forwards = self._reading(z[:, :num_observed], self.embed(actions), targets[:, 0])
+            backwards = None
+        else:  # one pass through the embedding's batch norm
+            embedded = self.embed(torch.cat([actions, inverse_actions.flip(1)]))
+            embedded, embedded_back = embedded.chunk(2)
+            forwards = self._reading(z[:, :num_observed], embedded, targets[:, 0])
+            backwards = self._reading(z[:, 1:].flip(1), embedded_back, targets[:, 1])
+        return Output(z[:, :num_observed], *forwards, z, target_z.detach(), projections, backwards)
+
+    def _reading(self, z: Tensor, embedded: Tensor, target: Tensor) -> Reading:
         agg = self.aggregate(z, embedded[:, :-1])
-        prediction = self.predictor(torch.cat([agg, embedded[:, -1].to(agg.dtype)], dim=-1))
-        return Output(z, agg, prediction, target)
+        inputs = torch.cat([agg, embedded[:, -1].to(agg.dtype)], dim=-1) if self.predictor_action else agg
+        return Reading(agg, self.predictor(inputs), target)
 
     def encode(self, views: Tensor) -> Tensor:
         """Features [B, N, D] of views [B, N, C, H, W]."""
@@ -140,6 +233,8 @@ class SeqJEPA(nn.Module):
 
     def embed(self, actions: Tensor) -> Tensor:
         """Embedded actions [B, N, P] of actions [B, N, A]; in training, normalised over all of them."""
+        if self.action_embedding is None:
+            return actions
         return self.action_embedding(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
 
     def aggregate(self, z: Tensor, embedded: Tensor) -> Tensor:
@@ -149,6 +244,8 @@ class SeqJEPA(nn.Module):
             z: [B, N, D].
             embedded: [B, N - 1, P]; the last view's token carries none: where it leads is the predictor's question.
         """
+        if self.token_width == self.num_features:
+            return self.aggregator(z)
         none = z.new_zeros(len(z), 1, self.token_width - self.num_features)
         carried = torch.cat([embedded.to(z.dtype), none], dim=1)
         return self.aggregator(torch.cat([z, carried], dim=-1))
@@ -157,13 +254,20 @@ class SeqJEPA(nn.Module):
 def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> SeqJEPA:
     """The network that the config describes, for actions of `action_dim` numbers."""
     encoder, features = build_encoder(config)
-    token = features + config.action_dim
+    told = config.aggregator_action or config.predictor_action
+    token = features + config.action_dim * config.aggregator_action
+    width = config.projector_dim or features  # of predictions
+    unit = config.projector_norm == "unit"
     return SeqJEPA(
         encoder,
-        ActionEmbedding(action_dim, config.action_dim),
+        ActionEmbedding(action_dim, config.action_dim) if told else None,
         Aggregator(token, config.num_layers, config.num_heads, config.dropout, config.time_embedding),
-        Predictor(token + config.action_dim, config.predictor_hidden, features),
+        Predictor(token + config.action_dim * config.predictor_action, config.predictor_hidden, width),
         build_target(target, encoder),
+        Projector(features, config.projector_hidden, width, unit) if config.projector_dim else None,
+        Sharpening(width, target.temperature, target.center_momentum) if target.sharpening else None,
         num_features=features,
         token_width=token,
+        prediction_width=width,
+        predictor_action=config.predictor_action,
     )

@@ -1,4 +1,4 @@
-"""What training minimises: a weighted sum of named terms, each logged by its name."""
+"""What training minimises: a weighted sum of named terms. A new term is one class and one line in `TERMS`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqjepa.engine.config import ObjectiveConfig
+from seqjepa.engine.config import Config
+from seqjepa.engine.config_method import RateConfig
 from seqjepa.engine.model import Output
+from seqjepa.kernels import coding_rate, sigreg
 
-__all__ = ["PREDICTION_LOSSES", "TERMS", "Objective", "cosine_distance"]
+__all__ = ["TERMS", "Objective", "Term", "cosine_distance", "cross_entropy", "normalized"]
 
-TERMS = ("prediction",)  # in the order in which they are logged
+VARIANCE_EPS = 1e-4  # VICReg's
 
 
 def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean of 1 - cosine over the batch, for [B, D] each (seq-JEPA, equation of the loss).
+    """Mean of 1 - cosine over the batch, for [B, E] each (seq-JEPA, equation of the loss).
 
     Features after a ReLU are non-negative: a constant that points at their mean scores low as well, so a small
     value is no evidence against collapse.
@@ -25,19 +27,143 @@ def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
 
 
-PREDICTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": cosine_distance}
+def cross_entropy(prediction: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Mean over the batch of - Σ target log softmax(prediction / temperature), for [B, E] each (DINO's loss).
+
+    At least the entropy of the target, which is not constant: the term may fall because targets become sharper.
+    """
+    return -(target.float() * (prediction.float() / temperature).log_softmax(-1)).sum(-1).mean()
+
+
+class Term(nn.Module):
+    """A named summand of the objective.
+
+    Attributes:
+        weight: factor in the sum; a term of weight 0 is left out.
+    """
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, output: Output, step: Tensor) -> Tensor:
+        """Value without the weight, 0-dim float32, of an output at a step (int64, 0-dim) of the training."""
+        raise NotImplementedError
+
+
+class Prediction(Term):
+    """Distance between prediction and target; the mean of both readings, if there are two."""
+
+    def __init__(self, config: Config):
+        weight = config.objective.prediction_weight
+        super().__init__(1 - config.sigreg.weight if weight is None else weight)
+        self.kind, self.temperature = config.objective.prediction, config.objective.temperature
+
+    def forward(self, output: Output, step: Tensor) -> Tensor:
+        return torch.stack([self._distance(r.prediction, r.target) for r in output.readings]).mean()
+
+    def _distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if self.kind == "cosine":
+            return cosine_distance(prediction, target)
+        if self.kind == "mse":
+            return F.mse_loss(prediction.float(), target.float())
+        return cross_entropy(prediction, target, self.temperature)
+
+
+class Rate(Term):
+    """Negative coding rate of the aggregate, of z (mean over the observed views), or of both (MCR², equation 6)."""
+
+    def __init__(self, config: Config):
+        super().__init__(config.rate.weight)
+        self.config = config.rate
+
+    def forward(self, output: Output, step: Tensor) -> Tensor:
+        rates = []
+        if self.config.target in ("agg", "both"):
+            rates.append(torch.stack([self._rate(reading.agg) for reading in output.readings]).mean())
+        if self.config.target in ("z", "both"):
+            rates.append(self._rate(output.z.transpose(0, 1)).mean())  # [M, B, D]
+        return -torch.stack(rates).sum()
+
+    def _rate(self, features: Tensor) -> Tensor:
+        return coding_rate(normalized(features, self.config), **self.config.scale)
+
+
+def normalized(features: Tensor, config: RateConfig) -> Tensor:
+    """Rows as `config.normalize` asks, float32, for [..., D]."""
+    features = features.float()
+    if config.normalize == "unit":
+        return F.normalize(features, dim=-1)
+    return F.layer_norm(features, features.shape[-1:]) if config.normalize == "fixed_gain" else features
+
+
+class SIGReg(Term):
+    """SIGReg of the projections, a batch for each view position: views of one image are no independent samples.
+
+    Source: LeJEPA (arXiv 2511.08544); with the factor B, about 1 for a Gaussian.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config.sigreg.weight)
+        self.num_slices = config.sigreg.num_slices
+
+    def forward(self, output: Output, step: Tensor) -> Tensor:
+        return sigreg(output.projections.float().transpose(0, 1), num_slices=self.num_slices, seed=step).mean()
+
+
+class Variance(Term):
+    """Mean of max(0, 1 - deviation) over dimensions and view positions of the projections (VICReg, equation 1)."""
+
+    def __init__(self, config: Config):
+        super().__init__(config.vicreg.variance)
+
+    def forward(self, output: Output, step: Tensor) -> Tensor:
+        return F.relu(1 - (output.projections.float().var(0) + VARIANCE_EPS).sqrt()).mean()
+
+
+class Covariance(Term):
+    """Sum of the squared covariances between dimensions over their number, mean over view positions (VICReg, eq. 4)."""
+
+    def __init__(self, config: Config):
+        super().__init__(config.vicreg.covariance)
+
+    def forward(self, output: Output, step: Tensor) -> Tensor:
+        centred = output.projections.float().transpose(0, 1)  # [V, B, E]
+        centred = centred - centred.mean(1, keepdim=True)
+        covariance = centred.mT @ centred / (centred.shape[1] - 1)
+        squares = covariance.square()
+        return (squares.sum() - squares.diagonal(dim1=-2, dim2=-1).sum()) / (centred.shape[0] * centred.shape[2])
+
+
+TERMS: dict[str, Callable[[Config], Term]] = {
+    "prediction": Prediction,
+    "rate": Rate,
+    "sigreg": SIGReg,
+    "variance": Variance,
+    "covariance": Covariance,
+}
 
 
 class Objective(nn.Module):
-    """The weighted sum of the terms of an output."""
+    """The weighted sum of the terms that have a weight.
 
-    def __init__(self, config: ObjectiveConfig):
+    Attributes:
+        names: `loss_<term>` of each, in the order in which they are logged.
+    """
+
+    def __init__(self, config: Config):
         super().__init__()
-        self.weights = {"prediction": config.prediction_weight}
-        self.prediction = PREDICTION_LOSSES[config.prediction]
+        terms = {name: build(config) for name, build in TERMS.items()}
+        self.terms = nn.ModuleDict({name: term for name, term in terms.items() if term.weight})
+        self.names = tuple(f"loss_{name}" for name in self.terms)
 
-    def forward(self, output: Output) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and each term without its weight as `loss_<term>`, all 0-dim float32."""
-        terms = {"prediction": self.prediction(output.prediction, output.target)}
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        return total, {f"loss_{name}": term for name, term in terms.items()}
+    def forward(self, output: Output, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and each term without its weight as `loss_<term>`, all 0-dim float32.
+
+        Args:
+            output: of the model.
+            step: of the training, int64, 0-dim, on the device: what is random in a term is drawn for it.
+        """
+        values = {name: term(output, step) for name, term in self.terms.items()}
+        total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
+        return total, {f"loss_{name}": value for name, value in values.items()}

@@ -54,7 +54,7 @@ PROBES = (
 def probe_features(output: Output) -> dict[str, Tensor]:
     """Detached float32 features of an output, each [B, ...], by name."""
     z = output.z.detach().float()
-    second = z[:, 1] if z.shape[1] > 1 else output.target.detach().float()
+    second = z[:, 1] if z.shape[1] > 1 else output.target_z[:, 0].float()
     return {
         "agg": output.agg.detach().float(),
         "first": z[:, 0],

@@ -15,7 +15,8 @@ from seqjepa.loaders import InputError
 __all__ = ["RunFolder"]
 
 # a resumed run must be the same experiment: these decide what is learnt
-FIXED_SECTIONS = ("data", "sequence", "actions", "model", "target", "objective", "optim", "probes", "ablation")
+FIXED_SECTIONS = ("data", "sequence", "actions", "model", "target", "objective", "rate", "sigreg", "vicreg", "optim")
+FIXED_SECTIONS += ("probes", "ablation")
 FIXED_FIELDS = (("run", "seed"), ("eval", "best_metric"), ("eval", "best_mode"))
 FREE_FIELDS = {"data.root", "data.loader", "data.download"}
 

@@ -7,16 +7,35 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from seqjepa.engine.config import TargetConfig
+from seqjepa.engine.config_method import TargetConfig
 from seqjepa.kernels import cosine_decay, ema_update_
 
-__all__ = ["TARGETS", "EMATeacher", "StopGradient", "build_target", "encode"]
+__all__ = ["TARGETS", "EMATeacher", "OnlineTarget", "Sharpening", "build_target", "encode"]
 
 
 def encode(encoder: nn.Module, views: Tensor) -> Tensor:
     """Features [B, N, D] of views [B, N, C, H, W]."""
     flat = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     return encoder(flat).unflatten(0, views.shape[:2])
+
+
+class Sharpening(nn.Module):
+    """Targets become distributions: softmax((target - center) / temperature), the center a running mean of targets.
+
+    In training the center moves before it is used, as in the reference. Source: DINO (arXiv 2104.14294), section 3.1.
+    """
+
+    def __init__(self, width: int, temperature: float, momentum: float):
+        super().__init__()
+        self.temperature, self.momentum = temperature, momentum
+        self.register_buffer("center", torch.zeros(width))
+
+    def forward(self, targets: Tensor) -> Tensor:
+        """Distributions, float32, of targets [B, N, E]."""
+        targets = targets.float()
+        if self.training:
+            self.center.lerp_(targets.detach().mean((0, 1)), 1 - self.momentum)
+        return ((targets - self.center) / self.temperature).softmax(-1)
 
 
 class EMATeacher(nn.Module):
@@ -26,16 +45,18 @@ class EMATeacher(nn.Module):
     batch-norm statistics are its own (`ignore`), the encoder's (`copy`) or averaged like the weights (`average`).
     """
 
+    joint = False
+    detached = True
+
     def __init__(self, config: TargetConfig, encoder: nn.Module):
         super().__init__()
         self.config = config
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
 
-    def forward(self, encoder: nn.Module, views: Tensor) -> tuple[Tensor, Tensor]:
-        z = encode(encoder, views[:, :-1])
-        with torch.no_grad():
-            target = encode(self.teacher, views[:, -1:])[:, 0]
-        return z, target
+    @torch.no_grad()
+    def features(self, encoder: nn.Module, views: Tensor) -> Tensor:
+        """Features [B, N, D] of target views [B, N, C, H, W]."""
+        return encode(self.teacher, views)
 
     def pairs(self, encoder: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
         """Each weight of the encoder, and the teacher's that follows it."""
@@ -70,19 +91,22 @@ class EMATeacher(nn.Module):
                 teacher.lerp_(student, (1 - decay).to(teacher.dtype))
 
 
-class StopGradient(nn.Module):
-    """The target is the encoder's own feature, without gradient.
+class OnlineTarget(nn.Module):
+    """The target is the encoder's own feature, without gradient (`stop_gradient`) or with it (`shared`).
 
-    All views pass together, so that target and observed views share batch statistics (defect D22 of the
-    reference: the target's came from a batch of its own).
+    With `batch_statistics=joint` all views pass together, so that target and observed views share batch statistics;
+    with `own` the target views are a batch of their own, as in the reference (defect D22).
     """
 
     def __init__(self, config: TargetConfig, encoder: nn.Module):
         super().__init__()
+        self.joint = config.batch_statistics == "joint"
+        self.detached = config.kind == "stop_gradient"
 
-    def forward(self, encoder: nn.Module, views: Tensor) -> tuple[Tensor, Tensor]:
-        z = encode(encoder, views)
-        return z[:, :-1], z[:, -1].detach()
+    def features(self, encoder: nn.Module, views: Tensor) -> Tensor:
+        """Features [B, N, D] of target views [B, N, C, H, W] that pass by themselves."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
+            return encode(encoder, views)
 
     def pairs(self, encoder: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
         """There is no teacher."""
@@ -96,7 +120,7 @@ class StopGradient(nn.Module):
         """Nothing to follow."""
 
 
-TARGETS: dict[str, type[nn.Module]] = {"ema": EMATeacher, "stop_gradient": StopGradient}
+TARGETS: dict[str, type[nn.Module]] = {"ema": EMATeacher, "stop_gradient": OnlineTarget, "shared": OnlineTarget}
 
 
 def build_target(config: TargetConfig, encoder: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import set_seed
 
 from seqjepa.engine import checkpoints as ckpt
+from seqjepa.engine.collapse import collapse_warnings
 from seqjepa.engine.config import Config
 from seqjepa.engine.console import Reporter, Stopwatch
 from seqjepa.engine.control import untrained_control
@@ -77,6 +78,10 @@ class Trainer:
         self.step = 0  # steps done in the next one
         self.best: dict[str, Any] = {"epoch": 0, "value": None, "metrics": {}}
         self.final: dict[str, float] = {}  # metrics of the last complete epoch
+        self.patience: dict[str, Any] = {
+            "value": None,
+            "waited": 0,
+        }  # of early_stop: the best so far, validations since
         self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
         self.watch = Stopwatch()  # of the present epoch
         self.commit = commit()  # of the code that runs, whatever is checked out by the end
@@ -102,7 +107,7 @@ class Trainer:
             )
         if state and state["images"] != self.loaders.fingerprint:
             raise InputError(f"holds other images than {resumed} was trained on", "data.root")
-        check_rules(config, metric_names(self.loaders.sequence.factors))
+        check_rules(config, metric_names(config, self.loaders.sequence.factors))
         local_batch = config.data.batch_size // accelerator.num_processes
         if local_batch % config.optim.accumulate:
             raise InputError(f"does not divide the {local_batch} sequences of a process", "optim.accumulate")
@@ -149,6 +154,16 @@ class Trainer:
         """Optimiser steps done."""
         return self.epoch * self.learner.steps_per_epoch + self.step
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether early_stop has ended the run."""
+        return self.config.early_stop.metric is not None and self.patience["waited"] >= self.config.early_stop.patience
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no epoch left."""
+        return self.epoch == self.config.run.epochs or self.stopped_early
+
     # -- the loop
 
     def fit(self) -> None:
@@ -159,7 +174,7 @@ class Trainer:
             Diverged: a loss or a gradient is no longer finite.
         """
         self.reporter.advance("training", self.global_step, total=self.learner.total_steps)
-        while self.epoch < self.config.run.epochs:
+        while not self.done:
             self.watch = Stopwatch()
             self._train_epoch()
             if self.accelerator.device.type == "cuda":
@@ -201,11 +216,15 @@ class Trainer:
         lr = learning_rate(
             self.config.optim, self.global_step - 1, self.learner.steps_per_epoch, self.learner.total_steps
         )
-        self.trackers.log({"step_loss": loss, "lr": lr, "sequences_per_second": recent.rate}, self.global_step)
+        values = {"step_loss": loss, "lr": lr, "sequences_per_second": recent.rate}
+        values |= {name: norm.item() for name, norm in self.learner.pulls.items()}
+        self.trackers.log(values, self.global_step)
 
     def _end_epoch(self, validated: bool, train_seconds: float) -> None:
         config, metrics, watch = self.config, self.final, self.watch
-        is_best = validated and self._is_best(metrics[config.eval.best_metric])
+        is_best = validated and _improves(metrics[config.eval.best_metric], self.best["value"], config.eval.best_mode)
+        if validated and config.early_stop.metric:
+            self._wait(metrics[config.early_stop.metric])
         if is_best:
             self.best = {"epoch": self.epoch, "value": metrics[config.eval.best_metric], "metrics": metrics}
         rate = watch.sequences / train_seconds
@@ -217,14 +236,22 @@ class Trainer:
         if validated:
             title = f"epoch {self.epoch}/{config.run.epochs}  {rate:.0f} sequences/s"
             self.reporter.epoch(title, metrics, self.untrained)
-        if is_best or self.epoch == config.run.epochs or self.epoch % config.checkpoint.every == 0:
+            for warning in collapse_warnings(metrics, config.diagnostics):
+                self.reporter.say(f"collapse? {warning}")
+        if self.stopped_early:
+            self.reporter.say(
+                f"stopped early: {config.early_stop.metric} has not improved for {self.patience['waited']} validations"
+            )
+        if is_best or self.done or self.epoch % config.checkpoint.every == 0:
             self.save(best=is_best)
 
-    def _is_best(self, value: float) -> bool:
-        best = self.best["value"]
-        if best is None or math.isnan(value):
-            return not math.isnan(value)
-        return value > best if self.config.eval.best_mode == "max" else value < best
+    def _wait(self, value: float) -> None:
+        """Count the validations since early_stop's metric improved."""
+        rule = self.config.early_stop
+        if _improves(value, self.patience["value"], rule.mode, rule.min_delta):
+            self.patience = {"value": value, "waited": 0}
+        else:
+            self.patience["waited"] += 1
 
     def _refuse_divergence(self) -> None:
         found = self.learner.diverged()
@@ -255,6 +282,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "final": self.final,
+            "patience": self.patience,
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
             "images": self.loaders.fingerprint,
@@ -280,7 +308,7 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
-        self.best, self.final = state["best"], state["final"]
+        self.best, self.final, self.patience = state["best"], state["final"], state["patience"]
         self.seconds, self.train_seconds = state["seconds"], state["train_seconds"]
         ckpt.restore(self.learner, self.accelerator, tensors, self.global_step)
 
@@ -301,6 +329,7 @@ class Trainer:
                 "untrained": self.untrained,
                 "best_epoch": self.best["epoch"],
                 "epochs": self.epoch,
+                "stopped_early": self.stopped_early,
                 "commit": self.commit,
                 "timing": {
                     "seconds": self.seconds,
@@ -317,3 +346,10 @@ class Trainer:
                 self.reporter.say(f"gate: {reason}")
             self.reporter.say(closing_block(str(self.folder.path), summary))
         return GATE_FAILED if config.gates.enforce and not passed else DONE
+
+
+def _improves(value: float, best: float | None, mode: str, least: float = 0.0) -> bool:
+    """Whether a metric is better than the best so far, by more than `least`; NaN never is."""
+    if best is None or math.isnan(value):
+        return not math.isnan(value)
+    return (value - best if mode == "max" else best - value) > least

@@ -1,0 +1,84 @@
+"""The seed's experiments again: each variant and its controls, on CIFAR-10 rotations, one process a run.
+
+    python bench/seed_experiments.py quick --data data/cifar10 --jobs 2 run.threads=1
+    python bench/seed_experiments.py lite --data data/cifar10 --seeds 42 0 1
+
+Runs stand in runs/seed/<tier>/<name>-<seed>. What is finished is passed over and what was stopped goes on, so the same
+command may be given again. `python -m seqjepa.engine.compare runs/seed/quick/*` makes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Experiment(NamedTuple):
+    """A variant, and what it adds to the variant's file."""
+
+    name: str
+    variant: str
+    settings: tuple[str, ...] = ()
+
+
+COSINE = ("optim.schedule=cosine", "optim.warmup_epochs=2", "optim.min_lr=1e-5")
+REPEATED = (  # whose spread over seeds is the yardstick for all
+    Experiment("exp_a_ema_rate", "exp_a_ema_rate"),
+    Experiment("ema", "baseline"),
+)
+SINGLE = (
+    Experiment("exp_b_stopgrad", "exp_b_stopgrad"),
+    Experiment("exp_b_tuned", "exp_b_tuned"),
+    Experiment("exp_c_symmetric", "exp_c_symmetric"),
+    Experiment("exp_a_cosine", "exp_a_ema_rate", COSINE),  # exp_c_symmetric but for the backward reading
+    Experiment("exp_b_high", "exp_b_high"),
+    Experiment("exp_b_003", "exp_b_stopgrad", ("rate.weight=0.03",)),  # exp_b_tuned but for the schedule
+    Experiment("stopgrad", "stopgrad"),  # exp_b but for the rate
+    Experiment("exp_d_sharpening", "exp_d_sharpening"),
+    Experiment("exp_d_cross_entropy", "exp_d_cross_entropy"),
+    Experiment("sigreg", "sigreg"),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tier", help="quick, lite, ...: a file of configs/tier")
+    parser.add_argument("--data", required=True, help="folder of CIFAR-10")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of all runs; by default 42, and 0 and 1 for A and EMA")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the experiments")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="for all runs")
+    args = parser.parse_args()
+    repeated = [(e, seed) for seed in (args.seeds or (42, 0, 1)) for e in REPEATED]
+    runs = repeated + [(e, seed) for seed in (args.seeds or (42,)) for e in SINGLE]
+    if args.only:
+        runs = [(e, seed) for e, seed in runs if e.name in args.only]
+
+    def train(run: tuple[Experiment, int]) -> str:
+        experiment, seed = run
+        folder = Path("runs/seed") / args.tier / f"{experiment.name}-{seed}"
+        if (folder / "summary.json").exists():
+            return f"{folder}: done before"
+        command = [sys.executable, ROOT / "engine/train.py", "configs/data/cifar10_rot.yaml"]
+        command += [f"configs/tier/{args.tier}.yaml", f"configs/variant/{experiment.variant}.yaml"]
+        command += [f"data.root={args.data}", f"run.dir={folder}", f"run.name={folder.name}", f"run.seed={seed}"]
+        command += ["run.resume=auto", *experiment.settings, *args.settings]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "console.log").open("a") as log:
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        return f"{folder}: exit code {code}"
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for line in pool.map(train, runs):
+            print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
