@@ -1,6 +1,6 @@
 """The seed's experiments again: each variant and its controls, on CIFAR-10 rotations, one process a run.
 
-    python bench/seed_experiments.py quick --data data/cifar10 --jobs 2 run.threads=1
+    python bench/seed_experiments.py quick run.threads=1 --data data/cifar10 --jobs 2
     python bench/seed_experiments.py lite --data data/cifar10 --seeds 42 0 1
 
 Runs stand in runs/seed/<tier>/<name>-<seed>. What is finished is passed over and what was stopped goes on, so the same
@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the experiments")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="for all runs")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     repeated = [(e, seed) for seed in (args.seeds or (42, 0, 1)) for e in REPEATED]
     runs = repeated + [(e, seed) for seed in (args.seeds or (42,)) for e in SINGLE]
     if args.only:
