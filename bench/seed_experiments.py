@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="for all runs")
     args = parser.parse_intermixed_args()
-    repeated = [(e, seed) for seed in (args.seeds or (42, 0, 1)) for e in REPEATED]
+    repeated = [(e, seed) for e in REPEATED for seed in (args.seeds or (42, 0, 1))]
     runs = repeated + [(e, seed) for seed in (args.seeds or (42,)) for e in SINGLE]
     if args.only:
         runs = [(e, seed) for e, seed in runs if e.name in args.only]
