@@ -36,7 +36,7 @@ class Moments(nn.Module):
         self.count += len(features)
 
     def compute(self) -> dict[str, float]:
-        """The `COLLAPSE_METRICS`, and `seed_rank`; NaN for fewer than two features.
+        """The `COLLAPSE_METRICS`, and `seed_rank`; NaN for fewer than two features, or where one is not finite.
 
         With λ the eigenvalues of the covariance in D dimensions and σ the singular values of the features:
 
@@ -49,7 +49,7 @@ class Moments(nn.Module):
         - seed_rank: (Σσ)² / Σσ² of the centred σ
         """
         count = self.count.item()
-        if count < 2:
+        if count < 2 or not self.products.isfinite().all():
             return dict.fromkeys((*COLLAPSE_METRICS, "seed_rank"), math.nan)
         mean = self.total / count
         covariance = self.products / count - torch.outer(mean, mean)
@@ -72,7 +72,7 @@ def participation(values: Tensor) -> float:
 
 
 def spectrum_figures(eigenvalues: Tensor, count: int) -> dict[str, float]:
-    """Effective rank, participation, seed_rank and isotropy of a covariance's eigenvalues [D], from `count` features."""
+    """Effective rank, participation, seed_rank and isotropy of a covariance's eigenvalues [D], of `count` features."""
     singular = eigenvalues.sqrt()
     share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
     possible = eigenvalues.sort(descending=True).values[: max(1, min(count - 1, len(eigenvalues)))]

@@ -87,33 +87,25 @@ class TargetConfig(Section):
         if not isinstance(values, dict):
             return values
         kind, sharpening = values.get("kind", "ema"), values.get("sharpening", False)
+        if kind not in ("ema", "stop_gradient", "shared") or not isinstance(sharpening, bool):
+            return values
         teacher = {"decay": 0.996, "schedule": "constant", "buffers": "ignore", "update": "kernel"}
-        settings = [
+        softmax = {"temperature": 0.04, "center_momentum": 0.9}
+        for applies, reason, defaults in (
+            (kind == "ema", f"is a teacher's, and target.kind={kind} has none", teacher),
             (
-                kind == "ema",
-                kind in ("stop_gradient", "shared"),
-                "is a teacher's, and target.kind={} has none",
-                teacher,
-            ),
-            (
-                kind in ("stop_gradient", "shared"),
-                kind == "ema",
-                "is for targets without a teacher, and target.kind={} has one",
+                kind != "ema",
+                "is for targets without a teacher, and target.kind=ema has one",
                 {"batch_statistics": "joint"},
             ),
-            (
-                sharpening is True,
-                sharpening is False,
-                "is the sharpening's, and target.sharpening is false",
-                {"temperature": 0.04, "center_momentum": 0.9},
-            ),
-        ]
-        for applies, excluded, reason, defaults in settings:
+            (sharpening, "is the sharpening's, and target.sharpening is false", softmax),
+        ):
             if applies:
                 values = {**values, **{key: value for key, value in defaults.items() if values.get(key) is None}}
-            for key in defaults if excluded else ():
+                continue
+            for key in defaults:
                 if values.get(key) is not None:
-                    raise InputError(f"{reason.format(kind)}; null is allowed", key)
+                    raise InputError(f"{reason}; null is allowed", key)
         return values
 
 
@@ -200,18 +192,18 @@ def check_method(config: Config) -> None:
         raise InputError(f"does not divide the token width {width} ({parts})", "model.num_heads")
     if model.aggregator_action and not model.predictor_action and config.sequence.num_observed == 1:
         raise InputError(
-            "false leaves no action with one observed view; say so by model.aggregator_action=false too, or observe two",
+            "leaves no action with one observed view; model.aggregator_action=false says so, or observe two",
             "model.predictor_action",
         )
     if objective.prediction == "mse" and target.sharpening:
         raise InputError(
-            "mse compares features, and target.sharpening=true makes the target a distribution; cosine or "
+            "compares features, and target.sharpening=true makes the target a distribution; cosine or "
             "cross_entropy is allowed",
             "objective.prediction",
         )
     if objective.prediction == "cross_entropy" and not target.sharpening:
         raise InputError(
-            "cross_entropy compares distributions; with target.sharpening=false cosine or mse is allowed",
+            "compares distributions; with target.sharpening=false cosine or mse is allowed",
             "objective.prediction",
         )
     if objective.prediction_weight is not None and config.sigreg.weight:
@@ -223,9 +215,7 @@ def check_method(config: Config) -> None:
                 "model.projector_dim",
             )
         if target.batch_statistics == "own":
-            raise InputError(
-                "own leaves the target out of the projections; joint is allowed", "target.batch_statistics"
-            )
+            raise InputError("leaves the target out of the projections; joint is allowed", "target.batch_statistics")
     terms = {
         "sigreg.weight": config.sigreg.weight,
         "vicreg.variance": config.vicreg.variance,
@@ -236,6 +226,6 @@ def check_method(config: Config) -> None:
             raise InputError("needs projections; set model.projector_dim, as in configs/variant/sigreg.yaml", field)
         if weight and model.projector_norm == "unit":
             raise InputError(
-                f"unit takes away the scale that {field} = {weight:g} is to set; none is allowed",
+                f"takes away the scale that {field} = {weight:g} is to set; none is allowed",
                 "model.projector_norm",
             )

@@ -108,7 +108,7 @@ class Predictor(nn.Module):
 
 
 class Projector(nn.Module):
-    """Three-layer MLP with batch norm: features [N, D] -> projections [N, E], of unit length if asked (LeJEPA's head)."""
+    """Three-layer MLP with batch norm (LeJEPA's head): features [N, D] -> [N, E], of unit length if asked."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, unit: bool = False):
         super().__init__()

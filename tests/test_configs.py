@@ -7,12 +7,18 @@ import pytest
 
 from seqjepa.engine.compose import CONFIGS, compose
 
-ROWS = re.findall(r"^\| (\S+/\S+) \| `([^`]+)` \| *(.*?) *\|$", (CONFIGS / "README.md").read_text(), re.MULTILINE)
-TABLE = {name: (words, waits) for name, words, waits in ROWS}
+ROWS = re.findall(r"^\| (\S+/\S+) \| `([^`]+)` \|$", (CONFIGS / "README.md").read_text(), re.MULTILINE)
+TABLE = dict(ROWS)
 
 # the reference's table of configs, transcribed: data, images to train and test (None: all), batch, epochs, EMA,
-# rate, decay, schedule, warm-up, last rate, thresholds of accuracy and R²
+# rate, decay, schedule, warm-up, last rate, thresholds of accuracy and R², and where they are not (0, False, False)
+# the weight of the coding rate, whether symmetric, whether sharpened
 ADAM = (1e-3, 0.0, "constant", 0, None)
+QUICK, LITE = ("cifar10_rot", 5000, 1000, 64, 5), ("cifar10_rot", 20000, 2000, 128, 10)
+SMOKE, MNIST = ("cifar10_rot", 128, 64, 16, 1), (10000, 2000, 64, 20)
+STEP2 = (4e-4, 1e-3, "cosine", 5, 1e-5, 10.0, 0.1)
+REMOTE = ("cifar100_aug", None, None, 128, 30)
+COSINE = (1e-3, 0.0, "cosine", 2, 1e-5)
 EXPECTED = {
     "archive/remote/cifar100_aug_baseline_10ep": ("cifar100_aug", None, None, 128, 10, True, *ADAM, 5.0, 0.05),
     "local/cifar100_aug_baseline_gate": (
@@ -33,6 +39,23 @@ EXPECTED = {
         *(4e-4, 1e-3, "cosine", 20, 1e-5, None, None),
     ),
     "remote/cifar10_rot_baseline": ("cifar10_rot", 20000, 2000, 128, 10, True, *ADAM, 30.0, 0.1),
+    "remote/step2_exp_a_ema_rate": ("cifar100_aug", None, None, 512, 30, True, *STEP2, 0.01),
+    "remote/step2_exp_b_teacherless": ("cifar100_aug", None, None, 512, 30, False, *STEP2, 0.03),
+    "step2/quick/cifar10_subspace_ema_rate": (*QUICK, True, *ADAM, 20.0, 0.0, 0.01),
+    "step2/quick/exp_a_ema_rate_baseline": (*LITE, True, *ADAM, 30.0, 0.1, 0.01),
+    "step2/quick/exp_a_ema_rate_quick": (*QUICK, True, *ADAM, 20.0, 0.0, 0.01),
+    "step2/quick/exp_a_ema_rate_smoke": (*SMOKE, True, *ADAM, 12.0, -0.3, 0.01),
+    "step2/quick/exp_b_stopgrad_baseline": (*LITE, False, *ADAM, 30.0, 0.1, 0.01),
+    "step2/quick/exp_b_stopgrad_highrate_baseline": (*LITE, False, *ADAM, 30.0, 0.1, 0.1),
+    "step2/quick/exp_b_stopgrad_quick": (*QUICK, False, *ADAM, 20.0, 0.0, 0.01),
+    "step2/quick/exp_b_stopgrad_smoke": (*SMOKE, False, *ADAM, 12.0, -0.3, 0.01),
+    "step2/quick/exp_b_stopgrad_warmup_baseline": (*LITE, False, 1e-3, 0.0, "cosine", 2, 1e-4, 30.0, 0.1, 0.03),
+    "step2/quick/exp_c_symmetric_baseline": (*LITE, True, *COSINE, 30.0, 0.1, 0.01, True),
+    "step2/quick/exp_d_sharpening_baseline": (*LITE, False, *COSINE, 30.0, 0.1, 0.03, False, True),
+    "step2/quick/mnist_rot_only": ("mnist_rot", *MNIST, True, *ADAM, 80.0, 0.0, 0.01),
+    "step2/quick/mnist_subspace_ema_rate": ("mnist_affine", *MNIST, True, *ADAM, 80.0, 0.0, 0.01),
+    "step2/remote/exp_a_ema_rate_baseline": (*REMOTE, True, *ADAM, 5.0, 0.05, 0.01),
+    "step2/remote/exp_b_stopgrad_baseline": (*REMOTE, False, *ADAM, 5.0, 0.05, 0.01),
 }
 DATASETS = {"cifar100_aug": "cifar100", "cifar10_rot": "cifar10", "mnist_affine": "mnist", "mnist_rot": "mnist"}
 
@@ -43,13 +66,12 @@ def resolve(words):
 
 def test_every_config_of_the_reference_is_mapped():
     assert len(TABLE) == len(ROWS) == 27
-    assert {name for name, (_, waits) in TABLE.items() if not waits} == EXPECTED.keys()
+    assert TABLE.keys() == EXPECTED.keys()
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_rows_resolve(name):
-    words, _ = TABLE[name]
-    config = resolve(words)
+    config = resolve(TABLE[name])
     assert DATASETS[config.data.name] == config.data.dataset
     # constant in all of the reference's files
     assert (config.run.seed, config.data.subset_seed, config.sequence.num_observed) == (42, 42, 3)
@@ -61,8 +83,7 @@ def test_rows_resolve(name):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_hyperparameters_are_the_references(name):
-    words, _ = TABLE[name]
-    config = resolve(words)
+    config = resolve(TABLE[name])
     optim, gate = config.optim, {}
     for rule in config.active_rules:
         if rule.minus is None and rule.min is not None:
@@ -73,8 +94,14 @@ def test_hyperparameters_are_the_references(name):
         *(optim.lr, optim.weight_decay, optim.schedule, optim.warmup_epochs),
         optim.min_lr if optim.schedule == "cosine" else None,
         *(gate.get("online_linacc_test"), gate.get("online_r2_test")),
+        *(config.rate.weight, config.objective.symmetric, config.target.sharpening),
     )
-    assert found == EXPECTED[name]
+    expected = EXPECTED[name]
+    assert found == expected + (0.0, False, False)[len(expected) - 13 :]
+    if config.rate.weight:  # constant where the rate is on
+        assert (config.rate.target, config.rate.normalize, config.rate.scale) == ("agg", "none", {"alpha": 1.0})
+    if config.target.sharpening:
+        assert (config.target.temperature, config.target.center_momentum) == (0.04, 0.9)
     if config.target.kind == "ema":
         assert (config.target.decay, config.target.schedule, config.target.buffers) == (0.996, "constant", "ignore")
 
@@ -95,6 +122,8 @@ def test_the_references_sequences():
     )
 
 
-def test_the_table_of_tiers_names_them_all():
-    named = set(re.findall(r"^\| `(\w+)` \|", (CONFIGS / "README.md").read_text(), re.MULTILINE))
-    assert named == {Path(path).stem for path in (CONFIGS / "tier").glob("*.yaml")}
+@pytest.mark.parametrize("folder", ["tier", "variant"])
+def test_the_tables_name_them_all(folder):
+    table = (CONFIGS / "README.md").read_text().split(f"| {folder} |")[1].split("\n\n")[0]
+    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == {Path(path).stem for path in (CONFIGS / folder).glob("*.yaml")}

@@ -33,7 +33,7 @@ def test_every_config_composes(path):
 
 
 @pytest.mark.parametrize("tier", ["smoke", "quick", "lite"])
-@pytest.mark.parametrize("variant", ["baseline", "teacherless"])
+@pytest.mark.parametrize("variant", ["baseline", "stopgrad"])
 def test_tiers_hold_the_references_sizes_and_thresholds(tier, variant):
     words = ["configs/data/cifar10_rot.yaml", f"configs/tier/{tier}.yaml", f"configs/variant/{variant}.yaml"]
     config = compose(words).config
@@ -58,12 +58,12 @@ def test_tiers_hold_the_references_sizes_and_thresholds(tier, variant):
     assert (config.optim.lr, config.optim.schedule, config.optim.weight_decay) == (1e-3, "constant", 0.0)
     assert (config.target.kind, config.target.decay) == {
         "baseline": ("ema", 0.996),
-        "teacherless": ("stop_gradient", None),
+        "stopgrad": ("stop_gradient", None),
     }[variant]
 
 
 def test_a_printed_config_is_a_config(tmp_path, capsys):
-    words = ["configs/smoke.yaml", "configs/variant/teacherless.yaml", "optim.lr=1e-2"]
+    words = ["configs/smoke.yaml", "configs/variant/stopgrad.yaml", "optim.lr=1e-2"]
     assert main([*words, "--print-config"]) == 0
     printed = capsys.readouterr().out
     (tmp_path / "again.yaml").write_text(printed)
@@ -94,7 +94,7 @@ def test_a_printed_config_is_a_config(tmp_path, capsys):
         (["target.kind=magic"], ["target.kind = 'magic'", "must be ema|stop_gradient"]),
         (["target.kind=stop_gradient", "target.decay=0.9"], ["override target.decay=0.9", "is a teacher's"]),
         (
-            ["configs/variant/baseline.yaml", "configs/variant/teacherless.yaml"],
+            ["configs/variant/baseline.yaml", "configs/variant/stopgrad.yaml"],
             ["variant/baseline.yaml", "target.decay", "is a teacher's"],
         ),
         (["sequence.angles=[0,45]"], ["sequence.angles = [0, 45]", "45 is not a multiple of 90"]),

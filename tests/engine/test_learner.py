@@ -92,6 +92,82 @@ def test_shuffled_actions_reach_the_model_but_not_the_probes(build):
     assert torch.equal(seen["actions"], batch.actions)
 
 
+VARIANTS = {
+    "ema": (),
+    "symmetric": ("objective.symmetric=true", "rate.weight=0.1"),
+    "sharpened": ("target.kind=stop_gradient", "target.sharpening=true", "objective.prediction=cross_entropy"),
+    "sigreg": (
+        *("target.kind=shared", "objective.prediction=mse", "model.projector_dim=8", "model.projector_hidden=16"),
+        *("sigreg.weight=0.1", "sigreg.num_slices=8"),
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pulls_are_measured_without_a_trace(build, variant):
+    """The step is the same whether the terms' gradients are looked at or not."""
+    states = []
+    for log_every in (1, 1000):
+        learner, loaders = build(f"run.log_every={log_every}", *VARIANTS[variant])
+        for step, batch in zip(range(3), loaders.train.epoch(0), strict=False):
+            learner.step(batch, step)
+        states.append(learner.model.state_dict())
+        assert set(learner.pulls) == (
+            {name.replace("loss_", "z_grad_norm_") for name in learner.objective.names} if log_every == 1 else set()
+        )
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_pulls_are_the_slopes_of_the_terms(build):
+    """Against finite differences along the gradient of the total."""
+    learner, loaders = build("run.log_every=1", "model.dropout=0.0", "rate.weight=0.1")
+    batch = next(loaders.train.epoch(0))
+    given = learner._given(batch)
+    model = learner.model.double().train()
+    given = given._replace(views=given.views.double(), actions=given.actions.double())
+    output = model(*given)
+    pulls = learner._pulls(output, given)
+    for name in ("prediction", "rate"):
+
+        def value(z, name=name):
+            read = model.read(z, output.target_z, given.actions)
+            return learner.objective.terms[name](read, learner.device_step).double()
+
+        z = output.encoded.detach().requires_grad_()
+        (direction,) = torch.autograd.grad(value(z), z)
+        direction = direction / direction.norm()
+        with torch.no_grad():
+            slope = (value(z + 1e-2 * direction) - value(z - 1e-2 * direction)).item() / 2e-2
+        assert pulls[f"z_grad_norm_{name}"].item() == pytest.approx(
+            learner.objective.terms[name].weight * slope, rel=0.02
+        )
+
+
+def test_symmetric_training_is_told_the_way_back(build):
+    learner, loaders = build("objective.symmetric=true", "ablation.shuffle_actions=true")
+    batch = next(loaders.train.epoch(0))
+    given = learner._given(batch)
+    inverse = loaders.sequence.inverse_actions(batch.params)
+    assert torch.equal(given.inverse_actions, inverse.roll(1, 0))
+    two = given.split(2)
+    assert torch.equal(torch.cat([part.inverse_actions for part in two]), given.inverse_actions)
+
+
+def test_a_smaller_rate_fraction_and_a_gain_are_told_apart(build):
+    """Doubling the LayerNorm's gain raises the rate and `agg_gain`; the other figures hardly move."""
+    learner, loaders = build()
+    before = learner.validate(loaders.validation)
+    with torch.no_grad():
+        learner.model.aggregator.norm.weight.mul_(2)
+        learner.model.aggregator.norm.bias.mul_(2)
+    after = learner.validate(loaders.validation)
+    assert after["agg_gain"] == pytest.approx(2 * before["agg_gain"])
+    assert after["rate_agg"] > 1.3 * before["rate_agg"]
+    for name in ("participation_agg", "effective_rank_agg", "rank_inv_eff", "pair_cosine_agg", "rank_eq_eff"):
+        assert after[name] == pytest.approx(before[name], rel=1e-3)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["rotation", "affine"])
 def test_gpu_step_never_waits_and_draws_as_the_cpu(build, tiny, kind):

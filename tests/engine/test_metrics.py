@@ -73,13 +73,17 @@ def test_centred_cosine_closed_forms(accelerator):
 
 def test_features_are_those_of_the_reference():
     z = torch.randn(5, 3, 4, requires_grad=True)
-    features = probe_features(Output(z, torch.randn(5, 6), torch.randn(5, 4), torch.randn(5, 4)))
+    features = probe_features(
+        Output(z, torch.randn(5, 6), torch.randn(5, 4), torch.randn(5, 4), z, torch.randn(5, 1, 4))
+    )
     assert torch.equal(features["pair"], torch.cat([z[:, 0], z[:, 1]], 1))
     assert torch.equal(features["first"], z[:, 0])
     torch.testing.assert_close(features["mean"], (z[:, 0] + z[:, 1] + z[:, 2]) / 3)
     assert not any(feature.requires_grad for feature in features.values())
     target = torch.randn(5, 4)
-    single = probe_features(Output(z[:, :1], torch.randn(5, 6), torch.randn(5, 4), target))
+    single = probe_features(
+        Output(z[:, :1], torch.randn(5, 6), torch.randn(5, 4), torch.randn(5, 4), z, target[:, None])
+    )
     assert torch.equal(single["pair"], torch.cat([z[:, 0], target], 1))
 
 
@@ -95,7 +99,7 @@ def test_probes_learn_what_is_there_and_only_that():
             z, agg = torch.randn(64, 3, 8), torch.randn(64, 12)
             labels = agg[:, :3].argmax(1)  # the class is in agg alone, the action in z alone
             actions = torch.stack([z[:, 0, 0] - z[:, 1, 0], torch.ones(64)], dim=1)[:, None].expand(-1, 2, -1)
-            features = probe_features(Output(z, agg, torch.randn(64, 8), torch.randn(64, 8)))
+            features = probe_features(Output(z, agg, torch.randn(64, 8), torch.randn(64, 8), z, torch.randn(64, 1, 8)))
             outputs = probes(features)
             optimizer.zero_grad()
             sum(probes.losses(outputs, labels, actions).values()).backward()

@@ -15,9 +15,13 @@ from seqjepa.engine.probes import OnlineProbes
 SMALL = ModelConfig(encoder="convnet", width=4, action_dim=8, num_layers=2, predictor_hidden=16)
 
 
-def small(**target):
+def small(model=SMALL, **target):
     torch.manual_seed(0)
-    return build_model(SMALL, TargetConfig(**target), action_dim=2)
+    return build_model(model, TargetConfig(**target), action_dim=2)
+
+
+def changed(**settings):
+    return SMALL.model_copy(update=settings)
 
 
 def inputs(batch=6, views=4):
@@ -60,7 +64,11 @@ def test_probe_parameter_counts_are_the_references():
 def test_shapes():
     views, actions = inputs()
     output = small()(views, actions)
-    assert [tuple(part.shape) for part in output] == [(6, 3, 16), (6, 24), (6, 16), (6, 16)]
+    assert [tuple(part.shape) for part in output[:6]] == [
+        *((6, 3, 16), (6, 24), (6, 16), (6, 16)),
+        *((6, 3, 16), (6, 1, 16)),
+    ]
+    assert (output.projections, output.backwards) == (None, None)
 
 
 def test_aggregate_sees_neither_the_target_nor_the_last_action():
@@ -135,6 +143,105 @@ def test_stop_gradient_shares_batch_statistics():
     torch.testing.assert_close(output.z, together[:, :-1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output.target, together[:, -1], rtol=1e-4, atol=1e-5)
     assert batch_norm(model.encoder).num_batches_tracked == 1
+
+
+def test_own_statistics_are_a_batch_of_their_own():
+    model = small(kind="stop_gradient", batch_statistics="own")
+    views, actions = inputs()
+    views[:, -1] *= 5
+    encoder = copy.deepcopy(model.encoder)
+    output = model(views, actions)
+    torch.testing.assert_close(
+        output.z, encoder(views[:, :-1].flatten(0, 1)).unflatten(0, (6, 3)), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(output.target, encoder(views[:, -1]), rtol=1e-4, atol=1e-5)
+    assert batch_norm(model.encoder).num_batches_tracked == 2
+
+
+def test_shared_targets_have_a_gradient_and_the_same_values():
+    views, actions = inputs()
+    shared, stopped = (small(kind=kind)(views, actions) for kind in ("shared", "stop_gradient"))
+    assert torch.equal(shared.target, stopped.target)
+    assert shared.target.requires_grad
+    assert not stopped.target.requires_grad
+    (gradient,) = torch.autograd.grad(shared.target.sum(), shared.encoded)
+    assert gradient[:, :-1].abs().sum() == 0
+    assert torch.equal(gradient[:, -1], torch.ones_like(gradient[:, -1]))
+
+
+@pytest.mark.parametrize("kind", ["ema", "stop_gradient"])
+def test_sharpened_targets_are_centred_softmaxes(kind):
+    plain, sharp = small(kind=kind), small(kind=kind, sharpening=True, temperature=0.5, center_momentum=0.9)
+    views, actions = inputs()
+    raw = plain(views, actions).target
+    center = 0.1 * raw.mean(0)  # from zero, and before it is used
+    torch.testing.assert_close(sharp(views, actions).target, ((raw - center) / 0.5).softmax(-1))
+    torch.testing.assert_close(sharp.sharpening.center, center)
+    sharp.eval()(views, actions)
+    torch.testing.assert_close(sharp.sharpening.center, center)  # it moves in training alone
+
+
+@pytest.mark.parametrize("kind", ["ema", "stop_gradient", "shared"])
+def test_the_backward_reading_is_that_of_the_sequence_turned_round(kind):
+    model = small(kind=kind).eval()
+    views, actions = inputs()
+    inverse = torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(2))
+    both = model(views, actions, inverse)
+    turned = model(views.flip(1), inverse.flip(1))
+    for ours, expected in zip(both.backwards, (turned.agg, turned.prediction, turned.target), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    for ours, expected in zip(both[:4], model(views, actions)[:4], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_forward_and_inverse_actions_are_normalised_together():
+    model = small()
+    views, actions = inputs(batch=20)
+    linear, norm = model.action_embedding.linear, model.action_embedding.norm
+    model(views, actions, 2 * actions)
+    rows = linear(torch.cat([actions, 2 * actions]).flatten(0, 1))
+    assert norm.num_batches_tracked == 1
+    torch.testing.assert_close(norm.running_mean, 0.1 * rows.mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_projections_are_of_all_views_and_predicted(unit):
+    model = small(
+        changed(projector_dim=5, projector_hidden=8, projector_norm="unit" if unit else "none"), kind="shared"
+    )
+    views, actions = inputs()
+    output = model(views, actions)
+    assert output.projections.shape == (6, 4, 5)
+    assert output.prediction.shape == (6, 5)
+    assert torch.equal(output.target, output.projections[:, -1])
+    lengths = output.projections.norm(dim=-1)
+    assert torch.allclose(lengths, torch.ones_like(lengths)) == unit
+    plain = small(kind="shared")  # all but predictor and projector starts the same
+    assert torch.equal(plain(views, actions).z, output.z)
+
+
+def test_actions_reach_only_the_parts_that_are_told():
+    views, actions = inputs()
+    other = actions + torch.randn(actions.shape, generator=torch.Generator().manual_seed(3))
+    for told in ((True, True), (True, False), (False, True), (False, False)):
+        aggregator, predictor = told
+        model = small(changed(aggregator_action=aggregator, predictor_action=predictor)).eval()
+        one, two = model(views, actions), model(views, other)
+        assert torch.equal(one.agg, two.agg) == (not aggregator)
+        assert torch.equal(one.prediction, two.prediction) == (not any(told))
+        last = actions.clone()
+        last[:, -1] += 1
+        assert torch.equal(one.prediction, model(views, last).prediction) == (not predictor)
+        assert (model.action_embedding is None) == (not any(told))
+        assert model.token_width == (24 if aggregator else 16)
+
+
+@pytest.mark.parametrize("num_observed", [1, 2, 3, 4])
+def test_any_number_of_observed_views(num_observed):
+    views, actions = inputs(views=num_observed + 1)
+    output = small()(views, actions)
+    assert output.z.shape == (6, num_observed, 16)
+    cosine_distance(output.prediction, output.target).backward()
 
 
 @pytest.mark.parametrize("update", ["kernel", "torch"])

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from seqjepa.engine.train import main
@@ -51,6 +52,58 @@ def test_refusals_while_starting(tiny, tmp_path, refused):
     assert not (tmp_path / "run").exists()
 
 
+PROJECTED = ("model.projector_dim=8", "target.kind=shared", "objective.prediction=mse")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            ["target.sharpening=true", "objective.prediction=mse"],
+            ["objective.prediction = 'mse': compares features", "cosine or cross_entropy is allowed"],
+        ),
+        (["objective.prediction=cross_entropy"], ["objective.prediction = 'cross_entropy': compares distributions"]),
+        (
+            [*PROJECTED, "sigreg.weight=0.1", "model.projector_norm=unit"],
+            ["model.projector_norm = 'unit': takes away the scale", "sigreg.weight = 0.1", "none is allowed"],
+        ),
+        (
+            [*PROJECTED, "vicreg.variance=1.0", "model.projector_norm=unit"],
+            ["model.projector_norm = 'unit': takes away"],
+        ),
+        (["sigreg.weight=0.1"], ["sigreg.weight = 0.1: needs projections", "model.projector_dim"]),
+        (
+            [*PROJECTED, "sigreg.weight=0.1", "objective.prediction_weight=2"],
+            ["objective.prediction_weight = 2: sigreg.weight sets it"],
+        ),
+        (["model.projector_dim=8"], ["model.projector_dim = 8: a teacher has no projector"]),
+        (
+            ["model.projector_dim=8", "target.kind=stop_gradient", "target.batch_statistics=own"],
+            ["target.batch_statistics = 'own': leaves the target out", "joint is allowed"],
+        ),
+        (["rate.weight=0.1", "data.batch_size=1"], ["data.batch_size = 1: must be a whole number >= 2"]),
+        (["rate.weight=0.1", "optim.accumulate=32"], ["optim.accumulate = 32: leaves one sequence"]),
+        (["rate.alpha=1", "rate.eps=0.5"], ["rate.alpha = 1 says it already"]),
+        (["rate.target=y"], ["rate.target", "agg|z|both"]),
+        (["target.batch_statistics=own"], ["target.batch_statistics", "without a teacher"]),
+        (["target.kind=shared", "target.decay=0.9"], ["target.decay", "target.kind=shared has none"]),
+        (["target.temperature=0.1"], ["target.temperature", "target.sharpening is false"]),
+        (
+            ["model.predictor_action=false", "sequence.num_observed=1"],
+            ["model.predictor_action = False: leaves no action with one observed view"],
+        ),
+        (
+            ["model.aggregator_action=false", "model.num_heads=3"],
+            ["does not divide the token width 16 (encoder features)"],
+        ),
+        (["early_stop.metric=accuracy"], ["early_stop.metric: accuracy is not computed"]),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(tiny, tmp_path, refused, words, parts):
+    refused(tiny(*words), *parts)
+    assert not (tmp_path / "run").exists()
+
+
 def test_refuses_a_checkpoint_of_another_experiment_or_a_damaged_one(tiny, tmp_path, refused):
     assert main(tiny("run.epochs=1")) == 0
     path = tmp_path / "run" / "checkpoints" / "epoch-0001"
@@ -64,7 +117,7 @@ def test_refuses_a_checkpoint_of_another_experiment_or_a_damaged_one(tiny, tmp_p
     (path / "trainer.safetensors").write_bytes(whole[:1000])
     refused(tiny(f"run.resume={path}", run="b"), "run.resume", "not a readable checkpoint")
     (path / "trainer.safetensors").write_bytes(whole)
-    for text, message in (("{", "not a readable checkpoint"), ('{"version": 1}', "not a checkpoint of version 2")):
+    for text, message in (("{", "not a readable checkpoint"), ('{"version": 2}', "not a checkpoint of version 3")):
         (path / "state.json").write_text(text)
         refused(tiny(f"run.resume={path}", run="b"), "run.resume", message)
 

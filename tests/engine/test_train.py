@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from seqjepa.engine import learner as learner_module
+from seqjepa.engine.compose import compose
 from seqjepa.engine.train import main
 
 FILES = ("model", "probes", "trainer", "rng-00000")
@@ -70,6 +71,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
         "untrained",
         "best_epoch",
         "epochs",
+        "stopped_early",
         "commit",
         "timing",
     }
@@ -84,7 +86,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
     assert float(block["online_r2_test"]) == pytest.approx(final["final"]["online_r2_test"], rel=1e-5)
     # every metric that gates may ask for is there, and no other
     names = learner_module.metric_names(
-        {n: slice(0, 1) for n in ("rotation", "translation_x", "translation_y", "scale")}
+        compose(tiny()).config, {n: slice(0, 1) for n in ("rotation", "translation_x", "translation_y", "scale")}
     )
     assert set(final["final"]) == names
     assert {name for name in names if name.endswith("_test")} <= set(final["untrained"])
@@ -336,3 +338,20 @@ def test_compiled_stays_close_to_eager(tiny, tmp_path, monkeypatch):
     eager, compiled = (rows(tmp_path / run)[0] for run in ("eager", "compiled"))
     for name in ("ep_loss", "val_loss", "grad_norm"):
         assert compiled[name] == pytest.approx(eager[name], rel=1e-3)  # sums in another order, five steps
+
+
+def test_a_run_that_no_longer_improves_ends(tiny, tmp_path):
+    """Nothing improves accuracy by a thousand: the first validation is the best, and two more are waited for."""
+    rule = ("early_stop.metric=online_linacc_test", "early_stop.patience=2", "early_stop.min_delta=1000.0")
+    assert main(tiny("run.epochs=9", *rule)) == 0
+    final = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (final["stopped_early"], final["epochs"]) == (True, 3)
+    assert (tmp_path / "run" / "checkpoints" / "epoch-0003").is_dir()
+    # a run that was stopped in between has waited as long
+    assert main(tiny("run.epochs=9", *rule, "early_stop.patience=1", run="two")) == 0
+    assert main(tiny("run.epochs=9", *rule, "run.resume=auto", run="two")) == 0
+    assert_same_checkpoint(*(tmp_path / run / "checkpoints" / "epoch-0003" for run in ("run", "two")))
+    # and one that has ended has nothing left to do
+    before = rows(tmp_path / "two")
+    assert main(tiny("run.epochs=9", *rule, "run.resume=auto", run="two")) == 0
+    assert rows(tmp_path / "two") == before

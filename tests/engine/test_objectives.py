@@ -1,0 +1,148 @@
+"""Each term against its formula, and what it must and must not see."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightly.loss.vicreg_loss import covariance_loss, variance_loss
+
+from seqjepa.engine.compose import compose
+from seqjepa.engine.model import Output, Reading
+from seqjepa.engine.objectives import Objective, cosine_distance, cross_entropy
+from seqjepa.kernels import sigreg
+
+STEP = torch.tensor(0)
+
+
+def objective(*words):
+    return Objective(compose(["configs/smoke.yaml", *words]).config)
+
+
+def output(batch=12, views=4, width=6, seed=0, both=False, **given):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    z = draw(batch, views - 1, width)
+    fields = {
+        "z": z,
+        "agg": draw(batch, width + 2),
+        "prediction": draw(batch, width),
+        "target": draw(batch, width),
+        "encoded": z,
+        "target_z": draw(batch, 1, width),
+        "projections": draw(batch, views, width),
+        "backwards": Reading(draw(batch, width + 2), draw(batch, width), draw(batch, width)) if both else None,
+    }
+    return Output(**(fields | given))
+
+
+def rate(features):
+    """log det(I + CᵀC / B) of centred features, alpha = 1, as the reference writes it."""
+    centred = (features - features.mean(0)).double()
+    return torch.logdet(torch.eye(features.shape[1]).double() + centred.T @ centred / len(features)).item()
+
+
+def value(term, given, *words):
+    return objective(*words)(given, STEP)[1][f"loss_{term}"].item()
+
+
+PROJECTED = ("model.projector_dim=6", "target.kind=shared", "objective.prediction=mse")
+
+
+def test_cross_entropy_has_its_closed_form():
+    target = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    entropy = -(target * target.log()).sum(-1).mean()
+    # the prediction whose softmax is the target is the best, and costs the target's entropy
+    torch.testing.assert_close(cross_entropy(0.1 * target.log() + 3, target, 0.1), entropy)
+    uniform = cross_entropy(torch.zeros(2, 3), target, 0.1)
+    torch.testing.assert_close(uniform, torch.tensor(math.log(3)))
+
+
+def test_predictions_are_compared_as_asked():
+    given = output()
+    assert value("prediction", given) == pytest.approx(cosine_distance(given.prediction, given.target).item())
+    mse = (given.prediction - given.target).square().mean().item()
+    assert value("prediction", given, "objective.prediction=mse") == pytest.approx(mse)
+    sharp = given._replace(target=given.target.softmax(-1))
+    words = ("objective.prediction=cross_entropy", "objective.temperature=0.5", "target.sharpening=true")
+    expected = F.cross_entropy(given.prediction / 0.5, sharp.target).item()
+    assert value("prediction", sharp, *words) == pytest.approx(expected, rel=1e-6)
+
+
+def test_both_readings_count_the_same():
+    given = output(both=True)
+    one = value("prediction", given._replace(backwards=None))
+    other = cosine_distance(given.backwards.prediction, given.backwards.target).item()
+    assert value("prediction", given) == pytest.approx((one + other) / 2)
+    words = ("rate.weight=0.1",)
+    expected = -(rate(given.agg) + rate(given.backwards.agg)) / 2
+    assert value("rate", given, *words) == pytest.approx(expected, rel=1e-5)
+
+
+def test_rate_of_what_it_is_asked_for():
+    given = output()
+    agg = rate(given.agg)
+    z = sum(rate(given.z[:, view]) for view in range(3)) / 3  # all views (the reference: the first alone)
+    for target, expected in (("agg", agg), ("z", z), ("both", agg + z)):
+        assert value("rate", given, "rate.weight=0.1", f"rate.target={target}") == pytest.approx(-expected, rel=1e-5)
+
+
+def test_a_gain_inflates_the_plain_rate_alone():
+    given = output(width=30, batch=20)
+    louder = given._replace(agg=3 * given.agg)
+    for normalize in ("unit", "fixed_gain"):
+        words = ("rate.weight=0.1", f"rate.normalize={normalize}")
+        assert value("rate", louder, *words) == pytest.approx(value("rate", given, *words), rel=1e-4)
+    assert value("rate", louder, "rate.weight=0.1") < 1.5 * value("rate", given, "rate.weight=0.1")
+    # rows of mean 0 and variance 1 have energy d: no more than this, however they lie
+    rank, width = 19, 32
+    bound = rank * math.log1p(width / rank)
+    fixed = -value("rate", given, "rate.weight=0.1", "rate.normalize=fixed_gain")
+    assert 0.8 * bound < fixed < bound
+
+
+def test_sigreg_takes_each_view_position_by_itself():
+    given = output(batch=256)
+    words = (*PROJECTED, "sigreg.weight=0.1", "sigreg.num_slices=64")
+    alone = [sigreg(given.projections[:, view], num_slices=64, seed=0).item() for view in range(4)]
+    assert value("sigreg", given, *words) == pytest.approx(sum(alone) / 4, rel=1e-5)
+    assert 0.3 < sum(alone) / 4 < 3  # Gaussian samples; collapsed ones give 0.4 B
+    collapsed = given._replace(projections=torch.zeros(256, 4, 6))
+    assert value("sigreg", collapsed, *words) == pytest.approx(0.402 * 256, rel=0.01)
+
+
+def test_sigreg_draws_for_each_step():
+    words = (*PROJECTED, "sigreg.weight=0.1", "sigreg.num_slices=8")
+    term, given = objective(*words).terms["sigreg"], output()
+    first = term(given, torch.tensor(1))
+    assert torch.equal(first, term(given, torch.tensor(1)))
+    assert not torch.equal(first, term(given, torch.tensor(2)))
+
+
+def test_vicreg_is_lightlys():
+    words = (*PROJECTED, "vicreg.variance=1.0", "vicreg.covariance=1.0")
+    given = output(views=2, batch=40)
+    a, b = given.projections.unbind(1)
+    expected = (variance_loss(a) + variance_loss(b)).item() / 2
+    assert value("variance", given, *words) == pytest.approx(expected, rel=1e-5)
+    # theirs is the mean over the d² - d pairs, ours and the paper's the sum over d
+    expected = (covariance_loss(a) + covariance_loss(b)).item() / 2
+    assert value("covariance", given, *words) == pytest.approx(expected, rel=1e-5)
+    flat = given._replace(projections=torch.ones(40, 2, 6))
+    assert value("variance", flat, *words) == pytest.approx(1 - 1e-2)
+    assert value("covariance", flat, *words) == 0
+
+
+def test_the_total_is_the_weighted_sum():
+    given = output()
+    built = objective("rate.weight=0.25", "objective.prediction_weight=3.0")
+    total, terms = built(given, STEP)
+    assert list(terms) == list(built.names) == ["loss_prediction", "loss_rate"]
+    assert total.item() == pytest.approx(3 * terms["loss_prediction"].item() + 0.25 * terms["loss_rate"].item())
+    built = objective(*PROJECTED, "sigreg.weight=0.05")  # one hyperparameter sets both
+    total, terms = built(given, STEP)
+    expected = 0.95 * terms["loss_prediction"].item() + 0.05 * terms["loss_sigreg"].item()
+    assert total.item() == pytest.approx(expected)
