@@ -35,6 +35,12 @@ class Moments(nn.Module):
         self.directions += nn.functional.normalize(features, dim=-1).sum(0)
         self.count += len(features)
 
+    def spectrum(self) -> Tensor:
+        """Singular values of the centred features over √N, falling [D]."""
+        mean = self.total / self.count
+        covariance = self.products / self.count - torch.outer(mean, mean)
+        return torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().flip(0)
+
     def compute(self) -> dict[str, float]:
         """The `COLLAPSE_METRICS`, and `seed_rank`; NaN for fewer than two features, or where one is not finite.
 

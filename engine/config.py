@@ -126,6 +126,8 @@ class EvalConfig(Section):
     """How often each training image is rendered (protocol=fast)."""
     neighbours: int = Field(default=20, ge=1)
     """Nearest neighbours that vote (protocol=fast)."""
+    subspace: bool = False
+    """Whether engine/evaluate.py asks for subspaces, equivariance and their figures instead of the protocol."""
     out: str | None = None
     """Folder of the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for several."""
 
@@ -193,9 +195,9 @@ class EarlyStopConfig(Section):
 class DiagnosticsConfig(Section):
     """Collapse warnings at each validation; factor sweeps, subspaces and their figures now and then."""
 
-    every: int = Field(default=5, ge=0)
-    """Epochs between sweeps; 0 makes none."""
-    anchors: int = Field(default=64, ge=8, le=1024)
+    every: int = Field(default=100, ge=0)
+    """Epochs between sweeps, the last one always has one; 0 makes none."""
+    anchors: int = Field(default=32, ge=8, le=1024)
     """Test images that are swept."""
     min_rank: float = Field(default=2.0, ge=1)
     """Effective rank (participation ratio of the spectrum) of z or agg below which a collapse is told of."""

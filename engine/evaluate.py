@@ -24,7 +24,8 @@ Asks a frozen network for the class and the action, and its untrained control fo
   accelerate launch engine/evaluate.py runs/cifar100-quick/checkpoints/best eval.protocol=paper
 
 A run stands for its newest checkpoint, whose config is used; section.key=value overrides it (data.root, eval.*).
-Writes eval.json, lengths.png and factors.png to eval/<checkpoint>-<protocol> in the run, or to eval.out. Several runs
+Writes eval.json, lengths.png and factors.png to eval/<checkpoint>-<protocol> in the run, or to eval.out. With
+eval.subspace=true: factor sweeps, subspaces, equivariance and collapse, to eval/<checkpoint>-subspace. Several runs
 are also compared: a grid of training length by evaluation length, and with eval.protocol=both how far the two agree.
 
 Settings (defaults):
@@ -88,6 +89,10 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
 
     # all of them, before hours are spent on the first
     cases = [_open(path, overrides, number if len(paths) > 1 else 0) for number, path in enumerate(paths, start=1)]
+    if any(case.config.eval.subspace for case in cases):
+        from seqjepa.engine.subspace_evaluation import evaluate_subspaces
+
+        return [evaluate_subspaces(case, reporter) for case in cases]
     together = Path(cases[0].config.eval.out or "runs/comparison").expanduser()
     if len(cases) > 1:
         report.check_comparable(cases)
@@ -124,7 +129,7 @@ def _open(path: Path, overrides: list[str], number: int) -> Case:
     except InputError as error:
         raise InputError(str(error) if str(found) in str(error) else f"{found}: {error}") from None
     run = found.parent.parent if found.parent.name == "checkpoints" else found.parent
-    folder = run / "eval" / f"{found.name}-{config.eval.protocol}"
+    folder = run / "eval" / f"{found.name}-{'subspace' if config.eval.subspace else config.eval.protocol}"
     if config.eval.out:
         folder = Path(config.eval.out).expanduser()
         folder = folder / f"{number}-{run.name}-{found.name}" if number else folder
@@ -208,7 +213,7 @@ def _settings() -> str:
     from seqjepa.engine.config import EvalConfig
 
     used = ("lengths", "protocol", "batch_size", "epochs", "linear_epochs", "lr", "hidden")
-    used += ("renderings", "neighbours", "out")
+    used += ("renderings", "neighbours", "subspace", "out")
     fields = {name: EvalConfig.model_fields[name] for name in used}
     return "\n".join(
         f"  eval.{name} = {'null' if field.default is None else field.default}   [{describe(field)}]\n"

@@ -6,23 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+from seqjepa.engine.figures import new_figure
 from seqjepa.engine.probe_protocols import PROTOCOLS
 
 __all__ = ["draw_factors", "draw_grid", "draw_lengths"]
 
 
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # no display, and pyplot's global state left alone
-    return figure
-
-
 def draw_lengths(result: dict[str, Any], path: Path) -> None:
     """Top-1 on agg against the number of observed views, the untrained control dashed."""
-    figure = _figure(7.2, 3.6)
+    figure = new_figure(7.2, 3.6)
     axes = figure.subplots()
     lengths = result["lengths"]
     for number, protocol in enumerate(name for name in PROTOCOLS if name in result):
@@ -44,7 +36,7 @@ def draw_lengths(result: dict[str, Any], path: Path) -> None:
 def draw_factors(result: dict[str, Any], path: Path) -> None:
     """R² of each factor from a pair of z, and from the aggregate, beside the untrained control."""
     protocols = [name for name in PROTOCOLS if name in result]
-    figure = _figure(5.2, 3.0 * len(protocols) + 0.3)
+    figure = new_figure(5.2, 3.0 * len(protocols) + 0.3)
     for axes, protocol in zip(figure.subplots(len(protocols), squeeze=False)[:, 0], protocols, strict=True):
         factors = [f for f in result["factors"] if not math.isnan(result[protocol]["trained"][f"z_r2_{f}"])]
         bars = [(f"{feature}_r2", network) for feature in ("z", "agg") for network in ("trained", "untrained")]
@@ -80,7 +72,7 @@ def draw_grid(grid: dict[int, dict[int, Any]], protocol: str, path: Path) -> Non
     """
     lengths = sorted({length for row in grid.values() for length in row})
     values = [[row[n].trained if n in row else math.nan for row in grid.values()] for n in lengths]
-    figure = _figure(2.6 + 0.9 * len(grid), 1.4 + 0.5 * len(lengths))
+    figure = new_figure(2.6 + 0.9 * len(grid), 1.4 + 0.5 * len(lengths))
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", cmap="viridis")
     known = [value for row in values for value in row if not math.isnan(value)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw_curves"]
+__all__ = ["draw_curves", "new_figure"]
 
 PANELS = (
     ("Loss", ("ep_loss", "val_loss"), ("train", "test")),
@@ -13,6 +13,16 @@ PANELS = (
     ("R² of the action", ("online_r2_test", "leakage_r2_test"), ("z pair, MLP", "agg, linear")),
     ("Linear accuracy, %", ("online_linacc_test", "leakage_linacc_test"), ("agg", "first view")),
 )
+
+
+def new_figure(width: float, height: float):
+    """An empty figure of so many inches, that needs no display and leaves pyplot's global state alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def draw_curves(rows: list[dict[str, Any]], untrained: dict[str, float] | None, path: Path) -> None:
@@ -23,12 +33,9 @@ def draw_curves(rows: list[dict[str, Any]], untrained: dict[str, float] | None, 
         untrained: metrics of the control, drawn dashed.
         path: of the PNG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)  # no display, and pyplot's global state left alone
+    figure = new_figure(10, 6.4)
     for axes, (title, names, labels) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         for number, (name, label) in enumerate(zip(names, labels, strict=True)):
             points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]

@@ -95,6 +95,7 @@ class Learner:
         pulls = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if train_model else []
         self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *pulls)}).to(device)
         self.pulls: dict[str, Tensor] = {}  # as last measured
+        self.moments: MetricBank | None = None  # of z and agg in the last validation
         self.train_metrics = self.probes.metric_bank().to(device)
         # what can diverge in a step, in the order in which `_watch` sees it
         self.watched = (*losses, "grad_norm", *(probe.loss_name for probe in PROBES))
@@ -288,7 +289,8 @@ class Learner:
         metrics["pred_cosine_centred_test"] = centred_cosine(
             torch.cat(predictions or empty), torch.cat(targets or empty), self.accelerator
         )
-        for feature, collected in moments.collect(self.accelerator).items():
+        self.moments = moments.collect(self.accelerator)
+        for feature, collected in self.moments.items():
             figures = collected.compute()
             metrics[SEED_NAMES[feature]] = figures.pop("seed_rank")
             metrics |= {f"{name}_{feature}": value for name, value in figures.items()}

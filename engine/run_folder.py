@@ -30,6 +30,8 @@ class RunFolder:
         metrics: path of metrics.jsonl.
         summary: path of summary.json.
         curves: path of the figure.
+        figures: folder of all figures.
+        bases: folder of the factors' subspaces.
     """
 
     def __init__(self, config: Config):
@@ -38,7 +40,9 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
-        self.curves = self.path / "figures" / "curves.png"
+        self.figures = self.path / "figures"
+        self.curves = self.figures / "curves.png"
+        self.bases = self.path / "diagnostics"
 
     def checkpoint_to_resume(self) -> Path | None:
         """The checkpoint that run.resume names; None starts anew.
@@ -102,6 +106,6 @@ class RunFolder:
                     "another run.name or run.dir keeps both",
                     "run.dir",
                 )
-            for name in ("checkpoints", "figures", "tensorboard"):
+            for name in ("checkpoints", "figures", "diagnostics", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from seqjepa.engine.collapse import collapse_warnings
 from seqjepa.engine.config import Config
 from seqjepa.engine.console import Reporter, Stopwatch
 from seqjepa.engine.control import untrained_control
+from seqjepa.engine.diagnostics import diagnose
 from seqjepa.engine.environment import build_accelerator, commit, hardware, versions
 from seqjepa.engine.figures import draw_curves
 from seqjepa.engine.gates import check_rules
@@ -228,11 +229,16 @@ class Trainer:
         if is_best:
             self.best = {"epoch": self.epoch, "value": metrics[config.eval.best_metric], "metrics": metrics}
         rate = watch.sequences / train_seconds
+        diagnostics, figures, seconds = self._diagnose() if validated and self._diagnosed else ({}, [], 0.0)
         timing = {"ep_time": watch.seconds, "train_time": train_seconds, "sequences_per_second": rate}
+        if diagnostics:
+            timing["diagnostics_time"] = seconds
         untrained = {f"untrained_{name}": value for name, value in (self.untrained or {}).items()}
         if self.metrics_file:
-            self.metrics_file.append({"epoch": self.epoch, **metrics, "timing": timing})
-        self.trackers.log({"epoch": self.epoch, **metrics, **untrained, **timing}, self.global_step)
+            self.metrics_file.append({"epoch": self.epoch, **metrics, **diagnostics, "timing": timing})
+        self.trackers.log({"epoch": self.epoch, **metrics, **diagnostics, **untrained, **timing}, self.global_step)
+        for path in figures:
+            self.trackers.log_figure(path.stem, path, self.global_step)
         if validated:
             title = f"epoch {self.epoch}/{config.run.epochs}  {rate:.0f} sequences/s"
             self.reporter.epoch(title, metrics, self.untrained)
@@ -252,6 +258,28 @@ class Trainer:
             self.patience = {"value": value, "waited": 0}
         else:
             self.patience["waited"] += 1
+
+    @property
+    def _diagnosed(self) -> bool:
+        """Whether this epoch has factor sweeps."""
+        every = self.config.diagnostics.every
+        return bool(every) and self.accelerator.is_main_process and (self.epoch % every == 0 or self.done)
+
+    def _diagnose(self) -> tuple[dict[str, float], list[Path], float]:
+        """Metrics and figures of factor sweeps, and the seconds that they took."""
+        watch, learner, folder = Stopwatch(), self.learner, self.folder
+        metrics, figures = diagnose(
+            learner.model,
+            self.loaders.validation,
+            self.config,
+            self.accelerator,
+            learner.moments,
+            epoch=self.epoch,
+            bases=folder.bases,
+            figures=folder.figures,
+        )
+        self.seconds += watch.seconds
+        return metrics, figures, watch.seconds
 
     def _refuse_divergence(self) -> None:
         found = self.learner.diverged()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -84,6 +85,21 @@ class SequenceLoader:
         parts = np.split(order, range(self.sampler.batch_size, len(order), self.sampler.batch_size))
         for pixels, labels, index in self.images.batches(parts):
             yield (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std, labels, index
+
+    def pixels(self, count: int) -> Tensor:
+        """The first images of the subset as they are, uint8 [n, H, W, C] on the device."""
+        order = self.sampler.indices[:count]
+        size = -(-self.sampler.batch_size // self.sampler.num_processes)  # all that an FFCV reader takes at a time
+        parts = np.split(order, range(size, len(order), size))
+        return torch.cat([pixels for pixels, _, _ in self.images.batches(parts)])
+
+    def redrawn(self) -> SequenceLoader:
+        """A loader of the same images whose sequences are drawn by another seed."""
+        sampler = copy.copy(self.sampler)
+        sampler.seed = (sampler.seed + 1) % 2**32
+        other = copy.copy(self)
+        other.sampler = sampler
+        return other
 
 
 @dataclass(frozen=True)

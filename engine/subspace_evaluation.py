@@ -1,0 +1,78 @@
+"""Sweeps, subspaces, equivariance and collapse of a checkpoint, beside its untrained control."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from seqjepa.engine.collapse import Moments
+from seqjepa.engine.console import Reporter, number
+from seqjepa.engine.environment import build_accelerator, commit, hardware, versions
+from seqjepa.engine.equivariance import equivariance_metrics
+from seqjepa.engine.evaluation_report import table
+from seqjepa.engine.frozen import FrozenNetwork, untrained_network
+from seqjepa.engine.records import to_json, write_atomically
+from seqjepa.engine.subspace_figures import Seen, draw_all
+from seqjepa.engine.subspaces import subspace_metrics
+from seqjepa.engine.sweeps import sweep
+from seqjepa.loaders.loader import build_loaders
+
+if TYPE_CHECKING:
+    from seqjepa.engine.evaluate import Case
+
+__all__ = ["evaluate_subspaces"]
+
+
+def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
+    """Measure the trained and the untrained network, and write subspace.json and the figures to the case's folder."""
+    config = case.config
+    accelerator = build_accelerator(config.run, 1)
+    num_observed = config.sequence.num_observed
+    data = config.data.model_copy(update={"batch_size": config.eval.batch_size})
+    sequence = config.sequence.model_copy(update={"num_observed": max(2, num_observed)})
+    where = {"seed": config.run.seed, "device": accelerator.device}
+    loaders = build_loaders(data, sequence, config.actions, **where, drop_last=False)
+    training = build_loaders(config.data, config.sequence, config.actions, **where)
+    reporter.say(
+        f"{case.checkpoint}: subspaces of {config.diagnostics.anchors} images, equivariance on "
+        f"{len(loaders.train.sampler.indices)} training and {len(loaders.validation.sampler.indices)} test images"
+    )
+    started = time.perf_counter()
+    networks = {"trained": case.model, "untrained": untrained_network(config, training, accelerator)}
+    metrics, seen = {}, {}
+    steps = len(loaders.train) + 2 * len(loaders.validation)
+    for name, network in networks.items():
+        reporter.advance(f"subspaces, {name}", 0, total=steps)
+        network.to(accelerator.device, memory_format=torch.channels_last)
+        frozen = FrozenNetwork(network, [num_observed], accelerator)
+        sweeps = sweep(network, loaders.validation, config.sequence, config.diagnostics.anchors, accelerator)
+        found, features = equivariance_metrics(frozen, loaders, reporter.advance)
+        spectra = {}
+        for feature, rows in features.items():
+            moments = Moments(rows.shape[1]).double().to(rows.device)
+            moments.update(rows)
+            figures = moments.cpu().compute()
+            spectra[feature] = moments.spectrum()
+            found |= {f"{metric}_{feature}": value for metric, value in figures.items()}
+        metrics[name] = subspace_metrics(sweeps)[0] | found
+        seen[name] = Seen(sweeps, spectra)
+    result = {
+        "checkpoint": str(case.checkpoint),
+        "task": config.data.name,
+        "epoch": case.state["epoch"],
+        "anchors": config.diagnostics.anchors,
+        "seed": config.run.seed,
+        **metrics,
+        "trained_commit": case.state["commit"],
+        "commit": commit(),
+        "timing": {"hardware": hardware(accelerator), "versions": versions()},
+    }
+    draw_all(seen, case.folder)
+    result["timing"]["seconds"] = time.perf_counter() - started
+    write_atomically(case.folder / "subspace.json", to_json(result, indent=1) + "\n")
+    rows = [[name, *(number(metrics[network][name]) for network in networks)] for name in metrics["trained"]]
+    reporter.console.print(table(f"subspaces, {case.checkpoint}", ["metric", *networks], rows))
+    reporter.say(f"{case.folder / 'subspace.json'} and figures; {result['timing']['seconds']:.0f} s")
+    return result

@@ -1,0 +1,161 @@
+"""The subspaces in which factors of variation move features, and how they lie to each other.
+
+A factor's displacement is the feature less the mean of its own anchor over the sweep, so that what distinguishes the
+anchors is not in it. All computations are in double precision.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from seqjepa.engine.collapse import participation
+from seqjepa.engine.sweeps import Sweep
+
+__all__ = [
+    "Circle",
+    "Subspace",
+    "displacements",
+    "fit_circle",
+    "fit_subspace",
+    "overlap",
+    "plane_curves",
+    "principal_angles",
+    "subspace_metrics",
+]
+
+
+class Subspace(NamedTuple):
+    """Principal directions of a factor's displacements."""
+
+    basis: Tensor  # [D, k], orthonormal
+    spectrum: Tensor  # [D] eigenvalues of the displacements' covariance, falling
+
+    @property
+    def explained(self) -> float:
+        """Share of the variance in the k directions."""
+        total = self.spectrum.sum().item()
+        return self.spectrum[: self.basis.shape[1]].sum().item() / total if total else math.nan
+
+    @property
+    def effective_rank(self) -> float:
+        """Participation ratio of the spectrum, (Σλ)² / Σλ²."""
+        return participation(self.spectrum)
+
+    @property
+    def coordinates(self) -> float:
+        """Participation ratio of the coordinates in the basis: k if it is axis-aligned, D if it is spread evenly."""
+        return participation(self.basis.square().sum(1))
+
+
+class Circle(NamedTuple):
+    """A circle fitted to points of a plane."""
+
+    center: Tensor  # [2]
+    radius: float
+    error: float  # root mean square distance of the points from it, over the radius
+
+
+def displacements(z: Tensor) -> Tensor:
+    """Displacements [N, S, D] along a sweep: features less their anchor's mean over it."""
+    z = z.double()
+    return z - z.mean(1, keepdim=True)
+
+
+def fit_subspace(moved: Tensor, dims: int) -> Subspace:
+    """The `dims` principal directions of displacements [N, S, D]."""
+    rows = moved.flatten(0, 1)
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    return Subspace(vectors[:, -dims:].flip(1), values.flip(0).clamp(min=0))
+
+
+def overlap(one: Tensor, other: Tensor) -> float:
+    """Mean squared cosine of the principal angles of two bases [D, k]: 1 if one holds the other, 0 if orthogonal.
+
+    Two random subspaces overlap by about the larger k over D. The reference divides by the product of the dimensions
+    instead, so that a plane overlaps with itself by a half (defect D10).
+    """
+    return (one.T @ other).square().sum().item() / min(one.shape[1], other.shape[1])
+
+
+def principal_angles(one: Tensor, other: Tensor) -> Tensor:
+    """Principal angles of two bases [D, k] in degrees, rising, as many as the smaller k (Björck & Golub, 1973)."""
+    cosines = torch.linalg.svdvals(one.T @ other).clamp(max=1)
+    return torch.rad2deg(cosines.acos())
+
+
+def plane_curves(moved: Tensor, basis: Tensor) -> Tensor:
+    """Displacements [N, S, D] in the first two directions of a basis, each anchor's curve scaled to rms radius 1."""
+    curves = moved @ basis[:, :2]
+    return curves / curves.square().sum(-1).mean(1).sqrt()[:, None, None].clamp(min=torch.finfo(curves.dtype).tiny)
+
+
+def fit_circle(points: Tensor) -> Circle:
+    """The circle that is algebraically nearest to points [N, 2] (Kåsa, 1976)."""
+    design = torch.cat([2 * points, torch.ones_like(points[:, :1])], dim=1)
+    solution = torch.linalg.lstsq(design, points.square().sum(1, keepdim=True)).solution[:, 0]
+    center = solution[:2]
+    radius = (solution[2] + center.square().sum()).clamp(min=0).sqrt().item()
+    distance = (points - center).norm(dim=1) - radius
+    return Circle(center, radius, distance.square().mean().sqrt().item() / radius if radius else math.inf)
+
+
+def _phase(curves: Tensor, degrees: Tensor) -> float:
+    """How well the polar angle of curves [N, S, 2] follows the factor's angle [S]: 1 exactly, in either sense; about
+    S**-0.5 by chance."""
+    polar = torch.atan2(curves[..., 1], curves[..., 0])
+    turn = torch.deg2rad(degrees.to(polar))
+    locked = [torch.polar(torch.ones_like(polar), polar - sense * turn).mean(1).abs() for sense in (1, -1)]
+    return torch.stack(locked).max(0).values.mean().item()
+
+
+def subspace_metrics(
+    sweeps: dict[str, Sweep], before: dict[str, Tensor] | None = None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Figures of each factor's subspace, and its basis.
+
+    - subspace_ev_<f>_<k>: variance explained by its k principal directions
+    - subspace_effrank_<f>: participation ratio of its spectrum
+    - subspace_coordpr_<f>: participation ratio of the coordinates in its basis
+    - subspace_shared_<f>: share of the variance that is the mean curve of all anchors
+    - subspace_energy_<f>: its variance over that between anchors
+    - subspace_overlap_<f>_<g>, subspace_angle_<f>_<g>: of two factors; the smallest principal angle, in degrees
+    - subspace_stability_<f>: overlap with its basis in `before`
+    - circle_error_<f>, circle_phase_<f>: of an angle's curves in their plane, see `fit_circle`
+
+    Args:
+        sweeps: by the factor's name.
+        before: bases of an earlier epoch.
+    """
+    metrics, bases = {}, {}
+    for name, (factor, z) in sweeps.items():
+        moved = displacements(z)
+        found = fit_subspace(moved, factor.dims)
+        bases[name] = found.basis
+        energy = moved.square().sum(-1).mean()
+        anchors = z[:, factor.identity].double()
+        metrics |= {
+            f"subspace_ev_{name}_{factor.dims}": found.explained,
+            f"subspace_effrank_{name}": found.effective_rank,
+            f"subspace_coordpr_{name}": found.coordinates,
+            f"subspace_shared_{name}": _ratio(moved.mean(0).square().sum(-1).mean(), energy),
+            f"subspace_energy_{name}": _ratio(energy, (anchors - anchors.mean(0)).square().sum(-1).mean()),
+        }
+        if factor.closed:
+            curves = plane_curves(moved, found.basis)
+            metrics[f"circle_error_{name}"] = fit_circle(curves.flatten(0, 1)).error
+            metrics[f"circle_phase_{name}"] = _phase(curves, factor.values)
+        if before and name in before:
+            metrics[f"subspace_stability_{name}"] = overlap(found.basis, before[name].to(found.basis))
+    for one, other in combinations(bases, 2):
+        metrics[f"subspace_overlap_{one}_{other}"] = overlap(bases[one], bases[other])
+        metrics[f"subspace_angle_{one}_{other}"] = principal_angles(bases[one], bases[other])[0].item()
+    return metrics, bases
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return (part / whole).item() if whole else math.nan
