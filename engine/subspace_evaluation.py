@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from seqjepa.engine.collapse import Moments
+from seqjepa.engine.collapse import SEED_NAMES, Moments
 from seqjepa.engine.console import Reporter, number
 from seqjepa.engine.environment import build_accelerator, commit, hardware, versions
 from seqjepa.engine.equivariance import equivariance_metrics
@@ -55,6 +55,7 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
             moments.update(rows)
             figures = moments.cpu().compute()
             spectra[feature] = moments.spectrum()
+            found[SEED_NAMES[feature]] = figures.pop("seed_rank")
             found |= {f"{metric}_{feature}": value for metric, value in figures.items()}
         metrics[name] = subspace_metrics(sweeps)[0] | found
         seen[name] = Seen(sweeps, spectra)

@@ -154,7 +154,7 @@ def draw_spectrum(networks: dict[str, Seen], name: str):
 
 def draw_overlap(networks: dict[str, Seen], factors: list[str]):
     """Overlap of the factors' subspaces, 0 orthogonal to 1 one within the other."""
-    figure, axes = _panels(networks, 1.6 + 0.75 * len(factors), 1.6 + 0.7 * len(factors))
+    figure, axes = _panels(networks, 1.6 + 0.75 * len(factors), 2.2 + 0.7 * len(factors))
     for column, (title, seen) in zip(axes[0], networks.items(), strict=True):
         bases = [fit_subspace(displacements(sweep.z), sweep.factor.dims).basis for sweep in seen.sweeps.values()]
         values = [[overlap(one, other) for other in bases] for one in bases]

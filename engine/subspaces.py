@@ -28,6 +28,8 @@ __all__ = [
     "subspace_metrics",
 ]
 
+MOST_TURNS = 4
+
 
 class Subspace(NamedTuple):
     """Principal directions of a factor's displacements."""
@@ -104,13 +106,19 @@ def fit_circle(points: Tensor) -> Circle:
     return Circle(center, radius, distance.square().mean().sqrt().item() / radius if radius else math.inf)
 
 
-def _phase(curves: Tensor, degrees: Tensor) -> float:
-    """How well the polar angle of curves [N, S, 2] follows the factor's angle [S]: 1 exactly, in either sense; about
-    S**-0.5 by chance."""
+def _phase(curves: Tensor, degrees: Tensor) -> tuple[float, int]:
+    """How well the polar angle of curves [N, S, 2] follows a multiple of the factor's angle [S], and which multiple.
+
+    1 if it does so exactly, about S**-0.5 by chance. What looks the same after half a turn goes round twice.
+    """
     polar = torch.atan2(curves[..., 1], curves[..., 0])
     turn = torch.deg2rad(degrees.to(polar))
-    locked = [torch.polar(torch.ones_like(polar), polar - sense * turn).mean(1).abs() for sense in (1, -1)]
-    return torch.stack(locked).max(0).values.mean().item()
+    best = (0.0, 0)
+    for turns in range(1, MOST_TURNS + 1):
+        for sense in (1, -1):
+            locked = torch.polar(torch.ones_like(polar), polar - sense * turns * turn).mean(1).abs().mean().item()
+            best = max(best, (locked, turns))
+    return best
 
 
 def subspace_metrics(
@@ -125,7 +133,8 @@ def subspace_metrics(
     - subspace_energy_<f>: its variance over that between anchors
     - subspace_overlap_<f>_<g>, subspace_angle_<f>_<g>: of two factors; the smallest principal angle, in degrees
     - subspace_stability_<f>: overlap with its basis in `before`
-    - circle_error_<f>, circle_phase_<f>: of an angle's curves in their plane, see `fit_circle`
+    - circle_error_<f>: distance of an angle's curves in their plane from the fitted circle, over its radius
+    - circle_phase_<f>, circle_turns_<f>: how well they go round with the angle, and how often in a whole turn
 
     Args:
         sweeps: by the factor's name.
@@ -148,7 +157,7 @@ def subspace_metrics(
         if factor.closed:
             curves = plane_curves(moved, found.basis)
             metrics[f"circle_error_{name}"] = fit_circle(curves.flatten(0, 1)).error
-            metrics[f"circle_phase_{name}"] = _phase(curves, factor.values)
+            metrics[f"circle_phase_{name}"], metrics[f"circle_turns_{name}"] = _phase(curves, factor.values)
         if before and name in before:
             metrics[f"subspace_stability_{name}"] = overlap(found.basis, before[name].to(found.basis))
     for one, other in combinations(bases, 2):

@@ -81,7 +81,8 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
     assert final["gate_reasons"] == []
     lines = rows(run)
     assert [line["epoch"] for line in lines] == [1, 2]
-    assert final["final"] == {k: v for k, v in lines[-1].items() if k not in ("epoch", "timing")}
+    diagnostics = {name for name in lines[-1] if name.startswith(("subspace_", "circle_"))}
+    assert final["final"] == {k: v for k, v in lines[-1].items() if k not in ("epoch", "timing", *diagnostics)}
     assert final["best"]["online_r2_test"] == max(line["online_r2_test"] for line in lines)
     assert float(block["online_r2_test"]) == pytest.approx(final["final"]["online_r2_test"], rel=1e-5)
     # every metric that gates may ask for is there, and no other
@@ -355,3 +356,23 @@ def test_a_run_that_no_longer_improves_ends(tiny, tmp_path):
     before = rows(tmp_path / "two")
     assert main(tiny("run.epochs=9", *rule, "run.resume=auto", run="two")) == 0
     assert rows(tmp_path / "two") == before
+
+
+def test_sweeps_are_made_now_and_then_and_at_the_end(tiny, tmp_path):
+    """And a resumed run measures stability against the same bases, and ends with the same figures."""
+    words = ("run.epochs=5", "diagnostics.every=2", "diagnostics.anchors=8", "optim.schedule=constant")
+    assert main(tiny(*words)) == 0
+    swept = {row["epoch"]: row for row in rows(tmp_path / "run") if "subspace_ev_rotation_2" in row}
+    assert list(swept) == [2, 4, 5]
+    assert "subspace_stability_rotation" not in swept[2]
+    assert 0 < swept[5]["subspace_stability_rotation"] <= 1 + 1e-9
+    assert swept[5]["timing"]["diagnostics_time"] > 0
+    figures = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
+    assert {"rotation_circle", "sweep_traj_scale", "eigs_translation_x", "overlap_heatmap", "rank_monitor"} <= figures
+    assert main(tiny(*words, "run.epochs=4", run="two")) == 0
+    assert main(tiny(*words, "run.resume=auto", run="two")) == 0
+    assert [row | {"timing": 0} for row in rows(tmp_path / "two")] == [
+        row | {"timing": 0} for row in rows(tmp_path / "run")
+    ]
+    assert main(tiny("diagnostics.every=0", run="none")) == 0
+    assert not any("subspace_ev_rotation_2" in row for row in rows(tmp_path / "none"))

@@ -1,0 +1,239 @@
+"""Runs side by side: `python -m seqjepa.engine.compare runs/seed/quick/* --out results.md`.
+
+Runs of one config that differ in the seed alone are one row: mean, and in brackets the standard deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import yaml
+
+from seqjepa.engine.figures import new_figure
+from seqjepa.engine.records import write_atomically
+from seqjepa.engine.run_folder import FIXED_SECTIONS, FREE_FIELDS
+from seqjepa.loaders import InputError
+
+__all__ = ["Group", "Run", "differences", "group", "main", "read_run", "to_markdown"]
+
+METRICS = ("online_linacc_test", "online_r2_test")
+
+
+class Run(NamedTuple):
+    """What a run's folder tells."""
+
+    path: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    summary: dict[str, Any] | None  # None while it has not ended
+
+    @property
+    def seed(self) -> int:
+        return self.config["run"]["seed"]
+
+    def final(self, metric: str) -> float:
+        """Of the last epoch that has it; NaN without."""
+        return next((row[metric] for row in reversed(self.rows) if row.get(metric) is not None), math.nan)
+
+    def margin(self, metric: str) -> float:
+        """Final value less the untrained control's; NaN if the run has not ended or had none."""
+        untrained = (self.summary or {}).get("untrained") or {}
+        value = untrained.get(metric)
+        return math.nan if value is None else self.final(metric) - value
+
+    def peak(self, metric: str) -> tuple[float, int]:
+        """Largest value, and its epoch."""
+        known = [(row[metric], row["epoch"]) for row in self.rows if row.get(metric) is not None]
+        return max(known, key=lambda pair: pair[0], default=(math.nan, 0))
+
+    @property
+    def seconds(self) -> float:
+        return sum(row["timing"]["ep_time"] for row in self.rows)
+
+
+class Group(NamedTuple):
+    """Runs that differ in the seed alone."""
+
+    name: str
+    runs: list[Run]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m seqjepa.engine.compare", description=__doc__.split("\n")[2])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", type=Path, help="Markdown file; a figure of the curves stands beside it")
+    parser.add_argument(
+        "--metrics", nargs="+", default=list(METRICS), metavar="NAME", help=f"default: {', '.join(METRICS)}"
+    )
+    parser.add_argument("--against", metavar="NAME", help="row that the others are also compared with, seed by seed")
+    args = parser.parse_args(argv)
+    try:
+        groups = group([read_run(path) for path in args.runs])
+        names = [found.name for found in groups]
+        if args.against is not None and args.against not in names:
+            raise InputError(f"--against {args.against}: there are {', '.join(names)}")
+        for metric in args.metrics:
+            if not any(metric in row for found in groups for run in found.runs for row in run.rows):
+                known = sorted({name for found in groups for run in found.runs for row in run.rows for name in row})
+                raise InputError(f"--metrics {metric}: no run has it; there are {', '.join(known)}")
+        text = to_markdown(groups, args.metrics, args.against)
+        if args.out:
+            figure = args.out.with_suffix(".png")
+            text += f"\n![{' and '.join(args.metrics)} over the epochs]({figure.name})\n"
+            try:
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                draw(groups, args.metrics, figure)
+                write_atomically(args.out, text)
+            except OSError as error:
+                raise InputError(f"{args.out}: cannot be written ({error.strerror})") from None
+        print(text, end="")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_run(path: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        InputError: it is none, or its files are damaged.
+    """
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        summary = path / "summary.json"
+        run = Run(path, config, rows, json.loads(summary.read_text()) if summary.exists() else None)
+        if not rows:
+            raise InputError(f"{path}: no epoch of it is complete")
+        _ = run.seed, run.seconds, config["run"]["name"]  # what is missing should show here
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path}: not the folder of a run ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+    return run
+
+
+def group(runs: list[Run]) -> list[Group]:
+    """Runs by config, in the order in which they were given; the name is the run's without its seed."""
+    found: dict[str, Group] = {}
+    for run in runs:
+        parts = {
+            section: {k: v for k, v in run.config.get(section, {}).items() if f"{section}.{k}" not in FREE_FIELDS}
+            for section in FIXED_SECTIONS
+        }
+        key = json.dumps([parts, run.config["run"].get("epochs")], sort_keys=True)
+        name = run.config["run"]["name"].removesuffix(f"-{run.seed}")
+        taken = {other.name for other_key, other in found.items() if other_key != key}
+        if key not in found:
+            found[key] = Group(name if name not in taken else run.path.name, [])
+        if run.seed in [other.seed for other in found[key].runs]:
+            raise InputError(f"{run.path}: seed {run.seed} of this config was given before")
+        found[key].runs.append(run)
+    return list(found.values())
+
+
+def differences(one: Group, other: Group, metric: str) -> list[float]:
+    """Final values of `one` less those of `other`, for each seed that both have."""
+    by_seed = {run.seed: run.final(metric) for run in other.runs}
+    return [run.final(metric) - by_seed[run.seed] for run in one.runs if run.seed in by_seed]
+
+
+def to_markdown(groups: list[Group], metrics: list[str], against: str | None = None) -> str:
+    """The table, and what it was measured on."""
+    baseline = next((found for found in groups if found.name == against), None)
+    headings = ["run", "seeds"]
+    for metric in metrics:
+        headings += [metric, "margin over untrained", "peak (epoch)"]
+        headings += [f"less {against}, same seeds"] if baseline else []
+    rows = []
+    for found in groups:
+        row = [found.name, ", ".join(str(run.seed) for run in found.runs)]
+        for metric in metrics:
+            peaks = [run.peak(metric) for run in found.runs]
+            epochs = ", ".join(str(epoch) for _, epoch in peaks)
+            row += [spread([run.final(metric) for run in found.runs])]
+            row += [spread([run.margin(metric) for run in found.runs], signed=True)]
+            row += [f"{spread([value for value, _ in peaks])} ({epochs})"]
+            if baseline:
+                paired = [] if found is baseline else differences(found, baseline, metric)
+                row += [f"{spread(paired, signed=True)} (n = {len(paired)})" if paired else ""]
+        rows.append([*row, _gate(found), _seconds(found)])
+    headings += ["gate", "seconds"]
+    lines = [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
+    machines = {run.summary["timing"]["hardware"] for found in groups for run in found.runs if run.summary}
+    commits = {run.summary["commit"] for found in groups for run in found.runs if run.summary}
+    notes = "Final epoch; mean, and in brackets the standard deviation over seeds."
+    if machines:
+        notes += f" {'; '.join(sorted(machines))}. Commit {', '.join(sorted(map(str, commits)))}."
+    return "\n".join([*lines, "", notes, ""])
+
+
+def spread(values: list[float], *, signed: bool = False) -> str:
+    """Mean and standard deviation of what is known."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "-"
+    digits = 1 if max(map(abs, known)) > 2 else 3  # percent, or a share
+    text = f"{mean(known):{'+' if signed else ''}.{digits}f}"
+    return text + (f" ({stdev(known):.{digits}f})" if len(known) > 1 else "")
+
+
+def _gate(found: Group) -> str:
+    verdicts = [run.summary["gate_pass"] if run.summary else None for run in found.runs]
+    ended = sum(run.summary is not None for run in found.runs)
+    if ended < len(found.runs):
+        last = ", ".join(
+            f"{run.rows[-1]['epoch']} of {run.config['run']['epochs']}" for run in found.runs if not run.summary
+        )
+        return f"epoch {last}, not ended"
+    if all(verdict is None for verdict in verdicts):
+        return "none"
+    return f"{sum(bool(verdict) for verdict in verdicts)} of {len(verdicts)}"
+
+
+def _seconds(found: Group) -> str:
+    return f"{mean(run.seconds for run in found.runs):.0f}"
+
+
+def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
+    """Metrics over epochs: a line a row of the table, a band from the least to the largest seed; untrained dashed."""
+    figure = new_figure(4.8 * len(metrics) + 1.6, 4.2)
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        for number, found in enumerate(groups):
+            points: dict[int, list[float]] = {}
+            for run in found.runs:
+                for row in run.rows:
+                    if row.get(metric) is not None:
+                        points.setdefault(row["epoch"], []).append(row[metric])
+            epochs = sorted(points)
+            style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+            axes.plot(epochs, [mean(points[epoch]) for epoch in epochs], label=found.name, marker=".", **style)
+            if len(found.runs) > 1:
+                low, high = ([pick(points[epoch]) for epoch in epochs] for pick in (min, max))
+                axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15)
+        controls = [run.summary["untrained"][metric] for f in groups for run in f.runs if _has_control(run, metric)]
+        if controls:
+            axes.axhspan(min(controls), max(controls), color="0.5", alpha=0.3, label="untrained, all runs")
+        axes.set(xlabel="epoch", title=metric)
+        axes.grid(alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _has_control(run: Run, metric: str) -> bool:
+    return bool(run.summary and run.summary.get("untrained") and run.summary["untrained"].get(metric) is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Runs side by side: what is one row, and what is said of it."""
+
+import json
+import math
+
+import pytest
+import yaml
+
+from seqjepa.engine.compare import differences, group, main, read_run
+from seqjepa.engine.compose import compose, dump
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A run's folder with these accuracies over the epochs."""
+
+    def folder(name, seed, accuracies, *words, untrained=10.0, gate=True, ended=True):
+        path = tmp_path / f"{name}-{seed}"
+        path.mkdir()
+        epochs = len(accuracies) if ended else len(accuracies) + 3
+        config = compose([f"run.name={path.name}", f"run.seed={seed}", f"run.epochs={epochs}", *words]).config
+        (path / "config.yaml").write_text(dump(config))
+        lines = [
+            {"epoch": number, "online_linacc_test": value, "online_r2_test": value / 100, "timing": {"ep_time": 2.0}}
+            for number, value in enumerate(accuracies, start=1)
+        ]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        summary = {
+            "gate_pass": gate,
+            "untrained": {"online_linacc_test": untrained, "online_r2_test": 0.5},
+            "commit": "abc",
+            "timing": {"hardware": "a machine"},
+        }
+        if ended:
+            (path / "summary.json").write_text(json.dumps(summary))
+        return path
+
+    return folder
+
+
+def cells(text, name):
+    line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_seeds_are_one_row_and_variants_are_others(make, tmp_path, capsys):
+    paths = [make("a", seed, [20.0, last]) for seed, last in ((1, 30.0), (2, 32.0))]
+    paths += [make("b", 1, [40.0, 35.0], "rate.weight=0.1", gate=False)]
+    out = tmp_path / "out" / "results.md"
+    assert main([*map(str, paths), "--out", str(out), "--against", "a"]) == 0
+    text = capsys.readouterr().out
+    assert out.read_text() == text
+    assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
+    a, b = cells(text, "a"), cells(text, "b")
+    # seeds, final, margin, peak and epochs; the deviation of 30 and 32 is the root of 2
+    assert a[1:5] == ["1, 2", "31.0 (1.4)", "+21.0 (1.4)", "31.0 (1.4) (2, 2)"]
+    assert b[1:6] == ["1", "35.0", "+25.0", "40.0 (1)", "+5.0 (n = 1)"]  # beside seed 1 of a alone
+    assert (a[-2:], b[-2:]) == (["2 of 2", "4"], ["0 of 1", "4"])
+    assert "a machine" in text
+    assert len({len(line.split("|")) for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_differences_are_paired_by_seed(make):
+    one, other = group(
+        [read_run(make("a", seed, [value])) for seed, value in ((1, 3.0), (2, 5.0), (9, 7.0))]
+        + [read_run(make("b", seed, [value], "rate.weight=0.1")) for seed, value in ((2, 1.0), (1, 2.0))]
+    )
+    assert differences(one, other, "online_linacc_test") == [1.0, 4.0]
+
+
+def test_a_run_that_has_not_ended_says_so(make, capsys):
+    assert main([str(make("a", 1, [20.0, 30.0], ended=False))]) == 0
+    row = cells(capsys.readouterr().out, "a")
+    assert row[3] == "-"
+    assert row[-2] == "epoch 2 of 5, not ended"
+
+
+def test_what_differs_in_a_setting_is_no_repetition(make):
+    runs = [read_run(make("a", 1, [1.0])), read_run(make("a", 2, [1.0], "optim.lr=0.1"))]
+    assert [len(found.runs) for found in group(runs)] == [1, 1]
+    places = [read_run(make("c", 1, [1.0])), read_run(make("c", 2, [1.0], "data.root=elsewhere", "run.threads=1"))]
+    assert [len(found.runs) for found in group(places)] == [2]
+
+
+def test_missing_values_are_dashes(make, capsys):
+    path = make("a", 1, [20.0])
+    row = json.loads((path / "metrics.jsonl").read_text())
+    (path / "metrics.jsonl").write_text(
+        json.dumps(row | {"online_r2_test": None}) + "\n" + json.dumps(row | {"epoch": 2})
+    )
+    assert read_run(path).final("online_r2_test") == 0.2
+    assert math.isnan(read_run(path).final("other"))
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps(summary | {"untrained": None, "gate_pass": None}))
+    assert main([str(path)]) == 0
+    assert cells(capsys.readouterr().out, "a")[3] == "-"
+
+
+def test_bad_input_is_one_line(make, tmp_path, capsys):
+    good = str(make("a", 1, [1.0]))
+    empty = make("b", 1, [1.0])
+    (empty / "metrics.jsonl").write_text("")
+    broken = make("c", 1, [1.0])
+    (broken / "config.yaml").write_text(yaml.safe_dump({"run": {}}))
+    for words, message in (
+        ([str(tmp_path / "nothing")], "not the folder of a run"),
+        ([str(empty)], "no epoch of it is complete"),
+        ([str(broken)], "not the folder of a run"),
+        ([good, good], "seed 1 of this config was given before"),
+        ([good, "--against", "z"], "--against z: there are a"),
+        ([good, "--metrics", "accuracy"], "--metrics accuracy: no run has it"),
+        ([good, "--out", f"{good}/config.yaml/x.md"], "cannot be written"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
