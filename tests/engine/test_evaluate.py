@@ -390,3 +390,19 @@ def test_runs_under_the_launcher(run, run_process, python, tmp_path):
     assert (tmp_path / "eval.json").exists()
     alone = run_process(python, "engine/evaluate.py", "nowhere")
     assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)
+
+
+def test_subspaces_of_a_checkpoint_beside_the_untrained_network(run, capsys):
+    assert main([run, "eval.subspace=true", "eval.batch_size=32", "diagnostics.anchors=8"]) == 0
+    (folder,) = Path(run).glob("eval/*-subspace")
+    found = json.loads((folder / "subspace.json").read_text())
+    assert found["trained"].keys() == found["untrained"].keys()
+    assert {f"subspace_ev_{f}_{2 if f == 'rotation' else 1}" for f in FACTORS} <= found["trained"].keys()
+    for name in ("equivariance_error", "invariance_error_agg", "gap_class", "rank_eq_eff", "rankme_agg"):
+        assert math.isfinite(found["trained"][name])
+        assert found["trained"][name] != found["untrained"][name]
+    assert found["timing"]["seconds"] > 0
+    figures = {path.stem for path in folder.glob("*.png")}
+    assert {"rotation_circle", "combined_trajectories", "overlap_heatmap", "rank_monitor"} <= figures
+    assert {f"{kind}_{factor}" for kind in ("eigs", "sweep_traj") for factor in FACTORS} <= figures
+    assert "equivariance_error" in capsys.readouterr().out
