@@ -221,6 +221,10 @@ def check_method(config: Config) -> None:
         "vicreg.variance": config.vicreg.variance,
         "vicreg.covariance": config.vicreg.covariance,
     }
+    if model.projector_dim is not None and target.kind == "stop_gradient" and not any(terms.values()):
+        raise InputError(
+            f"no gradient would reach it; null, or a weight for {' or '.join(terms)}", "model.projector_dim"
+        )
     for field, weight in terms.items():
         if weight and model.projector_dim is None:
             raise InputError("needs projections; set model.projector_dim, as in configs/variant/sigreg.yaml", field)

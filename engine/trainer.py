@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from seqjepa.engine.diagnostics import diagnose
 from seqjepa.engine.environment import build_accelerator, commit, hardware, versions
 from seqjepa.engine.figures import draw_curves
 from seqjepa.engine.gates import check_rules
+from seqjepa.engine.improvement import Patience, improves
 from seqjepa.engine.interrupts import Interrupted, Interrupts
 from seqjepa.engine.learner import Diverged, Learner, metric_names
 from seqjepa.engine.optimizers import learning_rate
@@ -79,10 +79,7 @@ class Trainer:
         self.step = 0  # steps done in the next one
         self.best: dict[str, Any] = {"epoch": 0, "value": None, "metrics": {}}
         self.final: dict[str, float] = {}  # metrics of the last complete epoch
-        self.patience: dict[str, Any] = {
-            "value": None,
-            "waited": 0,
-        }  # of early_stop: the best so far, validations since
+        self.patience = Patience(config.early_stop)
         self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
         self.watch = Stopwatch()  # of the present epoch
         self.commit = commit()  # of the code that runs, whatever is checked out by the end
@@ -156,14 +153,9 @@ class Trainer:
         return self.epoch * self.learner.steps_per_epoch + self.step
 
     @property
-    def stopped_early(self) -> bool:
-        """Whether early_stop has ended the run."""
-        return self.config.early_stop.metric is not None and self.patience["waited"] >= self.config.early_stop.patience
-
-    @property
     def done(self) -> bool:
         """Whether there is no epoch left."""
-        return self.epoch == self.config.run.epochs or self.stopped_early
+        return self.epoch == self.config.run.epochs or self.patience.over
 
     # -- the loop
 
@@ -223,9 +215,9 @@ class Trainer:
 
     def _end_epoch(self, validated: bool, train_seconds: float) -> None:
         config, metrics, watch = self.config, self.final, self.watch
-        is_best = validated and _improves(metrics[config.eval.best_metric], self.best["value"], config.eval.best_mode)
-        if validated and config.early_stop.metric:
-            self._wait(metrics[config.early_stop.metric])
+        is_best = validated and improves(metrics[config.eval.best_metric], self.best["value"], config.eval.best_mode)
+        if validated:
+            self.patience.see(metrics)
         if is_best:
             self.best = {"epoch": self.epoch, "value": metrics[config.eval.best_metric], "metrics": metrics}
         rate = watch.sequences / train_seconds
@@ -244,20 +236,11 @@ class Trainer:
             self.reporter.epoch(title, metrics, self.untrained)
             for warning in collapse_warnings(metrics, config.diagnostics):
                 self.reporter.say(f"collapse? {warning}")
-        if self.stopped_early:
-            self.reporter.say(
-                f"stopped early: {config.early_stop.metric} has not improved for {self.patience['waited']} validations"
-            )
+        if self.patience.over:
+            waited = f"for {self.patience.waited} validations"
+            self.reporter.say(f"stopped early: {config.early_stop.metric} has not improved {waited}")
         if is_best or self.done or self.epoch % config.checkpoint.every == 0:
             self.save(best=is_best)
-
-    def _wait(self, value: float) -> None:
-        """Count the validations since early_stop's metric improved."""
-        rule = self.config.early_stop
-        if _improves(value, self.patience["value"], rule.mode, rule.min_delta):
-            self.patience = {"value": value, "waited": 0}
-        else:
-            self.patience["waited"] += 1
 
     @property
     def _diagnosed(self) -> bool:
@@ -310,7 +293,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "final": self.final,
-            "patience": self.patience,
+            "patience": self.patience.state(),
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
             "images": self.loaders.fingerprint,
@@ -336,7 +319,8 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
-        self.best, self.final, self.patience = state["best"], state["final"], state["patience"]
+        self.best, self.final = state["best"], state["final"]
+        self.patience.load(state["patience"])
         self.seconds, self.train_seconds = state["seconds"], state["train_seconds"]
         ckpt.restore(self.learner, self.accelerator, tensors, self.global_step)
 
@@ -357,7 +341,7 @@ class Trainer:
                 "untrained": self.untrained,
                 "best_epoch": self.best["epoch"],
                 "epochs": self.epoch,
-                "stopped_early": self.stopped_early,
+                "stopped_early": self.patience.over,
                 "commit": self.commit,
                 "timing": {
                     "seconds": self.seconds,
@@ -374,10 +358,3 @@ class Trainer:
                 self.reporter.say(f"gate: {reason}")
             self.reporter.say(closing_block(str(self.folder.path), summary))
         return GATE_FAILED if config.gates.enforce and not passed else DONE
-
-
-def _improves(value: float, best: float | None, mode: str, least: float = 0.0) -> bool:
-    """Whether a metric is better than the best so far, by more than `least`; NaN never is."""
-    if best is None or math.isnan(value):
-        return not math.isnan(value)
-    return (value - best if mode == "max" else best - value) > least

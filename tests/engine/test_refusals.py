@@ -78,6 +78,10 @@ PROJECTED = ("model.projector_dim=8", "target.kind=shared", "objective.predictio
         ),
         (["model.projector_dim=8"], ["model.projector_dim = 8: a teacher has no projector"]),
         (
+            ["model.projector_dim=8", "target.kind=stop_gradient"],
+            ["model.projector_dim = 8: no gradient would reach it"],
+        ),
+        (
             ["model.projector_dim=8", "target.kind=stop_gradient", "target.batch_statistics=own"],
             ["target.batch_statistics = 'own': leaves the target out", "joint is allowed"],
         ),
