@@ -75,7 +75,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--against", metavar="NAME", help="row that the others are also compared with, seed by seed")
     args = parser.parse_args(argv)
     try:
-        groups = group([read_run(path) for path in args.runs])
+        runs = [read_run(path) for path in args.runs]
+        for run in runs:
+            if not run.rows:
+                print(f"{run.path}: no epoch is complete; it is left out", file=sys.stderr)
+        groups = group([run for run in runs if run.rows])
+        if not groups:
+            raise InputError("no run has a complete epoch")
         names = [found.name for found in groups]
         if args.against is not None and args.against not in names:
             raise InputError(f"--against {args.against}: there are {', '.join(names)}")
@@ -108,14 +114,10 @@ def read_run(path: Path) -> Run:
     """
     try:
         config = yaml.safe_load((path / "config.yaml").read_text())
-        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        summary = path / "summary.json"
+        metrics, summary = path / "metrics.jsonl", path / "summary.json"
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
         run = Run(path, config, rows, json.loads(summary.read_text()) if summary.exists() else None)
-        if not rows:
-            raise InputError(f"{path}: no epoch of it is complete")
         _ = run.seed, run.seconds, config["run"]["name"]  # what is missing should show here
-    except InputError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: not the folder of a run ({type(error).__name__}: {str(error).splitlines()[0]})"

@@ -60,6 +60,17 @@ def test_seeds_are_one_row_and_variants_are_others(make, tmp_path, capsys):
     assert len({len(line.split("|")) for line in text.splitlines() if line.startswith("|")}) == 1
 
 
+def test_runs_that_have_just_begun_are_left_out(make, capsys):
+    good, empty = make("a", 1, [1.0]), make("b", 1, [1.0])
+    (empty / "metrics.jsonl").unlink()
+    assert main([str(good), str(empty)]) == 0
+    said = capsys.readouterr()
+    assert "| b |" not in said.out
+    assert "b-1: no epoch is complete; it is left out" in said.err
+    assert main([str(empty)]) == 2
+    assert capsys.readouterr().err.endswith("no run has a complete epoch\n")
+
+
 def test_differences_are_paired_by_seed(make):
     one, other = group(
         [read_run(make("a", seed, [value])) for seed, value in ((1, 3.0), (2, 5.0), (9, 7.0))]
@@ -98,13 +109,10 @@ def test_missing_values_are_dashes(make, capsys):
 
 def test_bad_input_is_one_line(make, tmp_path, capsys):
     good = str(make("a", 1, [1.0]))
-    empty = make("b", 1, [1.0])
-    (empty / "metrics.jsonl").write_text("")
     broken = make("c", 1, [1.0])
     (broken / "config.yaml").write_text(yaml.safe_dump({"run": {}}))
     for words, message in (
         ([str(tmp_path / "nothing")], "not the folder of a run"),
-        ([str(empty)], "no epoch of it is complete"),
         ([str(broken)], "not the folder of a run"),
         ([good, good], "seed 1 of this config was given before"),
         ([good, "--against", "z"], "--against z: there are a"),
