@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # without a configuration Accelerate warns about each default that it takes
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: setup smoke gate30 test test-slow test-gpu test-realdata test-floor bench lint clean
+.PHONY: setup smoke gate30 seed-experiments test test-slow test-gpu test-realdata test-floor bench lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
 
@@ -46,6 +46,12 @@ gate30: setup
 	$(LAUNCH) engine/train.py configs/data/cifar100_aug.yaml configs/tier/gate30.yaml configs/variant/baseline.yaml \
 	  data.root=$(DATA) run.name=gate30 run.resume=auto
 	$(LAUNCH) engine/evaluate.py runs/gate30
+
+# the seed's variants and their controls, and the table of them; what is done is passed over. DATA is a folder of CIFAR-10.
+TIER := quick
+seed-experiments: setup
+	$(BIN)/python bench/seed_experiments.py $(TIER) --data $(DATA) $(if $(filter lite,$(TIER)),--seeds 42 0 1)
+	$(BIN)/python -m seqjepa.engine.compare runs/seed/$(TIER)/* --against exp_a_ema_rate --out runs/seed/$(TIER).md
 
 # a worker for each of two cores; a file's tests stay together and share what they set up
 test: setup

@@ -43,6 +43,8 @@ SINGLE = (
     Experiment("exp_d_sharpening", "exp_d_sharpening"),
     Experiment("exp_d_cross_entropy", "exp_d_cross_entropy"),
     Experiment("sigreg", "sigreg"),
+    Experiment("exp_a_no_dropout", "exp_a_ema_rate", ("model.dropout=0.0",)),  # noise raises the rate as well
+    Experiment("exp_a_raw_actions", "exp_a_ema_rate", ("actions.normalization=none",)),  # told as the seed tells them
 )
 
 
