@@ -227,6 +227,7 @@ def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
         if controls:
             axes.axhspan(min(controls), max(controls), color="0.5", alpha=0.3, label="untrained, all runs")
         axes.set(xlabel="epoch", title=metric)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)

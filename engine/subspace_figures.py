@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,12 @@ def _panels(networks: dict[str, Seen], width: float, height: float, rows: int = 
     return figure, figure.subplots(rows, len(networks), squeeze=False)
 
 
+def _caption(figure, *sentences: str) -> None:
+    """What is shown, and how the two ends of the scale would look, above the panels."""
+    width = round(13 * figure.get_figwidth())  # characters
+    figure.suptitle("\n".join(line for sentence in sentences for line in textwrap.wrap(sentence, width)), fontsize=10)
+
+
 def _curves(sweep: Sweep) -> tuple[Tensor, float]:
     """Displacements [N, S, 2] in their own first two principal directions, and the variance these explain."""
     moved = displacements(sweep.z)
@@ -73,10 +80,10 @@ def draw_trajectories(networks: dict[str, Seen], name: str):
         column.set_adjustable("datalim")
         column.grid(alpha=0.3)
     first, last = factor.values[0].item(), factor.values[-1].item()
-    figure.suptitle(
-        f"{name}: paths of {min(TRAJECTORIES, len(curves))} images through z\n"
+    _caption(
+        figure,
+        f"{name}: paths of {min(TRAJECTORIES, len(curves))} images through z",
         f"circle at {first:g}, square at {last:g} {factor.unit}; equivariant: paths of one shape",
-        fontsize=10,
     )
     return figure
 
@@ -99,10 +106,10 @@ def draw_circle(networks: dict[str, Seen], name: str):
         column.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
         column.grid(alpha=0.3)
     figure.colorbar(shown, ax=axes[0].tolist(), label="degrees", shrink=0.8)
-    figure.suptitle(
-        f"{name}: z of {len(curves)} images in its plane, each curve at rms radius 1\n"
+    _caption(
+        figure,
+        f"{name}: z of {len(curves)} images in its plane, each curve at rms radius 1",
         "equivariant: colours in their order round the dashed circle; else a blob",
-        fontsize=10,
     )
     return figure
 
@@ -123,10 +130,10 @@ def draw_combined(networks: dict[str, Seen], factors: list[str]):
             column.set_title(f"{name}, {title}: {explained:.0%}", fontsize=9)
             column.set_xticks([])
             column.set_yticks([])
-    figure.suptitle(
-        "Displacements of z in each factor's first two directions, share of its variance; black: mean of all images\n"
+    _caption(
+        figure,
+        "Displacements of z in each factor's first two directions, share of its variance; black: mean of all images",
         "equivariant: colours in order along the black path (a loop for rotation); else no order",
-        fontsize=10,
     )
     return figure
 
@@ -148,7 +155,7 @@ def draw_spectrum(networks: dict[str, Seen], name: str):
         ranks = f"{found.explained:.0%} in {sweep.factor.dims}, effective rank {found.effective_rank:.1f}"
         axes[0, place].set_title(f"{title}: {ranks}", fontsize=9)
         axes[1, place].set_xlabel("direction")
-    figure.suptitle(f"{name}: spectrum of z's displacements\nequivariant: all of it left of the red line", fontsize=10)
+    _caption(figure, f"{name}: spectrum of z's displacements", "equivariant: all of it left of the red line")
     return figure
 
 
@@ -166,10 +173,10 @@ def draw_overlap(networks: dict[str, Seen], factors: list[str]):
         column.set_yticks(range(len(factors)), factors, fontsize=8)
         column.set_title(title)
     figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.8)
-    figure.suptitle(
-        f"Overlap of the factors' subspaces of z; by chance about {2 / bases[0].shape[0]:.3f}\n"
+    _caption(
+        figure,
+        f"Overlap of the factors' subspaces of z; by chance about {2 / bases[0].shape[0]:.3f}",
         "disentangled: 1 on the diagonal, 0 beside it",
-        fontsize=10,
     )
     return figure
 
@@ -187,9 +194,9 @@ def draw_ranks(networks: dict[str, Seen]):
         axes.set(yscale="log", xlabel="direction", ylabel="share of singular values", title=feature)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.suptitle(
-        "Spectra over the test images; rank: participation ratio of the singular values\n"
+    _caption(
+        figure,
+        "Spectra over the test images; rank: participation ratio of the singular values",
         "collapse: the line falls off at once",
-        fontsize=10,
     )
     return figure
