@@ -62,11 +62,12 @@ def main() -> int:
     if args.only:
         runs = [(e, seed) for e, seed in runs if e.name in args.only]
 
-    def train(run: tuple[Experiment, int]) -> str:
+    def train(run: tuple[Experiment, int]) -> int:
         experiment, seed = run
         folder = Path("runs/seed") / args.tier / f"{experiment.name}-{seed}"
         if (folder / "summary.json").exists():
-            return f"{folder}: done before"
+            print(f"{folder}: done before", flush=True)
+            return 0
         command = [sys.executable, ROOT / "engine/train.py", "configs/data/cifar10_rot.yaml"]
         command += [f"configs/tier/{args.tier}.yaml", f"configs/variant/{experiment.variant}.yaml"]
         command += [f"data.root={args.data}", f"run.dir={folder}", f"run.name={folder.name}", f"run.seed={seed}"]
@@ -74,12 +75,11 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "console.log").open("a") as log:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        return f"{folder}: exit code {code}"
+        print(f"{folder}: exit code {code}", flush=True)
+        return code
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        for line in pool.map(train, runs):
-            print(line, flush=True)
-    return 0
+        return max(map(abs, pool.map(train, runs)), default=0)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Moments(nn.Module):
         - participation: (Σλ)² / Σλ²
         - rankme: exp of the entropy of the uncentred σ / Σσ (Garrido et al., arXiv 2210.02885)
         - variance, variance_min: mean and least of the dimensions' variances
-        - isotropy: geometric over arithmetic mean of the λ that N features can have, 1 for a sphere (Mauchly, 1940)
+        - isotropy: participation over the directions that N features can have, min(N - 1, D); 1 for a sphere
         - pair_cosine: mean cosine of two different features
         - seed_rank: (Σσ)² / Σσ² of the centred σ
         """
@@ -81,13 +81,12 @@ def spectrum_figures(eigenvalues: Tensor, count: int) -> dict[str, float]:
     """Effective rank, participation, seed_rank and isotropy of a covariance's eigenvalues [D], of `count` features."""
     singular = eigenvalues.sqrt()
     share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
-    possible = eigenvalues.sort(descending=True).values[: max(1, min(count - 1, len(eigenvalues)))]
-    mean = possible.mean().item()
+    possible = max(1, min(count - 1, len(eigenvalues)))
     return {
         "effective_rank": (-torch.xlogy(share, share).sum()).exp().item(),
         "participation": participation(eigenvalues),
         "seed_rank": participation(singular),
-        "isotropy": possible.log().mean().exp().item() / mean if mean else 0.0,
+        "isotropy": participation(eigenvalues) / possible,
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from seqjepa.engine.figures import new_figure
-from seqjepa.engine.records import write_atomically
+from seqjepa.engine.records import read_rows, write_atomically
 from seqjepa.engine.run_folder import FIXED_SECTIONS, FREE_FIELDS
 from seqjepa.loaders import InputError
 
@@ -38,8 +38,9 @@ class Run(NamedTuple):
         return self.config["run"]["seed"]
 
     def final(self, metric: str) -> float:
-        """Of the last epoch that has it; NaN without."""
-        return next((row[metric] for row in reversed(self.rows) if row.get(metric) is not None), math.nan)
+        """Of the last epoch that was validated; NaN where that has none."""
+        value = next((row[metric] for row in reversed(self.rows) if metric in row), None)
+        return math.nan if value is None else value
 
     def margin(self, metric: str) -> float:
         """Final value less the untrained control's; NaN if the run has not ended or had none."""
@@ -48,9 +49,10 @@ class Run(NamedTuple):
         return math.nan if value is None else self.final(metric) - value
 
     def peak(self, metric: str) -> tuple[float, int]:
-        """Largest value, and its epoch."""
+        """Best value, and its epoch; of losses and errors the least."""
         known = [(row[metric], row["epoch"]) for row in self.rows if row.get(metric) is not None]
-        return max(known, key=lambda pair: pair[0], default=(math.nan, 0))
+        best = min if "loss" in metric or "error" in metric else max
+        return best(known, key=lambda pair: pair[0], default=(math.nan, 0))
 
     @property
     def seconds(self) -> float:
@@ -115,7 +117,7 @@ def read_run(path: Path) -> Run:
     try:
         config = yaml.safe_load((path / "config.yaml").read_text())
         metrics, summary = path / "metrics.jsonl", path / "summary.json"
-        rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        rows = read_rows(metrics)
         run = Run(path, config, rows, json.loads(summary.read_text()) if summary.exists() else None)
         _ = run.seed, run.seconds, config["run"]["name"]  # what is missing should show here
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
@@ -133,7 +135,8 @@ def group(runs: list[Run]) -> list[Group]:
             section: {k: v for k, v in run.config.get(section, {}).items() if f"{section}.{k}" not in FREE_FIELDS}
             for section in FIXED_SECTIONS
         }
-        key = json.dumps([parts, run.config["run"].get("epochs")], sort_keys=True)
+        fields = [run.config["run"].get(name) for name in ("epochs", "precision")] + [run.config.get("early_stop")]
+        key = json.dumps([parts, *fields], sort_keys=True)
         name = run.config["run"]["name"].removesuffix(f"-{run.seed}")
         taken = {other.name for other_key, other in found.items() if other_key != key}
         if key not in found:
@@ -145,9 +148,10 @@ def group(runs: list[Run]) -> list[Group]:
 
 
 def differences(one: Group, other: Group, metric: str) -> list[float]:
-    """Final values of `one` less those of `other`, for each seed that both have."""
-    by_seed = {run.seed: run.final(metric) for run in other.runs}
-    return [run.final(metric) - by_seed[run.seed] for run in one.runs if run.seed in by_seed]
+    """Final values of `one` less those of `other`, for each seed with which both have ended; NaN is left out."""
+    by_seed = {run.seed: run.final(metric) for run in other.runs if run.summary}
+    found = [run.final(metric) - by_seed[run.seed] for run in one.runs if run.summary and run.seed in by_seed]
+    return [difference for difference in found if not math.isnan(difference)]
 
 
 def to_markdown(groups: list[Group], metrics: list[str], against: str | None = None) -> str:
@@ -169,14 +173,18 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
             if baseline:
                 paired = [] if found is baseline else differences(found, baseline, metric)
                 row += [f"{spread(paired, signed=True)} (n = {len(paired)})" if paired else ""]
-        rows.append([*row, _gate(found), _seconds(found)])
-    headings += ["gate", "seconds"]
+        rows.append([*row, _gate(found), f"{mean(run.seconds for run in found.runs):.0f}", _hardware(found)])
+    headings += ["gate", "seconds", "hardware"]
     lines = [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
-    machines = {run.summary["timing"]["hardware"] for found in groups for run in found.runs if run.summary}
     commits = {run.summary["commit"] for found in groups for run in found.runs if run.summary}
     notes = "Final epoch; mean, and in brackets the standard deviation over seeds."
-    if machines:
-        notes += f" {'; '.join(sorted(machines))}. Commit {', '.join(sorted(map(str, commits)))}."
+    if commits:
+        notes += f" Commit {', '.join(sorted(map(str, commits)))}."
+    fewer = {run.config["control"]["max_epochs"] for found in groups for run in found.runs if _short_control(run)}
+    if fewer:
+        notes += (
+            f" The untrained control's probes had {' or '.join(map(str, sorted(fewer)))} epochs, the runs' had more."
+        )
     return "\n".join([*lines, "", notes, ""])
 
 
@@ -203,8 +211,15 @@ def _gate(found: Group) -> str:
     return f"{sum(bool(verdict) for verdict in verdicts)} of {len(verdicts)}"
 
 
-def _seconds(found: Group) -> str:
-    return f"{mean(run.seconds for run in found.runs):.0f}"
+def _hardware(found: Group) -> str:
+    return "; ".join(sorted({run.summary["timing"]["hardware"] for run in found.runs if run.summary}))
+
+
+def _short_control(run: Run) -> bool:
+    """Whether the run's probes were trained for longer than those of its control."""
+    return (
+        bool(run.summary and run.summary["untrained"]) and run.rows[-1]["epoch"] > run.config["control"]["max_epochs"]
+    )
 
 
 def draw(groups: list[Group], metrics: list[str], path: Path) -> None:

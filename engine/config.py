@@ -196,7 +196,7 @@ class DiagnosticsConfig(Section):
     """Collapse warnings at each validation; factor sweeps, subspaces and their figures now and then."""
 
     every: int = Field(default=100, ge=0)
-    """Epochs between sweeps, the last one always has one; 0 makes none."""
+    """Epochs between sweeps, where there is a validation; the last epoch always has one; 0 makes none."""
     anchors: int = Field(default=32, ge=8, le=1024)
     """Test images that are swept."""
     min_rank: float = Field(default=2.0, ge=1)

@@ -23,6 +23,7 @@ __all__ = [
     "check_method",
 ]
 
+PREDICTIONS = ("cosine", "mse", "cross_entropy")
 UNIT_EPS = 0.5  # squared distortion of a rate of unit vectors (SimDINO's)
 
 
@@ -116,10 +117,21 @@ class ObjectiveConfig(Section):
     """Distance between prediction and target: 1 - cosine, mean squared error, or cross-entropy with a sharpened one."""
     prediction_weight: float | None = Field(default=None, gt=0)
     """Its weight; null is 1 - sigreg.weight."""
-    temperature: float = Field(default=0.1, gt=0)
-    """Temperature of the prediction's softmax, cross_entropy only."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Temperature of the prediction's softmax, cross_entropy only; null is 0.1."""
     symmetric: bool = False
     """Whether the sequence is also read backwards, predicting view 0; both readings are averaged."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: object) -> object:
+        if not isinstance(values, dict) or values.get("prediction", "cosine") not in PREDICTIONS:
+            return values
+        if values.get("prediction") == "cross_entropy":
+            return {**values, "temperature": 0.1 if values.get("temperature") is None else values["temperature"]}
+        if values.get("temperature") is not None:
+            raise InputError("is cross_entropy's; null is allowed", "temperature")
+        return values
 
 
 class RateConfig(Section):
@@ -216,6 +228,8 @@ def check_method(config: Config) -> None:
             )
         if target.batch_statistics == "own":
             raise InputError("leaves the target out of the projections; joint is allowed", "target.batch_statistics")
+    if model.projector_norm == "unit" and model.projector_dim is None:
+        raise InputError("there is no projector; none is allowed, or set model.projector_dim", "model.projector_norm")
     terms = {
         "sigreg.weight": config.sigreg.weight,
         "vicreg.variance": config.vicreg.variance,

@@ -1,4 +1,5 @@
-"""The untrained control: the run's probes, for the run's steps, on the frozen network that it starts from.
+"""The untrained control: the run's probes on the frozen network that it starts from, for as many epochs as the run
+or `control.max_epochs`.
 
 A figure means nothing without it: on CIFAR-10 rotations an untrained ResNet-18 passes the reference's gates.
 """
@@ -15,8 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from seqjepa.engine.config import Config
-from seqjepa.engine.config_method import ObjectiveConfig, SIGRegConfig, VICRegConfig
+from seqjepa.engine.config_method import SIGRegConfig, VICRegConfig
 from seqjepa.engine.environment import versions
+from seqjepa.engine.gates import OF_THE_OBJECTIVE
 from seqjepa.engine.learner import Diverged, Learner
 from seqjepa.engine.records import to_json, write_atomically
 from seqjepa.loaders import InputError
@@ -26,12 +28,10 @@ __all__ = ["control_key", "untrained_control"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # code that decides the control's figures; a change of it makes cached ones stale
-MODULES = ("collapse", "control", "encoders", "learner", "metrics", "model", "probes", "targets")
+MODULES = ("collapse", "config_method", "control", "encoders", "learner", "metrics", "model", "objectives", "probes")
+MODULES += ("targets",)
 # of the target's config what an untrained network's answers depend on; a teacher never moves
 TARGET_FIELDS = {"batch_statistics", "sharpening", "temperature", "center_momentum"}
-
-# metrics that would compare two objectives rather than two networks
-OF_THE_OBJECTIVE = {"ep_loss", "val_loss", "loss_prediction", "val_loss_prediction", "grad_norm"}
 
 
 def control_epochs(config: Config) -> int:
@@ -42,7 +42,11 @@ def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> s
     """What the control depends on, as a digest: images, sequences, model, probes, tier, seed, precision, code."""
     data = config.data.model_dump(include={"dataset", "batch_size", "train_subset", "val_subset", "subset_seed"})
     sources = [PACKAGE / "engine" / f"{name}.py" for name in MODULES]
-    sources += [PACKAGE / "kernels" / "views.py", *sorted((PACKAGE / "loaders").rglob("*.py"))]
+    sources += [
+        PACKAGE / "kernels" / "views.py",
+        PACKAGE / "kernels" / "coding_rate.py",
+        *sorted((PACKAGE / "loaders").rglob("*.py")),
+    ]
     parts = {
         "data": data,
         "images": loaders.fingerprint,
@@ -51,6 +55,8 @@ def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> s
         "model": config.model.model_dump(),
         "target": config.target.model_dump(include=TARGET_FIELDS) | {"teacher": config.target.kind == "ema"},
         "rate": config.rate.model_dump(exclude={"weight", "target"}),
+        "compared": [config.objective.prediction == "cross_entropy", config.objective.temperature],
+        "symmetric": config.objective.symmetric,
         "probes": config.probes.model_dump(),
         "shuffled": config.ablation.shuffle_actions,
         "accumulate": config.optim.accumulate,
@@ -109,7 +115,7 @@ def untrained_control(
             progress("", 1)
             check()
     metrics = learner.epoch_metrics() | learner.validate(loaders.validation, check)
-    metrics = {name: value for name, value in metrics.items() if name not in OF_THE_OBJECTIVE}
+    metrics = {name: value for name, value in metrics.items() if not name.startswith(OF_THE_OBJECTIVE)}
     if found := learner.diverged():
         raise Diverged(f"diverged: the untrained control's {found[1]} was not finite at step {found[0]}")
     if accelerator.is_main_process:
@@ -119,9 +125,10 @@ def untrained_control(
 
 def _without_terms(config: Config) -> Config:
     """The config without what an untrained network's answers do not depend on, so that variants share a control."""
+    objective = config.objective.model_copy(update={"prediction_weight": None})
     rate = config.rate.model_copy(update={"weight": 0.0})
     return config.model_copy(
-        update={"objective": ObjectiveConfig(), "rate": rate, "sigreg": SIGRegConfig(), "vicreg": VICRegConfig()}
+        update={"objective": objective, "rate": rate, "sigreg": SIGRegConfig(), "vicreg": VICRegConfig()}
     )
 
 

@@ -142,27 +142,18 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     import torch
     from accelerate.utils import set_seed
 
-    from seqjepa.engine.environment import build_accelerator, commit, hardware, versions
-    from seqjepa.engine.frozen import FrozenNetwork, leakage_length, questions, untrained_network
+    from seqjepa.engine.environment import commit, hardware, versions
+    from seqjepa.engine.frozen import FrozenNetwork, leakage_length, open_evaluation, questions, untrained_network
     from seqjepa.engine.probe_protocols import PROTOCOLS
     from seqjepa.loaders.loader import build_loaders
 
     config, settings = case.config, case.config.eval
-    accelerator = build_accelerator(config.run, 1)
-    if accelerator.num_processes > 1:
-        raise InputError(f"{accelerator.num_processes} processes: the evaluation runs in one (--num_processes 1)")
-    torch.set_float32_matmul_precision("highest")  # regressions and neighbours are worth more than TF32's ten bits
     lengths, num_observed = settings.lengths, config.sequence.num_observed
-    data = config.data.model_copy(update={"batch_size": settings.batch_size})
-    sequence = config.sequence.model_copy(update={"num_observed": max(2, *lengths)})
-    where = {"seed": config.run.seed, "device": accelerator.device}
-    loaders = build_loaders(data, sequence, config.actions, **where, drop_last=False)
+    accelerator, loaders = open_evaluation(config, max(2, *lengths), case.state["images"], reporter.say)
     asked = questions(lengths, num_observed, loaders.sequence.factors)
     images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
     title = " and ".join(case.protocols)
     reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
-    if case.state["images"] != loaders.fingerprint:
-        reporter.say("these are other images than it was trained on")
     if config.model.time_embedding and lengths[-1] > num_observed:
         reporter.say(f"the embeddings of the places after {num_observed} were never trained")
     result: dict[str, Any] = {
@@ -196,6 +187,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
         key = f"{protocol} {_control_key(config)}"
         trained = ask("trained", case.model)
         if key not in controls:
+            where = {"seed": config.run.seed, "device": accelerator.device}
             training = build_loaders(config.data, config.sequence, config.actions, **where)
             controls[key] = ask("untrained", untrained_network(config, training, accelerator))
         result[protocol] = {"trained": trained, "untrained": controls[key]}

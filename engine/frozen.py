@@ -11,10 +11,12 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from seqjepa.engine.config import Config
+from seqjepa.engine.environment import build_accelerator
 from seqjepa.engine.model import SeqJEPA, build_model
-from seqjepa.loaders.loader import Batch, Loaders, SequenceLoader
+from seqjepa.loaders import InputError
+from seqjepa.loaders.loader import Batch, Loaders, SequenceLoader, build_loaders
 
-__all__ = ["FrozenNetwork", "Question", "leakage_length", "questions", "untrained_network"]
+__all__ = ["FrozenNetwork", "Question", "leakage_length", "open_evaluation", "questions", "untrained_network"]
 
 CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 has 0.5 % of its start left
 
@@ -108,6 +110,34 @@ class FrozenNetwork:
                 batches.append(self.features(batch) | {"clean": clean[batch.index]} | facts)
                 progress()
         return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+
+
+def open_evaluation(
+    config: Config, num_observed: int, fingerprint: str, say: Callable[[str], None]
+) -> tuple[Accelerator, Loaders]:
+    """Accelerator, and loaders of an evaluation's sequences.
+
+    Args:
+        config: of the checkpoint.
+        num_observed: views that the evaluation needs.
+        fingerprint: of the images that the network was trained on.
+        say: prints a line.
+
+    Raises:
+        InputError: several processes were started, or the data cannot be used.
+    """
+    accelerator = build_accelerator(config.run, 1)
+    if accelerator.num_processes > 1:
+        raise InputError(f"{accelerator.num_processes} processes: the evaluation runs in one (--num_processes 1)")
+    torch.set_float32_matmul_precision("highest")  # regressions and neighbours are worth more than TF32's ten bits
+    data = config.data.model_copy(update={"batch_size": config.eval.batch_size})
+    sequence = config.sequence.model_copy(update={"num_observed": num_observed})
+    loaders = build_loaders(
+        data, sequence, config.actions, seed=config.run.seed, device=accelerator.device, drop_last=False
+    )
+    if fingerprint != loaders.fingerprint:
+        say("these are other images than it was trained on")
+    return accelerator, loaders
 
 
 def untrained_network(config: Config, loaders: Loaders, accelerator: Accelerator) -> SeqJEPA:

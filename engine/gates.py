@@ -7,7 +7,10 @@ import math
 from seqjepa.engine.config import Config, GateRule
 from seqjepa.loaders import InputError
 
-__all__ = ["check_rules", "judge"]
+__all__ = ["OF_THE_OBJECTIVE", "check_rules", "judge"]
+
+# beginnings of metrics that would compare two objectives rather than two networks: the control has none of them
+OF_THE_OBJECTIVE = ("ep_loss", "loss_", "val_loss", "grad_norm", "z_grad_norm_")
 
 
 def check_rules(config: Config, computed: set[str]) -> None:
@@ -24,6 +27,11 @@ def check_rules(config: Config, computed: set[str]) -> None:
     for field, name in wanted:
         if name not in computed:
             raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field)
+    for rule in config.active_rules:
+        for name in (rule.metric, rule.minus):
+            if rule.margin is not None and name and name.startswith(OF_THE_OBJECTIVE):
+                field = f"gates.rules.{config.data.name}"
+                raise InputError(f"{name} has no untrained control; min and max are allowed", field)
 
 
 def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str, float] | None) -> list[str]:

@@ -176,6 +176,8 @@ class Learner:
     def _pulls(self, output: Output, given: Given) -> dict[str, Tensor]:
         """How hard each term pulls at the encoder's output: norm of the gradient of its weighted value, by name.
 
+        Of the last micro-batch; targets that passed by themselves (batch_statistics=own) count as constants.
+
         What follows the encoder runs once more on detached features, with buffers that are put back and a generator of
         its own: training is the same whether this is called or not.
         """
@@ -266,19 +268,20 @@ class Learner:
                 output = model(*given)
             loss, terms = self.objective(output, torch.zeros_like(self.device_step))
             count = len(batch.labels)
-            for name, value in {"loss": loss, **terms}.items():
-                losses[f"val_{name}"].update(value * count, count)
+            if count > 1:  # one row has no variance, and may be all that is left for the last batch
+                for name, value in {"loss": loss, **terms}.items():
+                    losses[f"val_{name}"].update(value * count, count)
             features = probe_features(output)
             self.probes.update(bank, self.probes(features), batch.labels, batch.actions)
             moments["z"].update(features["first"])
             moments["agg"].update(features["agg"])
             if number == 0:  # a rate depends on the batch's size: that of training
-                for feature, rows in (("agg", features["agg"]), ("z", features["first"])):
+                for feature, rows in (("agg", output.agg), ("z", output.z.transpose(0, 1))):  # z: [M, B, D]
                     rate = self.config.rate
                     stats = coding_rate_stats(normalized(rows, rate), **rate.scale)
-                    losses[f"rate_{feature}"].update(stats.rate, 1)
-                    losses[f"rate_fraction_{feature}"].update(stats.rate_fraction, 1)
-            prediction, target = output.prediction.float(), output.target.float()
+                    losses[f"rate_{feature}"].update(stats.rate.mean(), 1)
+                    losses[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
+            prediction, target = self.objective.comparable(output.prediction), output.target.float()
             losses["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
             predictions.append(prediction)
             targets.append(target)

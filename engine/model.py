@@ -142,6 +142,7 @@ class SeqJEPA(nn.Module):
         num_features: D.
         token_width: T.
         prediction_width: E.
+        aggregator_action: whether the aggregator is told the actions between the views.
         predictor_action: whether the predictor is told the action that leads to the target.
     """
 
@@ -158,12 +159,14 @@ class SeqJEPA(nn.Module):
         num_features: int,
         token_width: int,
         prediction_width: int,
+        aggregator_action: bool = True,
         predictor_action: bool = True,
     ):
         super().__init__()
         self.num_features = num_features
         self.token_width = token_width
         self.prediction_width = prediction_width
+        self.aggregator_action = aggregator_action
         self.predictor_action = predictor_action
         self.encoder = encoder
         self.action_embedding = action_embedding
@@ -193,7 +196,7 @@ class SeqJEPA(nn.Module):
         if self.target.joint:
             return self.encode(views), None
         z = self.encode(views if both else views[:, :-1])
-        return z, self.target.features(self.encoder, views[:, [-1, 0]] if both else views[:, -1:])
+        return z, self.target.features(self.encoder, _ends(views, both))
 
     def read(
         self, z: Tensor, target_z: Tensor | None, actions: Tensor, inverse_actions: Tensor | None = None
@@ -202,12 +205,12 @@ class SeqJEPA(nn.Module):
         num_observed = actions.shape[1]
         both = inverse_actions is not None
         if target_z is None:
-            target_z = z[:, [-1, 0]] if both else z[:, -1:]
+            target_z = _ends(z, both)
         projections = None
         targets = target_z
         if self.projector is not None:
             projections = self.projector(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-            targets = projections[:, [-1, 0]] if both else projections[:, -1:]
+            targets = _ends(projections, both)
         if self.target.detached:
             targets = targets.detach()
         if self.sharpening is not None:
@@ -244,11 +247,16 @@ class SeqJEPA(nn.Module):
             z: [B, N, D].
             embedded: [B, N - 1, P]; the last view's token carries none: where it leads is the predictor's question.
         """
-        if self.token_width == self.num_features:
+        if not self.aggregator_action:
             return self.aggregator(z)
         none = z.new_zeros(len(z), 1, self.token_width - self.num_features)
         carried = torch.cat([embedded.to(z.dtype), none], dim=1)
         return self.aggregator(torch.cat([z, carried], dim=-1))
+
+
+def _ends(x: Tensor, both: bool) -> Tensor:
+    """What x [B, N, ...] has last, [B, 1, ...], or last and first, [B, 2, ...]."""
+    return torch.stack([x[:, -1], x[:, 0]], dim=1) if both else x[:, -1:]  # a list as index would wait for the device
 
 
 def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> SeqJEPA:
@@ -269,5 +277,6 @@ def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> S
         num_features=features,
         token_width=token,
         prediction_width=width,
+        aggregator_action=config.aggregator_action,
         predictor_action=config.predictor_action,
     )

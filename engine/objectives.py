@@ -153,9 +153,16 @@ class Objective(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
+        self.prediction, self.temperature = config.objective.prediction, config.objective.temperature
         terms = {name: build(config) for name, build in TERMS.items()}
         self.terms = nn.ModuleDict({name: term for name, term in terms.items() if term.weight})
         self.names = tuple(f"loss_{name}" for name in self.terms)
+
+    def comparable(self, prediction: Tensor) -> Tensor:
+        """Predictions [B, E] as they are compared with targets: distributions for cross_entropy. float32."""
+        if self.prediction == "cross_entropy":
+            return (prediction.float() / self.temperature).softmax(-1)
+        return prediction.float()
 
     def forward(self, output: Output, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each term without its weight as `loss_<term>`, all 0-dim float32.

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MetricsFile", "to_json", "write_atomically"]
+__all__ = ["MetricsFile", "read_rows", "to_json", "write_atomically"]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -35,6 +35,15 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none if there is no file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):  # a crash may have cut the last line
+            rows.append(json.loads(line))
+    return rows
+
+
 class MetricsFile:
     """metrics.jsonl: a line an epoch.
 
@@ -45,13 +54,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, epochs: int):
         self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # a crash may have cut the last line
-                    row = json.loads(line)
-                    if row["epoch"] <= epochs:
-                        self.rows.append(row)
+        self.rows = [row for row in read_rows(path) if row["epoch"] <= epochs]
         write_atomically(path, "".join(to_json(row) + "\n" for row in self.rows))
 
     def append(self, row: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ import torch
 
 from seqjepa.engine.collapse import SEED_NAMES, Moments
 from seqjepa.engine.console import Reporter, number
-from seqjepa.engine.environment import build_accelerator, commit, hardware, versions
-from seqjepa.engine.equivariance import equivariance_metrics
+from seqjepa.engine.environment import commit, hardware, versions
+from seqjepa.engine.equivariance import equivariance_metrics, read_moved
 from seqjepa.engine.evaluation_report import table
-from seqjepa.engine.frozen import FrozenNetwork, untrained_network
+from seqjepa.engine.frozen import FrozenNetwork, open_evaluation, untrained_network
 from seqjepa.engine.records import to_json, write_atomically
 from seqjepa.engine.subspace_figures import Seen, draw_all
 from seqjepa.engine.subspaces import subspace_metrics
@@ -27,13 +27,10 @@ __all__ = ["evaluate_subspaces"]
 
 def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     """Measure the trained and the untrained network, and write subspace.json and the figures to the case's folder."""
-    config = case.config
-    accelerator = build_accelerator(config.run, 1)
-    num_observed = config.sequence.num_observed
-    data = config.data.model_copy(update={"batch_size": config.eval.batch_size})
-    sequence = config.sequence.model_copy(update={"num_observed": max(2, num_observed)})
+    config, num_observed = case.config, case.config.sequence.num_observed
+    # one view more: the aggregate is asked about those after the first, which is the image itself in some sequences
+    accelerator, loaders = open_evaluation(config, num_observed + 1, case.state["images"], reporter.say)
     where = {"seed": config.run.seed, "device": accelerator.device}
-    loaders = build_loaders(data, sequence, config.actions, **where, drop_last=False)
     training = build_loaders(config.data, config.sequence, config.actions, **where)
     reporter.say(
         f"{case.checkpoint}: subspaces of {config.diagnostics.anchors} images, equivariance on "
@@ -48,9 +45,11 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
         network.to(accelerator.device, memory_format=torch.channels_last)
         frozen = FrozenNetwork(network, [num_observed], accelerator)
         sweeps = sweep(network, loaders.validation, config.sequence, config.diagnostics.anchors, accelerator)
-        found, features = equivariance_metrics(frozen, loaders, reporter.advance)
+        parts = (loaders.train, loaders.validation, loaders.validation.redrawn())
+        train, test, again = (read_moved(frozen, part, reporter.advance) for part in parts)
+        found = equivariance_metrics(train, test, again, loaders.sequence.factors, loaders.num_classes)
         spectra = {}
-        for feature, rows in features.items():
+        for feature, rows in (("z", test["first"]), ("agg", test["agg"])):
             moments = Moments(rows.shape[1]).double().to(rows.device)
             moments.update(rows)
             figures = moments.cpu().compute()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqjepa.engine.collapse import participation
 from seqjepa.engine.figures import new_figure
-from seqjepa.engine.subspaces import displacements, fit_circle, fit_subspace, overlap, plane_curves
+from seqjepa.engine.subspaces import fit_circle, fit_subspace, overlap, plane_curves
 from seqjepa.engine.sweeps import Sweep
 
 __all__ = ["Seen", "draw_all"]
@@ -19,6 +19,7 @@ __all__ = ["Seen", "draw_all"]
 TRAJECTORIES = 8  # anchors drawn one by one
 SPECTRUM = 32
 SINGULAR_VALUES = 50
+COLUMNS = 4  # of factors side by side
 
 
 class Seen(NamedTuple):
@@ -60,9 +61,8 @@ def _caption(figure, *sentences: str) -> None:
 
 def _curves(sweep: Sweep) -> tuple[Tensor, float]:
     """Displacements [N, S, 2] in their own first two principal directions, and the variance these explain."""
-    moved = displacements(sweep.z)
-    plane = fit_subspace(moved, 2)
-    return moved @ plane.basis, plane.explained
+    plane = fit_subspace(sweep, 2)
+    return sweep.moved @ plane.basis, plane.explained
 
 
 def draw_trajectories(networks: dict[str, Seen], name: str):
@@ -93,8 +93,7 @@ def draw_circle(networks: dict[str, Seen], name: str):
     figure, axes = _panels(networks, 4.6, 4.8)
     for column, (title, seen) in zip(axes[0], networks.items(), strict=True):
         sweep = seen.sweeps[name]
-        moved = displacements(sweep.z)
-        curves = plane_curves(moved, fit_subspace(moved, 2).basis)
+        curves = plane_curves(sweep)
         points = curves.flatten(0, 1)
         angles = sweep.factor.values.repeat(len(curves))
         shown = column.scatter(*points.T.tolist(), c=angles.tolist(), cmap="hsv", s=4, alpha=0.6, vmin=-180, vmax=180)
@@ -116,10 +115,14 @@ def draw_circle(networks: dict[str, Seen], name: str):
 
 def draw_combined(networks: dict[str, Seen], factors: list[str]):
     """Every factor's points in its own plane, coloured by the factor's value; a row for each network."""
-    figure = new_figure(3.2 * len(factors), 3.2 * len(networks) + 0.4)
-    axes = figure.subplots(len(networks), len(factors), squeeze=False)
-    for row, (title, seen) in zip(axes, networks.items(), strict=True):
-        for column, name in zip(row, factors, strict=True):
+    lines = [factors[start : start + COLUMNS] for start in range(0, len(factors), COLUMNS)]
+    cells = [(title, seen, line) for line in lines for title, seen in networks.items()]
+    width = len(lines[0])
+    figure = new_figure(3.2 * width, 3.2 * len(cells) + 0.4)
+    for row, (title, seen, line) in zip(figure.subplots(len(cells), width, squeeze=False), cells, strict=True):
+        for column in row[len(line) :]:
+            column.set_axis_off()
+        for column, name in zip(row, line, strict=False):
             factor = seen.sweeps[name].factor
             curves, explained = _curves(seen.sweeps[name])
             values = factor.values.repeat(len(curves)).tolist()
@@ -143,7 +146,7 @@ def draw_spectrum(networks: dict[str, Seen], name: str):
     figure, axes = _panels(networks, 4.4, 2.4, rows=2)
     for place, (title, seen) in enumerate(networks.items()):
         sweep = seen.sweeps[name]
-        found = fit_subspace(displacements(sweep.z), sweep.factor.dims)
+        found = fit_subspace(sweep, sweep.factor.dims)
         shares = (found.spectrum / found.spectrum.sum())[:SPECTRUM].tolist()
         for row, scale in enumerate(("linear", "log")):
             column = axes[row, place]
@@ -163,7 +166,7 @@ def draw_overlap(networks: dict[str, Seen], factors: list[str]):
     """Overlap of the factors' subspaces, 0 orthogonal to 1 one within the other."""
     figure, axes = _panels(networks, 1.6 + 0.75 * len(factors), 2.2 + 0.7 * len(factors))
     for column, (title, seen) in zip(axes[0], networks.items(), strict=True):
-        bases = [fit_subspace(displacements(sweep.z), sweep.factor.dims).basis for sweep in seen.sweeps.values()]
+        bases = [fit_subspace(sweep, sweep.factor.dims).basis for sweep in seen.sweeps.values()]
         values = [[overlap(one, other) for other in bases] for one in bases]
         shown = column.imshow(values, cmap="RdYlGn_r", vmin=0, vmax=1)
         for y, row in enumerate(values):

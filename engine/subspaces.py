@@ -1,7 +1,7 @@
 """The subspaces in which factors of variation move features, and how they lie to each other.
 
 A factor's displacement is the feature less the mean of its own anchor over the sweep, so that what distinguishes the
-anchors is not in it. All computations are in double precision.
+anchors is not in it. All computations are in double precision, on the CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from seqjepa.engine.sweeps import Sweep
 __all__ = [
     "Circle",
     "Subspace",
-    "displacements",
     "fit_circle",
     "fit_subspace",
     "overlap",
@@ -62,17 +61,10 @@ class Circle(NamedTuple):
     error: float  # root mean square distance of the points from it, over the radius
 
 
-def displacements(z: Tensor) -> Tensor:
-    """Displacements [N, S, D] along a sweep: features less their anchor's mean over it."""
-    z = z.double()
-    return z - z.mean(1, keepdim=True)
-
-
-def fit_subspace(moved: Tensor, dims: int) -> Subspace:
-    """The `dims` principal directions of displacements [N, S, D]."""
-    rows = moved.flatten(0, 1)
-    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-    return Subspace(vectors[:, -dims:].flip(1), values.flip(0).clamp(min=0))
+def fit_subspace(sweep: Sweep, dims: int) -> Subspace:
+    """The `dims` principal directions of a sweep's displacements."""
+    values, vectors = sweep.principal
+    return Subspace(vectors[:, :dims], values)
 
 
 def overlap(one: Tensor, other: Tensor) -> float:
@@ -90,9 +82,9 @@ def principal_angles(one: Tensor, other: Tensor) -> Tensor:
     return torch.rad2deg(cosines.acos())
 
 
-def plane_curves(moved: Tensor, basis: Tensor) -> Tensor:
-    """Displacements [N, S, D] in the first two directions of a basis, each anchor's curve scaled to rms radius 1."""
-    curves = moved @ basis[:, :2]
+def plane_curves(sweep: Sweep) -> Tensor:
+    """Displacements [N, S, 2] in their first two principal directions, each anchor's curve scaled to rms radius 1."""
+    curves = sweep.moved @ sweep.principal[1][:, :2]
     return curves / curves.square().sum(-1).mean(1).sqrt()[:, None, None].clamp(min=torch.finfo(curves.dtype).tiny)
 
 
@@ -109,7 +101,8 @@ def fit_circle(points: Tensor) -> Circle:
 def _phase(curves: Tensor, degrees: Tensor) -> tuple[float, int]:
     """How well the polar angle of curves [N, S, 2] follows a multiple of the factor's angle [S], and which multiple.
 
-    1 if it does so exactly, about S**-0.5 by chance. What looks the same after half a turn goes round twice.
+    1 if it does so exactly. Any smooth closed curve goes round somehow and scores 0.5 or 0.6: read it beside the
+    control. What looks the same after half a turn goes round twice.
     """
     polar = torch.atan2(curves[..., 1], curves[..., 0])
     turn = torch.deg2rad(degrees.to(polar))
@@ -136,35 +129,41 @@ def subspace_metrics(
     - circle_error_<f>: distance of an angle's curves in their plane from the fitted circle, over its radius
     - circle_phase_<f>, circle_turns_<f>: how well they go round with the angle, and how often in a whole turn
 
+    All but the energy are NaN for a factor that moves nothing.
+
     Args:
         sweeps: by the factor's name.
         before: bases of an earlier epoch.
     """
     metrics, bases = {}, {}
-    for name, (factor, z) in sweeps.items():
-        moved = displacements(z)
-        found = fit_subspace(moved, factor.dims)
+    for name, sweep in sweeps.items():
+        factor, energy = sweep.factor, sweep.energy
+        found = fit_subspace(sweep, factor.dims)
+        if not energy:
+            found = Subspace(torch.full_like(found.basis, math.nan), torch.full_like(found.spectrum, math.nan))
         bases[name] = found.basis
-        energy = moved.square().sum(-1).mean()
-        anchors = z[:, factor.identity].double()
+        anchors = sweep.z[:, factor.identity].double()
         metrics |= {
             f"subspace_ev_{name}_{factor.dims}": found.explained,
             f"subspace_effrank_{name}": found.effective_rank,
             f"subspace_coordpr_{name}": found.coordinates,
-            f"subspace_shared_{name}": _ratio(moved.mean(0).square().sum(-1).mean(), energy),
-            f"subspace_energy_{name}": _ratio(energy, (anchors - anchors.mean(0)).square().sum(-1).mean()),
+            f"subspace_shared_{name}": _ratio(sweep.moved.mean(0).square().sum(-1).mean().item(), energy),
+            f"subspace_energy_{name}": _ratio(energy, (anchors - anchors.mean(0)).square().sum(-1).mean().item()),
         }
         if factor.closed:
-            curves = plane_curves(moved, found.basis)
-            metrics[f"circle_error_{name}"] = fit_circle(curves.flatten(0, 1)).error
-            metrics[f"circle_phase_{name}"], metrics[f"circle_turns_{name}"] = _phase(curves, factor.values)
+            curves = plane_curves(sweep)
+            error, (phase, turns) = fit_circle(curves.flatten(0, 1)).error, _phase(curves, factor.values)
+            circle = {f"circle_error_{name}": error, f"circle_phase_{name}": phase, f"circle_turns_{name}": turns}
+            metrics |= circle if energy else dict.fromkeys(circle, math.nan)
         if before and name in before:
             metrics[f"subspace_stability_{name}"] = overlap(found.basis, before[name].to(found.basis))
     for one, other in combinations(bases, 2):
         metrics[f"subspace_overlap_{one}_{other}"] = overlap(bases[one], bases[other])
-        metrics[f"subspace_angle_{one}_{other}"] = principal_angles(bases[one], bases[other])[0].item()
+        both = sweeps[one].energy and sweeps[other].energy
+        angle = principal_angles(bases[one], bases[other])[0].item() if both else math.nan
+        metrics[f"subspace_angle_{one}_{other}"] = angle
     return metrics, bases
 
 
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    return (part / whole).item() if whole else math.nan
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

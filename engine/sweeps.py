@@ -7,6 +7,8 @@ rendered from raw images by the project's own sequences.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -35,31 +37,57 @@ class Factor(NamedTuple):
     closed: bool = False  # whether the last step is next to the first: an angle
 
 
-class Sweep(NamedTuple):
-    """Features along a factor."""
+@dataclass(frozen=True)
+class Sweep:
+    """Features along a factor, and the directions in which it moves them."""
 
     factor: Factor
-    z: Tensor  # float32 [N, S, D] of N anchors
+    z: Tensor  # [N, S, D] of N anchors, on the CPU
+
+    @cached_property
+    def moved(self) -> Tensor:
+        """Displacements, float64 [N, S, D]: features less their anchor's mean over the sweep."""
+        z = self.z.double()
+        return z - z.mean(1, keepdim=True)
+
+    @cached_property
+    def principal(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues [D], falling, and eigenvectors [D, D], as columns, of the displacements' covariance."""
+        rows = self.moved.flatten(0, 1)
+        values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+        return values.flip(0).clamp(min=0), vectors.flip(1)
+
+    @property
+    def energy(self) -> float:
+        """Mean squared displacement: 0 where the factor moves nothing."""
+        return self.moved.square().sum(-1).mean().item()
 
 
 def factors_of(
     config: SequenceConfig, image_size: tuple[int, int], device: torch.device
-) -> tuple[Sequence, list[Factor]]:
-    """The sequence that renders a task's sweeps, and its grids.
+) -> list[tuple[Sequence, list[Factor]]]:
+    """The sequences that render a task's sweeps, each with its grids.
 
-    Right-angle rotations are swept like affine moves, mirrored at the border, through angles between them as well.
+    Every task is swept along rotation, shifts and scale, mirrored at the border unless its own sequences are black
+    there; right-angle rotations also along the four turns that they are trained on, and augmentations along theirs.
 
     Args:
         config: of the task's sequences.
         image_size: (H, W).
         device: where views are rendered.
     """
+    padding = config.padding if config.kind == "affine" else "reflect"
+    affine = build_sequence(SequenceConfig(kind="affine", padding=padding), image_size, device=device)
+    found = [(affine, _affine_moves(image_size, device))]
+    if config.kind == "rotation":
+        turns = [-180.0, -90.0, 0.0, 90.0]
+        grid = _grid([0.0], 0, turns, device)
+        factor = Factor("right_angles", "degrees", torch.tensor(turns), 2, grid, 2, closed=True)
+        found.append((build_sequence(SequenceConfig(kind="rotation"), image_size, device=device), [factor]))
     if config.kind == "augment":
         sequence = build_sequence(SequenceConfig(kind="augment"), image_size, device=device)
-        return sequence, _augmentations(image_size, device)
-    padding = config.padding if config.kind == "affine" else "reflect"
-    sequence = build_sequence(SequenceConfig(kind="affine", padding=padding), image_size, device=device)
-    return sequence, _affine_moves(image_size, device)
+        found.append((sequence, _augmentations(image_size, device)))
+    return found
 
 
 def _grid(base: list[float], column: int, values: list[float], device: torch.device) -> Tensor:
@@ -125,13 +153,14 @@ def sweep(
         accelerator: precision.
     """
     pixels = loader.pixels(anchors)
-    sequence, factors = factors_of(config, pixels.shape[1:3], pixels.device)
     found = {}
-    for factor in factors:
-        parts = []
-        for part in pixels.split(ANCHORS_AT_A_TIME):
-            views = sequence.render(part, factor.params[None].expand(len(part), -1, -1))  # [n, S, C, H, W]
-            with accelerator.autocast():
-                parts.append(model.encode((views - loader.mean) / loader.std).float())
-        found[factor.name] = Sweep(factor, torch.cat(parts))
+    for sequence, factors in factors_of(config, pixels.shape[1:3], pixels.device):
+        for factor in factors:
+            parts = []
+            for part in pixels.split(ANCHORS_AT_A_TIME):
+                views = sequence.render(part, factor.params[None].expand(len(part), -1, -1))  # [n, S, C, H, W]
+                with accelerator.autocast():
+                    parts.append(model.encode((views - loader.mean) / loader.std).float())
+            # few rows in double precision: a task for the CPU
+            found[factor.name] = Sweep(factor, torch.cat(parts).cpu())
     return found

@@ -251,16 +251,20 @@ class Trainer:
     def _diagnose(self) -> tuple[dict[str, float], list[Path], float]:
         """Metrics and figures of factor sweeps, and the seconds that they took."""
         watch, learner, folder = Stopwatch(), self.learner, self.folder
-        metrics, figures = diagnose(
-            learner.model,
-            self.loaders.validation,
-            self.config,
-            self.accelerator,
-            learner.moments,
-            epoch=self.epoch,
-            bases=folder.bases,
-            figures=folder.figures,
-        )
+        try:
+            metrics, figures = diagnose(
+                learner.model,
+                self.loaders.validation,
+                self.config,
+                self.accelerator,
+                learner.moments,
+                epoch=self.epoch,
+                bases=folder.bases,
+                figures=folder.figures,
+            )
+        except (RuntimeError, ValueError, OSError) as error:  # out of memory, a full disk: no reason to lose the epoch
+            self.reporter.say(f"no sweeps for epoch {self.epoch}: {str(error).splitlines()[0]}")
+            metrics, figures = {}, []
         self.seconds += watch.seconds
         return metrics, figures, watch.seconds
 

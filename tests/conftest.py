@@ -30,6 +30,7 @@ TINY = [
     "eval.every=1",
     "checkpoint.every=1",
     "control.max_epochs=1",
+    "diagnostics.every=0",
     "gates.enforce=false",
     "tracking.wandb=disabled",
 ]

@@ -31,7 +31,7 @@ def test_a_known_spectrum():
     entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
     assert found["effective_rank"] == pytest.approx(math.exp(entropy))
     assert found["rankme"] == pytest.approx(math.exp(entropy), rel=1e-5)  # the mean is zero
-    assert found["isotropy"] == pytest.approx(math.sqrt(4 * 1) / 2.5)
+    assert found["isotropy"] == pytest.approx((4 + 1) ** 2 / (16 + 1) / 2)
     assert (found["variance"], found["variance_min"]) == pytest.approx((2.5, 1.0))
 
 
@@ -43,7 +43,7 @@ def test_a_sphere_and_a_line():
     line = figures(torch.outer(torch.linspace(-1, 1, 64), torch.ones(8)))
     for name in ("participation", "seed_rank", "effective_rank"):
         assert line[name] == pytest.approx(1, abs=1e-3)
-    assert line["isotropy"] < 1e-6
+    assert line["isotropy"] == pytest.approx(1 / 8)
 
 
 def test_an_offset_is_seen_by_rankme_and_the_cosine_alone():

@@ -38,6 +38,10 @@ def make(tmp_path):
     return folder
 
 
+def read_lines(path):
+    return (path / "metrics.jsonl").read_text().splitlines()
+
+
 def cells(text, name):
     line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
     return [cell.strip() for cell in line.strip("|").split("|")]
@@ -55,9 +59,29 @@ def test_seeds_are_one_row_and_variants_are_others(make, tmp_path, capsys):
     # seeds, final, margin, peak and epochs; the deviation of 30 and 32 is the root of 2
     assert a[1:5] == ["1, 2", "31.0 (1.4)", "+21.0 (1.4)", "31.0 (1.4) (2, 2)"]
     assert b[1:6] == ["1", "35.0", "+25.0", "40.0 (1)", "+5.0 (n = 1)"]  # beside seed 1 of a alone
-    assert (a[-2:], b[-2:]) == (["2 of 2", "4"], ["0 of 1", "4"])
-    assert "a machine" in text
+    assert (a[-3:], b[-3:]) == (["2 of 2", "4", "a machine"], ["0 of 1", "4", "a machine"])
     assert len({len(line.split("|")) for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_a_run_that_ends_in_nan_does_not_look_healthy(make):
+    one, other = make("a", 1, [20.0, math.nan]), make("b", 1, [20.0, 30.0], "rate.weight=0.1")
+    a, b = group([read_run(one), read_run(other)])
+    assert math.isnan(a.runs[0].final("online_linacc_test"))
+    assert differences(a, b, "online_linacc_test") == []
+
+
+def test_the_best_loss_is_the_least(make):
+    path = make("a", 1, [20.0, 30.0])
+    lines = [json.loads(line) | {"val_loss": loss} for line, loss in zip(read_lines(path), (1.0, 2.0), strict=True)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(path).peak("val_loss") == (1.0, 1)
+    assert read_run(path).peak("online_linacc_test") == (30.0, 2)
+
+
+def test_a_control_with_shorter_probes_is_told_of(make, capsys):
+    path = make("a", 1, [20.0, 30.0], "control.max_epochs=1")
+    assert main([str(path)]) == 0
+    assert "control's probes had 1 epochs, the runs' had more" in capsys.readouterr().out
 
 
 def test_runs_that_have_just_begun_are_left_out(make, capsys):
@@ -83,7 +107,7 @@ def test_a_run_that_has_not_ended_says_so(make, capsys):
     assert main([str(make("a", 1, [20.0, 30.0], ended=False))]) == 0
     row = cells(capsys.readouterr().out, "a")
     assert row[3] == "-"
-    assert row[-2] == "epoch 2 of 5, not ended"
+    assert row[-3] == "epoch 2 of 5, not ended"
 
 
 def test_what_differs_in_a_setting_is_no_repetition(make):
@@ -99,6 +123,9 @@ def test_missing_values_are_dashes(make, capsys):
     (path / "metrics.jsonl").write_text(
         json.dumps(row | {"online_r2_test": None}) + "\n" + json.dumps(row | {"epoch": 2})
     )
+    assert read_run(path).final("online_r2_test") == 0.2
+    cut = (path / "metrics.jsonl").read_text() + '\n{"epoch": 3, "online'
+    (path / "metrics.jsonl").write_text(cut)
     assert read_run(path).final("online_r2_test") == 0.2
     assert math.isnan(read_run(path).final("other"))
     summary = json.loads((path / "summary.json").read_text())

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from seqjepa.engine import frozen, probe_protocols
 from seqjepa.engine.compose import compose
 from seqjepa.engine.environment import build_accelerator
+from seqjepa.engine.equivariance import read_moved
 from seqjepa.engine.evaluate import main
 from seqjepa.engine.evaluation_report import agreement, length_grid
 from seqjepa.engine.frozen import FrozenNetwork, Question, questions, untrained_network
@@ -406,3 +407,25 @@ def test_subspaces_of_a_checkpoint_beside_the_untrained_network(run, capsys):
     assert {"rotation_circle", "combined_trajectories", "overlap_heatmap", "rank_monitor"} <= figures
     assert {f"{kind}_{factor}" for kind in ("eigs", "sweep_traj") for factor in FACTORS} <= figures
     assert "equivariance_error" in capsys.readouterr().out
+
+
+def test_moved_views_are_those_after_the_first(parts):
+    """agg of the second view on, told the moves between them; on the reference's own path through the model."""
+    _, loaders, network = parts
+    network = FrozenNetwork(network.model, [3], network.accelerator)
+    found = read_moved(network, loaders.validation, lambda: None)
+    batch = next(loaders.validation.epoch(0))
+    model = network.model
+    z = model.encode(batch.views[:, :4])
+    agg = model.aggregate(z[:, 1:4], model.embed(batch.actions[:, 1:3]))
+    count = len(batch.labels)
+    for name, expected in (("first", z[:, 0]), ("second", z[:, 1]), ("agg", agg), ("actions", batch.actions[:, 0])):
+        torch.testing.assert_close(found[name][:count], expected.float(), rtol=1e-4, atol=1e-5)
+    again = read_moved(network, loaders.validation.redrawn(), lambda: None)
+    assert torch.equal(again["index"], found["index"])
+    assert not torch.equal(again["actions"], found["actions"])
+    torch.testing.assert_close(again["first"], found["first"], rtol=1e-4, atol=1e-5)  # at rest in affine sequences
+    alone = read_moved(FrozenNetwork(model, [1], network.accelerator), loaders.validation, lambda: None)
+    torch.testing.assert_close(
+        alone["agg"][:count], model.aggregate(z[:, 1:2], model.embed(batch.actions)[:, :0]).float()
+    )

@@ -128,7 +128,6 @@ def test_vicreg_is_lightlys():
     a, b = given.projections.unbind(1)
     expected = (variance_loss(a) + variance_loss(b)).item() / 2
     assert value("variance", given, *words) == pytest.approx(expected, rel=1e-5)
-    # theirs is the mean over the d² - d pairs, ours and the paper's the sum over d
     expected = (covariance_loss(a) + covariance_loss(b)).item() / 2
     assert value("covariance", given, *words) == pytest.approx(expected, rel=1e-5)
     flat = given._replace(projections=torch.ones(40, 2, 6))

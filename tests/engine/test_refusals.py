@@ -71,6 +71,12 @@ PROJECTED = ("model.projector_dim=8", "target.kind=shared", "objective.predictio
             [*PROJECTED, "vicreg.variance=1.0", "model.projector_norm=unit"],
             ["model.projector_norm = 'unit': takes away"],
         ),
+        (["model.projector_norm=unit"], ["model.projector_norm = 'unit': there is no projector"]),
+        (["objective.temperature=0.2"], ["objective.temperature = 0.2: is cross_entropy's"]),
+        (
+            ["gates.rules.digits_affine=[{metric: val_loss, margin: 0}]"],
+            ["gates.rules.digits_affine: val_loss has no untrained control"],
+        ),
         (["sigreg.weight=0.1"], ["sigreg.weight = 0.1: needs projections", "model.projector_dim"]),
         (
             [*PROJECTED, "sigreg.weight=0.1", "objective.prediction_weight=2"],

@@ -8,7 +8,6 @@ import torch
 from seqjepa.engine.equivariance import within_share
 from seqjepa.engine.subspace_figures import Seen, draw_all
 from seqjepa.engine.subspaces import (
-    displacements,
     fit_circle,
     fit_subspace,
     overlap,
@@ -84,6 +83,26 @@ def test_noise_is_no_circle():
     assert metrics["subspace_effrank_rotation"] > 0.8 * D
 
 
+def test_smooth_curves_that_share_nothing_are_no_circle_though_they_go_round():
+    """A low-pass random curve for each anchor: its phase says little, its error and spread say more."""
+    turn = torch.deg2rad(ANGLES).double()
+    waves = torch.cat([torch.stack([(k * turn).sin(), (k * turn).cos()]) / k for k in (1, 2, 3)])  # [6, S]
+    curves = torch.einsum("ws,nwd->nsd", waves, noise(ANCHORS, 6, D, seed=11))
+    metrics, _ = subspace_metrics({"rotation": Sweep(rotation(), curves)})
+    assert 0.4 < metrics["circle_phase_rotation"] < 0.75
+    assert metrics["circle_error_rotation"] > 0.3
+    assert metrics["subspace_ev_rotation_2"] < 0.25
+    assert metrics["subspace_shared_rotation"] < 0.1
+
+
+def test_a_factor_that_moves_nothing_has_no_subspace():
+    still = Sweep(rotation(), noise(ANCHORS, 1, D).expand(-1, 24, -1))
+    metrics, _ = subspace_metrics({"rotation": still, "x": line("x", basis()[:, 0])}, {"rotation": basis()[:, :2]})
+    assert metrics.pop("subspace_energy_rotation") == 0
+    for name, value in metrics.items():
+        assert math.isnan(value) == ("rotation" in name), name
+
+
 def test_orthogonal_factors_and_a_shared_one():
     axes = basis()
     sweeps = {
@@ -153,10 +172,11 @@ def test_a_circle_is_found_where_it_is():
 
 def test_displacements_know_nothing_of_the_anchors():
     sweep = circle(basis()[:, :2])
-    moved = displacements(sweep.z)
-    assert moved.mean(1).abs().max() < 1e-12
-    torch.testing.assert_close(moved, displacements(sweep.z + 100 * noise(ANCHORS, 1, D, seed=9)), atol=1e-10, rtol=0)
-    curves = plane_curves(3 * moved, fit_subspace(moved, 2).basis)
+    assert sweep.moved.mean(1).abs().max() < 1e-12
+    elsewhere = Sweep(rotation(), 3 * sweep.z + 100 * noise(ANCHORS, 1, D, seed=9))
+    torch.testing.assert_close(3 * sweep.moved, elsewhere.moved, atol=1e-10, rtol=0)
+    assert overlap(fit_subspace(sweep, 2).basis, fit_subspace(elsewhere, 2).basis) == pytest.approx(1)
+    curves = plane_curves(elsewhere)
     torch.testing.assert_close(curves.square().sum(-1).mean(1), torch.ones(ANCHORS).double())
 
 

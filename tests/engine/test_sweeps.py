@@ -6,11 +6,9 @@ import torch
 from seqjepa.engine.sweeps import factors_of
 from seqjepa.loaders.config import SequenceConfig
 
-KINDS = {
-    "affine": {"rotation", "translation_x", "translation_y", "scale"},
-    "rotation": {"rotation", "translation_x", "translation_y", "scale"},
-    "augment": {"brightness", "contrast", "saturation", "hue", "blur", "crop_x", "crop_y", "crop_size"},
-}
+MOVES = {"rotation", "translation_x", "translation_y", "scale"}
+AUGMENTATIONS = {"brightness", "contrast", "saturation", "hue", "blur", "crop_x", "crop_y", "crop_size"}
+KINDS = {"affine": MOVES, "rotation": MOVES | {"right_angles"}, "augment": MOVES | AUGMENTATIONS}
 
 
 def images(count=3, size=32):
@@ -19,10 +17,10 @@ def images(count=3, size=32):
 
 
 def render(kind, size=32):
-    sequence, factors = factors_of(SequenceConfig(kind=kind), (size, size), torch.device("cpu"))
     pixels = images(size=size)
-    for factor in factors:
-        yield factor, pixels, sequence.render(pixels, factor.params[None].expand(len(pixels), -1, -1))
+    for sequence, factors in factors_of(SequenceConfig(kind=kind), (size, size), torch.device("cpu")):
+        for factor in factors:
+            yield factor, pixels, sequence.render(pixels, factor.params[None].expand(len(pixels), -1, -1))
 
 
 @pytest.mark.parametrize("size", [28, 32])
@@ -49,13 +47,15 @@ def test_each_grid_holds_the_identity_and_moves_one_factor(kind, size):
 
 
 def test_angles_go_round_once():
-    for factor, _, views in render("rotation"):
-        if factor.closed:
-            assert factor.name == "rotation"
+    closed = {factor.name: (factor, views) for factor, _, views in render("rotation") if factor.closed}
+    assert closed.keys() == {"rotation", "right_angles"}
+    for name, (factor, views) in closed.items():
+        upright = views[:, factor.identity]
+        step = 6 if name == "rotation" else 1
+        # what right-angle sequences show
+        torch.testing.assert_close(views[:, factor.identity + step], upright.rot90(1, (2, 3)), rtol=0, atol=1e-4)
+        if name == "rotation":
             assert factor.values.tolist() == [-180 + 15 * step for step in range(24)]
-            # right angles are what right-angle sequences show
-            upright = views[:, factor.identity]
-            torch.testing.assert_close(views[:, factor.identity + 6], upright.rot90(1, (2, 3)), rtol=0, atol=1e-4)
 
 
 def test_shifts_shift():

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from seqjepa.engine import diagnostics
 from seqjepa.engine import learner as learner_module
 from seqjepa.engine.compose import compose
 from seqjepa.engine.train import main
@@ -358,7 +359,7 @@ def test_a_run_that_no_longer_improves_ends(tiny, tmp_path):
     assert rows(tmp_path / "two") == before
 
 
-def test_sweeps_are_made_now_and_then_and_at_the_end(tiny, tmp_path):
+def test_sweeps_are_made_now_and_then_and_at_the_end(tiny, tmp_path, monkeypatch, capsys):
     """And a resumed run measures stability against the same bases, and ends with the same figures."""
     words = ("run.epochs=5", "diagnostics.every=2", "diagnostics.anchors=8", "optim.schedule=constant")
     assert main(tiny(*words)) == 0
@@ -374,5 +375,10 @@ def test_sweeps_are_made_now_and_then_and_at_the_end(tiny, tmp_path):
     assert [row | {"timing": 0} for row in rows(tmp_path / "two")] == [
         row | {"timing": 0} for row in rows(tmp_path / "run")
     ]
-    assert main(tiny("diagnostics.every=0", run="none")) == 0
-    assert not any("subspace_ev_rotation_2" in row for row in rows(tmp_path / "none"))
+    # what a sweep cannot do costs no epoch
+    monkeypatch.setattr(diagnostics, "draw_all", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    capsys.readouterr()
+    assert main(tiny("diagnostics.every=1", "run.epochs=1", run="full")) == 0
+    assert "no sweeps for epoch 1: no space left" in capsys.readouterr().out
+    assert (tmp_path / "full" / "summary.json").exists()
+    assert not any("subspace_ev_rotation_2" in row for row in rows(tmp_path / "full"))
