@@ -97,7 +97,7 @@ def collapse_warnings(metrics: dict[str, float], config: DiagnosticsConfig) -> l
         rank, cosine = metrics[f"participation_{feature}"], metrics[f"pair_cosine_{feature}"]
         if rank < config.min_rank:
             found.append(
-                f"{feature} varies along {rank:.2g} direction(s) (participation_{feature}; "
+                f"{feature} varies along {rank:.3g} direction(s) (participation_{feature}; "
                 f"diagnostics.min_rank = {config.min_rank:g})"
             )
         if cosine > config.max_cosine:
