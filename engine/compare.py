@@ -162,17 +162,20 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
         headings += [metric, "margin over untrained", "peak (epoch)"]
         headings += [f"less {against}, same seeds"] if baseline else []
     rows = []
+    finals = {metric: [run.final(metric) for found in groups for run in found.runs] for metric in metrics}
+    # percent, or a share
+    places = {metric: 1 if any(abs(value) > 2 for value in values) else 3 for metric, values in finals.items()}
     for found in groups:
         row = [found.name, ", ".join(str(run.seed) for run in found.runs)]
         for metric in metrics:
             peaks = [run.peak(metric) for run in found.runs]
             epochs = ", ".join(str(epoch) for _, epoch in peaks)
-            row += [spread([run.final(metric) for run in found.runs])]
-            row += [spread([run.margin(metric) for run in found.runs], signed=True)]
-            row += [f"{spread([value for value, _ in peaks])} ({epochs})"]
+            row += [spread([run.final(metric) for run in found.runs], places[metric])]
+            row += [spread([run.margin(metric) for run in found.runs], places[metric], signed=True)]
+            row += [f"{spread([value for value, _ in peaks], places[metric])} ({epochs})"]
             if baseline:
                 paired = [] if found is baseline else differences(found, baseline, metric)
-                row += [f"{spread(paired, signed=True)} (n = {len(paired)})" if paired else ""]
+                row += [f"{spread(paired, places[metric], signed=True)} (n = {len(paired)})" if paired else ""]
         rows.append([*row, _gate(found), f"{mean(run.seconds for run in found.runs):.0f}", _hardware(found)])
     headings += ["gate", "seconds", "hardware"]
     lines = [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
@@ -188,12 +191,11 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
     return "\n".join([*lines, "", notes, ""])
 
 
-def spread(values: list[float], *, signed: bool = False) -> str:
+def spread(values: list[float], digits: int, *, signed: bool = False) -> str:
     """Mean and standard deviation of what is known."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return "-"
-    digits = 1 if max(map(abs, known)) > 2 else 3  # percent, or a share
     text = f"{mean(known):{'+' if signed else ''}.{digits}f}"
     return text + (f" ({stdev(known):.{digits}f})" if len(known) > 1 else "")
 
