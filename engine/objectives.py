@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,7 @@ def cross_entropy(prediction: Tensor, target: Tensor, temperature: float) -> Ten
     return -(target.float() * (prediction.float() / temperature).log_softmax(-1)).sum(-1).mean()
 
 
-class Term(nn.Module):
+class Term(nn.Module, ABC):
     """A named summand of the objective.
 
     Attributes:
@@ -46,9 +47,9 @@ class Term(nn.Module):
         super().__init__()
         self.weight = weight
 
+    @abstractmethod
     def forward(self, output: Output, step: Tensor) -> Tensor:
         """Value without the weight, 0-dim float32, of an output at a step (int64, 0-dim) of the training."""
-        raise NotImplementedError
 
 
 class Prediction(Term):
