@@ -41,8 +41,11 @@ class RunConfig(Section):
     """Device; auto takes CUDA where it is there."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast; auto is bf16 on GPUs that have it and on CPUs whose oneDNN does, else fp32."""
-    compile: Literal["auto", "none", "default", "max-autotune-no-cudagraphs"] = "auto"
-    """torch.compile mode; auto is default on GPUs and none elsewhere."""
+    compile: Literal["auto", "none", "default", "max-autotune", "graph"] = "auto"
+    """torch.compile of the losses and the views; graph also captures the whole step as a CUDA graph. auto is default on
+    GPUs and none elsewhere."""
+    compile_cache: str = "runs/.compiled"
+    """Folder of compiled programs, kept between runs; the environment's TORCHINDUCTOR_CACHE_DIR comes first."""
     deterministic: bool = False
     """Bit-for-bit repeatable: deterministic algorithms, compile off."""
     threads: Literal["auto"] | int = "auto"

@@ -28,8 +28,8 @@ __all__ = ["control_key", "untrained_control"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # code that decides the control's figures; a change of it makes cached ones stale
-MODULES = ("collapse", "config_method", "control", "encoders", "learner", "metrics", "model", "objectives", "probes")
-MODULES += ("targets",)
+MODULES = ("collapse", "config_method", "control", "encoders", "learner", "losses", "metrics", "model", "objectives")
+MODULES += ("probes", "targets")
 # of the target's config what an untrained network's answers depend on; a teacher never moves
 TARGET_FIELDS = {"batch_statistics", "sharpening", "temperature", "center_momentum"}
 

@@ -15,7 +15,10 @@ from accelerate.state import AcceleratorState, GradientState
 from seqjepa.engine.config import RunConfig
 from seqjepa.loaders import InputError
 
-__all__ = ["build_accelerator", "commit", "hardware", "versions"]
+__all__ = ["COMPILE_MODES", "build_accelerator", "commit", "compile_mode", "hardware", "versions"]
+
+# CUDA graphs are captured over the whole step, by `graph`; torch's own would overwrite what validation keeps
+COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
@@ -34,6 +37,8 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, _cores() // local_processes) if run.threads == "auto" else run.threads)
 
+    if run.compile != "none":  # compiled programs outlive the process: a restarted job does not pay for them again
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(run.compile_cache).expanduser().absolute()))
     # the transformer's fused path for evaluation mixes bf16 with fp32 on a CPU, and fails there under torch.compile
     torch.backends.mha.set_fastpath_enabled(False)
     torch.use_deterministic_algorithms(run.deterministic)
@@ -53,6 +58,21 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     if accelerator.device.type != kind:  # as under `accelerate launch --cpu`
         raise InputError(f"{kind} is asked for, the launcher gave {accelerator.device.type}", "run.device")
     return accelerator
+
+
+def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
+    """`run.compile`, settled for the device and the processes.
+
+    Raises:
+        InputError: a CUDA graph is asked for on another device, or of several processes.
+    """
+    device, processes = accelerator.device.type, accelerator.num_processes
+    if run.compile == "auto":
+        return "default" if device == "cuda" and not run.deterministic else "none"
+    if run.compile == "graph" and (device != "cuda" or processes > 1):
+        here = f"{processes} on {device}"
+        raise InputError(f"graph needs one process on cuda, here: {here}; default is allowed", "run.compile")
+    return run.compile
 
 
 def _cores() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -12,11 +11,14 @@ from torch import Tensor
 
 from seqjepa.engine.collapse import COLLAPSE_METRICS, SEED_NAMES, Moments
 from seqjepa.engine.config import Config
+from seqjepa.engine.environment import COMPILE_MODES, compile_mode
+from seqjepa.engine.graphs import GraphedStep
+from seqjepa.engine.losses import Given, Losses, Measured
 from seqjepa.engine.metrics import Mean, MetricBank, centred_cosine
 from seqjepa.engine.model import Output, build_model
 from seqjepa.engine.objectives import Objective, normalized
-from seqjepa.engine.optimizers import build_optimizer, learning_rate, set_rates
-from seqjepa.engine.probes import PROBES, OnlineProbes, probe_features
+from seqjepa.engine.optimizers import build_optimizer, learning_rate, set_decay, set_rate
+from seqjepa.engine.probes import PROBES, OnlineProbes
 from seqjepa.kernels import coding_rate_stats
 from seqjepa.loaders.loader import Batch, Loaders, SequenceLoader
 
@@ -28,21 +30,6 @@ RATE_METRICS = ("rate_agg", "rate_fraction_agg", "rate_z", "rate_fraction_z")
 
 class Diverged(Exception):
     """A loss, a gradient or a weight is no longer finite."""
-
-
-class Given(NamedTuple):
-    """The arguments of the model."""
-
-    views: Tensor
-    actions: Tensor
-    inverse_actions: Tensor | None
-
-    def split(self, parts: int) -> list[Given]:
-        """Cut into `parts` micro-batches of equal size."""
-        inverse = [None] * parts if self.inverse_actions is None else self.inverse_actions.chunk(parts)
-        return [
-            Given(*fields) for fields in zip(self.views.chunk(parts), self.actions.chunk(parts), inverse, strict=True)
-        ]
 
 
 class Learner:
@@ -76,20 +63,25 @@ class Learner:
             loaders.num_classes,
             loaders.sequence.factors,
         ).to(device)
-        fused = device.type in ("cpu", "cuda")
+        self.losses = Losses(self.model, self.objective, self.probes, train_model=train_model)
+        self.lr = torch.zeros((), dtype=torch.float64, device=device)
         teacher = [pair for pair in self.model.target.pairs(self.model.encoder) if pair[0].requires_grad]
-        self.optimizer = build_optimizer(self.model, config.optim, fused, teacher)
-        self.probe_optimizer = torch.optim.Adam(self.probes.parameters(), lr=config.probes.lr, fused=fused)
+        self.optimizer = build_optimizer(self.model, config.optim, self.lr, teacher)
+        self.probe_optimizer = torch.optim.Adam(
+            self.probes.parameters(), lr=config.probes.lr, fused=True, capturable=device.type == "cuda"
+        )
+        self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if not train_model:
+            self.model.requires_grad_(False)
 
-        # Accelerate patches autocast into the raw models, which validation uses, and wraps them where several
+        # Accelerate patches autocast into the raw module, which validation uses, and wraps it where several
         # processes sum their gradients, which training uses
-        self.wrapped_model = accelerator.prepare_model(self.model) if train_model else self.model
-        self.wrapped_probes = accelerator.prepare_model(self.probes)
-        mode = config.run.compile
-        if mode == "auto":
-            mode = "default" if device.type == "cuda" and not config.run.deterministic else "none"
-        if mode != "none" and train_model:
-            self.model.compile(mode=mode, dynamic=False)
+        self.wrapped = accelerator.prepare_model(self.losses)
+        mode = compile_mode(config.run, accelerator) if train_model else "none"
+        self.compiled = mode != "none"
+        if self.compiled:
+            self.losses.compile(mode=COMPILE_MODES[mode], dynamic=False)
+        self.graphed = GraphedStep(self._step) if mode == "graph" else None
 
         losses = self.objective.names
         pulls = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if train_model else []
@@ -111,67 +103,70 @@ class Learner:
             step: number of the optimiser step in the whole run.
 
         Returns:
-            The loss, 0-dim, on the device.
+            The loss, 0-dim, on the device; the next step may overwrite it.
         """
-        self.model.train()
-        given = self._given(batch)
-        if self.train_model:
-            loss, terms, grad_norm, features = self._train(given, step)
-        else:
-            loss, terms, grad_norm, features = self._look(given)
+        if not self.losses.training:
+            self.losses.train()
+        set_rate(self.optimizer, learning_rate(self.config.optim, step, self.steps_per_epoch, self.total_steps))
+        if self.train_model and (step + 1) % self.config.run.log_every == 0:
+            return self._step(batch, look=True)
+        return self._step(batch) if self.graphed is None else self.graphed(batch)
 
-        outputs = self.wrapped_probes(features)
-        probe_losses = self.probes.losses(outputs, batch.labels, batch.actions)
-        torch.stack(list(probe_losses.values())).sum().backward()
+    def _step(self, batch: Batch, *, look: bool = False) -> Tensor:
+        """What a step does on the device; with `look`, the pull of each term is measured too.
+
+        A CUDA graph may hold all of it: what changes from step to step is a tensor that is written in place.
+        """
+        micro_batches = self._given(batch).split(self.config.optim.accumulate)
+        parts = []
+        for number, micro in enumerate(micro_batches, start=1):
+            last = number == len(micro_batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                measured: Measured = self.wrapped(*micro, self.device_step)
+                self.accelerator.backward(measured.total)  # divides by the number of micro-batches
+            parts.append(measured)
+        if look:
+            self.pulls = self._pulls(measured.output, micro)
+            for name, norm in self.pulls.items():
+                self.train_losses[name].update(norm, 1)
+        grad_norm = self._update() if self.train_model else torch.zeros_like(self.lr)
         self.probe_optimizer.step()
         self.probe_optimizer.zero_grad(set_to_none=True)
+        return self._record(batch, parts, grad_norm)
 
-        with torch.no_grad():
-            count = len(batch.labels)
-            for name, value in {"ep_loss": loss, **terms, "grad_norm": grad_norm}.items():
-                self.train_losses[name].update(value * count, count)
-            self.probes.update(self.train_metrics, outputs, batch.labels, batch.actions)
-            self._watch([*terms.values(), grad_norm, *probe_losses.values()])
+    def _update(self) -> Tensor:
+        """Move the model by its gradients, and what follows it; returns their norm."""
+        optim, target = self.config.optim, self.model.target
+        decay = target.decay(self.device_step, self.total_steps)
+        set_decay(self.optimizer, decay)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.trainable, optim.clip_norm or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        target.update(self.model.encoder, decay, weights=optim.kind == "adamw")
+        return grad_norm
+
+    @torch.no_grad()
+    def _record(self, batch: Batch, parts: list[Measured], grad_norm: Tensor) -> Tensor:
+        """Add a step to the metrics of the epoch, and watch it; returns its loss."""
+        count = len(batch.labels)
+        loss = torch.stack([part.loss for part in parts]).mean()
+        terms, probe_losses = (_means([getattr(part, kind) for part in parts]) for kind in ("terms", "probe_losses"))
+        for name, value in {"ep_loss": loss, **terms, "grad_norm": grad_norm}.items():
+            self.train_losses[name].update(value * count, count)
+        outputs = {name: torch.cat([part.probe_outputs[name] for part in parts]) for name in parts[0].probe_outputs}
+        self.probes.update(self.train_metrics, outputs, batch.labels, batch.actions)
+        self._watch([*terms.values(), grad_norm, *probe_losses.values()])
         return loss
 
     def _given(self, batch: Batch) -> Given:
-        """What the model is given: of the batch, or under an ablation the actions of another sequence."""
+        """What the step goes by: the batch, or under an ablation with the actions of another sequence."""
         actions, inverse = batch.actions, None
         if self.config.objective.symmetric:
             inverse = self.sequence.inverse_actions(batch.params)
         if self.config.ablation.shuffle_actions:
             actions = actions.roll(1, 0)
             inverse = None if inverse is None else inverse.roll(1, 0)
-        return Given(batch.views, actions, inverse)
-
-    def _train(self, given: Given, step: int) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """One optimiser step over the micro-batches; features are those before the update."""
-        optim = self.config.optim
-        decay = self.model.target.decay(self.device_step, self.total_steps)
-        set_rates(self.optimizer, learning_rate(optim, step, self.steps_per_epoch, self.total_steps), decay)
-        micro_batches = given.split(optim.accumulate)
-        losses, all_terms, all_features = [], [], []
-        for number, micro in enumerate(micro_batches, start=1):
-            last = number == len(micro_batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
-                output: Output = self.wrapped_model(*micro)
-                loss, terms = self.objective(output, self.device_step)
-                self.accelerator.backward(loss)  # divides by the number of micro-batches
-            losses.append(loss.detach())
-            all_terms.append({name: term.detach() for name, term in terms.items()})
-            all_features.append(probe_features(output))
-        if (step + 1) % self.config.run.log_every == 0:
-            self.pulls = self._pulls(output, micro)
-            for name, norm in self.pulls.items():
-                self.train_losses[name].update(norm, 1)
-        limit = optim.clip_norm or float("inf")
-        trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
-        grad_norm = torch.nn.utils.clip_grad_norm_(trainable, limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.target.update(self.model.encoder, decay, weights=optim.kind == "adamw")
-        loss, terms, features = _joined(losses, all_terms, all_features)
-        return loss, terms, grad_norm, features
+        return Given(batch.views, actions, inverse, batch.labels, batch.actions)
 
     def _pulls(self, output: Output, given: Given) -> dict[str, Tensor]:
         """How hard each term pulls at the encoder's output: norm of the gradient of its weighted value, by name.
@@ -199,20 +194,6 @@ class Learner:
             buffer.copy_(value)
         return pulls
 
-    @torch.no_grad()
-    def _look(self, given: Given) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """What `_train` returns, without training: the same micro-batches and so the same batch statistics."""
-        losses, all_terms, all_features = [], [], []
-        for micro in given.split(self.config.optim.accumulate):
-            with self.accelerator.autocast():
-                output = self.model(*micro)
-            loss, terms = self.objective(output, self.device_step)
-            losses.append(loss)
-            all_terms.append(terms)
-            all_features.append(probe_features(output))
-        loss, terms, features = _joined(losses, all_terms, all_features)
-        return loss, terms, torch.zeros_like(loss), features
-
     def _share_buffers(self) -> None:
         """Average the batch-norm statistics of the processes, so that all validate one network."""
         if self.accelerator.num_processes == 1:
@@ -226,7 +207,7 @@ class Learner:
         """Latch the first value that is not finite."""
         bad = ~torch.isfinite(torch.stack([value.detach().float() for value in values]))
         found = torch.stack([self.device_step, bad.int().argmax()])
-        self.divergence = torch.where((self.divergence[0] < 0) & bad.any(), found, self.divergence)
+        self.divergence.copy_(torch.where((self.divergence[0] < 0) & bad.any(), found, self.divergence))
         self.device_step += 1
 
     def diverged(self) -> tuple[int, str] | None:
@@ -252,27 +233,31 @@ class Learner:
             loader: of the validation sequences.
             check: called after each batch; may raise to leave early.
         """
-        self.model.eval()
+        self.losses.eval()
         self._share_buffers()
         device, model = self.accelerator.device, self.model
         bank = self.probes.metric_bank().to(device)
         means = (*(f"val_{name}" for name in ("loss", *self.objective.names)), "pred_cosine_test", *RATE_METRICS)
         losses = MetricBank({name: Mean() for name in means}).to(device)
         moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
+        size = loader.sampler.local_batch_size
+        step = torch.zeros_like(self.device_step)
         predictions, targets = [], []
         for number, batch in enumerate(loader.epoch(0)):
-            if not len(batch.labels):  # the last batch may leave a process without a part
+            count = len(batch.labels)
+            if not count:  # the last batch may leave a process without a part
                 continue
             given = self._given(batch)
-            with self.accelerator.autocast():
-                output = model(*given)
-            loss, terms = self.objective(output, torch.zeros_like(self.device_step))
-            count = len(batch.labels)
+            if self.compiled and count < size:
+                output = self.losses(*given.padded(size), step).output.first(count)
+                measured = self.losses.judge(output, given.labels, given.moves, step)
+            else:
+                measured = self.losses(*given, step)
+            output, features = measured.output, measured.features
             if count > 1:  # one row has no variance, and may be all that is left for the last batch
-                for name, value in {"loss": loss, **terms}.items():
+                for name, value in {"loss": measured.loss, **measured.terms}.items():
                     losses[f"val_{name}"].update(value * count, count)
-            features = probe_features(output)
-            self.probes.update(bank, self.probes(features), batch.labels, batch.actions)
+            self.probes.update(bank, measured.probe_outputs, batch.labels, batch.actions)
             moments["z"].update(features["first"])
             moments["agg"].update(features["agg"])
             if number == 0:  # a rate depends on the batch's size: that of training
@@ -281,7 +266,7 @@ class Learner:
                     stats = coding_rate_stats(normalized(rows, rate), **rate.scale)
                     losses[f"rate_{feature}"].update(stats.rate.mean(), 1)
                     losses[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
-            prediction, target = self.objective.comparable(output.prediction), output.target.float()
+            prediction, target = self.objective.comparable(output.prediction), output.target
             losses["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
             predictions.append(prediction)
             targets.append(target)
@@ -301,13 +286,9 @@ class Learner:
         return metrics
 
 
-def _joined(
-    losses: list[Tensor], terms: list[dict[str, Tensor]], features: list[dict[str, Tensor]]
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Micro-batches as one batch: means of losses and terms, features one after the other."""
-    mean = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
-    whole = {name: torch.cat([part[name] for part in features]) for name in features[0]}
-    return torch.stack(losses).mean(), mean, whole
+def _means(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean over micro-batches of each value."""
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 
 def metric_names(config: Config, factors: dict[str, slice]) -> set[str]:

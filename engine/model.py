@@ -6,6 +6,7 @@ T token width: D + P, or D where the aggregator is told no action. E width of pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,18 @@ class Output(NamedTuple):
         """Of the sequence forwards and, if it was read so too, backwards."""
         forwards = Reading(self.agg, self.prediction, self.target)
         return [forwards] if self.backwards is None else [forwards, self.backwards]
+
+    def float(self) -> Output:
+        """The same in float32."""
+        return self._each(lambda x: x.float())
+
+    def first(self, count: int) -> Output:
+        """Of the first `count` sequences."""
+        return self._each(lambda x: x[:count])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Output:
+        backwards = None if self.backwards is None else Reading(*map(change, self.backwards))
+        return Output(*(x if x is None else change(x) for x in self[:-1]), backwards)
 
 
 class ActionEmbedding(nn.Module):

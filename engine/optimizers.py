@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from seqjepa.engine.config import OptimConfig
 from seqjepa.kernels import AdamWEMA
 
-__all__ = ["build_optimizer", "decays", "learning_rate", "set_rates"]
+__all__ = ["build_optimizer", "decays", "learning_rate", "set_decay", "set_rate"]
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -20,14 +20,14 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, fused: bool, teacher: Iterable[tuple[nn.Parameter, Tensor]] = ()
+    model: nn.Module, config: OptimConfig, lr: Tensor, teacher: Iterable[tuple[nn.Parameter, Tensor]] = ()
 ) -> Optimizer:
     """AdamW over the trainable parameters, in two groups.
 
     Args:
         model: whose parameters.
         config: of the optimiser.
-        fused: whether the device has the fused step.
+        lr: float64, 0-dim, on the device; what `set_rate` writes and the optimiser reads.
         teacher: pairs of a parameter and the tensor that follows it; `adamw` leaves them alone.
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -35,9 +35,10 @@ def build_optimizer(
         {"params": [p for name, p in trainable if decays(name, p)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in trainable if not decays(name, p)], "weight_decay": 0.0},
     ]
-    if config.kind == "adamw":
-        return AdamW(groups, lr=config.lr, betas=tuple(config.betas), fused=fused)
-    return AdamWEMA(groups, lr=config.lr, betas=tuple(config.betas), teacher=teacher)
+    if config.kind == "adamw":  # torch's takes float32 on a GPU, and a number on a CPU
+        rate = lr.float() if lr.is_cuda else config.lr
+        return AdamW(groups, lr=rate, betas=tuple(config.betas), fused=True, capturable=lr.is_cuda)
+    return AdamWEMA(groups, lr=lr, betas=tuple(config.betas), teacher=teacher)
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
@@ -54,9 +55,17 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def set_rates(optimizer: Optimizer, lr: float, ema_decay: Tensor) -> None:
-    """What the next step goes by; an optimiser without a teacher has no use for the decay."""
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """Learning rate of the next step; where it is a tensor, it is written in place and nothing waits."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def set_decay(optimizer: Optimizer, decay: Tensor) -> None:
+    """Decay of the teacher in the next step; an optimiser without a teacher has no use for it."""
+    for group in optimizer.param_groups:
         if "ema_decay" in group:
-            group["ema_decay"] = ema_decay
+            group["ema_decay"] = decay

@@ -15,7 +15,7 @@ from seqjepa.engine.config import Config
 from seqjepa.engine.console import Reporter, Stopwatch
 from seqjepa.engine.control import untrained_control
 from seqjepa.engine.diagnostics import diagnose
-from seqjepa.engine.environment import build_accelerator, commit, hardware, versions
+from seqjepa.engine.environment import build_accelerator, commit, compile_mode, hardware, versions
 from seqjepa.engine.figures import draw_curves
 from seqjepa.engine.gates import check_rules
 from seqjepa.engine.improvement import Patience, improves
@@ -82,6 +82,7 @@ class Trainer:
         self.patience = Patience(config.early_stop)
         self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
         self.watch = Stopwatch()  # of the present epoch
+        self.compile_seconds = 0.0  # of this process's first step, which the epoch's time leaves out
         self.commit = commit()  # of the code that runs, whatever is checked out by the end
 
         resumed = self.folder.checkpoint_to_resume()
@@ -102,6 +103,7 @@ class Trainer:
                 rank=accelerator.process_index,
                 num_processes=accelerator.num_processes,
                 threads=torch.get_num_threads(),
+                compiled=compile_mode(config.run, accelerator) != "none" and accelerator.device.type == "cuda",
             )
         if state and state["images"] != self.loaders.fingerprint:
             raise InputError(f"holds other images than {resumed} was trained on", "data.root")
@@ -193,6 +195,13 @@ class Trainer:
             self.watch.count(self.config.data.batch_size)
             recent.count(self.config.data.batch_size)
             self.reporter.advance()
+            if self.learner.compiled and not self.compile_seconds:
+                loss.item()  # waits for the compiler and the step
+                self.compile_seconds = self.watch.seconds
+                self.seconds += self.compile_seconds
+                self.reporter.say(f"compiled in {self.compile_seconds:.0f} s")
+                self.watch.restart()
+                recent.restart()
             if self.global_step % log_every == 0:
                 value = loss.item()  # the one host sync of the loop
                 self._refuse_divergence()
@@ -223,6 +232,8 @@ class Trainer:
         rate = watch.sequences / train_seconds
         diagnostics, figures, seconds = self._diagnose() if validated and self._diagnosed else ({}, [], 0.0)
         timing = {"ep_time": watch.seconds, "train_time": train_seconds, "sequences_per_second": rate}
+        if self.compile_seconds and watch.steps < self.learner.steps_per_epoch:
+            timing["compile_time"] = self.compile_seconds
         if diagnostics:
             timing["diagnostics_time"] = seconds
         untrained = {f"untrained_{name}": value for name, value in (self.untrained or {}).items()}

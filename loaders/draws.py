@@ -28,13 +28,13 @@ TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM, STATISTICS_STREAM = range(4)
 FIXED_POINT_BITS = 16  # |value| < 256 then has at most 24 significant bits: exact in float32
 
 
-def words(seed: int, stream: int, epoch: int, index: Tensor, num_views: int, num_draws: int) -> Tensor:
+def words(seed: int, stream: int, epoch: Tensor | int, index: Tensor, num_views: int, num_draws: int) -> Tensor:
     """Random words for a batch of samples.
 
     Args:
         seed: of the run, in [0, 2**32).
         stream: which use the draws are for (`TRAIN_STREAM` and so on).
-        epoch: number of the epoch; validation always passes 0.
+        epoch: number of the epoch, int64 and 0-dim where it is a tensor; validation always passes 0.
         index: positions in the dataset, int64 [B].
         num_views: V.
         num_draws: D numbers for each view.

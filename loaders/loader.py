@@ -20,7 +20,7 @@ from seqjepa.loaders.sampler import Sampler, subset
 from seqjepa.loaders.sequences import Sequence, build_sequence
 from seqjepa.loaders.sources import Images, check_shape, find_layout, read_images
 
-__all__ = ["Batch", "Loaders", "SequenceLoader", "build_loaders"]
+__all__ = ["Batch", "Loaders", "SequenceLoader", "build_loaders", "padded"]
 
 
 class Batch(NamedTuple):
@@ -47,6 +47,7 @@ class SequenceLoader:
         mean: of the training pixels, one a channel, in [0, 1].
         std: likewise.
         device: where everything happens.
+        compiled: whether views are drawn and rendered by one compiled program, of one shape.
     """
 
     def __init__(
@@ -58,12 +59,15 @@ class SequenceLoader:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: torch.device,
+        compiled: bool = False,
     ):
         self.images = images
         self.sampler = sampler
         self.sequence = sequence
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.compiled = compiled
+        self.program = torch.compile(SequenceLoader._views, dynamic=False) if compiled else SequenceLoader._views
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -71,13 +75,22 @@ class SequenceLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from batch `start` on; validation gets the same draws whatever the epoch."""
-        stream, key = (TRAIN_STREAM, epoch) if self.sampler.train else (VALIDATION_STREAM, 0)
-        sequence = self.sequence
+        number = torch.full((), epoch if self.sampler.train else 0, device=self.mean.device)
+        size = self.sampler.local_batch_size
         for pixels, labels, index in self.images.batches(self.sampler.batches(epoch, start)):
-            drawn = words(self.sampler.seed, stream, key, index, sequence.num_views, sequence.num_draws)
-            params = sequence.params(drawn)
-            views = (sequence.render(pixels, params) - self.mean) / self.std
-            yield Batch(views, sequence.actions(params), params, labels, index)
+            if self.compiled and 0 < len(index) < size:  # the last batch of a validation
+                whole = self.program(self, padded(pixels, size), padded(index, size), number)
+                views, actions, params = (x[: len(index)] for x in whole)
+            else:
+                views, actions, params = self.program(self, pixels, index, number)
+            yield Batch(views, actions, params, labels, index)
+
+    def _views(self, pixels: Tensor, index: Tensor, epoch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views, actions and parameters, drawn for an epoch (int64, 0-dim)."""
+        sequence, stream = self.sequence, TRAIN_STREAM if self.sampler.train else VALIDATION_STREAM
+        params = sequence.params(words(self.sampler.seed, stream, epoch, index, sequence.num_views, sequence.num_draws))
+        views = (sequence.render(pixels, params) - self.mean) / self.std
+        return views, sequence.actions(params), params
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Each image once, as it is: normalised float32 [b, C, H, W], labels [b], index [b]."""
@@ -89,7 +102,7 @@ class SequenceLoader:
     def pixels(self, count: int) -> Tensor:
         """The first images of the subset as they are, uint8 [n, H, W, C] on the device."""
         order = self.sampler.indices[:count]
-        size = -(-self.sampler.batch_size // self.sampler.num_processes)  # all that an FFCV reader takes at a time
+        size = self.sampler.local_batch_size  # all that an FFCV reader takes at a time
         parts = np.split(order, range(size, len(order), size))
         return torch.cat([pixels for pixels, _, _ in self.images.batches(parts)])
 
@@ -100,6 +113,11 @@ class SequenceLoader:
         other = copy.copy(self)
         other.sampler = sampler
         return other
+
+
+def padded(x: Tensor, size: int) -> Tensor:
+    """`x` with its first row repeated up to `size` rows."""
+    return torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,7 @@ def build_loaders(
     num_processes: int = 1,
     threads: int = 1,
     drop_last: bool = True,
+    compiled: bool = False,
 ) -> Loaders:
     """Open the data that the config names.
 
@@ -138,6 +157,7 @@ def build_loaders(
         num_processes: how many share each batch.
         threads: of FFCV's reader.
         drop_last: whether training leaves out the incomplete last batch.
+        compiled: whether views are drawn and rendered by one compiled program.
 
     Raises:
         InputError: the data are missing, empty, damaged or of another kind, or the batch does not fit them.
@@ -186,7 +206,7 @@ def build_loaders(
             rank=rank,
             num_processes=num_processes,
         )
-        return SequenceLoader(stores[split], sampler, built, mean=mean, std=std, device=device)
+        return SequenceLoader(stores[split], sampler, built, mean=mean, std=std, device=device, compiled=compiled)
 
     return Loaders(
         train=loader("train", data.train_subset, data.subset_seed),

@@ -61,6 +61,11 @@ class Sampler:
         self.rank = rank
         self.num_processes = num_processes
 
+    @property
+    def local_batch_size(self) -> int:
+        """Most samples of a batch that this process gets."""
+        return -(-self.batch_size // self.num_processes)
+
     def __len__(self) -> int:
         """Number of batches in an epoch."""
         full, rest = divmod(len(self.indices), self.batch_size)

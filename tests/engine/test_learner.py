@@ -126,7 +126,7 @@ def test_pulls_are_the_slopes_of_the_terms(build):
     given = learner._given(batch)
     model = learner.model.double().train()
     given = given._replace(views=given.views.double(), actions=given.actions.double())
-    output = model(*given)
+    output = model(given.views, given.actions)
     pulls = learner._pulls(output, given)
     for name in ("prediction", "rate"):
 

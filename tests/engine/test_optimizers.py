@@ -8,7 +8,7 @@ import torch
 
 from seqjepa.engine.config import ModelConfig, OptimConfig, TargetConfig
 from seqjepa.engine.model import build_model
-from seqjepa.engine.optimizers import build_optimizer, learning_rate
+from seqjepa.engine.optimizers import build_optimizer, learning_rate, set_rate
 
 
 def test_decay_spares_biases_norms_and_tokens():
@@ -16,7 +16,7 @@ def test_decay_spares_biases_norms_and_tokens():
         encoder="convnet", width=4, action_dim=8, num_layers=1, predictor_hidden=16, time_embedding=True
     )
     model = build_model(config, TargetConfig(), 2)
-    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1), fused=False)
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1), torch.tensor(0.1))
     names = {id(p): name for name, p in model.named_parameters()}
     groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
     assert groups[0.1] | groups[0.0] == {n for n, p in model.named_parameters() if p.requires_grad}
@@ -38,8 +38,9 @@ def test_one_step_is_adams_first(kind):
     layer = torch.nn.Linear(3, 2)
     before, optimizer = (
         layer.weight.detach().clone(),
-        build_optimizer(layer, OptimConfig(kind=kind, lr=0.01, weight_decay=0.5), False),
+        build_optimizer(layer, OptimConfig(kind=kind, weight_decay=0.5), torch.tensor(1.0, dtype=torch.float64)),
     )
+    set_rate(optimizer, 0.01)
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     # Adam's first step is lr in the sign of the gradient; the decay is decoupled

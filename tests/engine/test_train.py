@@ -202,14 +202,14 @@ def test_an_enforced_gate_decides_the_exit_code(tiny, tmp_path, capsys):
 
 
 def test_divergence_ends_with_3_and_saves_no_nan(tiny, tmp_path, capsys, monkeypatch):
-    original = learner_module.Learner._train
+    original = learner_module.Learner.step
 
     def poisoned(self, batch, step):
         if step == 7:
             batch.views[0, 0, 0, 0, 0] = torch.nan
         return original(self, batch, step)
 
-    monkeypatch.setattr(learner_module.Learner, "_train", poisoned)
+    monkeypatch.setattr(learner_module.Learner, "step", poisoned)
     assert main(tiny("run.log_every=1000")) == 3
     printed = capsys.readouterr().out
     good = tmp_path / "run" / "checkpoints" / "epoch-0001"

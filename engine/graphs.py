@@ -1,0 +1,56 @@
+"""A training step as one CUDA graph: the host launches one program, however many kernels it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["GraphedStep"]
+
+WARM_UP = 3  # steps before the capture: optimisers make their state, kernels compile and choose their algorithms
+
+
+class GraphedStep:
+    """Runs a step as it is three times, then captures it, and replays the capture from then on.
+
+    A replay repeats what was captured on the same memory. So all that changes from step to step has to be a tensor
+    that is written in place; batches are copied to where the captured one lay, and must be of its shapes.
+
+    Args:
+        work: takes a batch, changes what it changes in place, returns a tensor.
+    """
+
+    def __init__(self, work: Callable[[NamedTuple], Tensor]):
+        self.work = work
+        self.stream = torch.cuda.Stream()
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.steps = 0
+
+    def __call__(self, batch: NamedTuple) -> Tensor:
+        """What `work` returns; overwritten by the next step."""
+        self.steps += 1
+        if self.steps <= WARM_UP:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                result = self.work(batch)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return result
+        if self.graph is None:
+            self.capture(batch)
+        for place, field in zip(self.batch, batch, strict=True):
+            place.copy_(field, non_blocking=True)
+        self.graph.replay()
+        return self.result
+
+    def capture(self, batch: NamedTuple) -> None:
+        """Record a step; nothing is computed yet."""
+        self.batch = type(batch)(*(field.clone() for field in batch))
+        self.graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the graph keeps memory of its own, which the warm-up would double
+        # thread_local: a thread that reads data or logs may use the device meanwhile
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+            self.result = self.work(self.batch)

@@ -1,0 +1,210 @@
+"""A step can be replayed: all that changes between two steps is a tensor that is written in place."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from seqjepa.engine.compose import compose
+from seqjepa.engine.environment import build_accelerator
+from seqjepa.engine.learner import Learner
+from seqjepa.engine.train import main
+from seqjepa.loaders.loader import build_loaders
+
+
+class Recording(TorchDispatchMode):
+    """What a CUDA graph does, on a CPU: notes the operations of a step with their memory, and repeats them there.
+
+    Whatever Python computed in between, such as a learning rate that is a number, stays as it was.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        made = [r.alias_info is None for r in func._schema.returns]  # neither a view nor what was written in place
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if not views:
+            self.calls.append((func, args, kwargs, result if any(made) else None))
+        return result
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, places in self.calls:
+            again = func(*args, **kwargs)
+            if places is not None:
+                for place, value in zip(tree_leaves(places), tree_leaves(again), strict=True):
+                    if isinstance(place, torch.Tensor):
+                        place.copy_(value)
+
+
+@pytest.fixture
+def build(tiny):
+    def make(*words, device="cpu", **loading):
+        config = compose(tiny(*words)).config
+        loaders = build_loaders(
+            config.data, config.sequence, config.actions, seed=0, device=torch.device(device), **loading
+        )
+        accelerator = build_accelerator(config.run, config.optim.accumulate)
+        torch.manual_seed(0)
+        return Learner(config, loaders, accelerator), loaders
+
+    return make
+
+
+def state(learner: Learner) -> list[torch.Tensor]:
+    optimizers = (learner.optimizer, learner.probe_optimizer)
+    moments = [value for o in optimizers for values in o.state.values() for value in values.values()]
+    modules = (learner.losses, learner.train_losses, learner.train_metrics)
+    weights = [value for module in modules for value in module.state_dict().values()]
+    return [x.clone() for x in (*weights, *moments, learner.device_step, learner.divergence)]
+
+
+VARIANTS = {
+    "ema": ("target.schedule=cosine", "optim.clip_norm=0.1"),
+    "symmetric": ("objective.symmetric=true", "rate.weight=0.1", "optim.accumulate=2"),
+    "sharpened": ("target.kind=stop_gradient", "target.sharpening=true", "objective.prediction=cross_entropy"),
+    "sigreg": (
+        *("target.kind=shared", "objective.prediction=mse", "model.projector_dim=8", "model.projector_hidden=16"),
+        *("sigreg.weight=0.1", "sigreg.num_slices=8"),
+    ),
+    "bf16": ("run.precision=bf16",),
+}
+
+
+class RecordedStep:
+    """Stands in for `GraphedStep`."""
+
+    def __init__(self, work, before: int):
+        self.work, self.left, self.recording = work, before, None
+
+    def __call__(self, batch):
+        self.left -= 1
+        if self.left >= 0:
+            self.work(batch)
+        elif self.recording is None:
+            self.batch = type(batch)(*(field.clone() for field in batch))
+            with Recording() as self.recording:
+                self.work(self.batch)
+        else:
+            for place, field in zip(self.batch, batch, strict=True):
+                place.copy_(field)
+            self.recording.replay()
+
+
+def five_steps(learner, loaders, *, recorded: bool) -> list[torch.Tensor]:
+    """State after five steps; where they are recorded, the last two repeat the third."""
+    learner.graphed = RecordedStep(learner._step, before=2) if recorded else None
+    for number, batch in enumerate(loaders.train.epoch(0)):
+        learner.step(batch, number)
+    assert number == 4
+    return state(learner)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_is_replayed_as_if_it_were_run(build, variant):
+    words = ("run.deterministic=false", "run.log_every=1000", "optim.warmup_epochs=1", *VARIANTS[variant])
+    run = five_steps(*build(*words), recorded=False)
+    replayed = five_steps(*build(*words), recorded=True)
+    assert all(torch.equal(a, b) for a, b in zip(run, replayed, strict=True))
+
+
+def test_the_recording_notices_a_number(build):
+    """torch's AdamW takes its rate as a number on a CPU: a replay goes on with that of the recorded step."""
+    words = ("run.log_every=1000", "optim.warmup_epochs=1", "optim.kind=adamw")
+    run = five_steps(*build(*words), recorded=False)
+    replayed = five_steps(*build(*words), recorded=True)
+    assert not all(torch.equal(a, b) for a, b in zip(run, replayed, strict=True))
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "bf16"])
+def test_all_losses_are_one_region(build, variant):
+    """Dynamo traces model, objective and probes without a break."""
+    learner, loaders = build(*VARIANTS[variant], "optim.accumulate=1")
+    given = learner._given(next(loaders.train.epoch(0)))
+    eager = learner.losses(*given, learner.device_step)
+    traced = torch.compile(learner.losses, backend="eager", fullgraph=True, dynamic=False)
+    torch._dynamo.reset()
+    assert traced(*given, learner.device_step).total.shape == eager.total.shape
+
+
+def test_a_padded_tail_changes_nothing(build):
+    """70 test images in batches of 32: the last has 6, which a compiled network sees as 32."""
+    learner, loaders = build("run.deterministic=false")
+    plain = learner.validate(loaders.validation)
+    learner.compiled = True
+    seen = []
+    learner.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    padded = learner.validate(loaders.validation)
+    assert seen == [32, 32, 32]
+    assert set(plain) == set(padded)
+    for name, value in plain.items():
+        assert padded[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_compiled_loaders_give_the_same_batches(build, monkeypatch):
+    shapes = []
+    compile = torch.compile
+
+    def traced(function, **how):
+        program = compile(function, backend="eager", **how)
+
+        def call(loader, pixels, *rest):
+            shapes.append(len(pixels))
+            return program(loader, pixels, *rest)
+
+        return call
+
+    _, plain = build()
+    monkeypatch.setattr(torch, "compile", traced)
+    _, compiled = build(compiled=True)
+    pairs = (
+        (plain.train, compiled.train),
+        (plain.validation, compiled.validation),
+        (plain.validation.redrawn(), compiled.validation.redrawn()),
+    )
+    for loader, other in pairs:
+        for epoch in range(2):
+            for batch, again in zip(loader.epoch(epoch), other.epoch(epoch), strict=True):
+                assert torch.equal(batch.params, again.params)
+                torch.testing.assert_close(batch.views, again.views, rtol=0, atol=1e-5)
+    assert set(shapes) == {32}  # the tail among them
+
+
+def test_a_graph_needs_a_gpu(tiny, refused):
+    refused(
+        tiny("run.deterministic=false", "run.compile=graph"),
+        "run.compile",
+        "graph needs one process on cuda, here: 1 on cpu; default is allowed",
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gpu_graph_is_the_compiled_step(build, variant):
+    words = ("run.device=cuda", "run.deterministic=false", "run.log_every=1000", "model.dropout=0.0")
+    states = []
+    for mode in ("none", "graph"):
+        learner, loaders = build(
+            *words, *VARIANTS[variant], f"run.compile={mode}", device="cuda", compiled=mode == "graph"
+        )
+        number = 0
+        for epoch in range(3):
+            for batch in loaders.train.epoch(epoch):
+                learner.step(batch, number)
+                number += 1
+        states.append(learner.epoch_metrics() | learner.validate(loaders.validation))
+    assert learner.graphed.graph is not None
+    eager, graphed = states
+    for name in ("ep_loss", "val_loss", "grad_norm"):
+        assert graphed[name] == pytest.approx(eager[name], rel=2e-2)
+
+
+@pytest.mark.gpu
+def test_gpu_run_by_graph_resumes(tiny):
+    words = tiny("run.device=cuda", "run.precision=bf16", "run.deterministic=false", "run.compile=graph")
+    assert main(words) == 0
+    assert main([*words, "run.epochs=3", "run.resume=auto"]) == 0
