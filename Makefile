@@ -6,7 +6,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # without a configuration Accelerate warns about each default that it takes
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: setup smoke gate30 seed-experiments test test-slow test-gpu test-realdata test-floor bench lint clean
+.PHONY: setup smoke gate30 seed-experiments test test-slow test-gpu test-realdata test-floor \
+	bench bench-kernels bench-gpu lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
 
@@ -78,9 +79,21 @@ $(VENV)-floor/.installed: pyproject.toml
 	$(VENV)-floor/bin/pip install -qq 'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' 'numpy<2.4' -e '.[dev]'
 	@touch $@
 
-# the kernels beside what they replace: a table, and a CSV in bench/history
+# the step beside the peer's, loaders and kernels beside what they replace: under five minutes on two cores
 bench: setup
-	$(BIN)/python bench/kernels.py
+	$(BIN)/pytest bench
+
+# every kernel at every shape: a table, and a CSV in bench/history
+bench-kernels: setup
+	$(BIN)/python bench/kernel_table.py
+
+# all that a GPU can say, in ten minutes: the step by each mode, where its time goes, the peer, loaders, kernels
+bench-gpu: setup
+	$(BIN)/python bench/report.py run.compile=graph
+	$(BIN)/python bench/report.py --task cifar10_rot run.compile=graph
+	$(BIN)/pytest bench
+	$(BIN)/python bench/kernel_table.py --repetitions 20
+	$(BIN)/python bench/draw.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

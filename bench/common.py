@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved repetitions, a table, and a line in bench/history."""
+"""What the benchmarks share: interleaved repetitions, images to work on, and a place in bench/history."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
-from torchvision import transforms
-from torchvision.transforms import functional as F
 
+from seqjepa.engine.config import Config
 from seqjepa.engine.environment import commit, versions
-from seqjepa.loaders.config import SequenceConfig
+from seqjepa.loaders.loader import Loaders, SequenceLoader
+from seqjepa.loaders.resident import ResidentImages
+from seqjepa.loaders.sampler import Sampler
+from seqjepa.loaders.sequences import build_sequence
+from seqjepa.loaders.sources import SHAPES, Images
 
 HISTORY = Path(__file__).resolve().parent / "history"
 
@@ -65,55 +69,27 @@ def record(name: str, rows: list[dict], threads: int) -> Path:
     return path
 
 
-def pil_views(config: SequenceConfig, mean, std) -> Callable[[object], torch.Tensor]:
-    """The same sequence as torchvision's users write it: a Pillow image to views [V, 3, H, W], one at a time.
-
-    A gray image stays gray until its views are tensors.
-    """
-    to_tensor, normalize = transforms.ToTensor(), transforms.Normalize(mean, std)
-
-    def finish(view) -> torch.Tensor:
-        return normalize(to_tensor(view).expand(3, -1, -1))
-
-    if config.kind == "augment":
-        pipelines = [_augment(config, target) for target in range(2)]
-
-        def views(image):
-            shown = [pipelines[number == config.num_observed](image) for number in range(config.num_observed + 1)]
-            return torch.stack([finish(view) for view in shown])
-
-        return views
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * torch.rand(()).item()
-
-    def moved(image):
-        if config.kind == "rotation":
-            return F.rotate(image, config.angles[torch.randint(len(config.angles), ()).item()])
-        size = image.size[::-1]
-        if config.padding == "reflect":
-            image = F.pad(image, [8, 8, 8, 8], padding_mode="reflect")
-        shift = [round(uniform(*config.translation)) for _ in range(2)]
-        scale, bilinear = uniform(*config.scale), transforms.InterpolationMode.BILINEAR
-        return F.center_crop(F.affine(image, uniform(*config.rotation), shift, scale, [0.0], bilinear), size)
-
-    return lambda image: torch.stack([finish(image), *(finish(moved(image)) for _ in range(config.num_observed))])
+def random_images(dataset: str, count: int) -> Images:
+    """Pixels of noise in the shape of a dataset: nothing that is timed depends on what they show."""
+    side, classes = SHAPES[dataset]
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(256, size=(count, side, side, 3), dtype=np.uint8)
+    return Images(dataset, pixels, generator.integers(classes, size=count), [str(k) for k in range(classes)])
 
 
-def _augment(config: SequenceConfig, target: int) -> transforms.Compose:
-    def factor(span: list[float]) -> tuple[float, float]:
-        return span[0], span[1]
+def loaders_of(images: Images, config: Config, device: torch.device, *, compiled: bool = False) -> Loaders:
+    """Resident loaders of images that are in memory, the same for training and validation."""
+    sequence = build_sequence(config.sequence, images.pixels.shape[1:3], config.actions, device)
+    store, (mean, std) = ResidentImages(images, device), images.statistics()
+    both = []
+    for train in (True, False):
+        indices = np.arange(len(images.labels))
+        sampler = Sampler(indices, batch_size=config.data.batch_size, seed=config.run.seed, train=train)
+        both.append(SequenceLoader(store, sampler, sequence, mean=mean, std=std, device=device, compiled=compiled))
+    return Loaders(*both, sequence, len(images.classes), images.fingerprint(), "resident")
 
-    kernel = 3  # at 32 pixels
-    jitter = transforms.ColorJitter(*(factor(s) for s in (config.brightness, config.contrast, config.saturation)))
-    jitter.hue = factor(config.hue)
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(32, config.crop_area, config.crop_ratio, transforms.InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(config.flip),
-            transforms.RandomApply([jitter], config.jitter),
-            transforms.RandomGrayscale(config.grayscale),
-            transforms.RandomApply([transforms.GaussianBlur(kernel, config.blur_sigma)], config.blur[target]),
-            transforms.RandomSolarize(128, config.solarize[target]),
-        ]
-    )
+
+def wait() -> None:
+    """Until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

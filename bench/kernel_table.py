@@ -1,4 +1,4 @@
-"""The kernels beside what they replace: `python bench/kernels.py [--device cpu] [--only sigreg,ema]`.
+"""The kernels beside what they replace: `python bench/kernel_table.py [--device cpu] [--only sigreg,ema]`.
 
 Contenders take turns, and the first turn does not count: compilation is not timed. No contender is timed whose value or
 gradient is not float64's. On a GPU a turn is what CUDA events enclose, on an idle device whose L2 cache was overwritten

@@ -12,32 +12,19 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import cpu, interleaved, pil_views, record, spread
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from common import cpu, interleaved, record, spread
+from pillow import PillowSequences
+from torch.utils.data import DataLoader
 
 from seqjepa.engine.compose import compose
 from seqjepa.engine.environment import build_accelerator
 from seqjepa.engine.learner import Learner
 from seqjepa.loaders.beton import has_ffcv
 from seqjepa.loaders.loader import build_loaders
+from seqjepa.loaders.sources import Images
 from seqjepa.loaders.write import main as write
 
 BATCH, SEQUENCES, STEP_BATCH = 256, 2048, 64
-
-
-class PillowSequences(Dataset):
-    """Sequences by torchvision's transforms on Pillow images, one at a time."""
-
-    def __init__(self, pixels, config, mean, std):
-        self.pixels = pixels
-        self.views = pil_views(config, mean, std)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, position: int) -> torch.Tensor:
-        return self.views(Image.fromarray(self.pixels[position]))
 
 
 def main(root: str) -> None:
@@ -53,8 +40,9 @@ def main(root: str) -> None:
             loaders["ffcv"] = build_loaders(data, *sections, seed=0, device=device)
         contenders = {name: epoch_of(loader.train) for name, loader in loaders.items()}
         train = loaders["resident"].train
-        pixels = train.images.pixels[torch.from_numpy(train.sampler.indices).to(device)].cpu().numpy()
-        dataset = PillowSequences(pixels, config.sequence, train.mean.flatten().tolist(), train.std.flatten().tolist())
+        chosen = torch.from_numpy(train.sampler.indices).to(device)
+        pixels, labels = (x[chosen].cpu().numpy() for x in (train.images.pixels, train.images.labels))
+        dataset = PillowSequences(Images("cifar100", pixels, labels, []), config.sequence)
         for workers in (0, 2):
             reader = DataLoader(dataset, BATCH, num_workers=workers, persistent_workers=workers > 0)
             contenders[f"DataLoader with Pillow, {workers} workers"] = count(reader)
@@ -100,7 +88,7 @@ def epoch_of(loader):
 
 
 def count(reader: DataLoader):
-    return lambda: sum(len(views) for views in reader)
+    return lambda: sum(len(views) for views, *_ in reader)
 
 
 if __name__ == "__main__":

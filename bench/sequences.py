@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import cpu, interleaved, pil_views, record, spread
+from common import cpu, interleaved, record, spread
 from PIL import Image
+from pillow import pillow_sequence
 
 from seqjepa.engine.compose import compose
 from seqjepa.loaders.loader import build_loaders
@@ -34,7 +35,7 @@ def main(root: Path) -> None:
         if len(loader.images.pixels) < OURS:  # the digits' test images are few
             loader.sampler.indices = loader.sampler.indices.repeat(-(-OURS // len(loader.sampler.indices)))
         loader.sampler.indices = loader.sampler.indices[:OURS]
-        pipeline = pil_views(config.sequence, loader.mean.flatten().tolist(), loader.std.flatten().tolist())
+        pipeline = pillow_sequence(config.sequence, loader.mean.flatten().tolist(), loader.std.flatten().tolist())
         pixels = loader.images.pixels[:THEIRS]
         gray = dataset in ("digits", "mnist")
         images = [Image.fromarray((image[..., 0] if gray else image).numpy()) for image in pixels]
@@ -43,7 +44,7 @@ def main(root: Path) -> None:
             return sum(len(batch.views) for batch in loader.epoch(0))
 
         def theirs(pipeline=pipeline, images=images) -> int:
-            return len(torch.stack([pipeline(image) for image in images]))
+            return len(torch.stack([pipeline(image)[0] for image in images]))
 
         rates = interleaved({"seqjepa": ours, "pillow": theirs})
         ratios = [a / b for a, b in zip(rates["seqjepa"], rates["pillow"], strict=True)]

@@ -16,7 +16,7 @@ from .matmul import gram
 __all__ = ["inverse_logdet"]
 
 BLOCKS = {"BLOCK": 64, "BLOCK_K": 32}
-ONE_PROGRAM = 256  # largest matrix for one program; bench/kernels.py measures where cuSOLVER takes over
+ONE_PROGRAM = 256  # largest matrix for one program; bench/kernel_table.py measures where cuSOLVER takes over
 
 
 @jit

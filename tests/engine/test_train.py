@@ -390,3 +390,31 @@ def test_compiled_bf16_on_a_cpu_trains_and_validates(tiny, tmp_path):
     words = ("run.compile=default", "run.deterministic=false", "run.precision=bf16", "objective.symmetric=true")
     assert main(tiny(*words)) == 0
     assert len(rows(tmp_path / "run")) == 2
+
+
+WARM = """
+import sys
+from torch._dynamo.utils import counters
+from seqjepa.engine.train import main
+code = main(sys.argv[1:])
+found = counters["aot_autograd"]
+print("hits and misses:", found["autograd_cache_hit"], found["autograd_cache_miss"])
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_restarted_job_finds_its_compiled_programs(tiny, tmp_path, run_process, python):
+    words = tiny(*PLAIN, "run.compile=default", f"run.compile_cache={tmp_path / 'compiled'}")
+    kept = {"TORCHINDUCTOR_FX_GRAPH_CACHE": "1", "TORCHINDUCTOR_AUTOGRAD_CACHE": "1"}
+    found = []
+    for _ in range(2):
+        result = run_process(python, "-c", WARM, *words, "run.overwrite=true", **kept)
+        assert result.returncode == 0, result.stderr
+        (line,) = [line for line in result.stdout.splitlines() if line.startswith("hits and misses:")]
+        found.append([int(word) for word in line.split()[-2:]])
+    (cold_hits, cold_misses), (warm_hits, warm_misses) = found
+    assert cold_hits == 0
+    assert cold_misses > 0
+    assert (warm_hits, warm_misses) == (cold_misses, 0)
+    assert rows(tmp_path / "run")[0]["timing"]["compile_time"] > 0

@@ -1,0 +1,128 @@
+"""The same experiment as the reference code runs it: what a user would have instead.
+
+torch's DataLoader with Pillow, a view at a time; fp32 with TF32 convolutions, eager, in NCHW; cuDNN deterministic;
+AdamW and a Python loop for the teacher; four probes with an optimiser each; values read back in each step. Model,
+objective and probes are ours, so that the difference is how they are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from pillow import PillowSequences
+from torch import nn
+from torch.utils.data import DataLoader
+
+from seqjepa.engine.config import Config
+from seqjepa.engine.model import build_model
+from seqjepa.engine.objectives import Objective
+from seqjepa.engine.probes import mlp
+from seqjepa.loaders.sources import Images
+
+__all__ = ["Peer"]
+
+
+@contextmanager
+def _reference_settings() -> Iterator[None]:
+    """torch's defaults, and what the reference sets; put back afterwards."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+class Peer:
+    """A training loop that is asked for one step at a time.
+
+    Args:
+        config: of the experiment: its sequences, model, objective, learning rate and batch.
+        images: to train on.
+        device: to train on.
+        workers: of the DataLoader.
+    """
+
+    def __init__(self, config: Config, images: Images, device: torch.device, workers: int):
+        self.config, self.device = config, device
+        dataset = PillowSequences(images, config.sequence)
+        self.loader = DataLoader(
+            dataset,
+            config.data.batch_size,
+            shuffle=True,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            drop_last=True,
+        )
+        self.batches = iter(())
+        self.augmented = config.sequence.kind == "augment"
+        action_dim, classes = dataset[0][1].shape[-1], len(images.classes)
+        self.model = build_model(config.model, config.target, action_dim).to(device)
+        self.objective = Objective(config)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr)
+        width, features, hidden = self.model.token_width, self.model.num_features, config.probes.hidden
+        heads = {
+            "class": nn.Linear(width, classes),
+            "action": mlp(2 * features, hidden, action_dim),
+            "class_leakage": nn.Linear(features, classes),
+            "action_leakage": nn.Linear(width, action_dim),
+        }
+        self.heads = {name: head.to(device) for name, head in heads.items()}
+        self.head_optimizers = {
+            name: torch.optim.Adam(head.parameters(), lr=config.probes.lr) for name, head in heads.items()
+        }
+        self.kept = {name: ([], []) for name in heads}  # predictions and targets of the epoch, on the host
+        self.step_number = torch.zeros((), dtype=torch.long, device=device)
+
+    def step(self) -> float:
+        """Fetch a batch and learn from it; returns the loss."""
+        try:
+            views, told, labels = next(self.batches)
+        except StopIteration:  # the loader's workers start again in each epoch
+            self.batches = iter(self.loader)
+            self.kept = {name: ([], []) for name in self.heads}
+            views, told, labels = next(self.batches)
+        with _reference_settings():
+            return self.learn(views.to(self.device), told.to(self.device), labels.to(self.device))
+
+    def learn(self, views: torch.Tensor, told: torch.Tensor, labels: torch.Tensor) -> float:
+        """One step on a batch that is on the device."""
+        moves = F.normalize(told, dim=1).diff(dim=1) if self.augmented else told
+        self.model.train()
+        self.optimizer.zero_grad()
+        output = self.model(views, moves)
+        loss, _ = self.objective(output, self.step_number)
+        loss.backward()
+        self.optimizer.step()
+        decay = self.config.target.decay
+        for student, teacher in self.model.target.pairs(self.model.encoder):
+            teacher.data = decay * teacher.data + (1 - decay) * student.data
+        value = loss.item()
+        first, second = output.z[:, 0].detach(), output.z[:, 1].detach()
+        asked = {
+            "class": (output.agg.detach(), labels),
+            "action": (torch.cat([first, second], dim=1), moves[:, 0]),
+            "class_leakage": (first, labels),
+            "action_leakage": (output.agg.detach(), moves[:, 0]),
+        }
+        for name, (features, target) in asked.items():
+            self.probe(name, features, target)
+        return value
+
+    def probe(self, name: str, features: torch.Tensor, target: torch.Tensor) -> None:
+        """A step of one probe, whose predictions go to the host."""
+        optimizer, (predicted, targets) = self.head_optimizers[name], self.kept[name]
+        optimizer.zero_grad()
+        guess = self.heads[name](features)
+        is_class = target.ndim == 1
+        loss = F.cross_entropy(guess, target) if is_class else F.mse_loss(guess, target)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        answer = guess.argmax(1) if is_class else guess.detach()
+        predicted.extend(answer.cpu().numpy())
+        targets.extend(target.cpu().numpy())

@@ -1,0 +1,241 @@
+"""How fast a training step is, where its time goes, what it costs, and how far the hardware's limit is.
+
+    python bench/report.py                                  # the paper's configuration on this machine
+    python bench/report.py --task cifar10_rot --price 0.20 compile=graph
+
+Prints tables and writes bench/history/<date>-report-<machine>.json. Peaks of the hardware are measured here; for cards
+that are not here there is a projection, called one. bench/draw.py draws what the history holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+
+import torch
+from common import cpu, history, loaders_of, random_images
+from rich.console import Console
+from rich.table import Table
+from roofline import CARDS, convolution_seconds, matmul_peak, seconds_of, training_flops
+
+from seqjepa.engine.compose import compose
+from seqjepa.engine.environment import build_accelerator, commit, compile_mode, versions
+from seqjepa.engine.learner import Learner
+
+EPOCHS, TRAIN, TEST = 2000, 50_000, 10_000  # of the paper's run
+GIB = 2**30
+BATCHES = {"cpu": (16, 32, 64, 128), "cuda": (64, 128, 256, 512, 1024)}
+
+
+class Run:
+    """A learner on images of noise, whose parts can be timed."""
+
+    def __init__(self, words: list[str], batch_size: int):
+        config = compose([*words, f"data.batch_size={batch_size}", "run.log_every=1000000"]).config
+        self.config, self.batch_size = config, batch_size
+        self.accelerator = build_accelerator(config.run, 1)
+        self.device = self.accelerator.device
+        self.mode = compile_mode(config.run, self.accelerator)
+        self.dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        images = random_images(config.data.dataset, 4 * batch_size)
+        compiled = self.mode != "none" and self.device.type == "cuda"
+        self.loaders = loaders_of(images, config, self.device, compiled=compiled)
+        self.learner = Learner(config, self.loaders, self.accelerator)
+        self.batches = (batch for epoch in range(10**6) for batch in self.loaders.train.epoch(epoch))
+        self.done = 0
+
+    def step(self) -> torch.Tensor:
+        """With its data."""
+        self.done += 1
+        return self.learner.step(next(self.batches), self.done)
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of the parts of a step, each by itself and waited for; validation per batch."""
+        learner, batch = self.learner, next(self.batches)
+        learner.losses.train()
+        given = learner._given(batch)
+
+        def forward():
+            return learner.wrapped(*given, learner.device_step)
+
+        def both():
+            measured = forward()
+            self.accelerator.backward(measured.total)
+            return measured
+
+        measured = both()
+        seconds = {"data": seconds_of(lambda: next(self.batches)), "forward": seconds_of(forward)}
+        seconds["backward"] = seconds_of(both) - seconds["forward"]
+
+        def update():
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            learner._update()
+
+        gradients = [(p, p.grad) for p in learner.trainable]
+        features = measured.features
+        seconds["optimiser and EMA"] = seconds_of(update)
+        seconds["probes' optimiser"] = seconds_of(learner.probe_optimizer.step)
+        seconds["metrics"] = seconds_of(lambda: learner._record(batch, [measured], measured.loss))
+
+        def probes():
+            outputs = learner.probes(features)
+            losses = learner.probes.losses(outputs, batch.labels, batch.actions)
+            torch.stack(list(losses.values())).sum().backward()
+
+        seconds["(probes alone, within forward and backward)"] = seconds_of(probes)
+        batches = len(self.loaders.validation)
+        seconds["(validation, a batch)"] = seconds_of(lambda: learner.validate(self.loaders.validation), 3) / batches
+        return seconds
+
+    def flops(self) -> float:
+        """Of a sequence: all products and convolutions of the losses and their gradients, run without a compiler."""
+        learner, count = self.learner, 2
+        given = learner._given(next(self.batches))
+        small = type(given)(*(x if x is None else x[:count] for x in given))
+        forward = partial(type(learner.losses).forward, learner.losses)
+        total = training_flops(lambda: forward(*small, learner.device_step).total)
+        learner.losses.zero_grad(set_to_none=True)
+        return total / count
+
+    def roofline(self) -> float:
+        """Seconds of the convolutions and batch norms of a step: observed views with gradients, targets without."""
+        config, encoder = self.config, self.learner.model.encoder
+        side = self.loaders.sequence.image_size
+        views = torch.randn(self.batch_size * config.sequence.num_observed, 3, *side, device=self.device)
+        views = views.to(memory_format=torch.channels_last)
+        observed = convolution_seconds(encoder, views, self.dtype, backward=True)
+        return observed + convolution_seconds(encoder, views[: self.batch_size], self.dtype, backward=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="cifar100_aug", help="a file of configs/data")
+    parser.add_argument("--variant", default="baseline", help="a file of configs/variant")
+    parser.add_argument("--batch", type=int, help="sequences in a step: 512 on a GPU, 64 on a CPU")
+    parser.add_argument("--price", type=float, help="of an hour of this machine")
+    parser.add_argument("--memory", type=float, default=24.0, help="GiB of the GPU that may be used")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value")
+    args = parser.parse_intermixed_args()
+    on_gpu = torch.cuda.is_available()
+    batch = args.batch or (512 if on_gpu else 64)
+    if on_gpu:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, args.memory * GIB / total))
+    words = [f"configs/data/{args.task}.yaml", "configs/tier/paper.yaml", f"configs/variant/{args.variant}.yaml"]
+    found = measure([*words, *args.settings], batch)
+    found |= {"task": args.task, "variant": args.variant, "settings": args.settings, "memory_limit_gib": args.memory}
+    path = history("report", found["machine"], "json")
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    show(found, args.price)
+    print(f"bench/history/{path.name}")
+
+
+def measure(words: list[str], batch: int) -> dict:
+    """Everything that `show` prints."""
+    run = Run(words, batch)
+    first = seconds_of(run.step, 1)  # with compilation
+    step = seconds_of(run.step, 20 if run.device.type == "cuda" else 7)
+    found = {
+        "machine": torch.cuda.get_device_name() if run.device.type == "cuda" else cpu(),
+        "device": run.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": commit(),
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "compile": run.mode,
+        "batch": batch,
+        "first_step_seconds": first,
+        "step_seconds": step,
+        "parts": run.parts(),
+        "flops_per_sequence": run.flops(),
+        "matmul_flops": matmul_peak(run.device, run.dtype),
+        "convolution_seconds": run.roofline(),
+        "eval_every": run.config.eval.every,
+    }
+    if run.device.type == "cuda":
+        found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / GIB
+    found["rates"] = {batch: batch / step}
+    for size in BATCHES[run.device.type]:
+        if size != batch:
+            del run
+            run = Run(words, size)
+            try:
+                found["rates"][size] = size / seconds_of(run.step, 5)
+            except torch.cuda.OutOfMemoryError:
+                break
+    return found
+
+
+def epoch_seconds(found: dict) -> float:
+    """Of an epoch of 50,000 images, with its share of the validations."""
+    steps, batches = TRAIN // found["batch"], -(-TEST // found["batch"])
+    validation = found["parts"]["(validation, a batch)"] * batches / found["eval_every"]
+    return steps * found["step_seconds"] + validation
+
+
+def show(found: dict, price: float | None) -> None:
+    console = Console(width=110, highlight=False)
+    step, batch = found["step_seconds"], found["batch"]
+    epoch = epoch_seconds(found)
+    hours = EPOCHS * epoch / 3600
+    achieved = found["flops_per_sequence"] * batch / step
+    machine = f"{found['machine']}, {found['dtype']}, compile {found['compile']}"
+    if found["device"] == "cpu":
+        machine += f", {found['threads']} threads"
+    table = Table("measured", "", title=f"{found['task']}, batch {batch}: {machine}", title_justify="left")
+    rows = {
+        "a step": f"{1e3 * step:.1f} ms, {batch / step:,.1f} sequences/s",
+        "the first steps, with compilation": f"{found['first_step_seconds']:.1f} s",
+        "an epoch of 50,000, validation shared": f"{epoch:,.1f} s",
+        f"{EPOCHS:,} epochs": f"{hours:,.1f} hours"
+        + (f", {hours * price:,.2f} at {price:.2f} an hour" if price else ""),
+        "products and convolutions": f"{found['flops_per_sequence'] / 1e9:.2f} GFLOP a sequence",
+        "MFU": f"{achieved / found['matmul_flops']:.1%} of {found['matmul_flops'] / 1e12:.2f} TFLOP/s, "
+        "the best matrix product here",
+        "of the convolution and batch-norm roofline": f"{found['convolution_seconds'] / step:.1%}: these alone take "
+        f"{1e3 * found['convolution_seconds']:.1f} ms",
+    }
+    if "peak_memory_gib" in found:
+        rows["peak memory"] = f"{found['peak_memory_gib']:.1f} GiB of the {found['memory_limit_gib']:g} that it may use"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+
+    table = Table("part of a step", "ms", "share", title="each by itself, and waited for", title_justify="left")
+    for name, seconds in found["parts"].items():
+        table.add_row(name, f"{1e3 * seconds:.2f}", f"{seconds / step:.1%}")
+    console.print(table)
+
+    table = Table("batch", "sequences/s", title="throughput by batch", title_justify="left")
+    for size, rate in sorted(found["rates"].items()):
+        table.add_row(str(size), f"{rate:,.1f}")
+    console.print(table)
+    if found["device"] == "cuda":
+        console.print(projection(found))
+    else:
+        console.print("No projection to GPUs: the efficiency of a CPU says nothing of theirs.")
+
+
+def projection(found: dict) -> Table:
+    """Epochs on cards that are not here.
+
+    The step's arithmetic over the card's published peak, at the share of its peak that this card reached: the slower
+    of that and of this step's time scaled by bandwidth.
+    """
+    here = next((card for name, card in CARDS.items() if name.split()[-1] in found["machine"]), None)
+    title = "PROJECTION, not measured: this card's share of its published peak, or bandwidth, whichever is slower"
+    table = Table("card", "an epoch", f"{EPOCHS:,} epochs", title=title, title_justify="left")
+    if here is None:
+        table.add_row("(no published peak of this card is known)", "", "")
+        return table
+    epoch = epoch_seconds(found)
+    for name, card in CARDS.items():
+        seconds = epoch * max(here.tflops / card.tflops, here.bandwidth / card.bandwidth)
+        table.add_row(name, f"{seconds:,.1f} s", f"{EPOCHS * seconds / 3600:,.1f} hours")
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What the benchmarks compare with is the same experiment, and what they count is right."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from seqjepa.engine.compose import compose
+from seqjepa.loaders.config import SequenceConfig
+
+STATISTICS = ((0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bench_on_the_path():
+    folder = str(Path(__file__).resolve().parent.parent / "bench")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+
+
+@pytest.fixture
+def image():
+    from PIL import Image
+
+    return Image.fromarray(torch.arange(32 * 32 * 3).remainder(251).view(32, 32, 3).byte().numpy())
+
+
+def test_the_peers_turns_lead_from_view_to_view(image):
+    from pillow import pillow_sequence
+
+    draw = pillow_sequence(SequenceConfig(kind="rotation", angles=[0, 90, 180, 270]), *STATISTICS)
+    turned = 0
+    for _ in range(20):
+        views, moves = draw(image)
+        assert moves.shape == (3, 2)
+        for number, (sin, cos) in enumerate(moves.round().long().tolist()):
+            quarters = [(0, 1), (1, 0), (0, -1), (-1, 0)].index((sin, cos))
+            assert torch.equal(views[number].rot90(quarters, (1, 2)), views[number + 1])
+            turned += quarters > 0
+    assert turned > 20
+
+
+def test_the_peer_tells_the_crop_that_it_cut(image):
+    from pillow import pillow_sequence
+
+    config = SequenceConfig(kind="augment", flip=0.0, jitter=0.0, grayscale=0.0, blur=[0.0, 0.0], solarize=[0.0, 0.0])
+    views, params = pillow_sequence(config, *STATISTICS)(image)
+    assert params.shape == (4, 9)
+    assert len(set(map(tuple, params[:, :4].tolist()))) > 1
+    for view, (top, left, height, width, *rest) in zip(views, params.tolist(), strict=True):
+        assert rest == [1.0, 1.0, 1.0, 0.0, 0.0]
+        box = [int(x) for x in (top, left, height, width)]
+        cut = F.resized_crop(image, *box, [32, 32], InterpolationMode.BICUBIC)
+        assert torch.equal(view, F.to_tensor(cut))
+
+
+def test_the_peer_learns_and_its_teacher_follows(tiny):
+    from common import random_images
+    from peer import Peer
+
+    words = ("sequence.kind=augment", "data.dataset=cifar10", "data.root=none", "target.decay=0.9")
+    config = compose(tiny(*words, "gates.rules.digits_affine=[]")).config
+    torch.manual_seed(0)
+    peer = Peer(config, random_images("cifar10", 64), torch.device("cpu"), workers=0)
+    pairs = peer.model.target.pairs(peer.model.encoder)
+    before = [teacher.clone() for _, teacher in pairs]
+    heads = [p.detach().clone() for head in peer.heads.values() for p in head.parameters()]
+    assert 0 < peer.step() < 2  # a cosine distance
+    for (student, teacher), old in zip(pairs, before, strict=True):
+        torch.testing.assert_close(teacher, 0.9 * old + 0.1 * student)
+    moved = [p for head in peer.heads.values() for p in head.parameters()]
+    assert not any(torch.equal(a, b) for a, b in zip(heads, moved, strict=True))
+    assert [len(predicted) for predicted, _ in peer.kept.values()] == [32] * 4
+
+
+def test_flops_are_those_of_the_products():
+    from roofline import training_flops
+
+    layer, x = nn.Linear(30, 20, bias=False), torch.ones(7, 30)
+    assert training_flops(lambda: layer(x).sum()) == 2 * (2 * 7 * 30 * 20)  # forward, and the weight's gradient
+    x.requires_grad_()
+    assert training_flops(lambda: layer(x).sum()) == 3 * (2 * 7 * 30 * 20)
+
+
+def test_the_roofline_has_every_convolution():
+    """ResNet-18's twenty, with shapes whose products are all that torch counts in the network."""
+    from roofline import _layers
+
+    net = resnet18(num_classes=10)
+    layers = _layers(net, torch.ones(2, 3, 32, 32))
+    assert len(layers) == 20
+    products = sum(
+        2 * 2 * layer.conv(torch.ones(1, *layer.shape[1:])).numel() * layer.conv.weight[0].numel() for layer in layers
+    )
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.ones(2, 3, 32, 32))
+    assert products == counter.get_total_flops() - 2 * 2 * 512 * 10
