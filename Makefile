@@ -87,7 +87,7 @@ bench: setup
 bench-kernels: setup
 	$(BIN)/python bench/kernel_table.py
 
-# all that a GPU can say, in ten minutes: the step by each mode, where its time goes, the peer, loaders, kernels
+# all that a GPU can say: where a step's time goes, the step by each mode beside the peer, loaders, kernels, figures
 bench-gpu: setup
 	$(BIN)/python bench/report.py run.compile=graph
 	$(BIN)/python bench/report.py --task cifar10_rot run.compile=graph

@@ -14,12 +14,12 @@ FIGURES = Path(__file__).resolve().parent / "figures"
 
 
 def newest(name: str) -> list[dict]:
-    """The newest result of each machine and task."""
+    """The newest result of each machine, task and mode."""
     found = {}
     for path in sorted(HISTORY.glob(f"*-{name}-*.json")):
         stored = json.loads(path.read_text())
         machine = stored.get("machine") or stored["machine_info"]["gpu"] or stored["machine_info"]["cpu"]
-        found[machine, stored.get("task")] = stored | {"machine": machine}
+        found[machine, stored.get("task"), stored.get("compile")] = stored | {"machine": machine}
     return list(found.values())
 
 
@@ -83,11 +83,15 @@ def beside_peer(benches: list[dict]) -> Figure:
 def main() -> None:
     FIGURES.mkdir(exist_ok=True)
     reports, benches = newest("report"), newest("bench")
-    for name, figure in (
-        ("throughput", throughput(reports)),
-        ("time_split", split(reports)),
-        ("peer", beside_peer(benches)),
+    for name, draw, results in (
+        ("throughput", throughput, reports),
+        ("time_split", split, reports),
+        ("peer", beside_peer, benches),
     ):
+        if not results:
+            print(f"bench/history has no results for {name}")
+            continue
+        figure = draw(results)
         figure.savefig(FIGURES / f"{name}.png", dpi=120, bbox_inches="tight")
         print(f"bench/figures/{name}.png")
 

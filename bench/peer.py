@@ -41,7 +41,7 @@ class Peer:
     """A training loop that is asked for one step at a time.
 
     Args:
-        config: of the experiment: its sequences, model, objective, learning rate and batch.
+        config: of the experiment: its sequences, model (with an EMA teacher), objective, learning rate and batch.
         images: to train on.
         device: to train on.
         workers: of the DataLoader.
@@ -55,6 +55,7 @@ class Peer:
             config.data.batch_size,
             shuffle=True,
             num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
             pin_memory=device.type == "cuda",
             drop_last=True,
         )
@@ -94,7 +95,11 @@ class Peer:
         moves = F.normalize(told, dim=1).diff(dim=1) if self.augmented else told
         self.model.train()
         self.optimizer.zero_grad()
-        output = self.model(views, moves)
+        model = self.model
+        z = model.encoder(views[:, :-1].flatten(0, 1)).unflatten(0, (len(views), -1))
+        with torch.no_grad():
+            target = model.target.teacher(views[:, -1])
+        output = model.read(z, target[:, None], moves)
         loss, _ = self.objective(output, self.step_number)
         loss.backward()
         self.optimizer.step()

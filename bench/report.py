@@ -1,7 +1,7 @@
 """How fast a training step is, where its time goes, what it costs, and how far the hardware's limit is.
 
     python bench/report.py                                  # the paper's configuration on this machine
-    python bench/report.py --task cifar10_rot --price 0.20 compile=graph
+    python bench/report.py --task cifar10_rot --price 0.20 run.compile=graph
 
 Prints tables and writes bench/history/<date>-report-<machine>.json. Peaks of the hardware are measured here; for cards
 that are not here there is a projection, called one. bench/draw.py draws what the history holds.
@@ -10,11 +10,14 @@ that are not here there is a projection, called one. bench/draw.py draws what th
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import re
+import time
 from functools import partial
 
 import torch
-from common import cpu, history, loaders_of, random_images
+from common import cpu, history, loaders_of, random_images, wait
 from rich.console import Console
 from rich.table import Table
 from roofline import CARDS, convolution_seconds, matmul_peak, seconds_of, training_flops
@@ -32,7 +35,7 @@ class Run:
     """A learner on images of noise, whose parts can be timed."""
 
     def __init__(self, words: list[str], batch_size: int):
-        config = compose([*words, f"data.batch_size={batch_size}", "run.log_every=1000000"]).config
+        config = compose([*words, f"data.batch_size={batch_size}"]).config
         self.config, self.batch_size = config, batch_size
         self.accelerator = build_accelerator(config.run, 1)
         self.device = self.accelerator.device
@@ -54,7 +57,7 @@ class Run:
         """Seconds of the parts of a step, each by itself and waited for; validation per batch."""
         learner, batch = self.learner, next(self.batches)
         learner.losses.train()
-        given = learner._given(batch)
+        (given,) = learner._given(batch).split(1)
 
         def forward():
             return learner.wrapped(*given, learner.device_step)
@@ -100,13 +103,15 @@ class Run:
         return total / count
 
     def roofline(self) -> float:
-        """Seconds of the convolutions and batch norms of a step: observed views with gradients, targets without."""
-        config, encoder = self.config, self.learner.model.encoder
-        side = self.loaders.sequence.image_size
-        views = torch.randn(self.batch_size * config.sequence.num_observed, 3, *side, device=self.device)
+        """Seconds of the convolutions and batch norms of a step: a teacher's views pass without gradients."""
+        model, side = self.learner.model, self.loaders.sequence.image_size
+        count = self.config.sequence.num_observed + model.target.joint
+        views = torch.randn(self.batch_size * count, 3, *side, device=self.device)
         views = views.to(memory_format=torch.channels_last)
-        observed = convolution_seconds(encoder, views, self.dtype, backward=True)
-        return observed + convolution_seconds(encoder, views[: self.batch_size], self.dtype, backward=False)
+        seconds = convolution_seconds(model.encoder, views, self.dtype, backward=True)
+        if not model.target.joint:
+            seconds += convolution_seconds(model.encoder, views[: self.batch_size], self.dtype, backward=False)
+        return seconds
 
 
 def main() -> None:
@@ -126,7 +131,7 @@ def main() -> None:
     words = [f"configs/data/{args.task}.yaml", "configs/tier/paper.yaml", f"configs/variant/{args.variant}.yaml"]
     found = measure([*words, *args.settings], batch)
     found |= {"task": args.task, "variant": args.variant, "settings": args.settings, "memory_limit_gib": args.memory}
-    path = history("report", found["machine"], "json")
+    path = history(f"report-{args.task}-{found['compile']}", found["machine"], "json")
     path.write_text(json.dumps(found, indent=1) + "\n")
     show(found, args.price)
     print(f"bench/history/{path.name}")
@@ -135,10 +140,14 @@ def main() -> None:
 def measure(words: list[str], batch: int) -> dict:
     """Everything that `show` prints."""
     run = Run(words, batch)
-    first = seconds_of(run.step, 1)  # with compilation
-    step = seconds_of(run.step, 20 if run.device.type == "cuda" else 7)
+    on_gpu = run.device.type == "cuda"
+    started = time.perf_counter()
+    run.step()
+    wait()
+    first = time.perf_counter() - started  # with compilation
+    step = seconds_of(run.step, 20 if on_gpu else 7)
     found = {
-        "machine": torch.cuda.get_device_name() if run.device.type == "cuda" else cpu(),
+        "machine": torch.cuda.get_device_name() if on_gpu else cpu(),
         "device": run.device.type,
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -155,13 +164,18 @@ def measure(words: list[str], batch: int) -> dict:
         "eval_every": run.config.eval.every,
     }
     if run.device.type == "cuda":
-        found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / GIB
+        run.learner._step(next(run.batches), look=True)  # a logged step, which a graph does not hold
+        found["peak_memory_gib"] = torch.cuda.max_memory_reserved() / GIB
     found["rates"] = {batch: batch / step}
     for size in BATCHES[run.device.type]:
         if size != batch:
             del run
-            run = Run(words, size)
+            gc.collect()  # a learner and its graph hold each other
+            torch.compiler.reset()
+            if on_gpu:
+                torch.cuda.empty_cache()
             try:
+                run = Run(words, size)
                 found["rates"][size] = size / seconds_of(run.step, 5)
             except torch.cuda.OutOfMemoryError:
                 break
@@ -224,8 +238,9 @@ def projection(found: dict) -> Table:
     The step's arithmetic over the card's published peak, at the share of its peak that this card reached: the slower
     of that and of this step's time scaled by bandwidth.
     """
-    here = next((card for name, card in CARDS.items() if name.split()[-1] in found["machine"]), None)
-    title = "PROJECTION, not measured: this card's share of its published peak, or bandwidth, whichever is slower"
+    known = not {"PCIe", "NVL"} & set(re.split(r"[\W_]+", found["machine"]))
+    here = next((card for name, card in CARDS.items() if known and name.split()[-1] in found["machine"]), None)
+    title = "PROJECTION, not measured: this card's share of its published peak (SXM), or bandwidth, whichever is slower"
     table = Table("card", "an epoch", f"{EPOCHS:,} epochs", title=title, title_justify="left")
     if here is None:
         table.add_row("(no published peak of this card is known)", "", "")

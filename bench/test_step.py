@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 from common import loaders_of, random_images
 from peer import Peer
 
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator, compile_mode
+from seqjepa.engine.environment import build_accelerator
 from seqjepa.engine.learner import Learner
 
-BATCH = {"cpu": 64, "cuda": 512}
-WORKERS = {"cpu": 0, "cuda": 8}  # of the peer: on two cores workers would take the step's
+ON_GPU = torch.cuda.is_available()
+BATCH = 512 if ON_GPU else 64
+WORKERS = min(8, len(os.sched_getaffinity(0))) if ON_GPU else 0  # of the peer: on two cores they would take the step's
+MODES = ("default", "graph") if ON_GPU else ("none",)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # torch has threads when the peer's workers start
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("task", ["cifar10_rot", "cifar100_aug"])
-def test_step(beside, device, task):
-    batch = BATCH[device.type]
+def test_step(beside, device, task, mode):
+    torch.compiler.reset()
     words = [f"configs/data/{task}.yaml", "configs/tier/paper.yaml", "configs/variant/baseline.yaml"]
-    config = compose([*words, f"data.batch_size={batch}"]).config
-    images = random_images(config.data.dataset, 32 * batch)
-    peer = Peer(config, images, device, WORKERS[device.type])
+    config = compose([*words, f"data.batch_size={BATCH}", f"run.compile={mode}"]).config
+    images = random_images(config.data.dataset, 32 * BATCH)
+    peer = Peer(config, images, device, WORKERS)
     accelerator = build_accelerator(config.run, 1)
-    compiled = compile_mode(config.run, accelerator) != "none"
-    loaders = loaders_of(images, config, device, compiled=compiled)
+    loaders = loaders_of(images, config, device, compiled=mode != "none")
     learner = Learner(config, loaders, accelerator)
     batches = (batch for epoch in range(10**6) for batch in loaders.train.epoch(epoch))
     steps = iter(range(learner.total_steps))
-    beside(lambda: learner.step(next(batches), next(steps)), {"the peer": peer.step}, batch, "sequences")
+    beside(lambda: learner.step(next(batches), next(steps)), {"the peer": peer.step}, BATCH, "sequences")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,36 +22,38 @@ class GraphedStep:
 
     Args:
         work: takes a batch, changes what it changes in place, returns a tensor.
+        device: of all of it.
     """
 
-    def __init__(self, work: Callable[[NamedTuple], Tensor]):
+    def __init__(self, work: Callable[[NamedTuple], Tensor], device: torch.device):
         self.work = work
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.batch: NamedTuple | None = None  # where each batch is copied to
         self.steps = 0
 
     def __call__(self, batch: NamedTuple) -> Tensor:
         """What `work` returns; overwritten by the next step."""
+        if self.batch is None:
+            self.batch = type(batch)(*(field.clone() for field in batch))
+        for place, field in zip(self.batch, batch, strict=True):
+            place.copy_(field, non_blocking=True)
         self.steps += 1
         if self.steps <= WARM_UP:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                result = self.work(batch)
+                result = self.work(self.batch)
             torch.cuda.current_stream().wait_stream(self.stream)
             return result
         if self.graph is None:
-            self.capture(batch)
-        for place, field in zip(self.batch, batch, strict=True):
-            place.copy_(field, non_blocking=True)
+            self.capture()
         self.graph.replay()
         return self.result
 
-    def capture(self, batch: NamedTuple) -> None:
+    def capture(self) -> None:
         """Record a step; nothing is computed yet."""
-        self.batch = type(batch)(*(field.clone() for field in batch))
+        gc.collect()  # what is freed within a capture could break it
         self.graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the graph keeps memory of its own, which the warm-up would double
         # thread_local: a thread that reads data or logs may use the device meanwhile
         with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             self.result = self.work(self.batch)

@@ -81,7 +81,7 @@ class Learner:
         self.compiled = mode != "none"
         if self.compiled:
             self.losses.compile(mode=COMPILE_MODES[mode], dynamic=False)
-        self.graphed = GraphedStep(self._step) if mode == "graph" else None
+        self.graphed = GraphedStep(self._step, device) if mode == "graph" else None
 
         losses = self.objective.names
         pulls = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if train_model else []
@@ -247,7 +247,7 @@ class Learner:
             count = len(batch.labels)
             if not count:  # the last batch may leave a process without a part
                 continue
-            given = self._given(batch)
+            (given,) = self._given(batch).split(1)  # as in a step: no two fields are the same tensor
             if self.compiled and count < size:
                 output = self.losses(*given.padded(size), step).output.first(count)
                 measured = self.losses.judge(output, given.labels, given.moves, step)

@@ -97,9 +97,8 @@ class OnlineProbes(nn.Module):
             )
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Output of each head, float32 even under autocast."""
-        with torch.autocast(next(iter(features.values())).device.type, enabled=False):
-            return {probe.name: self.heads[probe.name](features[probe.feature]) for probe in PROBES}
+        """Output of each head."""
+        return {probe.name: self.heads[probe.name](features[probe.feature]) for probe in PROBES}
 
     @staticmethod
     def losses(outputs: dict[str, Tensor], labels: Tensor, actions: Tensor) -> dict[str, Tensor]:

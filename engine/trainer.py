@@ -195,17 +195,17 @@ class Trainer:
             self.watch.count(self.config.data.batch_size)
             recent.count(self.config.data.batch_size)
             self.reporter.advance()
+            if self.global_step % log_every == 0:
+                value = loss.item()  # the one host sync of the loop
+                self._refuse_divergence()
+                self._log_step(value, recent)
+                recent.restart()
             if self.learner.compiled and not self.compile_seconds:
                 loss.item()  # waits for the compiler and the step
                 self.compile_seconds = self.watch.seconds
                 self.seconds += self.compile_seconds
                 self.reporter.say(f"compiled in {self.compile_seconds:.0f} s")
                 self.watch.restart()
-                recent.restart()
-            if self.global_step % log_every == 0:
-                value = loss.item()  # the one host sync of the loop
-                self._refuse_divergence()
-                self._log_step(value, recent)
                 recent.restart()
             if self.accelerator.num_processes == 1:
                 self.interrupts.check()

@@ -32,10 +32,6 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 [B]
     index: Tensor  # int64 [B], position in the dataset
 
-    def split(self, parts: int) -> list[Batch]:
-        """Cut into `parts` micro-batches of equal size."""
-        return [Batch(*fields) for fields in zip(*(field.chunk(parts) for field in self), strict=True)]
-
 
 class SequenceLoader:
     """Yields the batches of an epoch.
@@ -67,7 +63,10 @@ class SequenceLoader:
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
         self.compiled = compiled
-        self.program = torch.compile(SequenceLoader._views, dynamic=False) if compiled else SequenceLoader._views
+        self.program = SequenceLoader._views
+        if compiled:
+            sequence.prepare()
+            self.program = torch.compile(SequenceLoader._views, dynamic=False)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -78,18 +77,20 @@ class SequenceLoader:
         number = torch.full((), epoch if self.sampler.train else 0, device=self.mean.device)
         size = self.sampler.local_batch_size
         for pixels, labels, index in self.images.batches(self.sampler.batches(epoch, start)):
-            if self.compiled and 0 < len(index) < size:  # the last batch of a validation
+            if len(index) == size or not self.compiled:
+                views, actions, params = self.program(self, pixels, index, number)
+            elif len(index):  # the last batch of a validation
                 whole = self.program(self, padded(pixels, size), padded(index, size), number)
                 views, actions, params = (x[: len(index)] for x in whole)
             else:
-                views, actions, params = self.program(self, pixels, index, number)
+                views, actions, params = self._views(pixels, index, number)
             yield Batch(views, actions, params, labels, index)
 
     def _views(self, pixels: Tensor, index: Tensor, epoch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views, actions and parameters, drawn for an epoch (int64, 0-dim)."""
         sequence, stream = self.sequence, TRAIN_STREAM if self.sampler.train else VALIDATION_STREAM
         params = sequence.params(words(self.sampler.seed, stream, epoch, index, sequence.num_views, sequence.num_draws))
-        views = (sequence.render(pixels, params) - self.mean) / self.std
+        views = ((sequence.render(pixels, params) - self.mean) / self.std).contiguous()
         return views, sequence.actions(params), params
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -98,6 +98,11 @@ class Sequence(ABC):
         """The way back, float32 [B, V - 1, A]: action i carries view i + 1 to view i."""
         return self.actions(params.flip(1)).flip(1)
 
+    def prepare(self) -> None:
+        """Compute what is computed once, before a compiler looks at it."""
+        if self.normalization == "standard":
+            self.statistics  # noqa: B018
+
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, [A] each, of a move between two drawn, observed views; 1 for a constant's.

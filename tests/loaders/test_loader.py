@@ -62,12 +62,6 @@ def test_training_draws_change_with_the_epoch_and_validation_draws_do_not():
         assert torch.equal(one, other)
 
 
-def test_split_keeps_every_row():
-    batch = next(build().train.epoch(0))
-    for one, other in zip(joined(batch.split(4)), batch, strict=True):
-        assert torch.equal(one, other)
-
-
 def test_refuses_a_batch_larger_than_the_images():
     with pytest.raises(InputError, match="101 is larger than the 100 training images") as caught:
         build(batch=101)
