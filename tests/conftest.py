@@ -82,7 +82,7 @@ def refused(capsys):
 def run_process():
     """Run a command from the repository's root and return its result with text output."""
 
-    def run(*command: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+    def run(*command: str, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=timeout
         )

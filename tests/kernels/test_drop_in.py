@@ -451,7 +451,7 @@ def compare_processes(rank, store):
 
     expected = {name: value_and_gradient(loss, z) for name, loss in joint.items()}
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=300)
     )
     for name, loss in local.items():
         value, gradient = value_and_gradient(loss, z[:, mine])
@@ -477,7 +477,7 @@ def test_two_processes_are_as_one(tmp_path):
         subprocess.Popen([*command, rank], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for rank in ("0", "1")
     ]
-    outputs = [process.communicate(timeout=90)[0] for process in started]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
     assert outputs == ["as one process\n"] * 2, "\n".join(outputs)
 
 
