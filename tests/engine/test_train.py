@@ -257,6 +257,12 @@ def test_the_control_is_run_once_and_cached(tiny, tmp_path, capsys):
         assert "(once; then cached)" in capsys.readouterr().out
 
 
+def test_a_run_without_a_control_says_so(tiny, tmp_path):
+    assert main(tiny("control.enabled=false", "gates.rules.digits_affine=[]", "run.epochs=1")) == 0
+    assert summary(tmp_path / "run")["untrained"] is None
+    assert not (tmp_path / "untrained").exists()
+
+
 def test_a_frozen_run_is_its_own_control(tiny, tmp_path):
     """With a frozen encoder, a probe on its features must land exactly on the untrained control."""
     assert main(tiny("ablation.freeze_encoder=true", "control.max_epochs=2")) == 0
@@ -315,33 +321,6 @@ def test_a_cut_cache_of_the_control_is_made_anew(tiny, tmp_path, capsys):
     assert cached.read_text() == whole
 
 
-PLAIN = ("run.epochs=1", "run.deterministic=false", "control.enabled=false", "gates.rules.digits_affine=[]")
-
-
-def test_bf16_stays_close_to_fp32(tiny, tmp_path):
-    assert main(tiny(*PLAIN, run="fp32")) == 0
-    assert main(tiny(*PLAIN, "run.precision=bf16", run="bf16")) == 0
-    fp32, bf16 = (rows(tmp_path / run)[0] for run in ("fp32", "bf16"))
-    assert bf16["ep_loss"] != fp32["ep_loss"]
-    assert bf16["ep_loss"] == pytest.approx(fp32["ep_loss"], rel=0.05)  # five steps; bf16 keeps 8 bits
-    assert summary(tmp_path / "fp32")["untrained"] is None
-
-
-def test_compiled_stays_close_to_eager(tiny, tmp_path, monkeypatch):
-    compilations = []
-    original = torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **how: compilations.append(how) or original(self, **how)
-    )
-    # without dropout, whose masks differ under compilation
-    assert main(tiny(*PLAIN, "model.dropout=0.0", run="eager")) == 0
-    assert main(tiny(*PLAIN, "model.dropout=0.0", "run.compile=default", run="compiled")) == 0
-    assert len(compilations) == 1
-    eager, compiled = (rows(tmp_path / run)[0] for run in ("eager", "compiled"))
-    for name in ("ep_loss", "val_loss", "grad_norm"):
-        assert compiled[name] == pytest.approx(eager[name], rel=1e-3)  # sums in another order, five steps
-
-
 def test_a_run_that_no_longer_improves_ends(tiny, tmp_path):
     """Nothing improves accuracy by a thousand: the first validation is the best, and two more are waited for."""
     rule = ("early_stop.metric=online_linacc_test", "early_stop.patience=2", "early_stop.min_delta=1000.0")
@@ -382,39 +361,3 @@ def test_sweeps_are_made_now_and_then_and_at_the_end(tiny, tmp_path, monkeypatch
     assert "no sweeps for epoch 1: no space left" in capsys.readouterr().out
     assert (tmp_path / "full" / "summary.json").exists()
     assert not any("subspace_ev_rotation_2" in row for row in rows(tmp_path / "full"))
-
-
-@pytest.mark.slow
-def test_compiled_bf16_on_a_cpu_trains_and_validates(tiny, tmp_path):
-    """The transformer's fused path for evaluation once failed here, after the first epoch."""
-    words = ("run.compile=default", "run.deterministic=false", "run.precision=bf16", "objective.symmetric=true")
-    assert main(tiny(*words)) == 0
-    assert len(rows(tmp_path / "run")) == 2
-
-
-WARM = """
-import sys
-from torch._dynamo.utils import counters
-from seqjepa.engine.train import main
-code = main(sys.argv[1:])
-found = counters["aot_autograd"]
-print("hits and misses:", found["autograd_cache_hit"], found["autograd_cache_miss"])
-sys.exit(code)
-"""
-
-
-@pytest.mark.slow
-def test_a_restarted_job_finds_its_compiled_programs(tiny, tmp_path, run_process, python):
-    words = tiny(*PLAIN, "run.compile=default", f"run.compile_cache={tmp_path / 'compiled'}")
-    kept = {"TORCHINDUCTOR_FX_GRAPH_CACHE": "1", "TORCHINDUCTOR_AUTOGRAD_CACHE": "1"}
-    found = []
-    for _ in range(2):
-        result = run_process(python, "-c", WARM, *words, "run.overwrite=true", **kept)
-        assert result.returncode == 0, result.stderr
-        (line,) = [line for line in result.stdout.splitlines() if line.startswith("hits and misses:")]
-        found.append([int(word) for word in line.split()[-2:]])
-    (cold_hits, cold_misses), (warm_hits, warm_misses) = found
-    assert cold_hits == 0
-    assert cold_misses > 0
-    assert (warm_hits, warm_misses) == (cold_misses, 0)
-    assert rows(tmp_path / "run")[0]["timing"]["compile_time"] > 0
