@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from seqjepa.engine.config import Config
     from seqjepa.engine.console import Reporter
     from seqjepa.engine.model import SeqJEPA
+    from seqjepa.engine.training_state import TrainingState
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 HELP = """\
@@ -64,7 +65,7 @@ class Case(NamedTuple):
     """A checkpoint that can be evaluated."""
 
     checkpoint: Path
-    state: dict[str, Any]
+    state: TrainingState
     model: SeqJEPA
     config: Config
     folder: Path  # of its results
@@ -109,23 +110,24 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
 
 def _open(path: Path, overrides: list[str], number: int) -> Case:
     """Read a checkpoint and see that all but its data can be used; `number` is its place among several, or 0."""
-    from seqjepa.engine import checkpoints
+    from seqjepa.engine import checkpoint_files
+    from seqjepa.engine.checkpoints import find_checkpoint
     from seqjepa.engine.compose import compose
     from seqjepa.engine.evaluation_report import make_folder
     from seqjepa.engine.model import build_model
     from seqjepa.loaders.sequences import build_sequence
 
-    found = checkpoints.find_checkpoint(path)
+    found = find_checkpoint(path)
     if found is None:
         raise InputError(f"{path}: neither a checkpoint nor a run folder that has one")
     if found.is_symlink():  # `best`: the results belong to what it points to
         found = found.parent / found.readlink()
     try:
-        tensors, state = checkpoints.read(found, files=("model",))
-        config = compose(overrides, (f"{found}", state["config"])).config
+        tensors, state = checkpoint_files.read(found, files=("model",))
+        config = compose(overrides, (f"{found}", state.config)).config
         action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # of images of any size
         model = build_model(config.model, config.target, action_dim)
-        checkpoints.load_model(model, tensors["model"])
+        checkpoint_files.load_model(model, tensors["model"])
     except InputError as error:
         raise InputError(str(error) if str(found) in str(error) else f"{found}: {error}") from None
     run = found.parent.parent if found.parent.name == "checkpoints" else found.parent
@@ -149,7 +151,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
 
     config, settings = case.config, case.config.eval
     lengths, num_observed = settings.lengths, config.sequence.num_observed
-    accelerator, loaders = open_evaluation(config, max(2, *lengths), case.state["images"], reporter.say)
+    accelerator, loaders = open_evaluation(config, max(2, *lengths), case.state.images, reporter.say)
     asked = questions(lengths, num_observed, loaders.sequence.factors)
     images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
     title = " and ".join(case.protocols)
@@ -159,7 +161,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     result: dict[str, Any] = {
         "checkpoint": str(case.checkpoint),
         "task": config.data.name,
-        "epoch": case.state["epoch"],
+        "epoch": case.state.epoch,
         "num_observed": num_observed,
         "lengths": lengths,
         "leakage_length": leakage_length(lengths, num_observed),
@@ -167,7 +169,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
         "images": images,
         "eval": settings.model_dump(),
         "seed": config.run.seed,
-        "trained_commit": case.state["commit"],
+        "trained_commit": case.state.commit,
         "commit": commit(),
         "timing": {"hardware": hardware(accelerator), "versions": versions()},
     }

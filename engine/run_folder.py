@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from seqjepa.engine.checkpoints import Checkpoints, find_checkpoint
 from seqjepa.engine.compose import dump
 from seqjepa.engine.config import Config
 from seqjepa.engine.records import write_atomically
+from seqjepa.engine.training_state import TrainingState
 from seqjepa.loaders import InputError
 
 __all__ = ["RunFolder"]
@@ -40,26 +44,37 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
+        self._tracker_id = self.path / "tracker-id"
         self.figures = self.path / "figures"
         self.curves = self.figures / "curves.png"
         self.bases = self.path / "diagnostics"
 
-    def checkpoint_to_resume(self) -> Path | None:
-        """The checkpoint that run.resume names; None starts anew.
+    def checkpoint_to_resume(self, say: Callable[[str], None]) -> tuple[Path | None, list[Path]]:
+        """The checkpoint that run.resume names, None to start anew; and damaged ones that were passed over for it.
+
+        Args:
+            say: prints a line.
 
         Raises:
-            InputError: there is none where a path was given.
+            InputError: there is none where a path was given, or all in the run's folder are damaged.
         """
         resume = self.config.run.resume
         if resume == "none":
-            return None
+            return None, []
         if resume == "auto":
-            return self.checkpoints.newest()
+            found, damaged = self.checkpoints.newest_whole(say)
+            if damaged and not found:
+                raise InputError(
+                    f"every checkpoint in {self.checkpoints.folder} is damaged; run.overwrite=true with "
+                    "run.resume=none starts anew",
+                    "run.resume",
+                )
+            return found, damaged
         path = find_checkpoint(Path(resume).expanduser())
         if path is None:
             allowed = "auto, none, a run folder or a checkpoint is allowed"
             raise InputError(f"{resume}: holds no checkpoint; {allowed}", "run.resume")
-        return path
+        return path, []
 
     def check_same_experiment(self, saved: dict[str, Any], path: Path) -> None:
         """Refuse to continue a checkpoint that was trained with another config.
@@ -78,25 +93,47 @@ class RunFolder:
             if field not in FREE_FIELDS and value != before:
                 raise InputError(f"is {value!r}, the checkpoint {path} was trained with {before!r}", field)
 
-    def open(self, state: dict[str, Any] | None) -> None:
+    def open(self, resumed: Path | None, state: TrainingState | None, damaged: list[Path]) -> None:
         """Make the folder and save the config in it, after clearing what does not belong to the run that begins.
 
         Args:
-            state: of the checkpoint that is resumed; None for a fresh run.
+            resumed: checkpoint that the run goes on from; None for a fresh run.
+            state: of that checkpoint.
+            damaged: checkpoints that were passed over for it.
 
         Raises:
             InputError: a run stands there, and the config neither resumes nor replaces it; or it cannot be written.
         """
+        own = resumed is not None and resumed.resolve().parent == self.checkpoints.folder.resolve()
         try:
-            if state is None:
-                self._clear()
+            self.checkpoints.set_aside(damaged)
+            if own:
+                self.checkpoints.rewind(state.epoch, state.step, state.best.epoch)
             else:
-                self.checkpoints.rewind(state["epoch"], state["step"], state["best"]["epoch"])
+                self._clear()
             self.summary.unlink(missing_ok=True)  # it is of a run that ended; this one has not
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "config.yaml", dump(self.config))
+            if own and state.wandb_id:
+                write_atomically(self._tracker_id, state.wandb_id)
+            elif not self._tracker_id.exists():  # from the start: a run that is killed before it saves keeps it too
+                write_atomically(self._tracker_id, secrets.token_hex(4))
+            if resumed and not own and (earlier := resumed.resolve().parent.parent / "metrics.jsonl").is_file():
+                shutil.copyfile(earlier, self.metrics)  # the epochs before; what lies after them is dropped later
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror})", "run.dir") from None
+
+    @property
+    def tracker_id(self) -> str:
+        """The run's id in W&B, the same over all restarts.
+
+        Raises:
+            InputError: its file does not hold one.
+        """
+        written = self._tracker_id.read_bytes()
+        if not re.fullmatch(rb"[\w-]{1,128}", written):
+            raise InputError(f"{self._tracker_id}: not the id of a run; without the file there is a new one", "run.dir")
+        return written.decode()
 
     def _clear(self) -> None:
         if self.checkpoints.newest() or self.metrics.exists():
@@ -109,3 +146,5 @@ class RunFolder:
             for name in ("checkpoints", "figures", "diagnostics", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
+        if self.config.run.resume != "auto":
+            self._tracker_id.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     """Measure the trained and the untrained network, and write subspace.json and the figures to the case's folder."""
     config, num_observed = case.config, case.config.sequence.num_observed
     # one view more: the aggregate is asked about those after the first, which is the image itself in some sequences
-    accelerator, loaders = open_evaluation(config, num_observed + 1, case.state["images"], reporter.say)
+    accelerator, loaders = open_evaluation(config, num_observed + 1, case.state.images, reporter.say)
     where = {"seed": config.run.seed, "device": accelerator.device}
     training = build_loaders(config.data, config.sequence, config.actions, **where)
     reporter.say(
@@ -61,11 +61,11 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     result = {
         "checkpoint": str(case.checkpoint),
         "task": config.data.name,
-        "epoch": case.state["epoch"],
+        "epoch": case.state.epoch,
         "anchors": config.diagnostics.anchors,
         "seed": config.run.seed,
         **metrics,
-        "trained_commit": case.state["commit"],
+        "trained_commit": case.state.commit,
         "commit": commit(),
         "timing": {"hardware": hardware(accelerator), "versions": versions()},
     }

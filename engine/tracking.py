@@ -23,7 +23,7 @@ class Trackers:
         accelerator: which holds them.
         config: of the run.
         run_dir: where their files go.
-        wandb_id: of the run that is continued.
+        wandb_id: of the run in W&B, the same over all restarts.
         say: prints a line.
     """
 
@@ -32,7 +32,7 @@ class Trackers:
         accelerator: Accelerator,
         config: Config,
         run_dir: Path,
-        wandb_id: str | None,
+        wandb_id: str,
         say: Callable[[str], None],
     ):
         self.accelerator = accelerator
@@ -68,7 +68,6 @@ class Trackers:
         self.wandb = (
             accelerator.get_tracker("wandb", unwrap=True) if "wandb" in wanted and accelerator.is_main_process else None
         )
-        self.wandb_id = self.wandb.id if self.wandb else wandb_id
         if self.wandb and self.wandb.settings.mode == "offline":
             # `dir` is the folder of the files; its parent is what `wandb sync` takes
             say(f"W&B is offline: wandb sync {Path(self.wandb.dir).parent} uploads the run")
@@ -103,7 +102,7 @@ def _installed(module: str, name: str, say: Callable[[str], None]) -> bool:
     return False
 
 
-def _wandb_kwargs(config: Config, run_dir: Path, mode: str, wandb_id: str | None) -> dict[str, Any]:
+def _wandb_kwargs(config: Config, run_dir: Path, mode: str, wandb_id: str) -> dict[str, Any]:
     import wandb
 
     tracking: TrackingConfig = config.tracking

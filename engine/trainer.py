@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from seqjepa.engine import checkpoints as ckpt
+from seqjepa.engine import checkpoint_files as files
 from seqjepa.engine.collapse import collapse_warnings
 from seqjepa.engine.config import Config
 from seqjepa.engine.console import Reporter, Stopwatch
@@ -25,6 +25,7 @@ from seqjepa.engine.optimizers import learning_rate
 from seqjepa.engine.records import MetricsFile, to_json, write_atomically
 from seqjepa.engine.run_folder import RunFolder
 from seqjepa.engine.tracking import Trackers
+from seqjepa.engine.training_state import TrainingState
 from seqjepa.engine.verdict import closing_block, judge_epochs
 from seqjepa.loaders import InputError
 from seqjepa.loaders.loader import build_loaders
@@ -85,12 +86,12 @@ class Trainer:
         self.compile_seconds = 0.0  # of this process's first step, which the epoch's time leaves out
         self.commit = commit()  # of the code that runs, whatever is checked out by the end
 
-        resumed = self.folder.checkpoint_to_resume()
-        tensors, state = ckpt.read(resumed, accelerator.process_index) if resumed else (None, None)
+        resumed, damaged = self.folder.checkpoint_to_resume(reporter.say)
+        tensors, state = files.read(resumed, accelerator.process_index) if resumed else (None, None)
         if state:
-            self.folder.check_same_experiment(state["config"], resumed)
-            if state["epoch"] > config.run.epochs:
-                raise InputError(f"is {config.run.epochs}, {resumed} has {state['epoch']} already", "run.epochs")
+            self.folder.check_same_experiment(state.config, resumed)
+            if state.epoch > config.run.epochs:
+                raise InputError(f"is {config.run.epochs}, {resumed} has {state.epoch} already", "run.epochs")
         # one process of each machine fetches what is missing, the others find it
         alone = accelerator.local_main_process_first() if config.data.download else contextlib.nullcontext()
         with alone:
@@ -105,7 +106,7 @@ class Trainer:
                 threads=torch.get_num_threads(),
                 compiled=compile_mode(config.run, accelerator) != "none" and accelerator.device.type == "cuda",
             )
-        if state and state["images"] != self.loaders.fingerprint:
+        if state and state.images != self.loaders.fingerprint:
             raise InputError(f"holds other images than {resumed} was trained on", "data.root")
         check_rules(config, metric_names(config, self.loaders.sequence.factors))
         local_batch = config.data.batch_size // accelerator.num_processes
@@ -113,15 +114,15 @@ class Trainer:
             raise InputError(f"does not divide the {local_batch} sequences of a process", "optim.accumulate")
         if local_batch // config.optim.accumulate < 2:
             raise InputError("leaves a process one sequence, which batch norm cannot normalise", "data.batch_size")
+        accelerator.wait_for_everyone()  # all have read what is moved and dropped now
         if accelerator.is_main_process:
-            self.folder.open(state)
+            self.folder.open(resumed, state, damaged)
         accelerator.wait_for_everyone()
         if not self.folder.path.is_dir():
             raise InputError(f"{self.folder.path} is not on a disk that all machines share", "run.dir")
         reporter.say(self._heading())
         # before the control: a tracker that cannot start should say so now
-        wandb_id = state["wandb_id"] if state else None
-        self.trackers = Trackers(accelerator, config, self.folder.path, wandb_id, reporter.say)
+        self.trackers = Trackers(accelerator, config, self.folder.path, self.folder.tracker_id, reporter.say)
         self.untrained = None
         if config.control.enabled:
             self.untrained = untrained_control(
@@ -312,13 +313,13 @@ class Trainer:
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
             "images": self.loaders.fingerprint,
-            "wandb_id": self.trackers.wandb_id,
+            "wandb_id": self.folder.tracker_id,
             "commit": self.commit,
             "config": self.config.model_dump(),
         }
         checkpoints = self.folder.checkpoints
         partial, final = checkpoints.partial(self.epoch, self.step)
-        broken = ckpt.write(partial, self.learner, self.accelerator, state)
+        broken = files.write(partial, self.learner, self.accelerator, state)
         if broken:
             raise Diverged(f"diverged: {broken} is not finite; {self._last_good()}")
         if self.accelerator.is_main_process:
@@ -332,12 +333,12 @@ class Trainer:
         self.train_seconds += self.watch.seconds
         return f"saved {self.save()}; run.resume=auto continues in epoch {self.epoch + 1}"
 
-    def _restore(self, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.best, self.final = state["best"], state["final"]
-        self.patience.load(state["patience"])
-        self.seconds, self.train_seconds = state["seconds"], state["train_seconds"]
-        ckpt.restore(self.learner, self.accelerator, tensors, self.global_step)
+    def _restore(self, tensors: dict[str, dict[str, Any]], state: TrainingState) -> None:
+        self.epoch, self.step = state.epoch, state.step
+        self.best, self.final = state.best.model_dump(), state.final
+        self.patience.load(state.patience.model_dump())
+        self.seconds, self.train_seconds = state.seconds, state.train_seconds
+        files.restore(self.learner, self.accelerator, tensors, self.global_step)
 
     # -- the verdict
 

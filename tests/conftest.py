@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,25 @@ def refused(capsys):
             assert part in error
 
     return check
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Send this process a signal in the midst of an optimiser step."""
+
+    def arm(step, number=signal.SIGTERM):
+        from seqjepa.engine.learner import Learner
+
+        original = Learner.step
+
+        def interrupted(self, batch, at):
+            if at == step and self.train_model:
+                os.kill(os.getpid(), number)
+            return original(self, batch, at)
+
+        monkeypatch.setattr(Learner, "step", interrupted)
+
+    return arm
 
 
 @pytest.fixture

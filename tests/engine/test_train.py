@@ -38,23 +38,6 @@ def assert_same_checkpoint(one: Path, other: Path):
             assert torch.equal(ours[key], theirs[key]), f"{name}: {key}"
 
 
-@pytest.fixture
-def interrupt_at(monkeypatch):
-    """Send this process a signal in the midst of an optimiser step."""
-
-    def arm(step, number=signal.SIGTERM):
-        original = learner_module.Learner.step
-
-        def interrupted(self, batch, at):
-            if at == step and self.train_model:
-                os.kill(os.getpid(), number)
-            return original(self, batch, at)
-
-        monkeypatch.setattr(learner_module.Learner, "step", interrupted)
-
-    return arm
-
-
 def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
     assert main(tiny("gates.enforce=true", "gates.rules.digits_affine=[{metric: val_loss, max: 2.0}]")) == 0
     run = tmp_path / "run"

@@ -1,0 +1,168 @@
+"""Damage to a checkpoint is found, named and survived; what is no checkpoint is refused in one line."""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from seqjepa.engine import checkpoint_files
+from seqjepa.engine.checkpoints import Checkpoints
+from seqjepa.engine.manifest import seal
+from seqjepa.engine.records import read_rows
+from seqjepa.engine.train import main
+from seqjepa.engine.training_state import TrainingState
+from seqjepa.loaders import InputError
+
+FILES = ("model.safetensors", "probes.safetensors", "trainer.safetensors", "rng-00000.safetensors")
+FILES += ("state.json", "manifest.json")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_for_module):
+    """Folder of a run of three epochs, all of whose checkpoints are kept."""
+    words = tiny_for_module("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min")
+    assert main(words) == 0
+    (folder,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
+    return Path(folder)
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run", symlinks=True)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES[:3])
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_the_checkpoint_before_a_damaged_one_is_taken(copy, saved, tiny, capsys, name, damage):
+    newest = copy / "checkpoints" / "epoch-0003"
+    damage(newest / name)
+    words = ("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    assert main(tiny(*words)) == 0
+    printed = capsys.readouterr().out
+    blamed = newest if (name, damage) == ("manifest.json", flip) else newest / name  # which of the two is wrong?
+    assert f"damaged checkpoint passed over: {blamed}" in printed
+    assert f"resumed from {copy / 'checkpoints' / 'epoch-0002'}" in printed
+    assert same_weights(newest, saved / "checkpoints" / "epoch-0003")
+    assert not list(newest.parent.glob("damaged-*"))  # its place is taken again
+
+
+def test_retention_counts_whole_checkpoints_only(copy, tiny, interrupt_at, saved):
+    """Two damaged ones at the end, of which two are kept: the good one before them must not go."""
+    for epoch in (2, 3):
+        flip(copy / "checkpoints" / f"epoch-000{epoch}" / "model.safetensors")
+    words = ("run.epochs=3", "checkpoint.keep=2", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    interrupt_at(6)
+    assert main(tiny(*words)) == 143
+    found, damaged = Checkpoints(copy / "checkpoints", 2).newest_whole(print)
+    assert (found.name, damaged) == ("epoch-0001-step-00002", [])
+    kept = {path.name for path in (copy / "checkpoints").iterdir()}
+    assert {"epoch-0001", "damaged-epoch-0002", "damaged-epoch-0003"} <= kept
+
+
+def test_when_all_are_damaged_nothing_is_overwritten(copy, tiny, refused):
+    for path in (copy / "checkpoints").glob("epoch-*"):
+        cut(path / "model.safetensors")
+    before = (copy / "metrics.jsonl").read_text()
+    words = ("run.epochs=3", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.overwrite=false")
+    capture = tiny(*words, "run.resume=auto")
+    refused(capture, "run.resume", "every checkpoint in", "is damaged; run.overwrite=true")
+    assert (copy / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_named_by_its_path_is_checked_too(copy, tiny, refused):
+    path = copy / "checkpoints" / "epoch-0002"
+    flip(path / "probes.safetensors")
+    words = ("run.epochs=3", "eval.best_metric=ep_loss", "eval.best_mode=min")
+    refused(tiny(*words, f"run.resume={path}"), "run.resume: ", "probes.safetensors: changed, its checksum")
+
+
+def as_version_3(path: Path) -> None:
+    """As the first checkpoints of version 3 were."""
+    (path / "manifest.json").unlink()
+    state = json.loads((path / "state.json").read_text())
+    state["patience"]["value"] = state["patience"].pop("best")
+    state["config"]["objective"]["temperature"] = 0.1
+    (path / "state.json").write_text(json.dumps(state | {"version": 3}))
+
+
+def test_version_3_is_migrated(copy, saved, tiny):
+    shutil.rmtree(copy / "checkpoints" / "epoch-0003")
+    as_version_3(copy / "checkpoints" / "epoch-0002")
+    words = ("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    assert main(tiny(*words)) == 0
+    assert same_weights(copy / "checkpoints" / "epoch-0003", saved / "checkpoints" / "epoch-0003")
+
+
+@pytest.mark.parametrize("version", [0, 2, 5, "4", None, True])
+def test_other_versions_are_refused(copy, version):
+    path = copy / "checkpoints" / "epoch-0002"
+    as_version_3(path)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"version": version}))
+    with pytest.raises(InputError, match=f"a checkpoint of version {version!r}; 3, 4 can be read"):
+        checkpoint_files.read(path)
+
+
+def test_a_fork_of_another_run_keeps_that_run(copy, tiny, tmp_path, refused):
+    """Its earlier epochs are copied; its id in W&B is not, and a run that stands in the way is refused."""
+    words = ("run.epochs=3", "eval.best_metric=ep_loss", "eval.best_mode=min")
+    resume = f"run.resume={copy / 'checkpoints' / 'epoch-0002'}"
+    assert main(tiny(*words, resume, run="fork")) == 0
+    ours, theirs = (
+        [{k: v for k, v in row.items() if k != "timing"} for row in read_rows(run / "metrics.jsonl")]
+        for run in (tmp_path / "fork", copy)
+    )
+    assert ours == theirs
+    assert (tmp_path / "fork" / "tracker-id").read_text() != (copy / "tracker-id").read_text()
+    refused(tiny(*words, resume, "run.overwrite=false", run="fork"), "run.dir", "holds a run")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(
+    field=st.sampled_from([*TrainingState.model_fields, "best.epoch", "patience.waited", "extra"]), value=json_values
+)
+def test_a_hostile_record_is_refused(copy, field, value):
+    """With a manifest that agrees: what is read is checked for itself; only an `InputError` may come of it."""
+    path = copy / "checkpoints" / "epoch-0002"
+    original = (path / "state.json").read_text()
+    as_version_3(path)
+    try:
+        state = json.loads(original)
+        section, _, key = field.rpartition(".")
+        (state[section] if section else state)[key] = value
+        (path / "state.json").write_text(json.dumps(state))
+        with contextlib.suppress(InputError):
+            _, found = checkpoint_files.read(path)
+            assert field != "extra"
+            assert isinstance(found.epoch, int)
+            assert found.epoch >= 0
+    finally:
+        (path / "state.json").write_text(original)
+        seal(path)

@@ -1,0 +1,161 @@
+"""A run that is killed, again and again, at any moment, and started again, is the run that it would have been."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seqjepa.engine import checkpoint_files, checkpoints, records, trainer
+from seqjepa.engine.checkpoints import find_checkpoint
+from seqjepa.engine.learner import Learner
+from seqjepa.engine.records import read_rows
+from seqjepa.engine.tracking import Trackers
+from seqjepa.engine.train import main
+
+FORK = multiprocessing.get_context("fork")  # torch is imported once for all
+WORDS = ("run.resume=auto", "run.overwrite=false", "run.log_every=2", "checkpoint.keep=2")
+
+
+def start(words, prepare=lambda: None):
+    """Train in a process of its own, after `prepare` has been called there."""
+
+    def work():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+        prepare()
+        os._exit(main(words))
+
+    process = FORK.Process(target=work)
+    process.start()
+    return process
+
+
+def finish(words) -> None:
+    process = start(words)
+    process.join(timeout=600)
+    assert process.exitcode == 0
+
+
+def folder(words) -> Path:
+    (found,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
+    return Path(found)
+
+
+def timeless(record: dict) -> dict:
+    return {key: value for key, value in record.items() if key != "timing"}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, teacher, probes, optimisers and generators to the last bit; metrics and verdict but for their timing."""
+    ours, theirs = (find_checkpoint(path) for path in (one, other))
+    assert ours.name == theirs.name
+    for name in ("model", "probes", "trainer", "rng-00000"):
+        assert (ours / f"{name}.safetensors").read_bytes() == (theirs / f"{name}.safetensors").read_bytes(), name
+    rows, others = ([timeless(row) for row in read_rows(path / "metrics.jsonl")] for path in (one, other))
+    assert rows == others
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    verdicts = [timeless(json.loads((path / "summary.json").read_text())) for path in (one, other)]
+    assert verdicts[0] == verdicts[1]
+
+
+def kill_before(place, name, calls):
+    """Die when a function is called for that many a time."""
+    original, left = getattr(place, name), [calls]
+
+    def deadly(*args, **kwargs):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(place, name, deadly)
+
+
+def kill_half_way_through(place, name, calls):
+    """Die with half of what the function writes on the disk; its last argument is the path, or its object has one."""
+    original, left = getattr(place, name), [calls]
+
+    def deadly(*args):
+        left[0] -= 1
+        result = original(*args)
+        if not left[0]:
+            path = args[-1] if isinstance(args[-1], Path) else args[0].path
+            os.truncate(path, path.stat().st_size - 100)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(place, name, deadly)
+
+
+MOMENTS = {
+    "in the control": lambda: kill_before(Learner, "step", 3),
+    "in a step": lambda: kill_before(Learner, "_record", 18),
+    "in a validation": lambda: kill_before(Learner, "_share_buffers", 4),
+    "while tensors are written": lambda: kill_half_way_through(checkpoint_files, "_save", 6),
+    "before the manifest": lambda: kill_before(checkpoint_files, "seal", 2),
+    "before a checkpoint is renamed": lambda: kill_before(checkpoints.Checkpoints, "publish", 2),
+    "before old checkpoints go": lambda: kill_before(checkpoints, "to_disk", 3),
+    "while old checkpoints go": lambda: kill_before(checkpoints.shutil, "rmtree", 5),
+    "in a line of metrics": lambda: kill_half_way_through(records.MetricsFile, "append", 3),
+    "while the tracker is told": lambda: kill_before(Trackers, "log", 7),
+    "before the verdict": lambda: kill_before(trainer, "write_atomically", 1),
+    "after the verdict": lambda: kill_before(Trackers, "summarise", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_for_module):
+    words = tiny_for_module(*WORDS, "run.epochs=4")
+    finish(words)
+    return folder(words)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_a_chosen_moment(tiny, whole, moment):
+    words = tiny(*WORDS, "run.epochs=4")
+    process = start(words, MOMENTS[moment])
+    process.join(timeout=300)
+    assert process.exitcode == -signal.SIGKILL
+    finish(words)
+    assert_same_run(folder(words), whole)
+    left = {path.name for path in (folder(words) / "checkpoints").iterdir()}
+    assert left == {path.name for path in (whole / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.soak)])
+def test_killed_at_random_moments(tiny, tmp_path, kills):
+    """From outside, by the clock, in one training; the seed is fixed, the machine's speed is not."""
+    epochs = f"run.epochs={8 * kills}"
+    begun = time.monotonic()
+    finish(tiny(*WORDS, epochs, run="whole"))
+    an_epoch = (time.monotonic() - begun) / (8 * kills)
+    draw, done = random.Random(0), []
+    words = tiny(*WORDS, epochs, run="killed")
+    while len(done) < kills:
+        training = FORK.Event()
+        process = start(words, lambda: tell_of_training(training))  # noqa: B023 - used before the next turn
+        while process.is_alive() and not training.wait(0.05):
+            pass
+        time.sleep(draw.uniform(0, 8 * an_epoch))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed often enough"
+        done.append(find_checkpoint(tmp_path / "killed"))
+    finish(words)
+    assert len(set(done)) > kills // 2  # it came on in between
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def tell_of_training(event) -> None:
+    original = trainer.Trainer.fit
+
+    def fit(self):
+        event.set()
+        original(self)
+
+    trainer.Trainer.fit = fit
