@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import re
 import secrets
 import shutil
@@ -26,7 +29,11 @@ FREE_FIELDS = {"data.root", "data.loader", "data.download"}
 
 
 class RunFolder:
-    """runs/<name>, or where run.dir says.
+    """runs/<name>, or where run.dir says; while entered, no other run can be in it.
+
+    Args:
+        config: of the run.
+        main: whether this is the main process: the one that keeps others out.
 
     Attributes:
         path: of the folder.
@@ -38,16 +45,52 @@ class RunFolder:
         bases: folder of the factors' subspaces.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, *, main: bool = True):
         self.config = config
+        self.main = main
         self.path = Path(config.run.dir or f"runs/{config.run.name}").expanduser()
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
+        self._held: int | None = None  # file descriptor of the lock
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
         self._tracker_id = self.path / "tracker-id"
         self.figures = self.path / "figures"
         self.curves = self.figures / "curves.png"
         self.bases = self.path / "diagnostics"
+
+    def __enter__(self) -> RunFolder:
+        if self.path.is_dir():
+            self._lock()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._held is not None:
+            os.close(self._held)
+
+    def _lock(self) -> None:
+        """Keep other runs out of the folder; the kernel lets go when this process ends, however it ends.
+
+        Raises:
+            InputError: another run is in it.
+        """
+        if self._held is not None or not self.main:
+            return
+        try:
+            self._held = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._held)
+            self._held = None
+            raise InputError(f"{self.path}: another run is training in it", "run.dir") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a disk that knows no locks
+                raise InputError(f"{self.path}: cannot be written ({error.strerror})", "run.dir") from None
+
+    @property
+    def last_good(self) -> str:
+        """Where a run that fails can go on from, in words."""
+        newest = self.checkpoints.newest()
+        return f"last good checkpoint: {newest}; run.resume=auto goes on from there" if newest else "nothing was saved"
 
     def checkpoint_to_resume(self, say: Callable[[str], None]) -> tuple[Path | None, list[Path]]:
         """The checkpoint that run.resume names, None to start anew; and damaged ones that were passed over for it.
@@ -106,13 +149,14 @@ class RunFolder:
         """
         own = resumed is not None and resumed.resolve().parent == self.checkpoints.folder.resolve()
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             self.checkpoints.set_aside(damaged)
             if own:
                 self.checkpoints.rewind(state.epoch, state.step, state.best.epoch)
             else:
                 self._clear()
             self.summary.unlink(missing_ok=True)  # it is of a run that ended; this one has not
-            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "config.yaml", dump(self.config))
             if own and state.wandb_id:
                 write_atomically(self._tracker_id, state.wandb_id)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 
 from seqjepa.engine import checkpoint_files as files
 from seqjepa.engine.collapse import collapse_warnings
@@ -16,6 +19,7 @@ from seqjepa.engine.console import Reporter, Stopwatch
 from seqjepa.engine.control import untrained_control
 from seqjepa.engine.diagnostics import diagnose
 from seqjepa.engine.environment import build_accelerator, commit, compile_mode, hardware, versions
+from seqjepa.engine.failures import bus_errors_answered, explain
 from seqjepa.engine.figures import draw_curves
 from seqjepa.engine.gates import check_rules
 from seqjepa.engine.improvement import Patience, improves
@@ -30,9 +34,9 @@ from seqjepa.engine.verdict import closing_block, judge_epochs
 from seqjepa.loaders import InputError
 from seqjepa.loaders.loader import build_loaders
 
-__all__ = ["DIVERGED", "DONE", "GATE_FAILED", "Trainer", "train"]
+__all__ = ["DIVERGED", "DONE", "GATE_FAILED", "MACHINE_FAILED", "Trainer", "train"]
 
-DONE, GATE_FAILED, DIVERGED = 0, 1, 3
+DONE, GATE_FAILED, DIVERGED, MACHINE_FAILED = 0, 1, 3, 4
 
 
 def train(config: Config, parent: int) -> int:
@@ -46,9 +50,14 @@ def train(config: Config, parent: int) -> int:
         InputError: the config, the data or the checkpoint cannot be used.
     """
     accelerator = build_accelerator(config.run, config.optim.accumulate)
-    with Interrupts(parent) as interrupts, Reporter(accelerator.is_main_process) as reporter:
+    with (
+        Interrupts(parent) as interrupts,
+        Reporter(accelerator.is_main_process) as reporter,
+        RunFolder(config, main=accelerator.is_main_process) as folder,
+        bus_errors_answered(lambda: f"a file that was being read has shrunk or is gone (SIGBUS); {folder.last_good}"),
+    ):
         try:
-            trainer = Trainer(config, accelerator, interrupts, reporter)
+            trainer = Trainer(config, accelerator, interrupts, reporter, folder)
             try:
                 trainer.fit()
             except Interrupted:
@@ -61,8 +70,15 @@ def train(config: Config, parent: int) -> int:
             reporter.say(f"interrupted by {interrupts.cause}: nothing new was trained")
             return interrupts.exit_code
         except Diverged as problem:
-            reporter.say(str(problem))
+            reporter.say(f"{problem}; {folder.last_good}")
             return DIVERGED
+        except (OSError, MemoryError, RuntimeError, SafetensorError) as error:
+            batch = f"data.batch_size={config.data.batch_size} optim.accumulate={config.optim.accumulate}"
+            cause = explain(error, batch)
+            if cause is None:
+                raise
+            reporter.say(f"{cause}; {folder.last_good}")
+            return MACHINE_FAILED
         finally:
             accelerator.end_training()  # closes the trackers and the process group
 
@@ -70,12 +86,14 @@ def train(config: Config, parent: int) -> int:
 class Trainer:
     """One run: its parts, its position, and what it writes."""
 
-    def __init__(self, config: Config, accelerator, interrupts: Interrupts, reporter: Reporter):
+    def __init__(
+        self, config: Config, accelerator: Accelerator, interrupts: Interrupts, reporter: Reporter, folder: RunFolder
+    ):
         self.config = config
         self.accelerator = accelerator
         self.interrupts = interrupts
         self.reporter = reporter
-        self.folder = RunFolder(config)
+        self.folder = folder
         self.epoch = 0  # complete epochs
         self.step = 0  # steps done in the next one
         self.best: dict[str, Any] = {"epoch": 0, "value": None, "metrics": {}}
@@ -285,10 +303,7 @@ class Trainer:
         if found is not None:
             step, term = found
             epoch = step // self.learner.steps_per_epoch + 1
-            raise Diverged(f"diverged: {term} was not finite at step {step} (epoch {epoch}); {self._last_good()}")
-
-    def _last_good(self) -> str:
-        return f"last good checkpoint: {self.folder.checkpoints.newest() or 'none'}"
+            raise Diverged(f"diverged: {term} was not finite at step {step} (epoch {epoch})")
 
     def _check_interrupt(self) -> None:
         if self.accelerator.num_processes == 1:
@@ -319,11 +334,14 @@ class Trainer:
         }
         checkpoints = self.folder.checkpoints
         partial, final = checkpoints.partial(self.epoch, self.step)
-        broken = files.write(partial, self.learner, self.accelerator, state)
-        if broken:
-            raise Diverged(f"diverged: {broken} is not finite; {self._last_good()}")
-        if self.accelerator.is_main_process:
-            checkpoints.publish(partial, final, best=best)
+        try:
+            broken = files.write(partial, self.learner, self.accelerator, state)
+            if broken:
+                raise Diverged(f"diverged: {broken} is not finite")
+            if self.accelerator.is_main_process:
+                checkpoints.publish(partial, final, best=best)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # there only if the disk is full
         return final
 
     def save_interrupted(self) -> str:

@@ -1,0 +1,65 @@
+"""When the machine fails a run: a full disk, no memory left, data that vanish under it. A line each, and what helps."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import torch
+from safetensors import SafetensorError
+
+__all__ = ["bus_errors_answered", "explain"]
+
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch, on a GPU and on a CPU
+
+
+def explain(error: BaseException, batch: str) -> str | None:
+    """What failed and what helps, in a line; None if it is not the machine's fault.
+
+    Args:
+        error: that ended the run.
+        batch: its batch size and micro-batches, in words.
+    """
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, OSError) and error.errno in STORAGE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"cannot write: {where}{os.strerror(error.errno)}"
+    if isinstance(error, SafetensorError) and "os error" in text.lower():
+        return f"cannot write: {text}"
+    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if memory or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)):
+        return f"out of memory with {batch}; a larger optim.accumulate keeps the batch and needs less"
+    if isinstance(error, RuntimeError) and "gloo" in text.lower():
+        return f"lost touch with another process ({text})"
+    return None
+
+
+@contextlib.contextmanager
+def bus_errors_answered(line: Callable[[], str]) -> Iterator[None]:
+    """Within it: say a line, and end with 128 + SIGBUS, when a mapped file has shrunk under its reader.
+
+    Python's own handlers run between two of its instructions, and after this fault there is none: the reader would
+    fault again and again. So the handler is libc's to call, within the fault.
+
+    Args:
+        line: makes what is said, at the time of the fault.
+    """
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def handler(number: int) -> None:
+        os.write(2, f"{line()}\n".encode())
+        os._exit(128 + number)
+
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    before = libc.signal(signal.SIGBUS, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        libc.signal(signal.SIGBUS, before)

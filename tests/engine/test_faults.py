@@ -1,0 +1,246 @@
+"""Faults that are brought about for real: one clear line, the right exit code, and nothing lost."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seqjepa.engine.checkpoints import find_checkpoint
+from seqjepa.engine.learner import Learner
+from seqjepa.engine.records import read_rows
+from seqjepa.engine.train import main
+
+TRAIN = (sys.executable, "engine/train.py")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
+
+
+def weights(run: Path) -> bytes:
+    return (find_checkpoint(run) / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_for_module):
+    """Folder of an undisturbed run of four epochs."""
+    words = tiny_for_module("run.epochs=4")
+    assert main(words) == 0
+    (folder,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
+    return Path(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB, at tmp_path / disk."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """A file that leaves so many bytes of the disk."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        file.write(b"\0" * (shutil.disk_usage(disk).free - leave))
+    return ballast
+
+
+@needs_root
+def test_disk_full_while_a_checkpoint_is_written(tiny, small_disk, whole, capsys):
+    words = tiny("run.epochs=4", f"run.dir={small_disk / 'run'}", "run.overwrite=false", "run.resume=auto")
+    assert main([*words, "run.epochs=4"]) == 0
+    size = sum(path.stat().st_size for path in find_checkpoint(small_disk / "run").iterdir())
+    shutil.rmtree(small_disk / "run")
+    ballast = fill(small_disk, int(2.5 * size) + 200_000)
+    capsys.readouterr()
+    assert main([*words, "checkpoint.keep=9"]) == 4
+    printed = capsys.readouterr().out
+    last = [line for line in printed.splitlines() if "cannot write" in line]
+    assert len(last) == 1
+    assert "No space left on device" in last[0]
+    good = find_checkpoint(small_disk / "run")
+    assert f"last good checkpoint: {good}" in last[0]
+    assert not list((small_disk / "run" / "checkpoints").glob(".partial*"))
+    ballast.unlink()
+    assert main([*words, "checkpoint.keep=9"]) == 0
+    assert "damaged" not in capsys.readouterr().out
+    assert weights(small_disk / "run") == weights(whole)
+
+
+@needs_root
+def test_a_disk_that_becomes_read_only(tiny, small_disk, whole, capsys, refused, monkeypatch):
+    words = tiny("run.epochs=4", f"run.dir={small_disk / 'run'}", "run.overwrite=false", "run.resume=auto")
+    original = Learner.step
+
+    def step(self, batch, at):
+        if at == 12 and self.train_model:
+            for words in (["--bind", str(small_disk)], ["-o", "remount,ro,bind"]):
+                subprocess.run(["mount", *words, str(small_disk)], check=True)
+        return original(self, batch, at)
+
+    monkeypatch.setattr(Learner, "step", step)
+    assert main(words) == 4
+    assert "cannot write" in (line := capsys.readouterr().out.splitlines()[-1])
+    assert "Read-only file system; last good checkpoint: " in line
+    monkeypatch.undo()
+    refused(words, "run.dir: ", "cannot be written (Read-only file system)")
+    subprocess.run(["umount", str(small_disk)], check=True)
+    assert main(words) == 0
+    assert weights(small_disk / "run") == weights(whole)
+
+
+def test_two_runs_in_one_folder(tiny, tmp_path, refused):
+    """The second is refused while the first lives; its death, however sudden, leaves nothing that is in the way."""
+    words = tiny("run.epochs=500", "eval.every=500", "run.resume=auto", "run.overwrite=false")
+    first = subprocess.Popen([*TRAIN, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 300
+        while len(read_rows(tmp_path / "run" / "metrics.jsonl")) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        for way in ("run.resume=auto", "run.overwrite=true"):
+            refused([*words, way], "run.dir: ", "another run is training in it")
+    finally:
+        first.kill()
+        first.wait()
+    epochs = len(read_rows(tmp_path / "run" / "metrics.jsonl")) + 1
+    assert main([*words, f"run.epochs={epochs}"]) == 0
+
+
+def test_out_of_memory_gives_advice(tiny, tmp_path):
+    """A batch that needs more than the process may have."""
+    words = tiny("data.batch_size=1024", "data.train_subset=1024", "model.width=64", "control.enabled=false")
+    words += ["gates.rules.digits_affine=[]"]
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (3 << 29, 3 << 29))
+
+    result = subprocess.run([*TRAIN, *words], capture_output=True, text=True, timeout=600, preexec_fn=limit)
+    assert result.returncode == 4, result.stdout + result.stderr
+    line = result.stdout.splitlines()[-1]
+    assert line.startswith("out of memory with data.batch_size=1024 optim.accumulate=1; a larger optim.accumulate")
+    assert line.endswith("nothing was saved")
+
+
+def spoil_image(learner, batch):
+    batch.views[0, 0, 0, 0, 0] = float("nan")
+
+
+def spoil_teacher(learner, batch):
+    weight = next(learner.model.target.parameters()).data
+    weight[(0,) * weight.ndim] = float("nan")
+
+
+def spoil_gradient(learner, batch):
+    parameter = learner.trainable[0]
+    handle = parameter.register_hook(lambda gradient: (handle.remove(), gradient * float("nan"))[1])
+
+
+@pytest.mark.parametrize("spoil", [spoil_image, spoil_teacher, spoil_gradient])
+def test_a_number_that_is_none(tiny, tmp_path, whole, capsys, monkeypatch, spoil):
+    """It ends the run by the end of the epoch, nothing of it is saved, and from what was the run goes on."""
+    original = Learner.step
+
+    def step(self, batch, at):
+        if at == 12 and self.train_model:
+            spoil(self, batch)
+        return original(self, batch, at)
+
+    monkeypatch.setattr(Learner, "step", step)
+    words = tiny("run.epochs=4", "run.overwrite=false", "run.resume=auto")
+    assert main(words) == 3
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("diverged: ")
+    assert "not finite at step 12 (epoch 3)" in line
+    assert find_checkpoint(tmp_path / "run").name == "epoch-0002"
+    assert [row["epoch"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    monkeypatch.undo()
+    assert main(words) == 0
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_checkpoint_with_a_nan_is_refused(whole, tiny, tmp_path, refused):
+    """Even one whose checksums agree."""
+    from safetensors.torch import load_file, save_file
+
+    from seqjepa.engine.manifest import seal
+
+    path = shutil.copytree(find_checkpoint(whole), tmp_path / "spoilt")
+    tensors = load_file(path / "model.safetensors")
+    name = next(name for name in tensors if name.startswith("target.") and name.endswith("running_mean"))
+    tensors[name][0] = float("nan")
+    save_file(tensors, path / "model.safetensors")
+    (path / "manifest.json").unlink()
+    seal(path)
+    refused(tiny("run.epochs=5", f"run.resume={path}", run="b"), "run.resume: ", f"model {name} is not finite")
+
+
+def test_a_clock_that_jumps_back(tiny, tmp_path, whole, monkeypatch):
+    """By an hour at each look; durations stay positive, the run is the same."""
+    hours = iter(range(10**9))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(hours))
+    assert main(tiny("run.epochs=4")) == 0
+    assert weights(tmp_path / "run") == weights(whole)
+    timing = json.loads((tmp_path / "run" / "summary.json").read_text())["timing"]
+    assert timing["seconds"] > 0
+    assert all(row["timing"]["ep_time"] > 0 for row in read_rows(tmp_path / "run" / "metrics.jsonl"))
+
+
+CUT = """
+import os, signal, sys
+from seqjepa.engine.learner import Learner
+from seqjepa.engine.train import main
+
+original = Learner.step
+
+def step(self, batch, at):
+    if at == 50 and self.train_model:
+        {fault}
+    return original(self, batch, at)
+
+Learner.step = step
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory):
+    pytest.importorskip("ffcv")
+    from seqjepa.loaders.write import main as write
+
+    folder = tmp_path_factory.mktemp("beton")
+    assert write(["digits", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("fault", ["os.truncate(PATH, 4096)", "os.unlink(PATH)"])
+def test_data_that_vanish_under_a_run(tiny, tmp_path, beton, fault):
+    """FFCV maps the file: cut short, it faults within compiled code; without its name, the epoch is read on."""
+    data = shutil.copytree(beton, tmp_path / "data")
+    words = tiny(f"data.root={data}", "data.train_subset=1408", "run.epochs=3", "run.resume=auto")  # 44 steps an epoch
+    script = CUT.format(fault=fault.replace("PATH", repr(str(data / "train.beton"))))
+    result = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=600)
+    said = (result.stdout + result.stderr).splitlines()
+    assert "Traceback" not in result.stdout + result.stderr
+    good = find_checkpoint(tmp_path / "run")
+    if "truncate" in fault:
+        assert result.returncode == 128 + signal.SIGBUS, said
+        shrunk = "a file that was being read has shrunk or is gone (SIGBUS); last good checkpoint: "
+        assert said[-1] == f"{shrunk}{good}; run.resume=auto goes on from there"
+        assert good.name == "epoch-0001"
+    else:
+        assert result.returncode == 2, said
+        assert f"{data / 'train.beton'}: 0 bytes, its sidecar says" in said[-1]
+        assert good.name == "epoch-0002"
+    shutil.copy(beton / "train.beton", data)
+    assert main(words) == 0
