@@ -51,7 +51,7 @@ def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) ->
     Raises:
         InputError: a line for each thing that is wrong.
     """
-    layers, origins = [], {}
+    whole, origins = OmegaConf.create(), {}
     below = [(base[0], OmegaConf.create(base[1]))] if base else []
     for label, layer in [*below, *_layers(words)]:
         if missing := OmegaConf.missing_keys(layer):
@@ -60,12 +60,14 @@ def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) ->
             # a later layer's scalar replaces a section, and a section a scalar
             origins = {n: o for n, o in origins.items() if not f"{n}.".startswith(f"{field}.")}
             origins = {n: o for n, o in origins.items() if not field.startswith(f"{n}.")} | {field: label}
-        layers.append(layer)
+        if clash := next(_clashes(whole, layer), None):
+            raise InputError(f"{label}: {clash}: a list and a mapping do not merge")
+        whole = OmegaConf.merge(whole, layer)
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+        merged = OmegaConf.to_container(whole, resolve=True)
     except (OmegaConfBaseException, TypeError) as error:
-        names = ", ".join(dict.fromkeys(origins.values()))
-        raise InputError(f"{names}: the layers do not merge ({str(error).splitlines()[0]})") from None
+        field = getattr(error, "full_key", None) or "the config"
+        raise InputError(f"{origins.get(field, words[-1])}: {field}: {str(error).splitlines()[0]}") from None
     try:
         return Composed(Config.model_validate(merged), origins)
     except ValidationError as errors:
@@ -126,6 +128,16 @@ def _leaves(layer: Any, prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, name + ".")
         else:
             yield name
+
+
+def _clashes(below: Any, layer: Any, prefix: str = "") -> Iterator[str]:
+    """Fields that are a list in one of two layers and a mapping in the other."""
+    for key in layer:
+        ours, theirs = layer._get_node(key), below._get_node(key)
+        if OmegaConf.is_dict(ours) and OmegaConf.is_dict(theirs):
+            yield from _clashes(theirs, ours, f"{prefix}{key}.")
+        elif any(OmegaConf.is_list(a) and OmegaConf.is_dict(b) for a, b in ((ours, theirs), (theirs, ours))):
+            yield f"{prefix}{key}"
 
 
 def _explain(error: dict[str, Any], draft: Composed, merged: dict[str, Any]) -> str:
