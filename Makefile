@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # without a configuration Accelerate warns about each default that it takes
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: setup smoke gate30 seed-experiments test test-slow test-gpu test-realdata test-floor \
+.PHONY: setup smoke gate30 seed-experiments test test-slow test-gpu test-realdata test-floor soak \
 	bench bench-kernels bench-gpu lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
@@ -63,6 +63,10 @@ test-slow: setup
 
 test-gpu: setup
 	$(BIN)/pytest -m gpu
+
+# the long half of the faults: RELIABILITY.md has the figures of the last one
+soak: setup
+	$(BIN)/pytest -m soak -v --durations=0
 
 test-realdata: setup
 	$(BIN)/pytest -m 'realdata and not slow'

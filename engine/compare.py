@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from seqjepa.engine.figures import new_figure
 from seqjepa.engine.records import read_rows, write_atomically
@@ -23,6 +24,43 @@ from seqjepa.loaders import InputError
 __all__ = ["Group", "Run", "differences", "group", "main", "read_run", "to_markdown"]
 
 METRICS = ("online_linacc_test", "online_r2_test")
+
+
+class Needed(BaseModel):
+    """What the table needs of a file of a run; whatever else it holds is carried along."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class RunSettings(Needed):
+    seed: int
+    name: str
+    epochs: int
+
+
+class ControlSettings(Needed):
+    max_epochs: int
+
+
+class Settings(Needed):
+    """config.yaml: sections of settings."""
+
+    __pydantic_extra__: dict[str, dict[str, Any]]
+    run: RunSettings
+    control: ControlSettings
+
+
+class Timing(Needed):
+    hardware: str
+
+
+class Summary(Needed):
+    """summary.json."""
+
+    gate_pass: bool | None
+    commit: str | None
+    untrained: dict[str, float | None] | None
+    timing: Timing
 
 
 class Run(NamedTuple):
@@ -115,16 +153,30 @@ def read_run(path: Path) -> Run:
         InputError: it is none, or its files are damaged.
     """
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text())
-        metrics, summary = path / "metrics.jsonl", path / "summary.json"
-        rows = read_rows(metrics)
-        run = Run(path, config, rows, json.loads(summary.read_text()) if summary.exists() else None)
-        _ = run.seed, run.seconds, config["run"]["name"]  # what is missing should show here
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        config, summary = _read_config(path / "config.yaml"), path / "summary.json"
+        run = Run(path, config, read_rows(path / "metrics.jsonl"), _read_summary(summary) if summary.exists() else None)
+        _ = run.seconds  # what is missing should show here
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: not the folder of a run ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from None
     return run
+
+
+def _read_config(path: Path) -> dict[str, dict[str, Any]]:
+    text = path.read_text()
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError("config.yaml: aliases are not followed")  # a few lines of them unfold to gigabytes
+    config = yaml.safe_load(text)
+    json.dumps(config, sort_keys=True)  # what runs are grouped by
+    Settings.model_validate(config)
+    return config
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary = json.loads(path.read_text())
+    Summary.model_validate(summary)
+    return summary
 
 
 def group(runs: list[Run]) -> list[Group]:

@@ -50,6 +50,9 @@ class RunConfig(Section):
     """Bit-for-bit repeatable: deterministic algorithms, compile off."""
     threads: Literal["auto"] | int = "auto"
     """CPU threads of a process; auto is the cores over the local processes."""
+    batch_statistics: Literal["global", "process"] = "global"
+    """With several processes: batch norm, rate, SIGReg, variance, covariance and the center of the whole batch, as one
+    process has them, or of each process's part, which talks less and makes results depend on their number."""
     log_every: int = Field(default=50, ge=1)
     """Steps between looks at the device (loss on the console and in the tracker, divergence)."""
 

@@ -29,7 +29,7 @@ __all__ = ["control_key", "untrained_control"]
 PACKAGE = Path(__file__).resolve().parent.parent
 # code that decides the control's figures; a change of it makes cached ones stale
 MODULES = ("collapse", "config_method", "control", "encoders", "learner", "losses", "metrics", "model", "objectives")
-MODULES += ("probes", "targets")
+MODULES += ("probes", "processes", "targets")
 # of the target's config what an untrained network's answers depend on; a teacher never moves
 TARGET_FIELDS = {"batch_statistics", "sharpening", "temperature", "center_momentum"}
 
@@ -64,7 +64,7 @@ def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> s
         "seed": config.run.seed,
         "precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
-        "processes": accelerator.num_processes,
+        "processes": [accelerator.num_processes, accelerator.num_processes > 1 and config.run.batch_statistics],
         "torch": versions()["torch"],
         "code": hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -15,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from seqjepa.engine.config import RunConfig
 from seqjepa.loaders import InputError
 
-__all__ = ["COMPILE_MODES", "build_accelerator", "commit", "compile_mode", "hardware", "versions"]
+__all__ = ["COMPILE_MODES", "build_accelerator", "code_digest", "commit", "compile_mode", "hardware", "versions"]
 
 # CUDA graphs are captured over the whole step, by `graph`; torch's own would overwrite what validation keeps
 COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -112,6 +113,13 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def code_digest() -> str:
+    """SHA-256 of all code of the project."""
+    package = Path(__file__).resolve().parent.parent
+    sources = sorted(path for part in ("engine", "kernels", "loaders") for path in (package / part).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def commit() -> str | None:

@@ -19,6 +19,7 @@ from seqjepa.engine.model import Output, build_model
 from seqjepa.engine.objectives import Objective, normalized
 from seqjepa.engine.optimizers import build_optimizer, learning_rate, set_decay, set_rate
 from seqjepa.engine.probes import PROBES, OnlineProbes
+from seqjepa.engine.processes import join_batch_norms, joined_mean, uneven_rows, world
 from seqjepa.kernels import coding_rate_stats
 from seqjepa.loaders.loader import Batch, Loaders, SequenceLoader
 
@@ -50,11 +51,18 @@ class Learner:
         self.total_steps = config.run.epochs * self.steps_per_epoch
         device = accelerator.device
 
-        self.model = build_model(config.model, config.target, loaders.sequence.action_dim).to(device)
-        self.model.to(memory_format=torch.channels_last)
+        self.model = build_model(config.model, config.target, loaders.sequence.action_dim)
+        self.world = world()
+        joined = self.world if config.run.batch_statistics == "global" else None
+        if joined is not None:
+            join_batch_norms(self.model)
+        if self.model.sharpening is not None:
+            self.model.sharpening.group = joined
+        self.model.to(device, memory_format=torch.channels_last)
         if config.ablation.freeze_encoder:
             self.model.encoder.requires_grad_(False)
         self.objective = Objective(config)
+        self.objective.join(joined)
         self.sequence = loaders.sequence
         self.probes = OnlineProbes(
             config.probes,
@@ -189,7 +197,10 @@ class Learner:
         for name, term in terms.items():
             weight = self.objective.terms[name.removeprefix("loss_")].weight
             (gradient,) = torch.autograd.grad(weight * term, z, retain_graph=True)
-            pulls[name.replace("loss_", "z_grad_norm_", 1)] = gradient.float().norm()
+            square = gradient.float().square().sum()
+            if self.world is not None:  # each differentiates its own mean, or all of what is joined
+                square = joined_mean(square, self.world) / self.world.size()
+            pulls[name.replace("loss_", "z_grad_norm_", 1)] = square.sqrt()
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
         return pulls
@@ -241,23 +252,17 @@ class Learner:
         losses = MetricBank({name: Mean() for name in means}).to(device)
         moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
         size = loader.sampler.local_batch_size
-        step = torch.zeros_like(self.device_step)
         predictions, targets = [], []
         for number, batch in enumerate(loader.epoch(0)):
-            count = len(batch.labels)
-            if not count:  # the last batch may leave a process without a part
+            measured, given = self._measure(batch, size)
+            check()
+            if not self.accelerator.is_main_process:  # which has the rows of all, and counts them once
                 continue
-            (given,) = self._given(batch).split(1)  # as in a step: no two fields are the same tensor
-            if self.compiled and count < size:
-                output = self.losses(*given.padded(size), step).output.first(count)
-                measured = self.losses.judge(output, given.labels, given.moves, step)
-            else:
-                measured = self.losses(*given, step)
-            output, features = measured.output, measured.features
+            output, features, count = measured.output, measured.features, len(given.labels)
             if count > 1:  # one row has no variance, and may be all that is left for the last batch
                 for name, value in {"loss": measured.loss, **measured.terms}.items():
                     losses[f"val_{name}"].update(value * count, count)
-            self.probes.update(bank, measured.probe_outputs, batch.labels, batch.actions)
+            self.probes.update(bank, measured.probe_outputs, given.labels, given.moves)
             moments["z"].update(features["first"])
             moments["agg"].update(features["agg"])
             if number == 0:  # a rate depends on the batch's size: that of training
@@ -270,7 +275,6 @@ class Learner:
             losses["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
             predictions.append(prediction)
             targets.append(target)
-            check()
         metrics = {name: mean.compute() for name, mean in losses.collect(self.accelerator).items()}
         metrics |= self.probes.values(bank.collect(self.accelerator), "test")
         empty = [torch.empty(0, model.prediction_width, device=device)]
@@ -284,6 +288,24 @@ class Learner:
             metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
         metrics["agg_gain"] = model.aggregator.norm.weight.square().mean().sqrt().item()
         return metrics
+
+    def _measure(self, batch: Batch, size: int) -> tuple[Measured, Given]:
+        """What a validation knows of a batch, and what it went by: of the whole batch, whoever holds its parts.
+
+        Args:
+            batch: this process's part; the last one may be smaller than the others, or empty.
+            size: of the other parts.
+        """
+        step, count = torch.zeros_like(self.device_step), len(batch.labels)
+        (given,) = self._given(batch).split(1)  # as in a step: no two fields are the same tensor
+        if self.world is None and (count == size or not self.compiled):
+            return self.losses(*given, step), given
+        output = self.losses(*given.padded(size if self.compiled else max(count, 1)), step).output.first(count)
+        if self.world is not None:
+            output = output.each(lambda x: uneven_rows(x, self.world))
+            labels, moves = (uneven_rows(x, self.world) for x in (given.labels, given.moves))
+            given = given._replace(labels=labels, moves=moves)
+        return self.losses.judge(output, given.labels, given.moves, step), given
 
 
 def _means(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ one backward pass of the sum gives the model and the probes the gradients that e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,11 @@ class Given(NamedTuple):
 
     def padded(self, size: int) -> Given:
         """With the first sequence repeated up to `size`, so that a compiled program sees one shape."""
-        return Given(*(x if x is None else padded(x, size) for x in self))
+        return self.each(lambda x: padded(x, size))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Given:
+        """With every field changed in one way."""
+        return Given(*(x if x is None else change(x) for x in self))
 
 
 class Measured(NamedTuple):

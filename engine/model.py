@@ -48,13 +48,14 @@ class Output(NamedTuple):
 
     def float(self) -> Output:
         """The same in float32."""
-        return self._each(lambda x: x.float())
+        return self.each(lambda x: x.float())
 
     def first(self, count: int) -> Output:
         """Of the first `count` sequences."""
-        return self._each(lambda x: x[:count])
+        return self.each(lambda x: x[:count])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Output:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Output:
+        """With every field changed in one way."""
         backwards = None if self.backwards is None else Reading(*map(change, self.backwards))
         return Output(*(x if x is None else change(x) for x in self[:-1]), backwards)
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from seqjepa.engine.config import Config
 from seqjepa.engine.config_method import RateConfig
 from seqjepa.engine.model import Output
+from seqjepa.engine.processes import joined_rows
 from seqjepa.kernels import coding_rate, sigreg
 
 __all__ = ["TERMS", "Objective", "Term", "cosine_distance", "cross_entropy", "normalized"]
@@ -41,11 +43,18 @@ class Term(nn.Module, ABC):
 
     Attributes:
         weight: factor in the sum; a term of weight 0 is left out.
+        group: processes whose rows are one batch in training; None where each has its own.
     """
 
     def __init__(self, weight: float):
         super().__init__()
         self.weight = weight
+        self.group: ProcessGroup | None = None
+
+    @property
+    def joined(self) -> ProcessGroup | None:
+        """`group` in training; validation gives each process the rows of all."""
+        return self.group if self.training else None
 
     @abstractmethod
     def forward(self, output: Output, step: Tensor) -> Tensor:
@@ -87,7 +96,7 @@ class Rate(Term):
         return -torch.stack(rates).sum()
 
     def _rate(self, features: Tensor) -> Tensor:
-        return coding_rate(normalized(features, self.config), **self.config.scale)
+        return coding_rate(normalized(features, self.config), **self.config.scale, group=self.joined)
 
 
 def normalized(features: Tensor, config: RateConfig) -> Tensor:
@@ -109,7 +118,8 @@ class SIGReg(Term):
         self.num_slices = config.sigreg.num_slices
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        return sigreg(output.projections.float().transpose(0, 1), num_slices=self.num_slices, seed=step).mean()
+        projections = output.projections.float().transpose(0, 1)  # [V, B, E]
+        return sigreg(projections, num_slices=self.num_slices, seed=step, group=self.joined).mean()
 
 
 class Variance(Term):
@@ -119,7 +129,8 @@ class Variance(Term):
         super().__init__(config.vicreg.variance)
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        return F.relu(1 - (output.projections.float().var(0) + VARIANCE_EPS).sqrt()).mean()
+        projections = joined_rows(output.projections.float(), self.joined)
+        return F.relu(1 - (projections.var(0) + VARIANCE_EPS).sqrt()).mean()
 
 
 class Covariance(Term):
@@ -129,7 +140,7 @@ class Covariance(Term):
         super().__init__(config.vicreg.covariance)
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        centred = output.projections.float().transpose(0, 1)  # [V, B, E]
+        centred = joined_rows(output.projections.float(), self.joined).transpose(0, 1)  # [V, B, E]
         centred = centred - centred.mean(1, keepdim=True)
         covariance = centred.mT @ centred / (centred.shape[1] - 1)
         squares = covariance.square()
@@ -158,6 +169,11 @@ class Objective(nn.Module):
         terms = {name: build(config) for name, build in TERMS.items()}
         self.terms = nn.ModuleDict({name: term for name, term in terms.items() if term.weight})
         self.names = tuple(f"loss_{name}" for name in self.terms)
+
+    def join(self, group: ProcessGroup | None) -> None:
+        """Make the batches of these processes one, in the terms that look at a batch as a whole."""
+        for term in self.terms.values():
+            term.group = group
 
     def comparable(self, prediction: Tensor) -> Tensor:
         """Predictions [B, E] as they are compared with targets: distributions for cross_entropy. float32."""

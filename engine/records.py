@@ -36,12 +36,24 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none if there is no file."""
+    """The epochs of a metrics.jsonl, each a mapping of names to numbers; none if there is no file.
+
+    A line that is no such record is left out: a crash may have cut the last, time may have damaged another.
+    """
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):  # a crash may have cut the last line
-            rows.append(json.loads(line))
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if _numbers(row) and type(row.get("epoch")) is int and _numbers(row.get("timing", {})):
+                rows.append(row)
     return rows
+
+
+def _numbers(record: Any) -> bool:
+    """Whether a record holds numbers alone, `timing` apart."""
+    if not isinstance(record, dict):
+        return False
+    return all(value is None or type(value) in (int, float) for name, value in record.items() if name != "timing")
 
 
 class MetricsFile:
@@ -50,11 +62,16 @@ class MetricsFile:
     Args:
         path: of the file.
         epochs: lines of later epochs, left by a run that is resumed from before them, are dropped.
+
+    Attributes:
+        lost: epochs up to that one whose lines are missing or damaged.
     """
 
     def __init__(self, path: Path, epochs: int):
         self.path = path
-        self.rows = [row for row in read_rows(path) if row["epoch"] <= epochs]
+        known = {row["epoch"]: row for row in read_rows(path)}
+        self.rows = [known[epoch] for epoch in range(1, epochs + 1) if epoch in known]
+        self.lost = [epoch for epoch in range(1, epochs + 1) if epoch not in known]
         write_atomically(path, "".join(to_json(row) + "\n" for row in self.rows))
 
     def append(self, row: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seqjepa.engine.checkpoints import Checkpoints, find_checkpoint
-from seqjepa.engine.compose import dump
+from seqjepa.engine.compose import compose, dump
 from seqjepa.engine.config import Config
 from seqjepa.engine.records import write_atomically
 from seqjepa.engine.training_state import TrainingState
@@ -24,7 +24,7 @@ __all__ = ["RunFolder"]
 # a resumed run must be the same experiment: these decide what is learnt
 FIXED_SECTIONS = ("data", "sequence", "actions", "model", "target", "objective", "rate", "sigreg", "vicreg", "optim")
 FIXED_SECTIONS += ("probes", "ablation")
-FIXED_FIELDS = (("run", "seed"), ("eval", "best_metric"), ("eval", "best_mode"))
+FIXED_FIELDS = (("run", "seed"), ("run", "batch_statistics"), ("eval", "best_metric"), ("eval", "best_mode"))
 FREE_FIELDS = {"data.root", "data.loader", "data.download"}
 
 
@@ -127,12 +127,12 @@ class RunFolder:
             path: of the checkpoint.
 
         Raises:
-            InputError: names the first field that differs.
+            InputError: names the first field that differs, or what in the saved config is not known any more.
         """
-        now = self.config.model_dump()
+        now, saved = self.config.model_dump(), compose([], (f"{path}", saved)).config.model_dump()
         fields = [(section, key) for section in FIXED_SECTIONS for key in now[section]]
         for section, key in [*fields, *FIXED_FIELDS]:
-            field, value, before = f"{section}.{key}", now[section][key], saved.get(section, {}).get(key)
+            field, value, before = f"{section}.{key}", now[section][key], saved[section][key]
             if field not in FREE_FIELDS and value != before:
                 raise InputError(f"is {value!r}, the checkpoint {path} was trained with {before!r}", field)
 

@@ -6,8 +6,10 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from seqjepa.engine.config_method import TargetConfig
+from seqjepa.engine.processes import joined_mean
 from seqjepa.kernels import cosine_decay, ema_update_
 
 __all__ = ["TARGETS", "EMATeacher", "OnlineTarget", "Sharpening", "build_target", "encode"]
@@ -29,12 +31,14 @@ class Sharpening(nn.Module):
         super().__init__()
         self.temperature, self.momentum = temperature, momentum
         self.register_buffer("center", torch.zeros(width))
+        self.group: ProcessGroup | None = None  # processes whose targets are one batch
 
     def forward(self, targets: Tensor) -> Tensor:
         """Distributions, float32, of targets [B, N, E]."""
         targets = targets.float()
         if self.training:
-            self.center.lerp_(targets.detach().mean((0, 1)), 1 - self.momentum)
+            mean = joined_mean(targets.detach().mean((0, 1)), self.group)
+            self.center.lerp_(mean, 1 - self.momentum)
         return ((targets - self.center) / self.temperature).softmax(-1)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Trackers:
         say: Callable[[str], None],
     ):
         self.accelerator = accelerator
+        self.say = say
         tracking = config.tracking
         wanted = []
         if tracking.wandb != "disabled":
@@ -60,7 +62,7 @@ class Trackers:
                 accelerator.trackers = []  # the one that failed stands there half made
                 if mode != "online":
                     raise
-                say(f"W&B cannot go online ({str(error).splitlines()[0]}); this run is tracked offline")
+                say(f"W&B cannot go online ({_line(error)}); this run is tracked offline")
         self.tensorboard = None
         if "tensorboard" in wanted and accelerator.is_main_process:
             accelerator.get_tracker("tensorboard").store_init_configuration(_flat(config.model_dump()))
@@ -69,30 +71,44 @@ class Trackers:
             accelerator.get_tracker("wandb", unwrap=True) if "wandb" in wanted and accelerator.is_main_process else None
         )
         if self.wandb and self.wandb.settings.mode == "offline":
-            # `dir` is the folder of the files; its parent is what `wandb sync` takes
-            say(f"W&B is offline: wandb sync {Path(self.wandb.dir).parent} uploads the run")
+            # a folder for each start, all of one id: they are uploaded as one
+            say(f"W&B is offline: wandb sync {run_dir}/wandb/offline-run-* uploads the run")
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log finite scalars at an optimiser step."""
         finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-        self.accelerator.log(finite, step=step)
+        with self._surviving():
+            self.accelerator.log(finite, step=step)
 
     def summarise(self, values: dict[str, Any]) -> None:
         """Put the verdict of the run beside its charts."""
-        if self.wandb:
-            self.wandb.summary.update(values)
-        if self.tensorboard:
-            for name, value in values.items():
-                self.tensorboard.add_text(name, str(value))
+        with self._surviving():
+            if self.wandb:
+                self.wandb.summary.update(values)
+            if self.tensorboard:
+                for name, value in values.items():
+                    self.tensorboard.add_text(name, str(value))
 
     def log_figure(self, name: str, path: Path, step: int) -> None:
         if self.wandb:
             import wandb
 
-            self.wandb.log({name: wandb.Image(str(path))}, step=step)
+            with self._surviving():
+                self.wandb.log({name: wandb.Image(str(path))}, step=step)
 
-    def finish(self) -> None:
-        self.accelerator.end_training()
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """A tracker that fails is told of once, and left: its process may have died, its disk be full."""
+        try:
+            yield
+        except Exception as error:  # trackers' errors share no base
+            self.say(f"tracking has stopped ({_line(error)}); the run goes on, and metrics.jsonl has all of it")
+            self.accelerator.trackers = []
+            self.wandb = self.tensorboard = None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _installed(module: str, name: str, say: Callable[[str], None]) -> bool:

@@ -18,7 +18,7 @@ from seqjepa.engine.config import Config
 from seqjepa.engine.console import Reporter, Stopwatch
 from seqjepa.engine.control import untrained_control
 from seqjepa.engine.diagnostics import diagnose
-from seqjepa.engine.environment import build_accelerator, commit, compile_mode, hardware, versions
+from seqjepa.engine.environment import build_accelerator, code_digest, commit, compile_mode, hardware, versions
 from seqjepa.engine.failures import bus_errors_answered, explain
 from seqjepa.engine.figures import draw_curves
 from seqjepa.engine.gates import check_rules
@@ -26,6 +26,7 @@ from seqjepa.engine.improvement import Patience, improves
 from seqjepa.engine.interrupts import Interrupted, Interrupts
 from seqjepa.engine.learner import Diverged, Learner, metric_names
 from seqjepa.engine.optimizers import learning_rate
+from seqjepa.engine.processes import check_agreement
 from seqjepa.engine.records import MetricsFile, to_json, write_atomically
 from seqjepa.engine.run_folder import RunFolder
 from seqjepa.engine.tracking import Trackers
@@ -104,6 +105,8 @@ class Trainer:
         self.compile_seconds = 0.0  # of this process's first step, which the epoch's time leaves out
         self.commit = commit()  # of the code that runs, whatever is checked out by the end
 
+        same = config.model_dump_json(exclude={"data": {"root"}})  # machines may keep their data where they like
+        check_agreement(accelerator, {"the code": code_digest(), "the config": same})
         resumed, damaged = self.folder.checkpoint_to_resume(reporter.say)
         tensors, state = files.read(resumed, accelerator.process_index) if resumed else (None, None)
         if state:
@@ -121,9 +124,11 @@ class Trainer:
                 device=accelerator.device,
                 rank=accelerator.process_index,
                 num_processes=accelerator.num_processes,
+                micro_batches=config.optim.accumulate,
                 threads=torch.get_num_threads(),
                 compiled=compile_mode(config.run, accelerator) != "none" and accelerator.device.type == "cuda",
             )
+        check_agreement(accelerator, {"the checkpoint": f"{resumed}", "the data": self.loaders.fingerprint})
         if state and state.images != self.loaders.fingerprint:
             raise InputError(f"holds other images than {resumed} was trained on", "data.root")
         check_rules(config, metric_names(config, self.loaders.sequence.factors))
@@ -158,6 +163,9 @@ class Trainer:
             self._restore(tensors, state)
             reporter.say(f"resumed from {resumed}: epoch {self.epoch + 1}, step {self.step}")
         self.metrics_file = MetricsFile(self.folder.metrics, self.epoch) if accelerator.is_main_process else None
+        if self.metrics_file and self.metrics_file.lost:
+            epochs = ", ".join(map(str, self.metrics_file.lost))
+            reporter.say(f"{self.folder.metrics}: the lines of epoch {epochs} are missing or damaged")
 
     def _heading(self) -> str:
         loaders, accelerator = self.loaders, self.accelerator
@@ -308,6 +316,8 @@ class Trainer:
     def _check_interrupt(self) -> None:
         if self.accelerator.num_processes == 1:
             self.interrupts.check()
+        else:
+            self.interrupts.check_together(self.accelerator)
 
     def _control_progress(self, description: str, amount: int) -> None:
         if description:
@@ -341,7 +351,8 @@ class Trainer:
             if self.accelerator.is_main_process:
                 checkpoints.publish(partial, final, best=best)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)  # there only if the disk is full
+            if self.accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)  # there only if the disk is full
         return final
 
     def save_interrupted(self) -> str:

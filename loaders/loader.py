@@ -117,8 +117,9 @@ class SequenceLoader:
 
 
 def padded(x: Tensor, size: int) -> Tensor:
-    """`x` with its first row repeated up to `size` rows."""
-    return torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])
+    """`x` with its first row repeated up to `size` rows; zeros where it has none."""
+    row = x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
+    return torch.cat([x, row.expand(size - len(x), *x.shape[1:])])
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def build_loaders(
     device: torch.device,
     rank: int = 0,
     num_processes: int = 1,
+    micro_batches: int = 1,
     threads: int = 1,
     drop_last: bool = True,
     compiled: bool = False,
@@ -156,6 +158,7 @@ def build_loaders(
         device: where batches go.
         rank: number of this process.
         num_processes: how many share each batch.
+        micro_batches: that a process cuts its part of a training batch into.
         threads: of FFCV's reader.
         drop_last: whether training leaves out the incomplete last batch.
         compiled: whether views are drawn and rendered by one compiled program.
@@ -206,6 +209,7 @@ def build_loaders(
             drop_last=drop_last and split == "train",
             rank=rank,
             num_processes=num_processes,
+            micro_batches=micro_batches if split == "train" else 1,
         )
         return SequenceLoader(stores[split], sampler, built, mean=mean, std=std, device=device, compiled=compiled)
 

@@ -35,7 +35,8 @@ class Sampler:
         train: a training sampler shuffles; the other does not.
         drop_last: whether the incomplete last batch is left out; null does as `train` says.
         rank: number of this process.
-        num_processes: how many share each batch, each taking a contiguous part.
+        num_processes: how many share each batch, each taking a contiguous part of each micro-batch.
+        micro_batches: that a process cuts its part into; the first ones of all processes are the batch's first.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Sampler:
         drop_last: bool | None = None,
         rank: int = 0,
         num_processes: int = 1,
+        micro_batches: int = 1,
     ):
         self.drop_last = train if drop_last is None else drop_last
         if self.drop_last and batch_size > len(indices):
@@ -60,6 +62,7 @@ class Sampler:
         self.train = train
         self.rank = rank
         self.num_processes = num_processes
+        self.micro_batches = micro_batches
 
     @property
     def local_batch_size(self) -> int:
@@ -83,4 +86,9 @@ class Sampler:
         """This process's part of each batch of the epoch, from batch `start` on; a part may be empty."""
         order = self.order(epoch)
         cuts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
-        return [np.array_split(order[cut : cut + self.batch_size], self.num_processes)[self.rank] for cut in cuts]
+        return [self._part(order[cut : cut + self.batch_size]) for cut in cuts]
+
+    def _part(self, batch: np.ndarray) -> np.ndarray:
+        """What this process takes of a batch."""
+        micro_batches = np.array_split(batch, self.micro_batches)
+        return np.concatenate([np.array_split(micro, self.num_processes)[self.rank] for micro in micro_batches])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ STATISTICS = {
 # side and number of classes that a dataset of this name has
 SHAPES = {"digits": (24, 10), "cifar10": (32, 10), "cifar100": (32, 100), "mnist": (28, 10)}
 DIGITS_TEST = 359  # a fifth
+TOO_LARGE = "images of up to 89 million pixels are read"  # Pillow's bound, against files that unpack to gigabytes
 
 
 @dataclass(frozen=True)
@@ -155,19 +158,28 @@ def _read_imagefolder(dataset: str, folder: Path) -> Images:
     def decode(path: str) -> np.ndarray:
         try:
             with Image.open(path) as image:
+                if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                    raise InputError(f"{path}: {image.width}x{image.height} pixels; {TOO_LARGE}", "data.root")
                 if image.mode.startswith(("I", "F")):
                     raise InputError(f"{path}: {image.mode} pixels; 8 bits a channel are allowed", "data.root")
                 return np.asarray(image.convert("RGB"))
         except InputError:
             raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise InputError(f"{path}: {TOO_LARGE}", "data.root") from None
         except (OSError, ValueError, SyntaxError) as error:  # Pillow's plugins raise all three
             raise InputError(f"{path}: not a readable image ({error})", "data.root") from None
 
     paths = [path for path, _ in listing.samples]
+    _tell_of_others(folder, paths)
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(decode, paths)
         first = next(decoded)
-        pixels = np.empty((len(paths), *first.shape), np.uint8)
+        try:
+            pixels = np.empty((len(paths), *first.shape), np.uint8)
+        except MemoryError:
+            needed = f"{len(paths) * first.size / 2**30:.0f} GiB for {len(paths)} images of its size"
+            raise InputError(f"{paths[0]}: {first.shape[1]}x{first.shape[0]} pixels; {needed}", "data.root") from None
         pixels[0] = first
         rest = track(decoded, f"reading {folder}", total=len(paths) - 1, transient=True, disable=len(paths) < 5000)
         for position, image in enumerate(rest, start=1):
@@ -179,6 +191,14 @@ def _read_imagefolder(dataset: str, folder: Path) -> Images:
                 )
             pixels[position] = image
     return Images(dataset, pixels, np.asarray(listing.targets, np.int64), listing.classes)
+
+
+def _tell_of_others(folder: Path, taken: list[str]) -> None:
+    """Say how many files of a split are passed over, because they do not bear an image's name in a class's folder."""
+    found = {os.path.join(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names}
+    if others := sorted(found - set(taken)):
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        print(f"{folder}: {len(taken)} images; {len(others)} other files passed over: {shown}", file=sys.stderr)
 
 
 def _read_torchvision(dataset: str, root: Path, split: str, download: bool) -> Images:

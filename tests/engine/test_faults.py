@@ -244,3 +244,20 @@ def test_data_that_vanish_under_a_run(tiny, tmp_path, beton, fault):
         assert good.name == "epoch-0002"
     shutil.copy(beton / "train.beton", data)
     assert main(words) == 0
+
+
+@needs_root
+def test_disk_full_while_a_beton_is_written(small_disk):
+    """The betons need 34 MB, the disk has 8; what stood there stays."""
+    pytest.importorskip("ffcv")
+    (small_disk / "train.beton").write_bytes(b"of before")
+    (small_disk / "train.beton.json").write_text("{}")
+    command = [sys.executable, "-m", "seqjepa.loaders.write", "digits", str(small_disk)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2
+    said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
+    assert "Traceback" not in result.stderr
+    assert {path.name for path in small_disk.iterdir()} == {"train.beton", "train.beton.json"}
+    assert (small_disk / "train.beton").read_bytes() == b"of before"

@@ -71,3 +71,15 @@ def test_refuses_batches_that_do_not_fit():
         make(batch=104)
     with pytest.raises(InputError, match="10 does not divide over 3 processes"):
         make(num_processes=3)
+
+
+def test_micro_batches_are_shared_one_by_one():
+    """The first micro-batches of all processes are the batch's first, as one process has it."""
+    whole = make(96, 24).batches(0)[1]
+    for processes, micro_batches in ((2, 3), (4, 2)):
+        columns = []
+        for rank in range(processes):
+            part = make(96, 24, rank=rank, num_processes=processes, micro_batches=micro_batches).batches(0)[1]
+            columns.append(np.split(part, micro_batches))
+        rows = [np.concatenate(micro_batch) for micro_batch in zip(*columns, strict=True)]
+        assert np.array_equal(np.concatenate(rows), whole)

@@ -1,0 +1,24 @@
+#!/bin/bash
+# sbatch configs/launch/slurm.sh configs/data/cifar100_aug.yaml configs/tier/paper.yaml configs/variant/baseline.yaml data.root=...
+# A process for each GPU of each node. Preempted or out of time, the job saves, is queued again, and goes on.
+#SBATCH --job-name=seqjepa
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+
+nodes=${SLURM_JOB_NUM_NODES:?run it by sbatch}
+processes=$((nodes * ${SLURM_GPUS_ON_NODE:-1}))
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${hosts%%$'\n'*}
+
+# in the task's shell, where SLURM_NODEID is the node's; exec lets the signal reach the launcher
+srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --config_file configs/accelerate/multi_node.yaml \
+    --num_machines "$1" --num_processes "$2" --main_process_ip "$3" --main_process_port "$4" \
+    --machine_rank "$SLURM_NODEID" engine/train.py "${@:5}"' launch \
+    "$nodes" "$processes" "$first" "$((20000 + SLURM_JOB_ID % 20000))" "$@" run.resume=auto

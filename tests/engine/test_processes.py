@@ -1,0 +1,290 @@
+"""Several processes are one: data, losses, metrics, batch statistics, restarts."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from seqjepa.engine.checkpoints import find_checkpoint
+from seqjepa.engine.processes import JoinedBatchNorm, join_batch_norms
+from seqjepa.engine.train import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECTED = ("model.projector_dim=8", "model.projector_hidden=16", "target.kind=shared", "objective.prediction=mse")
+VARIANTS = {
+    "teacher": ("target.buffers=average",),
+    "rate of agg and z": ("rate.weight=0.01", "rate.target=both"),
+    "own batch for the target": ("target.kind=stop_gradient", "target.batch_statistics=own", "optim.accumulate=2"),
+    "both ways, sharpened": (
+        "objective.symmetric=true",
+        "objective.prediction=cross_entropy",
+        "objective.temperature=0.1",
+        "target.kind=stop_gradient",
+        "target.sharpening=true",
+    ),
+    "SIGReg": (*PROJECTED, "sigreg.weight=0.05"),
+    "VICReg": (*PROJECTED, "vicreg.variance=1.0", "vicreg.covariance=0.1"),
+}
+
+
+def ranks(number: int, *command: str, **environment: str) -> subprocess.CompletedProcess:
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}")
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run([*launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_for_module):
+    """What 1, 2 and 4 processes measured, by variant. 70 test images in batches of 32: the last leaves 6 for four.
+
+    At a small learning rate: at the smoke run's 3e-3 one process whose weights are 1e-7 off is 1e-4 off after 20 steps.
+    """
+    common = ("model.dropout=0.0", "run.precision=fp32", "run.log_every=5", "data.train_subset=640", "run.epochs=1")
+    common += ("optim.lr=1e-4",)
+    words = json.dumps([tiny_for_module(*common, *variant) for variant in VARIANTS.values()])
+    found = {}
+    for number in (1, 2, 4):
+        result = ranks(number, "tests/engine/replicas.py", words)
+        assert result.returncode == 0, result.stderr
+        found[number] = dict(zip(VARIANTS, json.loads(result.stdout.splitlines()[-1]), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_processes_train_as_one(measured, variant, number):
+    alone, together = measured[1][variant], measured[number][variant]
+    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-5)
+    size = 32
+    batches = [[sorted(run["order"][i : i + size]) for i in range(0, 20 * size, size)] for run in (alone, together)]
+    assert batches[0] == batches[1]
+
+
+@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_processes_measure_as_one(measured, variant, number):
+    """Training and validation metrics; 20 steps have multiplied the last bits by then."""
+    alone, together = measured[1][variant], measured[number][variant]
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        if name not in ("losses", "order"):
+            assert together[name] == pytest.approx(value, rel=2e-3, abs=2e-3), name
+
+
+BATCH_NORM = """
+import os, sys, torch
+import torch.distributed as dist
+from torch import nn
+from seqjepa.engine.processes import join_batch_norms
+
+dist.init_process_group("gloo")
+rank, size = dist.get_rank(), dist.get_world_size()
+for shape in ((12, 5), (12, 5, 3, 4)):
+    x = 10 + torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    found = []
+    for joined in (False, True):
+        norm = nn.Sequential(kind(5))
+        nn.init.normal_(norm[0].weight, generator=torch.Generator().manual_seed(1))
+        if joined:
+            join_batch_norms(norm)
+        rows = slice(rank * 12 // size, (rank + 1) * 12 // size) if joined else slice(None)
+        part = x[rows].clone().requires_grad_()
+        out = norm(part)
+        out.sin().mean().backward()
+        gradients = [norm[0].weight.grad, norm[0].bias.grad]
+        if joined:
+            for gradient in gradients:
+                dist.all_reduce(gradient)
+                gradient /= size
+        mine = slice(rank * 12 // size, (rank + 1) * 12 // size)
+        own = (out, part.grad / size) if joined else (out[mine], part.grad[mine])
+        found.append([*own, *gradients, norm[0].running_mean, norm[0].running_var])
+        norm.eval()
+        found[-1].append(norm(x))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_batch_norm_is_that_of_the_whole_batch(tmp_path, number):
+    """Output, gradients and running statistics, of rows far from zero."""
+    script = tmp_path / "norm.py"
+    script.write_text(BATCH_NORM)
+    result = ranks(number, str(script))
+    assert result.returncode == 0, result.stderr
+
+
+def test_alone_a_joined_batch_norm_is_torchs():
+    x = torch.randn(6, 4, 3, 3)
+    plain, joined = nn.Sequential(nn.BatchNorm2d(4)), nn.Sequential(nn.BatchNorm2d(4))
+    join_batch_norms(joined)
+    assert isinstance(joined[0], JoinedBatchNorm)
+    assert plain.state_dict().keys() == joined.state_dict().keys()
+    assert torch.equal(plain(x), joined(x))
+    assert torch.equal(plain[0].running_var, joined[0].running_var)
+
+
+def last_row(run: Path) -> dict:
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
+    """An epoch each on 2, 1 and 4: nothing in a schedule here depends on how many epochs there will be."""
+    fixed = ("model.dropout=0.0", "optim.schedule=constant", "target.schedule=constant", "optim.lr=1e-4")
+    for epochs, number in enumerate((2, 1, 4), start=1):
+        words = tiny(*fixed, f"run.epochs={epochs}", "run.resume=auto", "run.overwrite=false", run="changing")
+        result = ranks(number, "engine/train.py", *words)
+        assert result.returncode == 0, result.stderr
+        assert f"{number} process(es)" in result.stdout
+    assert ranks(1, "engine/train.py", *tiny(*fixed, "run.epochs=3", run="alone")).returncode == 0
+    changing, alone = (last_row(tmp_path / run) for run in ("changing", "alone"))
+    assert [changing["epoch"], alone["epoch"]] == [3, 3]
+    for name in ("ep_loss", "val_loss", "online_linacc_test", "rank_eq_eff"):
+        assert changing[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-3), name
+
+
+def test_a_rank_that_dies_is_named_and_ends_the_job(tiny, tmp_path):
+    """Within a minute, without a hang; what was saved can be gone on from."""
+    run = tmp_path / "run"
+    words = tiny("run.epochs=2000", "eval.every=50", "checkpoint.every=2", "run.resume=auto", "run.overwrite=false")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "engine/train.py"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
+    job = subprocess.Popen(
+        [*launch, *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    end = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 4:
+        assert time.monotonic() < end
+        assert job.poll() is None
+        time.sleep(0.02)
+    (victim,) = (pid for pid in children(job.pid) if environ(pid).get("RANK") == "1")
+    os.kill(victim, signal.SIGKILL)
+    died = time.monotonic()
+    printed = job.communicate(timeout=120)[0]
+    assert time.monotonic() - died < 60
+    assert job.returncode != 0
+    assert "rank      : 1 (local_rank: 1)" in printed
+    assert "SIGKILL" in printed or "-9" in printed
+    assert not children(job.pid)
+    epochs = int(find_checkpoint(run).name.split("-")[1]) + 1
+    assert main([*words, f"run.epochs={epochs}", "eval.every=1"]) == 0
+
+
+def environ(pid: int) -> dict[str, str]:
+    content = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    return dict(pair.split("=", 1) for pair in content.split("\0") if "=" in pair)
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            if f"\nPPid:\t{parent}\n" in status.read_text():
+                found.append(int(status.parent.name))
+    return found
+
+
+DIFFERENT = """
+import os, sys
+from seqjepa.engine.train import main
+rank = os.environ["RANK"]
+{change}
+code = main([*sys.argv[1:], *extra])
+sys.stderr.flush()
+os._exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("extra = ['optim.lr=1e-5'] if rank == '1' else []", "the config"),
+        (
+            "import seqjepa.engine.environment as e; extra = []\nif rank == '1': e.code_digest = lambda: 'another'",
+            "the code",
+        ),
+    ],
+)
+def test_ranks_that_differ_are_refused(tiny, tmp_path, change, name):
+    script = tmp_path / "different.py"
+    script.write_text(DIFFERENT.format(change=change))
+    result = ranks(2, str(script), *tiny())
+    assert result.returncode != 0
+    assert f"error: {name} of process 1 is not that of process 0: all must run the same" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_machines_as_the_readme_says(tiny, tmp_path):
+    """Two launchers that meet on loopback, each with a process of its own."""
+    words = tiny("model.dropout=0.0", "optim.lr=1e-4", run="two")
+    commands = [
+        (
+            *(
+                sys.executable,
+                "-m",
+                "accelerate.commands.launch",
+                "--config_file",
+                "configs/accelerate/multi_node.yaml",
+            ),
+            *("--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)),
+            *("--machine_rank", str(machine), "engine/train.py", *words),
+        )
+        for port in [free_port()]
+        for machine in (0, 1)
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    launchers = [subprocess.Popen(command, cwd=ROOT, **pipes) for command in commands]
+    printed = [launcher.communicate(timeout=600)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], printed
+    assert "2 process(es)" in printed[0]
+    assert main(tiny("model.dropout=0.0", "optim.lr=1e-4", run="one")) == 0
+    one, two = (last_row(tmp_path / run) for run in ("one", "two"))
+    assert two["ep_loss"] == pytest.approx(one["ep_loss"], rel=1e-4)
+    assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-4)
+
+
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for node in 0 1; do SLURM_NODEID=$node "$@" & jobs[$node]=$!; done
+wait "${jobs[0]}" && wait "${jobs[1]}"
+"""
+
+
+def test_the_slurm_script_runs(tiny, tmp_path):
+    """With a SLURM that runs both nodes' tasks here; given twice, the second goes on where the first ended."""
+    for name, text in {"srun": SRUN, "scontrol": "#!/bin/bash\necho 127.0.0.1\necho 127.0.0.2\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": str(os.getpid()),  # decides the port
+        "SLURM_GPUS_ON_NODE": "1",
+    }
+    for epochs in (1, 2):
+        words = tiny(f"run.epochs={epochs}", "run.overwrite=false")
+        command = ["bash", "configs/launch/slurm.sh", *words]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "2 process(es)" in result.stdout
+    assert "resumed from" in result.stdout
+    assert last_row(tmp_path / "run")["epoch"] == 2
