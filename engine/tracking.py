@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Trackers:
                 break
             except Exception as error:  # wandb's errors for a missing key, network or project share no base
                 accelerator.trackers = []  # the one that failed stands there half made
+                _leave_wandb()
                 if mode != "online":
                     raise
                 say(f"W&B cannot go online ({_line(error)}); this run is tracked offline")
@@ -105,6 +107,14 @@ class Trackers:
             self.say(f"tracking has stopped ({_line(error)}); the run goes on, and metrics.jsonl has all of it")
             self.accelerator.trackers = []
             self.wandb = self.tensorboard = None
+            _leave_wandb()
+
+
+def _leave_wandb() -> None:
+    """Forget W&B's process: it holds the id of a run that could not start, or is gone and would be missed."""
+    if "wandb" in sys.modules:
+        with contextlib.suppress(Exception):
+            sys.modules["wandb"].teardown()
 
 
 def _line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from seqjepa.loaders import InputError
@@ -57,11 +58,12 @@ class Sidecar:
             InputError: it is missing or not a sidecar.
         """
         try:
-            return cls(**json.loads(path.read_text()))
+            return TypeAdapter(cls).validate_json(path.read_bytes(), strict=True)
         except FileNotFoundError:
             raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root") from None
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: not a sidecar ({error})", "data.root") from None
+        except (OSError, ValueError, RecursionError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+            raise InputError(f"{path}: not a sidecar ({reason})", "data.root") from None
 
 
 def sidecar_path(beton: Path) -> Path:

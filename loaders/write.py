@@ -7,7 +7,9 @@ torchvision's own layout under --root. OUT receives train.beton and test.beton, 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from seqjepa.loaders.beton import INSTALL_HINT, Sidecar, file_sha256, has_ffcv, 
 from seqjepa.loaders.sources import SHAPES, SPLITS, Images, find_layout, read_images
 
 __all__ = ["main", "write_beton"]
+
+
+PAGE = 1 << 23  # bytes: FFCV's files grow by pages
 
 
 class _Samples:
@@ -47,6 +52,13 @@ def write_beton(images: Images, path: Path, *, split: str, mean: list[float], st
     from ffcv.writer import DatasetWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = images.pixels.nbytes + 2 * PAGE, shutil.disk_usage(path.parent).free
+    if free < needed:  # FFCV's writer would wait for ever for what could not write
+        raise OSError(
+            errno.ENOSPC,
+            f"{os.strerror(errno.ENOSPC)}: {needed >> 20} MiB are needed, {free >> 20} are free",
+            str(path),
+        )
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         # one writer: several would interleave their pages, and the file's bytes would vary from run to run
