@@ -55,7 +55,7 @@ class Learner:
         self.world = world()
         joined = self.world if config.run.batch_statistics == "global" else None
         if joined is not None:
-            join_batch_norms(self.model)
+            join_batch_norms(self.model, joined)
         if self.model.sharpening is not None:
             self.model.sharpening.group = joined
         self.model.to(device, memory_format=torch.channels_last)

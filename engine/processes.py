@@ -92,16 +92,20 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the rows of all processes: [N, C, ...] to the same. Each brings as many rows.
 
     What `nn.SyncBatchNorm` is to a GPU, on any device; statistics and sums are float32.
+
+    Attributes:
+        processes: name and number of those that share a batch; in evaluation it is torch's batch norm.
     """
+
+    processes = ("", 1)
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        group = world()
-        if not self.training or group is None:
+        name, size = self.processes
+        if not self.training or not name:
             return super().forward(x)
-        name, size = name_of(group)
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * size
@@ -118,16 +122,17 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return (centred * scale.view(shape)).to(x.dtype)
 
 
-def join_batch_norms(module: nn.Module) -> None:
+def join_batch_norms(module: nn.Module, group: dist.ProcessGroup | None) -> None:
     """Replace every batch norm in a module by a `JoinedBatchNorm` in the same state, with the same names."""
     for name, child in module.named_children():
         if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
             joined = JoinedBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
             joined.load_state_dict(child.state_dict())
             joined.requires_grad_(child.affine and child.weight.requires_grad)
+            joined.processes = name_of(group)
             setattr(module, name, joined)
         else:
-            join_batch_norms(child)
+            join_batch_norms(child, group)
 
 
 def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:

@@ -63,6 +63,17 @@ def tiny_for_module(tmp_path_factory: pytest.TempPathFactory):
     return tiny_in(tmp_path_factory.mktemp("module"))
 
 
+@pytest.fixture(scope="session")
+def folder_of():
+    """The folder that a command line trains in."""
+
+    def find(words: list[str]) -> Path:
+        (folder,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
+        return Path(folder)
+
+    return find
+
+
 @pytest.fixture
 def refused(capsys):
     """Check that a command line of train.py ends with 2 and one line, which holds these parts."""

@@ -23,12 +23,11 @@ FILES += ("state.json", "manifest.json")
 
 
 @pytest.fixture(scope="module")
-def saved(tiny_for_module):
+def saved(tiny_for_module, folder_of):
     """Folder of a run of three epochs, all of whose checkpoints are kept."""
     words = tiny_for_module("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min")
     assert main(words) == 0
-    (folder,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
-    return Path(folder)
+    return folder_of(words)
 
 
 @pytest.fixture

@@ -30,11 +30,10 @@ SMALL = ["eval.lengths=[1,2,4]", "eval.batch_size=32"]
 
 
 @pytest.fixture(scope="module")
-def run(tiny_for_module):
+def run(tiny_for_module, folder_of):
     words = tiny_for_module(run="evaluated")
     assert train(words) == 0
-    (folder,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
-    return folder
+    return str(folder_of(words))
 
 
 @pytest.fixture

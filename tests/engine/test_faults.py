@@ -26,12 +26,11 @@ def weights(run: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_for_module):
+def whole(tiny_for_module, folder_of):
     """Folder of an undisturbed run of four epochs."""
     words = tiny_for_module("run.epochs=4")
     assert main(words) == 0
-    (folder,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
-    return Path(folder)
+    return folder_of(words)
 
 
 @pytest.fixture

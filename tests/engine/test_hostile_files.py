@@ -25,12 +25,11 @@ CHECKPOINT_FILES = ("manifest.json", "state.json", "model.safetensors", "trainer
 
 
 @pytest.fixture(scope="module")
-def run(tiny_for_module):
+def run(tiny_for_module, folder_of):
     """Folder of a run of one epoch."""
     words = tiny_for_module("run.epochs=1")
     assert main(words) == 0
-    (folder,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
-    return Path(folder)
+    return folder_of(words)
 
 
 @pytest.fixture(scope="module")

@@ -59,12 +59,11 @@ def weights(run):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_for_module):
+def whole(tiny_for_module, folder_of):
     """Weights of an undisturbed run, to compare with."""
     words = tiny_for_module(*LONG)
     assert main(words) == 0
-    (run,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
-    return weights(Path(run))
+    return weights(folder_of(words))
 
 
 def test_sigterm_to_the_launcher_alone_saves_and_resumes(tiny, tmp_path, whole):

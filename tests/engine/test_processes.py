@@ -96,7 +96,7 @@ for shape in ((12, 5), (12, 5, 3, 4)):
         norm = nn.Sequential(kind(5))
         nn.init.normal_(norm[0].weight, generator=torch.Generator().manual_seed(1))
         if joined:
-            join_batch_norms(norm)
+            join_batch_norms(norm, dist.group.WORLD)
         rows = slice(rank * 12 // size, (rank + 1) * 12 // size) if joined else slice(None)
         part = x[rows].clone().requires_grad_()
         out = norm(part)
@@ -129,7 +129,7 @@ def test_batch_norm_is_that_of_the_whole_batch(tmp_path, number):
 def test_alone_a_joined_batch_norm_is_torchs():
     x = torch.randn(6, 4, 3, 3)
     plain, joined = nn.Sequential(nn.BatchNorm2d(4)), nn.Sequential(nn.BatchNorm2d(4))
-    join_batch_norms(joined)
+    join_batch_norms(joined, None)
     assert isinstance(joined[0], JoinedBatchNorm)
     assert plain.state_dict().keys() == joined.state_dict().keys()
     assert torch.equal(plain(x), joined(x))

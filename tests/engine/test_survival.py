@@ -41,11 +41,6 @@ def finish(words) -> None:
     assert process.exitcode == 0
 
 
-def folder(words) -> Path:
-    (found,) = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
-    return Path(found)
-
-
 def timeless(record: dict) -> dict:
     return {key: value for key, value in record.items() if key != "timing"}
 
@@ -109,21 +104,21 @@ MOMENTS = {
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_for_module):
+def whole(tiny_for_module, folder_of):
     words = tiny_for_module(*WORDS, "run.epochs=4")
     finish(words)
-    return folder(words)
+    return folder_of(words)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_at_a_chosen_moment(tiny, whole, moment):
+def test_killed_at_a_chosen_moment(tiny, whole, folder_of, moment):
     words = tiny(*WORDS, "run.epochs=4")
     process = start(words, MOMENTS[moment])
     process.join(timeout=300)
     assert process.exitcode == -signal.SIGKILL
     finish(words)
-    assert_same_run(folder(words), whole)
-    left = {path.name for path in (folder(words) / "checkpoints").iterdir()}
+    assert_same_run(folder_of(words), whole)
+    left = {path.name for path in (folder_of(words) / "checkpoints").iterdir()}
     assert left == {path.name for path in (whole / "checkpoints").iterdir()}
 
 
