@@ -37,6 +37,23 @@ TINY = [
 ]
 
 
+def pytest_terminal_summary(terminalreporter, config):
+    """Of `make soak`: how many faults were brought about, and how many of them a run did not survive."""
+    if config.option.markexpr != "soak":
+        return
+    counts = {
+        outcome: sum(
+            dict(report.user_properties).get("faults", 1)
+            for report in terminalreporter.getreports(outcome)
+            if report.when == "call"
+        )
+        for outcome in ("passed", "failed")
+    }
+    terminalreporter.section("soak")
+    tried = sum(counts.values())
+    terminalreporter.line(f"faults tried {tried:,}, survived {counts['passed']:,}, lost {counts['failed']:,}")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)  # workers run side by side

@@ -222,7 +222,7 @@ def beton(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("fault", ["os.truncate(PATH, 4096)", "os.unlink(PATH)"])
+@pytest.mark.parametrize("fault", ["os.truncate(PATH, 4096)", pytest.param("os.unlink(PATH)", marks=pytest.mark.soak)])
 def test_data_that_vanish_under_a_run(tiny, tmp_path, beton, fault):
     """FFCV maps the file: cut short, it faults within compiled code; without its name, the epoch is read on."""
     data = shutil.copytree(beton, tmp_path / "data")

@@ -103,7 +103,8 @@ def read_all(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("examples", [200, pytest.param(10_000, marks=pytest.mark.soak)])
-def test_a_run_folder(run, examples):
+def test_a_run_folder(run, examples, record_property):
+    record_property("faults", examples)
     checkpoint = run / "checkpoints" / "epoch-0001"
     files = [*(run / name for name in RUN_FILES), *(checkpoint / name for name in CHECKPOINT_FILES)]
 
@@ -125,7 +126,9 @@ def test_a_run_folder(run, examples):
 
 
 @pytest.mark.parametrize("examples", [100, pytest.param(10_000, marks=pytest.mark.soak)])
-def test_a_sidecar(sidecar, examples):
+def test_a_sidecar(sidecar, examples, record_property):
+    record_property("faults", examples)
+
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(st.data())
     def check(data):

@@ -1,6 +1,7 @@
 """Several processes are one: data, losses, metrics, batch statistics, restarts."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -42,38 +43,43 @@ def ranks(number: int, *command: str, **environment: str) -> subprocess.Complete
     return subprocess.run([*launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
+NUMBERS = [2, pytest.param(4, marks=pytest.mark.soak)]
+
+
 @pytest.fixture(scope="module")
-def measured(tiny_for_module):
-    """What 1, 2 and 4 processes measured, by variant. 70 test images in batches of 32: the last leaves 6 for four.
+def measure(tiny_for_module):
+    """What a number of processes measured, by variant. 70 test images in batches of 32: the last leaves 6 for four.
 
     At a small learning rate: at the smoke run's 3e-3 one process whose weights are 1e-7 off is 1e-4 off after 20 steps.
     """
     common = ("model.dropout=0.0", "run.precision=fp32", "run.log_every=5", "data.train_subset=640", "run.epochs=1")
     common += ("optim.lr=1e-4",)
     words = json.dumps([tiny_for_module(*common, *variant) for variant in VARIANTS.values()])
-    found = {}
-    for number in (1, 2, 4):
+
+    @functools.cache
+    def by(number: int) -> dict[str, dict]:
         result = ranks(number, "tests/engine/replicas.py", words)
         assert result.returncode == 0, result.stderr
-        found[number] = dict(zip(VARIANTS, json.loads(result.stdout.splitlines()[-1]), strict=True))
-    return found
+        return dict(zip(VARIANTS, json.loads(result.stdout.splitlines()[-1]), strict=True))
+
+    return by
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_processes_train_as_one(measured, variant, number):
-    alone, together = measured[1][variant], measured[number][variant]
+def test_processes_train_as_one(measure, variant, number):
+    alone, together = measure(1)[variant], measure(number)[variant]
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-5)
     size = 32
     batches = [[sorted(run["order"][i : i + size]) for i in range(0, 20 * size, size)] for run in (alone, together)]
     assert batches[0] == batches[1]
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_processes_measure_as_one(measured, variant, number):
+def test_processes_measure_as_one(measure, variant, number):
     """Training and validation metrics; 20 steps have multiplied the last bits by then."""
-    alone, together = measured[1][variant], measured[number][variant]
+    alone, together = measure(1)[variant], measure(number)[variant]
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         if name not in ("losses", "order"):
@@ -117,7 +123,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("number", NUMBERS)
 def test_batch_norm_is_that_of_the_whole_batch(tmp_path, number):
     """Output, gradients and running statistics, of rows far from zero."""
     script = tmp_path / "norm.py"
@@ -140,6 +146,7 @@ def last_row(run: Path) -> dict:
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
+@pytest.mark.soak
 def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
     """An epoch each on 2, 1 and 4: nothing in a schedule here depends on how many epochs there will be."""
     fixed = ("model.dropout=0.0", "optim.schedule=constant", "target.schedule=constant", "optim.lr=1e-4")
@@ -232,6 +239,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.soak
 def test_two_machines_as_the_readme_says(tiny, tmp_path):
     """Two launchers that meet on loopback, each with a process of its own."""
     words = tiny("model.dropout=0.0", "optim.lr=1e-4", run="two")
@@ -268,6 +276,7 @@ wait "${jobs[0]}" && wait "${jobs[1]}"
 """
 
 
+@pytest.mark.soak
 def test_the_slurm_script_runs(tiny, tmp_path):
     """With a SLURM that runs both nodes' tasks here; given twice, the second goes on where the first ended."""
     for name, text in {"srun": SRUN, "scontrol": "#!/bin/bash\necho 127.0.0.1\necho 127.0.0.2\n"}.items():

@@ -110,7 +110,10 @@ def whole(tiny_for_module, folder_of):
     return folder_of(words)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+SOME = ("in a step", "while tensors are written", "before old checkpoints go", "in a line of metrics")
+
+
+@pytest.mark.parametrize("moment", [m if m in SOME else pytest.param(m, marks=pytest.mark.soak) for m in MOMENTS])
 def test_killed_at_a_chosen_moment(tiny, whole, folder_of, moment):
     words = tiny(*WORDS, "run.epochs=4")
     process = start(words, MOMENTS[moment])
@@ -122,9 +125,11 @@ def test_killed_at_a_chosen_moment(tiny, whole, folder_of, moment):
     assert left == {path.name for path in (whole / "checkpoints").iterdir()}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.soak)])
-def test_killed_at_random_moments(tiny, tmp_path, kills):
+@pytest.mark.soak
+def test_killed_at_random_moments(tiny, tmp_path, record_property):
     """From outside, by the clock, in one training; the seed is fixed, the machine's speed is not."""
+    kills = 50
+    record_property("faults", kills)
     epochs = f"run.epochs={8 * kills}"
     begun = time.monotonic()
     finish(tiny(*WORDS, epochs, run="whole"))

@@ -49,6 +49,7 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     return os.environ | {"HOME": str(tmp_path), "WANDB_API_KEY": KEY} | more
 
 
+@pytest.mark.soak
 def test_offline_folders_of_one_run_are_one_run(tiny, tmp_path):
     """Killed before anything was saved, killed later, and ended: three folders of one id."""
     run = tmp_path / "run"
