@@ -20,6 +20,7 @@ from seqjepa.engine.equivariance import read_moved
 from seqjepa.engine.evaluate import main
 from seqjepa.engine.evaluation_report import agreement, length_grid
 from seqjepa.engine.frozen import FrozenNetwork, Question, questions, untrained_network
+from seqjepa.engine.manifest import seal
 from seqjepa.engine.probe_protocols import fast_protocol, knn, logistic_regression, paper_protocol, ridge_regression
 from seqjepa.engine.train import main as train
 from seqjepa.loaders.loader import build_loaders
@@ -334,6 +335,13 @@ def test_agreement_is_kendalls_tau():
     assert agreement([result(1.0, 1.0)]) == {}
 
 
+def write_state(checkpoint, text):
+    """Another record in a checkpoint, with checksums that agree."""
+    (checkpoint / "state.json").write_text(text)
+    (checkpoint / "manifest.json").unlink()
+    seal(checkpoint)
+
+
 def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
@@ -351,18 +359,18 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     for lengths in ("[]", "[0]", "[1,17]", "[2,2]"):
         refused("must grow within 1 to 16, such as [1, 3, 5]", f"eval.lengths={lengths}")
     (checkpoint / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused("not a readable checkpoint")
+    refused("bytes, the manifest says")
     (checkpoint / "model.safetensors").write_bytes(weights)
     without = json.loads(state)
     del without["config"]
-    (checkpoint / "state.json").write_text(json.dumps(without))
-    refused("its state.json holds no config")
+    write_state(checkpoint, json.dumps(without))
+    refused("state.json: config: field required")
     for config in (None, [1]):
-        (checkpoint / "state.json").write_text(json.dumps(json.loads(state) | {"config": config}))
-        refused("the config in its state.json is no mapping")
-    (checkpoint / "state.json").write_text("{")
-    refused("not a readable checkpoint")
-    (checkpoint / "state.json").write_text(state)
+        write_state(checkpoint, json.dumps(json.loads(state) | {"config": config}))
+        refused("state.json: config: input should be a valid dictionary")
+    write_state(checkpoint, "{")
+    refused("state.json: not readable")
+    write_state(checkpoint, state)
     # before anything is measured
     monkeypatch.setitem(probe_protocols.PROTOCOLS, "fast", None)
     (tmp_path / "file").write_text("")
@@ -370,10 +378,10 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     refused("encoder.0.weight is (4, 3, 3, 3)", run, "model.width=8")
     other = json.loads(state)
     other["config"]["data"]["name"] = "other_task"
-    (checkpoint / "state.json").write_text(json.dumps(other))
+    write_state(checkpoint, json.dumps(other))
     refused("compare runs of one task", run)
     other["config"]["data"]["name"], other["config"]["eval"]["protocol"] = "digits_affine", "paper"
-    (checkpoint / "state.json").write_text(json.dumps(other))
+    write_state(checkpoint, json.dumps(other))
     refused("have no protocol in common", run)
     assert main([str(tmp_path / "nothing")]) == 2
     assert "neither a checkpoint nor a run folder" in capsys.readouterr().err
