@@ -95,4 +95,5 @@ def read_state(path: Path) -> tuple[TrainingState, int]:
     except ValidationError as errors:
         error = errors.errors()[0]
         field = ".".join(map(str, error["loc"]))
+        field = field if field.isprintable() else repr(field)
         raise InputError(f"{path}: {field}: {error['msg'].lower()}", "run.resume") from None
