@@ -23,6 +23,11 @@ def newest(name: str) -> list[dict]:
     return list(found.values())
 
 
+def _short(machine: str) -> str:
+    """A machine's name, for an axis."""
+    return machine.replace("(R)", "").replace("Processor", "").strip()[:28]
+
+
 def throughput(reports: list[dict]) -> Figure:
     figure = new_figure(7, 4)
     axes = figure.subplots()
@@ -30,7 +35,11 @@ def throughput(reports: list[dict]) -> Figure:
         sizes = sorted(report["rates"], key=int)
         label = f"{report['task']}, {report['machine']}, {report['dtype']}, compile {report['compile']}"
         axes.plot([int(size) for size in sizes], [report["rates"][size] for size in sizes], "o-", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="training sequences a second")
+    axes.set(xscale="log", xlabel="batch", ylabel="training sequences a second")
+    axes.set_ylim(bottom=0)
+    known = sorted({int(size) for report in reports for size in report["rates"]})
+    axes.set_xticks(known, [str(size) for size in known])
+    axes.minorticks_off()
     axes.set_title("Throughput by batch")
     axes.legend(fontsize=7)
     return figure
@@ -47,7 +56,7 @@ def split(reports: list[dict]) -> Figure:
             axes.barh(row, share, left=left, color=f"C{number}", label=name if row == 0 else None)
             left += share
     axes.set_yticks(
-        range(len(reports)), [f"{report['task']}\n{report['machine'][:24]}" for report in reports], fontsize=7
+        range(len(reports)), [f"{report['task']}\n{_short(report['machine'])}" for report in reports], fontsize=7
     )
     axes.axvline(100, color="black", linewidth=0.8)
     axes.set(xlabel="% of a step's time; each part by itself, so that they need not add up to 100")
@@ -72,7 +81,7 @@ def beside_peer(benches: list[dict]) -> Figure:
         axes.text(
             rates["ours"], place + 0.2, f"  {middle:.2f} ({low:.2f} to {high:.2f}) times", va="center", fontsize=8
         )
-    labels = [f"{row['name'].split('[')[1].rstrip(']')}\n{machine[:24]}" for machine, row in steps]
+    labels = [f"{row['name'].split('[')[1].rstrip(']')}\n{_short(machine)}" for machine, row in steps]
     axes.set_yticks(range(len(steps)), labels, fontsize=7)
     axes.set_xlim(right=1.5 * max(row["extra_info"]["rates"]["ours"] for _, row in steps))
     axes.set(xlabel="training sequences a second, interleaved: medians; ratio with its 95 % interval")
