@@ -1,7 +1,8 @@
-"""The machine: device, precision, threads, versions, commit."""
+"""The machine: device, precision, threads, this process's part of the data, versions, commit."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -13,10 +14,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from seqjepa.engine.config import RunConfig
+from seqjepa.engine.config import Config, RunConfig
 from seqjepa.loaders import InputError
+from seqjepa.loaders.loader import Loaders, build_loaders
 
-__all__ = ["COMPILE_MODES", "build_accelerator", "code_digest", "commit", "compile_mode", "hardware", "versions"]
+__all__ = [
+    "COMPILE_MODES",
+    "build_accelerator",
+    "code_digest",
+    "commit",
+    "compile_mode",
+    "hardware",
+    "open_loaders",
+    "versions",
+]
 
 # CUDA graphs are captured over the whole step, by `graph`; torch's own would overwrite what validation keeps
 COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -74,6 +85,29 @@ def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
         here = f"{processes} on {device}"
         raise InputError(f"graph needs one process on cuda, here: {here}; default is allowed", "run.compile")
     return run.compile
+
+
+def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:
+    """Open what a run trains on; each process reads its part of every batch.
+
+    Raises:
+        InputError: as `build_loaders`.
+    """
+    # one process of each machine fetches what is missing, the others find it
+    alone = accelerator.local_main_process_first() if config.data.download else contextlib.nullcontext()
+    with alone:
+        return build_loaders(
+            config.data,
+            config.sequence,
+            config.actions,
+            seed=config.run.seed,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            micro_batches=config.optim.accumulate,
+            threads=torch.get_num_threads(),
+            compiled=accelerator.device.type == "cuda" and compile_mode(config.run, accelerator) != "none",
+        )
 
 
 def _cores() -> int:

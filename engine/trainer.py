@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from seqjepa.engine.config import Config
 from seqjepa.engine.console import Reporter, Stopwatch
 from seqjepa.engine.control import untrained_control
 from seqjepa.engine.diagnostics import diagnose
-from seqjepa.engine.environment import build_accelerator, code_digest, commit, compile_mode, hardware, versions
+from seqjepa.engine.environment import build_accelerator, code_digest, commit, hardware, open_loaders, versions
 from seqjepa.engine.failures import bus_errors_answered, explain
 from seqjepa.engine.figures import draw_curves
 from seqjepa.engine.gates import check_rules
@@ -33,7 +32,6 @@ from seqjepa.engine.tracking import Trackers
 from seqjepa.engine.training_state import TrainingState
 from seqjepa.engine.verdict import closing_block, judge_epochs
 from seqjepa.loaders import InputError
-from seqjepa.loaders.loader import build_loaders
 
 __all__ = ["DIVERGED", "DONE", "GATE_FAILED", "MACHINE_FAILED", "Trainer", "train"]
 
@@ -113,21 +111,7 @@ class Trainer:
             self.folder.check_same_experiment(state.config, resumed)
             if state.epoch > config.run.epochs:
                 raise InputError(f"is {config.run.epochs}, {resumed} has {state.epoch} already", "run.epochs")
-        # one process of each machine fetches what is missing, the others find it
-        alone = accelerator.local_main_process_first() if config.data.download else contextlib.nullcontext()
-        with alone:
-            self.loaders = build_loaders(
-                config.data,
-                config.sequence,
-                config.actions,
-                seed=config.run.seed,
-                device=accelerator.device,
-                rank=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-                micro_batches=config.optim.accumulate,
-                threads=torch.get_num_threads(),
-                compiled=compile_mode(config.run, accelerator) != "none" and accelerator.device.type == "cuda",
-            )
+        self.loaders = open_loaders(config, accelerator)
         check_agreement(accelerator, {"the checkpoint": f"{resumed}", "the data": self.loaders.fingerprint})
         if state and state.images != self.loaders.fingerprint:
             raise InputError(f"holds other images than {resumed} was trained on", "data.root")

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator
+from seqjepa.engine.environment import build_accelerator, open_loaders
 from seqjepa.engine.learner import Learner
-from seqjepa.loaders.loader import build_loaders
 
 STEPS = 20
 
@@ -30,16 +29,7 @@ class ExactBatchNorm(nn.BatchNorm2d):
 def train(words: list[str]) -> dict:
     config = compose(words).config
     accelerator = build_accelerator(config.run, config.optim.accumulate)
-    loaders = build_loaders(
-        config.data,
-        config.sequence,
-        config.actions,
-        seed=config.run.seed,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        micro_batches=config.optim.accumulate,
-    )
+    loaders = open_loaders(config, accelerator)
     torch.manual_seed(0)
     learner = Learner(config, loaders, accelerator)
     if accelerator.num_processes == 1:

@@ -129,14 +129,12 @@ def test_two_processes_share_a_run(tiny, tmp_path):
 TWO_RANKS = """
 import os, sys, torch
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator
+from seqjepa.engine.environment import build_accelerator, open_loaders
 from seqjepa.engine.learner import Learner
-from seqjepa.loaders.loader import build_loaders
 
 config = compose(sys.argv[1:]).config
 accelerator = build_accelerator(config.run, config.optim.accumulate)
-rank, device = accelerator.process_index, accelerator.device
-loaders = build_loaders(config.data, config.sequence, config.actions, seed=0, device=device, rank=rank, num_processes=2)
+loaders = open_loaders(config, accelerator)
 torch.manual_seed(0)
 learner = Learner(config, loaders, accelerator)
 seen = []
