@@ -7,6 +7,7 @@ import signal
 import time
 
 import torch
+from accelerate import Accelerator
 
 __all__ = ["Interrupted", "Interrupts"]
 
@@ -29,6 +30,7 @@ class Interrupts:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
     GRACE = 2.0  # seconds in which schedulers and launchers repeat a signal that they all pass on
+    PATIENCE = 2.0  # seconds after which processes ask each other again
 
     def __init__(self, parent: int):
         self.received: int | None = None
@@ -36,6 +38,8 @@ class Interrupts:
         # set by `accelerate launch` alone; under nohup or a shell the parent may go as it likes
         self.launcher = parent if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
         self._previous: dict[int, object] = {}
+        self._steps, self._due = 0, 1  # since the processes last asked each other; at which they do so again
+        self._asked_at = time.monotonic()
 
     def __enter__(self) -> Interrupts:
         for number in self.SIGNALS:
@@ -69,14 +73,24 @@ class Interrupts:
         if self.received is not None:
             raise Interrupted
 
-    def check_together(self, accelerator) -> None:
-        """Raise `Interrupted` on every process if any was asked to stop; all must call it."""
+    def check_together(self, accelerator: Accelerator) -> None:
+        """Raise `Interrupted` on every process if any was asked to stop.
+
+        All must call it in each step; they ask each other every two seconds or so, in the same step.
+        """
+        self._steps += 1
+        if self._steps < self._due:
+            return
         try:
             self.check()
             asked = 0
         except Interrupted:
             asked = self.received
-        worst = accelerator.gather(torch.tensor([asked], device=accelerator.device)).max().item()
-        if worst:
-            self.received = self.received or worst
+        now = time.monotonic()
+        mine = torch.tensor([[asked, (now - self._asked_at) / self._steps]], device=accelerator.device)
+        asked, pace = accelerator.gather(mine).max(dim=0).values.tolist()
+        self._steps, self._asked_at = 0, now
+        self._due = max(1, int(self.PATIENCE / pace))
+        if asked:
+            self.received = self.received or int(asked)
             raise Interrupted

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from seqjepa.engine.config import Config, TrackingConfig
 
-__all__ = ["Trackers"]
+__all__ = ["Trackers", "end_tracking"]
 
 
 class Trackers:
@@ -100,14 +100,29 @@ class Trackers:
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:
-        """A tracker that fails is told of once, and left: its process may have died, its disk be full."""
-        try:
+        with _surviving(self.accelerator, self.say):
             yield
-        except Exception as error:  # trackers' errors share no base
-            self.say(f"tracking has stopped ({_line(error)}); the run goes on, and metrics.jsonl has all of it")
-            self.accelerator.trackers = []
+        if not self.accelerator.trackers:
             self.wandb = self.tensorboard = None
-            _leave_wandb()
+
+
+@contextlib.contextmanager
+def _surviving(accelerator: Accelerator, say: Callable[[str], None]) -> Iterator[None]:
+    """A tracker that fails is told of once, and left: its process may have died, its disk be full."""
+    try:
+        yield
+    except Exception as error:  # trackers' errors share no base
+        say(f"tracking has stopped ({_line(error)}); the run goes on, and metrics.jsonl has all of it")
+        accelerator.trackers = []
+        _leave_wandb()
+
+
+def end_tracking(accelerator: Accelerator, say: Callable[[str], None]) -> None:
+    """Let the trackers write what they still hold."""
+    with _surviving(accelerator, say):
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    accelerator.trackers = []
 
 
 def _leave_wandb() -> None:

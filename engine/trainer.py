@@ -28,7 +28,7 @@ from seqjepa.engine.optimizers import learning_rate
 from seqjepa.engine.processes import check_agreement
 from seqjepa.engine.records import MetricsFile, to_json, write_atomically
 from seqjepa.engine.run_folder import RunFolder
-from seqjepa.engine.tracking import Trackers
+from seqjepa.engine.tracking import Trackers, end_tracking
 from seqjepa.engine.training_state import TrainingState
 from seqjepa.engine.verdict import closing_block, judge_epochs
 from seqjepa.loaders import InputError
@@ -79,7 +79,8 @@ def train(config: Config, parent: int) -> int:
             reporter.say(f"{cause}; {folder.last_good}")
             return MACHINE_FAILED
         finally:
-            accelerator.end_training()  # closes the trackers and the process group
+            end_tracking(accelerator, reporter.say)
+            accelerator.end_training()  # closes the process group
 
 
 class Trainer:
@@ -218,10 +219,7 @@ class Trainer:
                 self.reporter.say(f"compiled in {self.compile_seconds:.0f} s")
                 self.watch.restart()
                 recent.restart()
-            if self.accelerator.num_processes == 1:
-                self.interrupts.check()
-            elif self.global_step % log_every == 0:
-                self.interrupts.check_together(self.accelerator)
+            self._check_interrupt()
 
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"

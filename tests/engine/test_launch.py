@@ -71,7 +71,7 @@ def test_sigterm_to_the_launcher_alone_saves_and_resumes(tiny, tmp_path, whole):
     launcher = start([*LAUNCH, *tiny(*LONG, run="cut")])
     wait_for(lambda: lines(run / "metrics.jsonl") >= 3)
     launcher.send_signal(signal.SIGTERM)  # it dies without telling its child
-    printed = launcher.communicate(timeout=300)[0]  # ends when the child has closed the pipe too
+    printed = launcher.communicate(timeout=30)[0]  # ends when the child has closed the pipe too
     assert "interrupted by SIGTERM: saved " in printed
     assert list((run / "checkpoints").glob("epoch-*"))
     assert not (run / "summary.json").exists()
@@ -163,28 +163,6 @@ def test_two_processes_end_with_one_network(tiny, tmp_path, accumulate):
     result = finish([*command, *tiny(f"optim.accumulate={accumulate}")], ACCELERATE_USE_CPU="1")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith("shared images 0 largest difference 0.0"), result.stdout
-
-
-def test_wandb_offline_keeps_its_id_over_a_restart(tiny, tmp_path):
-    run = tmp_path / "run"
-    words = tiny("tracking.wandb=offline", *LONG)
-    script = [sys.executable, "engine/train.py"]
-    process = start([*script, *words])
-    wait_for(lambda: lines(run / "metrics.jsonl") >= 1)
-    process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 143
-    assert "W&B is offline: wandb sync " in printed
-    assert finish([*script, *words, "run.resume=auto"]).returncode == 0
-    folders = sorted((run / "wandb").glob("offline-run-*"))
-    assert len(folders) == 2
-    ids = {folder.name.rsplit("-", 1)[1] for folder in folders}
-    state = json.loads((run / "checkpoints" / "epoch-0030" / "state.json").read_text())
-    assert ids == {state["wandb_id"]}
-    (record,) = folders[1].glob("run-*.wandb")
-    content = record.read_bytes()
-    for name in (b"online_r2_test", b"untrained_online_r2_test", b"gate_pass", b"val_loss"):
-        assert name in content
 
 
 def test_wandb_online_falls_back_when_nobody_answers(tiny, tmp_path):

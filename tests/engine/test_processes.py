@@ -166,16 +166,8 @@ def test_a_rank_that_dies_is_named_and_ends_the_job(tiny, tmp_path):
     """Within a minute, without a hang; what was saved can be gone on from."""
     run = tmp_path / "run"
     words = tiny("run.epochs=2000", "eval.every=50", "checkpoint.every=2", "run.resume=auto", "run.overwrite=false")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "engine/train.py"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
-    job = subprocess.Popen(
-        [*launch, *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    end = time.monotonic() + 300
-    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 4:
-        assert time.monotonic() < end
-        assert job.poll() is None
-        time.sleep(0.02)
+    job = start(2, words)
+    wait_for_epochs(run, 4, job)
     (victim,) = (pid for pid in children(job.pid) if environ(pid).get("RANK") == "1")
     os.kill(victim, signal.SIGKILL)
     died = time.monotonic()
@@ -187,6 +179,40 @@ def test_a_rank_that_dies_is_named_and_ends_the_job(tiny, tmp_path):
     assert not children(job.pid)
     epochs = int(find_checkpoint(run).name.split("-")[1]) + 1
     assert main([*words, f"run.epochs={epochs}", "eval.every=1"]) == 0
+
+
+@pytest.mark.soak
+def test_sigterm_to_the_launcher_of_two(tiny, tmp_path):
+    """Both are asked, and leave in the same step, long before the next line of the log; both go on from there."""
+    fixed = tiny("run.epochs=40", "run.log_every=1000", "run.overwrite=false", "run.resume=auto", run="cut")
+    run, job = tmp_path / "cut", start(2, fixed)
+    wait_for_epochs(run, 3, job)
+    job.send_signal(signal.SIGTERM)
+    printed = job.communicate(timeout=30)[0]
+    assert printed.count("interrupted by SIGTERM: saved ") == 1
+    assert not (run / "summary.json").exists()
+    again = ranks(2, "engine/train.py", *fixed)
+    assert again.returncode == 0, again.stderr
+    assert "resumed from" in again.stdout
+    undisturbed = ranks(2, "engine/train.py", *fixed, f"run.dir={tmp_path / 'whole'}")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    cut, whole = (find_checkpoint(path) / "model.safetensors" for path in (run, tmp_path / "whole"))
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def start(number: int, words: list[str]) -> subprocess.Popen:
+    launch = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}", "engine/train.py")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
+    return subprocess.Popen([sys.executable, *launch, *words], cwd=ROOT, env=environment, **pipes)
+
+
+def wait_for_epochs(run: Path, epochs: int, job: subprocess.Popen) -> None:
+    end, metrics = time.monotonic() + 300, run / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < epochs:
+        assert time.monotonic() < end
+        assert job.poll() is None
+        time.sleep(0.02)
 
 
 def environ(pid: int) -> dict[str, str]:

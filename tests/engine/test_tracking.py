@@ -1,8 +1,11 @@
 """Weights & Biases, for real: its files are read back, it dies, its server refuses; keys stay where they are."""
 
+import gzip
 import http.server
 import json
 import os
+import re
+import signal
 import struct
 import subprocess
 import sys
@@ -83,31 +86,45 @@ def lines(path: Path) -> list[str]:
 KILLED_TRACKER = """
 import os, signal, sys
 from pathlib import Path
+from seqjepa.engine import trainer
 from seqjepa.engine.learner import Learner
 from seqjepa.engine.train import main
 
-original = Learner.step
+moment, words = sys.argv[1], sys.argv[2:]
 
-def step(self, batch, at):
+def kill():
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = status.read_text()
+        except OSError:
+            continue
+        if "wandb-core" in text.splitlines()[0] and f"PPid:\\t{os.getpid()}" in text:
+            os.kill(int(status.parent.name), signal.SIGKILL)
+            print("killed", flush=True)
+
+step, end = Learner.step, trainer.end_tracking
+
+def deadly_step(self, batch, at):
     if at == 7 and self.train_model:
-        for status in Path("/proc").glob("[0-9]*/status"):
-            try:
-                text = status.read_text()
-            except OSError:
-                continue
-            if "wandb-core" in text.splitlines()[0] and f"PPid:\\t{os.getpid()}" in text:
-                os.kill(int(status.parent.name), signal.SIGKILL)
-                print("killed", flush=True)
-    return original(self, batch, at)
+        kill()
+    return step(self, batch, at)
 
-Learner.step = step
-sys.exit(main(sys.argv[1:]))
+def deadly_end(*args):
+    kill()
+    end(*args)
+
+if moment == "training":
+    Learner.step = deadly_step
+else:
+    trainer.end_tracking = deadly_end
+sys.exit(main(words))
 """
 
 
-def test_a_tracker_that_dies_does_not_take_the_run_along(tiny, tmp_path):
+@pytest.mark.parametrize("moment", ["training", "closing"])
+def test_a_tracker_that_dies_does_not_take_the_run_along(tiny, tmp_path, moment):
     words = tiny("tracking.wandb=offline", "run.epochs=4", "run.log_every=2")
-    command = [sys.executable, "-c", KILLED_TRACKER, *words]
+    command = [sys.executable, "-c", KILLED_TRACKER, moment, *words]
     result = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
     said = result.stdout + result.stderr
     assert "killed" in said
@@ -117,38 +134,130 @@ def test_a_tracker_that_dies_does_not_take_the_run_along(tiny, tmp_path):
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 4
 
 
+class Server(http.server.BaseHTTPRequestHandler):
+    """W&B's, acted: what it was sent is in `runs`, by the run's id, under the names of W&B's files."""
+
+    accepts = True
+    runs: dict[str, dict[str, list[dict]]]
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        answer = {"errors": [{"message": "user is not logged in"}]}
+        if self.accepts:
+            answer = {}
+            if self.path == "/graphql":
+                answer = {"data": self.ask(json.loads(body))}
+            elif self.path.endswith("/file_stream"):
+                self.store(self.runs[self.path.split("/")[-2]], json.loads(body))
+        body = json.dumps(answer).encode()
+        self.send_response(200 if self.accepts else 401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST
+
+    def ask(self, asked: dict) -> dict:
+        kind, run = asked.get("operationName"), asked["variables"].get("name")
+        project = {"id": "1", "name": asked["variables"].get("project"), "entity": {"id": "1", "name": "us"}}
+        if kind == "RunResumeStatus":
+            return {"model": {**project, "bucket": self.state(run) if run in self.runs else None}}
+        if kind == "UpsertBucket":
+            new = run not in self.runs
+            self.runs.setdefault(run, {})
+            return {"upsertBucket": {"bucket": {**self.state(run), "project": project}, "inserted": new}}
+        if kind == "CreateRunFiles":
+            address = f"http://{self.headers['Host']}/files"
+            files = [{"name": name, "uploadUrl": f"{address}/{name}"} for name in asked["variables"]["files"]]
+            return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
+        return {}
+
+    def state(self, run: str) -> dict:
+        found = {"id": run, "name": run, "displayName": run, "config": "{}", "tags": [], "logLineCount": 0}
+        for kind in ("history", "events"):
+            kept = self.runs[run].get(f"wandb-{kind}.jsonl", [])
+            found |= {f"{kind}LineCount": len(kept), f"{kind}Tail": json.dumps([json.dumps(row) for row in kept[-1:]])}
+        summary = self.runs[run].get("wandb-summary.json", [{}])
+        return found | {"summaryMetrics": json.dumps(summary[-1]), "wandbConfig": json.dumps({"t": 1})}
+
+    @staticmethod
+    def store(run: dict, sent: dict) -> None:
+        for name, part in sent.get("files", {}).items():
+            kept = run.setdefault(name, [])
+            kept[part["offset"] :] = [json.loads(line) for line in part["content"]]
+
+    def log_message(self, *args):
+        pass
+
+
 @pytest.fixture
-def refusing_server():
-    """Says to everything that the key is wrong."""
+def serve():
+    """Start W&B's server; returns its address and what it will have been sent."""
+    servers = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            body = b'{"errors": [{"message": "user is not logged in"}]}'
-            self.send_response(401)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def start(accepts):
+        handler = type("Handler", (Server,), {"accepts": accepts, "runs": {}})
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}", handler.runs
 
-        do_GET = do_POST
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
-        def log_message(self, *args):
-            pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
+def test_online_a_restarted_run_goes_on_in_its_charts(tiny, tmp_path, serve, number):
+    address, runs = serve(accepts=True)
+    run = tmp_path / "run"
+    words = tiny("tracking.wandb=online", "run.epochs=30", "run.resume=auto", "run.overwrite=false", "eval.every=5")
+    given = environment(tmp_path, WANDB_BASE_URL=address)
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen([*TRAIN, *words], cwd=ROOT, env=given, stdout=said, stderr=said)
+    end = time.monotonic() + 300
+    while len(lines(run / "metrics.jsonl")) < 7:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=300) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    again = subprocess.run([*TRAIN, *words], cwd=ROOT, env=given, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stdout + again.stderr
+    everything = (tmp_path / "said").read_text() + again.stdout + again.stderr
+    assert "resumed from" in everything
+    for unwanted in ("offline", "WARNING", "Traceback", KEY):
+        assert unwanted not in everything
+    assert list(runs) == [(run / "tracker-id").read_text()]
+    (files,) = runs.values()
+    rows = files["wandb-history.jsonl"]
+    assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
+    logged = [row["epoch"] for row in rows if "epoch" in row]
+    if number == signal.SIGKILL:  # what W&B's process had not sent is missing, and nothing else
+        begun = int(re.search(r"resumed from .*: epoch (\d+),", again.stdout)[1])
+        assert logged == sorted(set(logged))
+        assert set(range(begun, 31)) <= set(logged)
+    else:
+        assert logged == list(range(1, 31))
+    written = {row["epoch"]: row for row in map(json.loads, lines(run / "metrics.jsonl"))}
+    for row in rows:
+        if "online_r2_test" in row:
+            assert row["online_r2_test"] == written[row["epoch"]]["online_r2_test"]
+            assert "untrained_online_r2_test" in row
+    assert rows[-1]["online_r2_test"] == written[30]["online_r2_test"]
+    assert files["wandb-summary.json"][-1]["best_epoch"] == json.loads((run / "summary.json").read_text())["best_epoch"]
+    for path in run.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("key", [KEY, "too-short-" + "c0ffee"])
-def test_a_wrong_key_is_one_line_and_is_never_written(tiny, tmp_path, refusing_server, key):
+def test_a_wrong_key_is_one_line_and_is_never_written(tiny, tmp_path, serve, key):
     """Neither in what is printed, nor in any file of the run; and no .env is read."""
     (tmp_path / ".env").write_text(f"WANDB_API_KEY={KEY}\nSECRET=c0ffee-from-a-file\n")
     words = tiny("tracking.wandb=online", "tracking.init_timeout=10", "run.epochs=1")
-    given = environment(tmp_path, WANDB_API_KEY=key, WANDB_BASE_URL=refusing_server, PYTHONPATH=str(ROOT))
+    given = environment(tmp_path, WANDB_API_KEY=key, WANDB_BASE_URL=serve(accepts=False)[0], PYTHONPATH=str(ROOT))
     result = subprocess.run(
         [sys.executable, str(ROOT / "engine" / "train.py"), *words],
         cwd=tmp_path,
@@ -159,6 +268,7 @@ def test_a_wrong_key_is_one_line_and_is_never_written(tiny, tmp_path, refusing_s
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("W&B cannot go online (") == 1
+    assert f"wandb sync {tmp_path}/run/wandb/offline-run-*" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
     assert "c0ffee" not in result.stdout + result.stderr
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
