@@ -184,7 +184,7 @@ def test_a_rank_that_dies_is_named_and_ends_the_job(tiny, tmp_path):
 @pytest.mark.soak
 def test_sigterm_to_the_launcher_of_two(tiny, tmp_path):
     """Both are asked, and leave in the same step, long before the next line of the log; both go on from there."""
-    fixed = tiny("run.epochs=40", "run.log_every=1000", "run.overwrite=false", "run.resume=auto", run="cut")
+    fixed = tiny("run.epochs=20", "run.log_every=1000", "run.overwrite=false", "run.resume=auto", run="cut")
     run, job = tmp_path / "cut", start(2, fixed)
     wait_for_epochs(run, 3, job)
     job.send_signal(signal.SIGTERM)

@@ -20,6 +20,7 @@ from seqjepa.engine.train import main
 
 FORK = multiprocessing.get_context("fork")  # torch is imported once for all
 WORDS = ("run.resume=auto", "run.overwrite=false", "run.log_every=2", "checkpoint.keep=2")
+TRACKED = ("tracking.wandb=offline", "tracking.tensorboard=true")
 
 
 def start(words, prepare=lambda: None):
@@ -71,6 +72,19 @@ def kill_before(place, name, calls):
     setattr(place, name, deadly)
 
 
+def kill_after(place, name, calls):
+    """Die when a function has been called that often."""
+    original, left = getattr(place, name), [calls]
+
+    def deadly(*args, **kwargs):
+        original(*args, **kwargs)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(place, name, deadly)
+
+
 def kill_half_way_through(place, name, calls):
     """Die with half of what the function writes on the disk; its last argument is the path, or its object has one."""
     original, left = getattr(place, name), [calls]
@@ -97,7 +111,8 @@ MOMENTS = {
     "before old checkpoints go": lambda: kill_before(checkpoints, "to_disk", 3),
     "while old checkpoints go": lambda: kill_before(checkpoints.shutil, "rmtree", 5),
     "in a line of metrics": lambda: kill_half_way_through(records.MetricsFile, "append", 3),
-    "while the tracker is told": lambda: kill_before(Trackers, "log", 7),
+    "before the tracker is told": lambda: kill_before(Trackers, "log", 7),
+    "while the tracker writes": lambda: kill_after(Trackers, "log", 7),
     "before the verdict": lambda: kill_before(trainer, "write_atomically", 1),
     "after the verdict": lambda: kill_before(Trackers, "summarise", 1),
 }
@@ -116,6 +131,8 @@ SOME = ("in a step", "while tensors are written", "before old checkpoints go", "
 @pytest.mark.parametrize("moment", [m if m in SOME else pytest.param(m, marks=pytest.mark.soak) for m in MOMENTS])
 def test_killed_at_a_chosen_moment(tiny, whole, folder_of, moment):
     words = tiny(*WORDS, "run.epochs=4")
+    if moment == "while the tracker writes":
+        words += TRACKED
     process = start(words, MOMENTS[moment])
     process.join(timeout=300)
     assert process.exitcode == -signal.SIGKILL
@@ -135,7 +152,7 @@ def test_killed_at_random_moments(tiny, tmp_path, record_property):
     finish(tiny(*WORDS, epochs, run="whole"))
     an_epoch = (time.monotonic() - begun) / (8 * kills)
     draw, done = random.Random(0), []
-    words = tiny(*WORDS, epochs, run="killed")
+    words = tiny(*WORDS, *TRACKED, epochs, run="killed")
     while len(done) < kills:
         training = FORK.Event()
         process = start(words, lambda: tell_of_training(training))  # noqa: B023 - used before the next turn
