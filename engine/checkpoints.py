@@ -120,6 +120,15 @@ class Checkpoints:
                 link.symlink_to(best.name)
 
 
+    def clear(self) -> None:
+        """Drop all of them, and nothing else that stands there."""
+        for pattern in ("epoch-*", "damaged-epoch-*", ".partial-epoch-*"):
+            for path in self.folder.glob(pattern):
+                if NAME.fullmatch(path.name[path.name.index("epoch-") :]):
+                    shutil.rmtree(path)
+        (self.folder / "best").unlink(missing_ok=True)
+
+
 def _position(path: Path) -> tuple[int, int]:
     epoch, step = NAME.fullmatch(path.name).groups()
     return int(epoch), int(step or 0)

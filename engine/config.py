@@ -25,7 +25,7 @@ __all__ = ["Config"]
 class RunConfig(Section):
     """Where the run lives, how long it lasts, and on what it runs."""
 
-    name: str = Field(default="run", min_length=1, pattern=r"^[^/.][^/]*$")
+    name: str = Field(default="run", min_length=1, pattern=r"^[^/.\x00-\x1f][^/\x00-\x1f]*$")
     """Name of the run."""
     dir: str | None = None
     """Folder of the run; null is runs/<name>."""

@@ -187,7 +187,8 @@ class RunFolder:
                     "another run.name or run.dir keeps both",
                     "run.dir",
                 )
-            for name in ("checkpoints", "figures", "diagnostics", "tensorboard"):
+            self.checkpoints.clear()
+            for name in ("figures", "diagnostics", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
         if self.config.run.resume != "auto":
