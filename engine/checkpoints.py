@@ -119,7 +119,6 @@ class Checkpoints:
             if best.is_dir():
                 link.symlink_to(best.name)
 
-
     def clear(self) -> None:
         """Drop all of them, and nothing else that stands there."""
         for pattern in ("epoch-*", "damaged-epoch-*", ".partial-epoch-*"):

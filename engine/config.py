@@ -25,7 +25,7 @@ __all__ = ["Config"]
 class RunConfig(Section):
     """Where the run lives, how long it lasts, and on what it runs."""
 
-    name: str = Field(default="run", min_length=1, pattern=r"^[^/.\x00-\x1f][^/\x00-\x1f]*$")
+    name: str = "run"
     """Name of the run."""
     dir: str | None = None
     """Folder of the run; null is runs/<name>."""
@@ -58,6 +58,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
+        if not self.name.isprintable() or not self.name or "/" in self.name or self.name.startswith("."):
+            raise InputError("must be the name of a folder: a line without / that begins with no dot", "name")
         if isinstance(self.threads, int) and self.threads < 1:
             raise InputError("must be auto or at least 1", "threads")
         if self.deterministic and self.compile not in ("auto", "none"):

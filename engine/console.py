@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,6 +24,14 @@ SHOWN = (
 )
 
 
+class _Console(Console):
+    """Falls silent, and lets the run go on, when its pipe is closed."""
+
+    def on_broken_pipe(self) -> None:
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class Reporter:
     """Speaks on the main process; shows a bar only on a terminal.
 
@@ -30,7 +40,7 @@ class Reporter:
     """
 
     def __init__(self, speaks: bool):
-        self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
+        self.console = _Console(quiet=not speaks, highlight=False, soft_wrap=True)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,20 +59,31 @@ class Reporter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.progress.stop()
+        with self._heard_or_not():
+            self.progress.stop()
+
+    @contextlib.contextmanager
+    def _heard_or_not(self) -> Iterator[None]:
+        """The terminal may be gone, the log's disk full: no reason for a run to end."""
+        try:
+            yield
+        except OSError:
+            self.console.on_broken_pipe()
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        with self._heard_or_not():
+            self.console.print(line, markup=False)
 
     def advance(
         self, description: str = "", amount: int = 1, *, total: int | None = None, status: str | None = None
     ) -> None:
         """Move the bar; with `total`, start it anew at `amount` of it."""
-        if total is not None:
-            self.progress.reset(self.task, total=total, completed=amount, description=description, status="")
-        else:
-            fields = {} if status is None else {"status": status}
-            self.progress.update(self.task, advance=amount, **fields)
+        with self._heard_or_not():
+            if total is not None:
+                self.progress.reset(self.task, total=total, completed=amount, description=description, status="")
+            else:
+                fields = {} if status is None else {"status": status}
+                self.progress.update(self.task, advance=amount, **fields)
 
     def epoch(self, title: str, metrics: dict[str, float], untrained: dict[str, float] | None) -> None:
         """The table of a validated epoch: training, test, and the untrained control."""
@@ -86,7 +107,8 @@ class Reporter:
         for name in SHOWN:
             row = [metrics.get(f"{name}_train"), metrics.get(f"{name}_test"), control.get(f"{name}_test")]
             table.add_row(name, *map(number, row))
-        self.console.print(table)
+        with self._heard_or_not():
+            self.console.print(table)
 
 
 class Stopwatch:

@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """While entered, SIGINT and SIGTERM are remembered; one that comes much later acts as if nobody listened.
+    """While entered, SIGINT, SIGTERM and SIGHUP are remembered; one that comes much later acts as if nobody listened.
 
     `accelerate launch` dies of a SIGTERM without telling its child, so a child of it also watches its parent.
 
@@ -28,7 +28,7 @@ class Interrupts:
         received: number of the signal; None while there was none.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     GRACE = 2.0  # seconds in which schedulers and launchers repeat a signal that they all pass on
     PATIENCE = 2.0  # seconds after which processes ask each other again
 
@@ -43,6 +43,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         for number in self.SIGNALS:
+            if signal.getsignal(number) is signal.SIG_IGN:  # as nohup has it
+                continue
             self._previous[number] = signal.signal(number, self._remember)
         return self
 

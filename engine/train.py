@@ -20,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: YAML files, overrides and options; those of the process by default.
 
     Returns:
-        0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 128 + signal when interrupted.
+        0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 the machine failed it, 128 + signal when
+        interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     composed = None
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         if {"-h", "--help"} & set(argv):
             from seqjepa.engine.config_help import help_page
 
-            print(help_page())
+            _print(help_page() + "\n")
             return DONE
         if unknown := [word for word in argv if word.startswith("-") and word != "--print-config"]:
             raise InputError(
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             words = [DEFAULT_CONFIG, *words]
         composed = compose(words)
         if "--print-config" in argv:
-            print(dump(composed.config), end="")
+            _print(dump(composed.config))
             return DONE
         # torch is imported from here on: the lines above answer at once
         from seqjepa.engine.trainer import train
@@ -51,6 +52,14 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {_located(line, error.field, composed)}", file=sys.stderr)
         return BAD_INPUT
+
+
+def _print(text: str) -> None:
+    """To a pipe that may be closed before all is read, as by `head`."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
 
 
 def _located(line: str, field: str | None, composed: Composed | None) -> str:

@@ -1,7 +1,9 @@
 """Faults that are brought about for real: one clear line, the right exit code, and nothing lost."""
 
+import contextlib
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -181,6 +183,47 @@ def test_a_checkpoint_with_a_nan_is_refused(whole, tiny, tmp_path, refused):
     (path / "manifest.json").unlink()
     seal(path)
     refused(tiny("run.epochs=5", f"run.resume={path}", run="b"), "run.resume: ", f"model {name} is not finite")
+
+
+@pytest.mark.parametrize("out", ["closed pipe", "full disk"])
+def test_nobody_can_be_told(tiny, tmp_path, whole, monkeypatch, out):
+    """As after `train.py | head -1`, and `train.py > log` where nothing fits any more."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write if out == "closed pipe" else "/dev/full", "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert main(tiny("run.epochs=4")) == 0
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+@pytest.mark.soak
+def test_a_terminal_that_goes_away(tiny, tmp_path):
+    """As when a connection is lost: saved, by the SIGHUP that comes of it, though nobody can be told any more."""
+    words = tiny("run.epochs=400", "checkpoint.every=400", "eval.every=400")
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(TRAIN[0], [*TRAIN, *words])
+    run, end = tmp_path / "run", time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < end
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(terminal, False)
+            os.read(terminal, 65536)
+        time.sleep(0.02)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 128 + signal.SIGHUP
+    epochs = int(find_checkpoint(run).name.split("-")[1]) + 1
+    assert main([*words, f"run.epochs={epochs}", "eval.every=1", "run.resume=auto"]) == 0
+
+
+def test_a_hangup_that_was_to_be_ignored(tiny, interrupt_at):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt_at(3, signal.SIGHUP)
+        assert main(tiny()) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_clock_that_jumps_back(tiny, tmp_path, whole, monkeypatch):
