@@ -129,6 +129,21 @@ def test_an_interrupted_run_reaches_the_same_weights(
     assert {k: v for k, v in ours.items() if k != "timing"} == {k: v for k, v in theirs.items() if k != "timing"}
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("settings", "tolerance"), [((), 1e-6), (("run.deterministic=false",), 1e-3)])
+def test_gpu_an_interrupted_run_is_the_undisturbed_one(tiny, tmp_path, interrupt_at, monkeypatch, settings, tolerance):
+    """Up to the order of sums, which CUDA is free to choose without run.deterministic."""
+    words = ("run.device=cuda", "run.precision=fp32", *settings)
+    assert main(tiny(*words, run="whole")) == 0
+    interrupt_at(7)
+    assert main(tiny(*words, run="cut")) == 143
+    monkeypatch.undo()
+    assert main(tiny(*words, "run.resume=auto", run="cut")) == 0
+    for ours, theirs in zip(rows(tmp_path / "cut"), rows(tmp_path / "whole"), strict=True):
+        for name in ("ep_loss", "val_loss", "grad_norm", "online_linloss_train"):
+            assert ours[name] == pytest.approx(theirs[name], rel=tolerance), name
+
+
 def test_resuming_from_a_path_goes_back(tiny, tmp_path, capsys, refused, interrupt_at, monkeypatch):
     words = ("run.epochs=4", "checkpoint.keep=2", "eval.best_metric=ep_loss", "eval.best_mode=min")
     assert main(tiny(*words, "checkpoint.keep=9")) == 0
