@@ -10,11 +10,13 @@ import signal
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 
-__all__ = ["bus_errors_answered", "explain"]
+__all__ = ["LOST_TOUCH", "bus_errors_answered", "explain"]
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
+LOST_TOUCH = "lost touch with another process"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch, on a GPU and on a CPU
 
 
@@ -34,8 +36,8 @@ def explain(error: BaseException, batch: str) -> str | None:
     memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if memory or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)):
         return f"out of memory with {batch}; a larger optim.accumulate keeps the batch and needs less"
-    if isinstance(error, RuntimeError) and "gloo" in text.lower():
-        return f"lost touch with another process ({text})"
+    if isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in text.lower()):
+        return f"{LOST_TOUCH} ({text})"
     return None
 
 

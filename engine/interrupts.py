@@ -38,8 +38,7 @@ class Interrupts:
         # set by `accelerate launch` alone; under nohup or a shell the parent may go as it likes
         self.launcher = parent if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
         self._previous: dict[int, object] = {}
-        self._steps, self._due = 0, 1  # since the processes last asked each other; at which they do so again
-        self._asked_at = time.monotonic()
+        self.new_pace()
 
     def __enter__(self) -> Interrupts:
         for number in self.SIGNALS:
@@ -75,6 +74,11 @@ class Interrupts:
         if self.received is not None:
             raise Interrupted
 
+    def new_pace(self) -> None:
+        """What begins has steps of another length: processes ask each other from its first on."""
+        self._steps, self._due = 0, 1  # since they last asked each other; at which they do so again
+        self._asked_at = time.monotonic()
+
     def check_together(self, accelerator: Accelerator) -> None:
         """Raise `Interrupted` on every process if any was asked to stop.
 
@@ -92,7 +96,7 @@ class Interrupts:
         mine = torch.tensor([[asked, (now - self._asked_at) / self._steps]], device=accelerator.device)
         asked, pace = accelerator.gather(mine).max(dim=0).values.tolist()
         self._steps, self._asked_at = 0, now
-        self._due = max(1, int(self.PATIENCE / pace))
+        self._due = max(1, min(2 * self._due, int(self.PATIENCE / pace)))
         if asked:
             self.received = self.received or int(asked)
             raise Interrupted

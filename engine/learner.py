@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from seqjepa.engine.collapse import COLLAPSE_METRICS, SEED_NAMES, Moments
@@ -85,6 +86,8 @@ class Learner:
         # Accelerate patches autocast into the raw module, which validation uses, and wraps it where several
         # processes sum their gradients, which training uses
         self.wrapped = accelerator.prepare_model(self.losses)
+        if self.world is not None:
+            self.wrapped.broadcast_buffers = False  # those of the first process would displace the others'
         mode = compile_mode(config.run, accelerator) if train_model else "none"
         self.compiled = mode != "none"
         if self.compiled:
@@ -136,7 +139,7 @@ class Learner:
         if look:
             self.pulls = self._pulls(measured.output, micro)
             for name, norm in self.pulls.items():
-                self.train_losses[name].update(norm, 1)
+                self.train_losses[name].update(norm * len(batch.labels), len(batch.labels))
         grad_norm = self._update() if self.train_model else torch.zeros_like(self.lr)
         self.probe_optimizer.step()
         self.probe_optimizer.zero_grad(set_to_none=True)
@@ -205,9 +208,10 @@ class Learner:
             buffer.copy_(value)
         return pulls
 
-    def _share_buffers(self) -> None:
-        """Average the batch-norm statistics of the processes, so that all validate one network."""
-        if self.accelerator.num_processes == 1:
+    @torch.no_grad()
+    def share_buffers(self) -> None:
+        """Average the batch-norm statistics of the processes, so that all validate, and save, one network."""
+        if self.world is None or self.config.run.batch_statistics == "global":  # they are the same
             return
         buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         flat = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
@@ -245,7 +249,7 @@ class Learner:
             check: called after each batch; may raise to leave early.
         """
         self.losses.eval()
-        self._share_buffers()
+        self.share_buffers()
         device, model = self.accelerator.device, self.model
         bank = self.probes.metric_bank().to(device)
         means = (*(f"val_{name}" for name in ("loss", *self.objective.names)), "pred_cosine_test", *RATE_METRICS)
@@ -287,6 +291,9 @@ class Learner:
             metrics[SEED_NAMES[feature]] = figures.pop("seed_rank")
             metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
         metrics["agg_gain"] = model.aggregator.norm.weight.square().mean().sqrt().item()
+        if self.world is not None:  # what is decided by them is decided alike: eigenvalues may differ between machines
+            values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+            metrics = dict(zip(metrics, broadcast(values).tolist(), strict=True))
         return metrics
 
     def _measure(self, batch: Batch, size: int) -> tuple[Measured, Given]:

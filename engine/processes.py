@@ -1,7 +1,9 @@
 """Several processes as one: batch statistics of the whole batch, whoever holds its rows.
 
-Sums go through one operation that can be differentiated and compiled. Each process differentiates its own mean loss,
-and data-parallel training averages the gradients: so the gradient of a sum is the sum of what all send back.
+Each process differentiates its own loss, and data-parallel training averages the gradients. What enters a sum over the
+processes acts on the losses of all of them: the gradient of a sum is the sum of what all send back. A term that every
+process computes whole, from the rows of all, would be sent back by all alike: the gradient of joined rows is one
+process's, times their number.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from seqjepa.kernels.backend import group_of, name_of
+from seqjepa.kernels.coding_rate import gather_rows
 from seqjepa.loaders import InputError
 
 __all__ = [
@@ -56,7 +59,7 @@ _sum.register_autograd(_gradient, setup_context=_context)
 
 
 def joined_mean(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Mean over the processes of each element; `x` itself where there is one process."""
+    """Mean over the processes of each element, which need no gradient; `x` itself where there is one process."""
     name, size = name_of(group)
     return _sum(x, name) / size if name else x
 
@@ -67,11 +70,7 @@ def joined_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     The gradient is that of the joined batch times the number of processes, as of `seqjepa.kernels`' `group=`.
     """
     name, size = name_of(group)
-    if not name:
-        return x
-    rank = dist.get_rank(group)
-    places = [x if number == rank else torch.zeros_like(x) for number in range(size)]
-    return _sum(torch.cat(places), name)
+    return gather_rows(x.flatten(1), name, size).unflatten(1, x.shape[1:]) if name else x
 
 
 def uneven_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -91,19 +90,21 @@ def uneven_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the rows of all processes: [N, C, ...] to the same. Each brings as many rows.
 
-    What `nn.SyncBatchNorm` is to a GPU, on any device; statistics and sums are float32.
+    What `nn.SyncBatchNorm` is to a GPU, on any device; statistics and sums are float32. It keeps running statistics, by
+    a momentum; in evaluation it is torch's batch norm.
 
     Attributes:
-        processes: name and number of those that share a batch; in evaluation it is torch's batch norm.
+        group_name: of the processes that share a batch; "" is none.
+        num_processes: how many they are.
     """
 
-    processes = ("", 1)
+    group_name, num_processes = "", 1
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        name, size = self.processes
+        name, size = self.group_name, self.num_processes
         if not self.training or not name:
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
@@ -129,7 +130,7 @@ def join_batch_norms(module: nn.Module, group: dist.ProcessGroup | None) -> None
             joined = JoinedBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
             joined.load_state_dict(child.state_dict())
             joined.requires_grad_(child.affine and child.weight.requires_grad)
-            joined.processes = name_of(group)
+            joined.group_name, joined.num_processes = name_of(group)
             setattr(module, name, joined)
         else:
             join_batch_norms(child, group)

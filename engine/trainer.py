@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,22 @@ from seqjepa.engine.config import Config
 from seqjepa.engine.console import Reporter, Stopwatch
 from seqjepa.engine.control import untrained_control
 from seqjepa.engine.diagnostics import diagnose
-from seqjepa.engine.environment import build_accelerator, code_digest, commit, hardware, open_loaders, versions
-from seqjepa.engine.failures import bus_errors_answered, explain
+from seqjepa.engine.environment import (
+    build_accelerator,
+    code_digest,
+    commit,
+    compile_mode,
+    hardware,
+    open_loaders,
+    versions,
+)
+from seqjepa.engine.failures import LOST_TOUCH, bus_errors_answered, explain
 from seqjepa.engine.figures import draw_curves
 from seqjepa.engine.gates import check_rules
 from seqjepa.engine.improvement import Patience, improves
 from seqjepa.engine.interrupts import Interrupted, Interrupts
 from seqjepa.engine.learner import Diverged, Learner, metric_names
+from seqjepa.engine.manifest import MANIFEST
 from seqjepa.engine.optimizers import learning_rate
 from seqjepa.engine.processes import check_agreement
 from seqjepa.engine.records import MetricsFile, to_json, write_atomically
@@ -76,7 +87,12 @@ def train(config: Config, parent: int) -> int:
             cause = explain(error, batch)
             if cause is None:
                 raise
-            reporter.say(f"{cause}; {folder.last_good}")
+            if accelerator.is_main_process:
+                reporter.say(f"{cause}; {folder.last_good}")
+            else:
+                print(f"process {accelerator.process_index}: {cause}", file=sys.stderr, flush=True)
+            if cause.startswith(LOST_TOUCH):
+                time.sleep(5)  # the launcher names the process that leaves first: not one that was left alone
             return MACHINE_FAILED
         finally:
             end_tracking(accelerator, reporter.say)
@@ -105,7 +121,9 @@ class Trainer:
         self.commit = commit()  # of the code that runs, whatever is checked out by the end
 
         same = config.model_dump_json(exclude={"data": {"root"}})  # machines may keep their data where they like
-        check_agreement(accelerator, {"the code": code_digest(), "the config": same})
+        settled = f"{accelerator.mixed_precision}, compile {compile_mode(config.run, accelerator)}"
+        facts = {"the code": code_digest(), "the version of torch": torch.__version__, "the config": same}
+        check_agreement(accelerator, {**facts, "the precision": settled})
         resumed, damaged = self.folder.checkpoint_to_resume(reporter.say)
         tensors, state = files.read(resumed, accelerator.process_index) if resumed else (None, None)
         if state:
@@ -113,14 +131,16 @@ class Trainer:
             if state.epoch > config.run.epochs:
                 raise InputError(f"is {config.run.epochs}, {resumed} has {state.epoch} already", "run.epochs")
         self.loaders = open_loaders(config, accelerator)
-        check_agreement(accelerator, {"the checkpoint": f"{resumed}", "the data": self.loaders.fingerprint})
+        sums = (resumed / MANIFEST).read_text() if resumed and (resumed / MANIFEST).exists() else f"{resumed}"
+        check_agreement(accelerator, {"the checkpoint": sums, "the data": self.loaders.fingerprint})
         if state and state.images != self.loaders.fingerprint:
             raise InputError(f"holds other images than {resumed} was trained on", "data.root")
         check_rules(config, metric_names(config, self.loaders.sequence.factors))
         local_batch = config.data.batch_size // accelerator.num_processes
         if local_batch % config.optim.accumulate:
             raise InputError(f"does not divide the {local_batch} sequences of a process", "optim.accumulate")
-        if local_batch // config.optim.accumulate < 2:
+        alone = accelerator.num_processes == 1 or config.run.batch_statistics == "process"
+        if alone and local_batch // config.optim.accumulate < 2:
             raise InputError("leaves a process one sequence, which batch norm cannot normalise", "data.batch_size")
         accelerator.wait_for_everyone()  # all have read what is moved and dropped now
         if accelerator.is_main_process:
@@ -190,6 +210,7 @@ class Trainer:
             number = self.epoch + 1
             validated = number % self.config.eval.every == 0 or number == self.config.run.epochs
             # an interrupted validation is repeated by the resumed run; only then may the training metrics be read
+            self.interrupts.new_pace()
             metrics = self.learner.validate(self.loaders.validation, self._check_interrupt) if validated else {}
             self._refuse_divergence()
             self.final = self.learner.epoch_metrics() | metrics
@@ -201,6 +222,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         log_every = self.config.run.log_every
         recent = Stopwatch()
+        self.interrupts.new_pace()
         for batch in self.loaders.train.epoch(self.epoch, self.step):
             loss = self.learner.step(batch, self.global_step)
             self.step += 1
@@ -208,7 +230,7 @@ class Trainer:
             recent.count(self.config.data.batch_size)
             self.reporter.advance()
             if self.global_step % log_every == 0:
-                value = loss.item()  # the one host sync of the loop
+                value = self.accelerator.reduce(loss, "mean").item()  # the one host sync of the loop
                 self._refuse_divergence()
                 self._log_step(value, recent)
                 recent.restart()
@@ -282,7 +304,8 @@ class Trainer:
                 bases=folder.bases,
                 figures=folder.figures,
             )
-        except (RuntimeError, ValueError, OSError) as error:  # out of memory, a full disk: no reason to lose the epoch
+        # out of memory, a full disk: no reason to lose the epoch
+        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
             self.reporter.say(f"no sweeps for epoch {self.epoch}: {str(error).splitlines()[0]}")
             metrics, figures = {}, []
         self.seconds += watch.seconds
@@ -324,6 +347,7 @@ class Trainer:
             "commit": self.commit,
             "config": self.config.model_dump(),
         }
+        self.learner.share_buffers()
         checkpoints = self.folder.checkpoints
         partial, final = checkpoints.partial(self.epoch, self.step)
         try:

@@ -179,15 +179,19 @@ _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 @torch.library.custom_op("seqjepa::gather_rows", mutates_args=())
-def _gather_rows(z: Tensor, group: str, size: int) -> Tensor:
-    """Rows of all processes: [..., B, d] to [..., processes * B, d]."""
+def gather_rows(z: Tensor, group: str, size: int) -> Tensor:
+    """Rows of all processes: [..., B, d] to [..., processes * B, d].
+
+    Each process is to compute the same of them: the gradient is its own rows' times the number of processes, which
+    data-parallel training averages away.
+    """
     own = z.movedim(-2, 0).contiguous()
     gathered = own.new_empty((size * own.shape[0], *own.shape[1:]))
     dist.all_gather_into_tensor(gathered, own, group=group_of(group))
     return gathered.movedim(0, -2).contiguous()
 
 
-@_gather_rows.register_fake
+@gather_rows.register_fake
 def _(z, group, size):
     return z.new_empty((*z.shape[:-2], size * z.shape[-2], z.shape[-1]))
 
@@ -202,7 +206,7 @@ def _gather_gradient(ctx, grad):
     return grad.narrow(-2, rank * ctx.rows, ctx.rows) * ctx.size, None, None
 
 
-_gather_rows.register_autograd(_gather_gradient, setup_context=_gather_context)
+gather_rows.register_autograd(_gather_gradient, setup_context=_gather_context)
 
 
 def coding_rate(
@@ -248,7 +252,7 @@ def coding_rate(
     name, size = name_of(group)
     width = z.shape[-1]
     if name and z.shape[-2] * size < width and weights is None:  # fewer rows than a Gram matrix has
-        z, name, size = _gather_rows(z, name, size), "", 1
+        z, name, size = gather_rows(z, name, size), "", 1
     lead = z.shape[:-2]
     if weights is not None:
         lead = torch.broadcast_shapes(lead, weights.shape[:-1])
@@ -332,7 +336,7 @@ def coding_rate_stats(
     name, size = name_of(group)
     rows, width = z.shape[-2] * size, z.shape[-1]
     if name and rows < width:
-        z, name = _gather_rows(z, name, size), ""
+        z, name = gather_rows(z, name, size), ""
     flat = z.reshape(-1, *z.shape[-2:])
     mean, mass = _moments(flat, scale.new_empty(0), center)
     y = _rows(flat, scale.new_empty(0), center, mean)

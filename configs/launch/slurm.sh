@@ -1,6 +1,7 @@
 #!/bin/bash
 # sbatch configs/launch/slurm.sh configs/data/cifar100_aug.yaml configs/tier/paper.yaml configs/variant/baseline.yaml data.root=...
-# A process for each GPU of each node. Preempted or out of time, the job saves, is queued again, and goes on.
+# A process for each GPU of each node. Preempted, the job saves, is queued again, and goes on; out of time
+# it saves, and the same command goes on.
 #SBATCH --job-name=seqjepa
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -118,16 +118,15 @@ def test_two_processes_share_a_run(tiny, tmp_path):
     assert result.stdout.count("gate_pass") == 1
     assert main(tiny("model.dropout=0.0", run="one")) == 0
     one, two = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two"))
-    # the same images in the same batches, each process normalising its half: close, not equal
-    for name in ("ep_loss", "val_loss"):
-        assert two["final"][name] == pytest.approx(one["final"][name], rel=0.1)
+    for name in ("ep_loss", "val_loss"):  # not to the last bits, which grow at this learning rate
+        assert two["final"][name] == pytest.approx(one["final"][name], rel=1e-2)
     assert two["final"].keys() == one["final"].keys()
     folder = tmp_path / "two" / "checkpoints" / "epoch-0002"
     assert {p.name for p in folder.glob("rng-*")} == {"rng-00000.safetensors", "rng-00001.safetensors"}
 
 
 TWO_RANKS = """
-import os, sys, torch
+import copy, os, sys, torch
 from seqjepa.engine.compose import compose
 from seqjepa.engine.environment import build_accelerator, open_loaders
 from seqjepa.engine.learner import Learner
@@ -137,16 +136,20 @@ accelerator = build_accelerator(config.run, config.optim.accumulate)
 loaders = open_loaders(config, accelerator)
 torch.manual_seed(0)
 learner = Learner(config, loaders, accelerator)
-seen = []
+seen, untrained = [], copy.deepcopy(learner.model)
 for step, batch in enumerate(loaders.train.epoch(0)):
     learner.step(batch, step)
+    untrained(batch.views, batch.actions)
     seen.append(batch.index)
+pairs = zip(learner.model.encoder.buffers(), untrained.encoder.buffers())
+strayed = max((a - b).abs().max().item() for a, b in pairs)
 learner.validate(loaders.validation)
 tensors = [*learner.model.state_dict().values(), *learner.probes.state_dict().values()]
 weights = accelerator.gather(torch.cat([t.double().flatten() for t in tensors])[None])
 index = accelerator.gather(torch.cat(seen)[None])
 if accelerator.is_main_process:
     shared = set(index[0].tolist()) & set(index[1].tolist())
+    print("statistics strayed", strayed)
     print("shared images", len(shared), "largest difference", (weights[0] - weights[1]).abs().max().item())
 sys.stdout.flush()
 accelerator.wait_for_everyone()
@@ -154,14 +157,27 @@ os._exit(0)  # gloo's threads may abort an interpreter that is torn down: not wh
 """
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_end_with_one_network(tiny, tmp_path, accumulate):
-    """Each sees other images: only averaged gradients and batch statistics leave the ranks equal."""
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("optim.accumulate=1",),
+        ("optim.accumulate=2",),
+        ("run.batch_statistics=process", "optim.lr=0.0", "optim.min_lr=0.0"),
+    ],
+)
+def test_two_processes_end_with_one_network(tiny, tmp_path, words):
+    """Each sees other images: only averaged gradients and batch statistics leave the ranks equal.
+
+    Where they train nothing, and each keeps statistics of its own, these are those of its own images until they are
+    averaged.
+    """
     script = tmp_path / "ranks.py"
     script.write_text(TWO_RANKS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    result = finish([*command, *tiny(f"optim.accumulate={accumulate}")], ACCELERATE_USE_CPU="1")
+    result = finish([*command, *tiny(*words)], ACCELERATE_USE_CPU="1")
     assert result.returncode == 0, result.stderr
+    if "optim.lr=0.0" in words:
+        assert "statistics strayed 0.0\n" in result.stdout, result.stdout
     assert result.stdout.strip().endswith("shared images 0 largest difference 0.0"), result.stdout
 
 
