@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from seqjepa.engine.compose import read_plain
 from seqjepa.engine.figures import new_figure
 from seqjepa.engine.records import read_rows, write_atomically
 from seqjepa.engine.run_folder import FIXED_SECTIONS, FREE_FIELDS
@@ -24,8 +25,6 @@ from seqjepa.loaders import InputError
 __all__ = ["Group", "Run", "differences", "group", "main", "read_run", "to_markdown"]
 
 METRICS = ("online_linacc_test", "online_r2_test")
-LARGEST_CONFIG = 2**15
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Needed(BaseModel):
@@ -166,12 +165,7 @@ def read_run(path: Path) -> Run:
 
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    text = path.read_text()
-    if len(text) > LARGEST_CONFIG:  # the parser takes minutes for a hundred thousand brackets
-        raise ValueError(f"config.yaml: {len(text)} characters, at most {LARGEST_CONFIG} are read")
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, LOADER)):
-        raise ValueError("config.yaml: aliases are not followed")  # a few lines of them unfold to gigabytes
-    config = yaml.load(text, LOADER)
+    config = read_plain(path.read_text(encoding="utf-8"))
     json.dumps(config, sort_keys=True)  # what runs are grouped by
     Settings.model_validate(config)
     return config

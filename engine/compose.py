@@ -5,6 +5,7 @@ Every error is one line: where the value was set, the field, the value, what is 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import types
 import typing
@@ -20,11 +21,17 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from seqjepa.engine.config import Config
-from seqjepa.loaders import InputError
+from seqjepa.loaders import InputError, shown
 
-__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump"]
+__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read_plain"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # in a checkout and in site-packages alike
+
+
+# of the parser, of its constructors (dates, numbers of thousands of digits), of OmegaConf
+UNREADABLE = (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException)
+LARGEST_CONFIG, MOST_ALIASES = 2**15, 16
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Composed(NamedTuple):
@@ -51,9 +58,21 @@ def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) ->
     Raises:
         InputError: a line for each thing that is wrong.
     """
+    if strange := next((word for word in words if not word.isprintable()), None):
+        raise InputError(f"{shown(strange)}: a word of the command line is one line of text")
+    try:
+        return _compose(words, base)
+    except RecursionError:
+        raise InputError(f"{base[0] if base else ' '.join(words)[:80]}: nested too deeply") from None
+
+
+def _compose(words: list[str], base: tuple[str, dict[str, Any]] | None) -> Composed:
     whole, origins = OmegaConf.create(), {}
-    below = [(base[0], OmegaConf.create(base[1]))] if base else []
-    for label, layer in [*below, *_layers(words)]:
+    layers = [*([base] if base else []), *_layers(words)]
+    for label, plain in layers:
+        if found := next(_texts_with(plain, "${"), None):  # OmegaConf would look it up, in the environment too
+            raise InputError(f"{label}: {found}: '${{' is not looked up; write the value itself")
+        layer = OmegaConf.create(plain)
         if missing := OmegaConf.missing_keys(layer):
             raise InputError(f"{label}: {min(missing)} = '???': a value is missing")
         for field in _leaves(layer):
@@ -81,26 +100,48 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
+def read_plain(text: str) -> Any:
+    """What a YAML text holds; a ValueError for one that would take minutes, or gigabytes, to read."""
+    if len(text) > LARGEST_CONFIG:  # the parser takes minutes for a hundred thousand brackets
+        raise ValueError(f"{len(text)} characters, at most {LARGEST_CONFIG} are read")
+    if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, LOADER)) > MOST_ALIASES:
+        raise ValueError(f"more than {MOST_ALIASES} aliases")  # a few lines of them unfold to gigabytes
+    return yaml.load(text, LOADER)
+
+
+def _texts_with(section: Any, part: str, name: str = "") -> Iterator[str]:
+    """Fields whose name or text holds `part`."""
+    if isinstance(section, (dict, list)):
+        items = section.items() if isinstance(section, dict) else enumerate(section)
+        for key, value in items:
+            yield from _texts_with(value, part, f"{name}.{key}" if name else str(key))
+            if part in str(key):
+                yield shown(name or key)
+    elif isinstance(section, str) and part in section:
+        yield shown(name)
+
+
 def _layers(words: list[str]) -> Iterator[tuple[str, Any]]:
     files = [word for word in words if "=" not in word]
     for name in files:
         path = _find(name)
         try:
+            read_plain(path.read_text(encoding="utf-8"))
             layer = OmegaConf.load(path)
-        except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        except UNREADABLE as error:
             mark = getattr(error, "problem_mark", None)
             line = f" line {mark.line + 1}:" if mark else ""
-            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{name}:{line} not readable as YAML ({problem})") from None
         if not OmegaConf.is_dict(layer):
             raise InputError(f"{name}: must be a mapping of sections, such as `optim: {{lr: 3e-4}}`")
-        yield name, layer
+        yield name, OmegaConf.to_container(layer, resolve=False)
     for word in (word for word in words if "=" in word):
         if not all(word.split("=")[0].split(".")):
             raise InputError(f"override {word}: not of the form section.key=value")
         try:
-            yield f"override {word}", OmegaConf.from_dotlist([word])
-        except (yaml.YAMLError, OmegaConfBaseException):
+            yield f"override {word}", OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False)
+        except UNREADABLE:
             raise InputError(f"override {word}: not of the form section.key=value") from None
 
 
@@ -109,8 +150,9 @@ def _find(name: str) -> Path:
     parts = Path(name).parts
     packaged = CONFIGS.joinpath(*parts[1:] if parts[:1] == ("configs",) else parts)
     for path in (Path(name), packaged):
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            if path.is_file():
+                return path
     stems = [
         f"configs/{p.relative_to(CONFIGS)}" for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name != "accelerate"
     ]
@@ -161,10 +203,10 @@ def _explain(error: dict[str, Any], draft: Composed, merged: dict[str, Any]) -> 
         location, field = _field(location)
         value = _lookup(merged, ".".join(location))
         problem = f"must be {describe(field)}" if field else "must be a section, a mapping of keys to values"
-    dotted = ".".join(location)
-    shown = "" if error["type"] == "missing" else f" = {_short(value)}"
+    dotted = shown(".".join(location))
+    given = "" if error["type"] == "missing" else f" = {_short(value)}"
     origin = next((o for n in range(len(location), 0, -1) if (o := draft.origin(".".join(location[:n])))), None)
-    return f"{origin + ': ' if origin else ''}{dotted}{shown}: {problem}"
+    return f"{origin + ': ' if origin else ''}{dotted}{given}: {problem}"
 
 
 def _lookup(section: Any, field: str | None) -> Any:

@@ -58,10 +58,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        if not self.name.isprintable() or not self.name or "/" in self.name or self.name.startswith("."):
-            raise InputError("must be the name of a folder: a line without / that begins with no dot", "name")
-        if isinstance(self.threads, int) and self.threads < 1:
-            raise InputError("must be auto or at least 1", "threads")
+        if isinstance(self.threads, int) and not 1 <= self.threads <= 1024:
+            raise InputError("must be auto or 1 to 1024", "threads")
         if self.deterministic and self.compile not in ("auto", "none"):
             raise InputError("deterministic=true turns compile off; none or auto is allowed", "compile")
         return self
@@ -78,7 +76,7 @@ class OptimConfig(Section):
     """Learning rate at the end of the cosine."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
-    warmup_epochs: float = Field(default=0.0, ge=0)
+    warmup_epochs: float = Field(default=0.0, ge=0, le=1e6)
     """Epochs of linear warm-up from 0."""
     weight_decay: float = Field(default=1e-3, ge=0)
     """AdamW's, on weight matrices and kernels; never on biases, norms and the AGG token."""

@@ -124,7 +124,9 @@ def _open(path: Path, overrides: list[str], number: int) -> Case:
         found = found.parent / found.readlink()
     try:
         tensors, state = checkpoint_files.read(found, files=("model",))
-        config = compose(overrides, (f"{found}", state.config)).config
+        # where results go is for the user to say, not for the file
+        saved = state.config | {"eval": state.config.get("eval", {}) | {"out": None}}
+        config = compose(overrides, (f"{found}", saved)).config
         action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # of images of any size
         model = build_model(config.model, config.target, action_dim)
         checkpoint_files.load_model(model, tensors["model"])

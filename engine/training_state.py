@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from seqjepa.loaders import InputError
+from seqjepa.loaders import InputError, shown
 from seqjepa.loaders.config import Section
 
 __all__ = ["VERSION", "TrainingState", "read_state"]
@@ -94,6 +94,5 @@ def read_state(path: Path) -> tuple[TrainingState, int]:
         return TrainingState.model_validate(state), found
     except ValidationError as errors:
         error = errors.errors()[0]
-        field = ".".join(map(str, error["loc"]))
-        field = field if field.isprintable() else repr(field)
+        field = shown(".".join(map(str, error["loc"])))
         raise InputError(f"{path}: {field}: {error['msg'].lower()}", "run.resume") from None

@@ -1,6 +1,6 @@
 """From images on disk to (views, actions, labels) on the device."""
 
-__all__ = ["InputError"]
+__all__ = ["InputError", "shown"]
 
 
 class InputError(ValueError):
@@ -14,3 +14,8 @@ class InputError(ValueError):
     def __init__(self, message: str, field: str | None = None):
         super().__init__(message)
         self.field = field
+
+
+def shown(name: object) -> str:
+    """A name of unknown origin, in one line."""
+    return text if (text := str(name)).isprintable() else repr(text)

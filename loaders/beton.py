@@ -21,7 +21,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from seqjepa.loaders import InputError
+from seqjepa.loaders import InputError, shown
 
 __all__ = ["BetonImages", "Sidecar", "file_sha256", "has_ffcv", "open_beton", "sidecar_path"]
 
@@ -91,16 +91,11 @@ def open_beton(folder: Path, dataset: str, split: str) -> tuple[Path, Sidecar]:
         raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root")
     sidecar = Sidecar.read(sidecar_path(path))
     if sidecar.source != dataset:
-        raise InputError(f"{path}: holds {_shown(sidecar.source)}, data.dataset is {dataset}", "data.root")
+        raise InputError(f"{path}: holds {shown(sidecar.source)}, data.dataset is {dataset}", "data.root")
     _check_size(path, sidecar)
     if file_sha256(path) != sidecar.file_sha256:
         raise InputError(f"{path}: damaged, its checksum differs from the sidecar's; write it again", "data.root")
     return path, sidecar
-
-
-def _shown(name: str) -> str:
-    """A name of unknown origin, in one line."""
-    return name if name.isprintable() else repr(name)
 
 
 def _check_size(path: Path, sidecar: Sidecar) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +14,7 @@ WholeRange = Annotated[list[int], Field(min_length=2, max_length=2)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
+PATHS = ("root", "dir", "resume", "compile_cache", "cache", "out")  # fields that name files and folders
 
 # widest that a range of the sequences may be
 RANGES = {
@@ -34,6 +37,28 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        for field, value in self:
+            if isinstance(value, int) and abs(value) >= 2**32:
+                raise InputError("must be less than 2**32", field)
+            if field in PATHS and value is not None:
+                _check_path(value, field)
+            if field == "name" and (not value or not value.isprintable() or "/" in value or value.startswith(".")):
+                raise InputError("must be the name of a folder: a line without / that begins with no dot", field)
+        return self
+
+
+def _check_path(value: str, field: str) -> None:
+    """Refuse what no file can be called."""
+    try:
+        parts = Path(value).expanduser().parts
+        too_long = any(len(os.fsencode(part)) > 255 for part in parts) or len(os.fsencode(value)) > 4000
+    except (ValueError, RuntimeError) as error:  # a character without bytes, a user who is not there
+        raise InputError(f"must be a path ({error})", field) from None
+    if too_long or not value.isprintable():
+        raise InputError("must be a path: printable, and no longer than a file system takes", field)
 
 
 class DataConfig(Section):

@@ -86,7 +86,7 @@ def test_a_printed_config_is_a_config(tmp_path, capsys):
         (["run.seed=4294967296"], ["run.seed = 4294967296", "< 4294967296"]),
         (["run.deterministic=2"], ["run.deterministic = 2", "must be true or false"]),
         (["run.deterministic=true", "run.compile=default"], ["run.compile = 'default'", "turns compile off"]),
-        (["run.threads=0"], ["override run.threads=0", "must be auto or at least 1"]),
+        (["run.threads=0"], ["override run.threads=0", "must be auto or 1 to 1024"]),
         (
             ["data.dataset=imagenet"],
             ["data.dataset = 'imagenet'", "must be digits|cifar10|cifar100|mnist|imagefolder"],
