@@ -137,8 +137,11 @@ def _layers(words: list[str]) -> Iterator[tuple[str, Any]]:
             raise InputError(f"{name}: must be a mapping of sections, such as `optim: {{lr: 3e-4}}`")
         yield name, OmegaConf.to_container(layer, resolve=False)
     for word in (word for word in words if "=" in word):
-        if not all(word.split("=")[0].split(".")):
+        name, _, value = word.partition("=")
+        if not all(name.split(".")):
             raise InputError(f"override {word}: not of the form section.key=value")
+        if " #" in value and value.lstrip()[0] not in "'\"":
+            raise InputError(f"override {word}: {name}: ' #' begins a comment; quotes keep it: {name}='\"...\"'")
         try:
             yield f"override {word}", OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False)
         except UNREADABLE:

@@ -1,8 +1,10 @@
 """Five hundred wrong configs: each ends with 2 and one line that names the field and where it was set."""
 
+import os
 import tempfile
 from pathlib import Path
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -64,3 +66,64 @@ def test_a_wrong_config_is_one_line(capsys, wrong, in_a_file):
     assert printed.err.startswith("error: ")
     assert source in printed.err  # where it was set
     assert name in printed.err.replace(source, "", 1)
+
+
+BOMB = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 9)}]" for n in range(9))
+STRANGE = [
+    "run: {name: '${oc.env:HOME}'}",
+    "run: {name: '${data.name}'}",
+    "run: {name: '${'}",
+    'run: {name: !!timestamp "2020-13-45"}',
+    "run: {epochs: !!int abc}",
+    "run: {epochs: " + "9" * 5000 + "}",
+    "run: {overwrite: !!bool x}",
+    "run: {name: !!binary aGVsbG8=}",
+    "run: !!python/object/apply:os.system [exit]",
+    "run: " + "[" * 300 + "]" * 300,
+    "run: {name: '???'}",
+    "run: {epochs: 1, epochs: 2}",
+    "run: {<<: 3}",
+    'run: {"a\\nb": 1}',
+    '"a\\nb": 1',
+    "&x {name: *x}",
+    "1: {2: 3}",
+    "[1, 2]",
+    "text",
+    "a: " + "x" * 40_000,
+    BOMB,
+]
+
+
+@pytest.mark.parametrize("text", STRANGE, ids=lambda text: text[:30])
+def test_strange_yaml_is_one_line(tmp_path, refused, text):
+    """Nothing is looked up, run, or unfolded."""
+    path = tmp_path / "strange.yaml"
+    path.write_text(text)
+    refused(["configs/smoke.yaml", str(path)], "strange.yaml")
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("run.epochs=${oc.env:HOME}", ["run.epochs", "'${' is not looked up"]),
+        ("run.name=" + "[" * 2000, ["nested too deeply"]),
+        ("run.name=a\nb", ["one line of text"]),
+        ("run.dir=" + "y" * 300, ["run.dir", "no longer than a file system takes"]),
+        ('run.dir="a\\0b"', ["run.dir", "printable"]),
+        ('data.root="\\ud800"', ["data.root", "must be a path"]),
+        ("control.cache=~nobody-of-this-name/x", ["control.cache", "must be a path"]),
+        ("run.dir=/tmp/x #1", ["run.dir", "begins a comment"]),
+        ("data.name=../x", ["data.name", "must be the name of a folder"]),
+        ("run.threads=100000000", ["run.threads", "1 to 1024"]),
+        ("model.predictor_hidden=99999999999999999999", ["model.predictor_hidden", "less than 2**32"]),
+        ("x" * 5000 + ".yaml", ["no such config file"]),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_strange_words_are_one_line(refused, word, parts):
+    refused(["configs/smoke.yaml", word], *parts)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path, refused):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    refused([str(tmp_path / "pipe.yaml")], "no such config file")
