@@ -63,7 +63,8 @@ def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) ->
     try:
         return _compose(words, base)
     except RecursionError:
-        raise InputError(f"{base[0] if base else ' '.join(words)[:80]}: nested too deeply") from None
+        given = ", ".join([*([base[0]] if base else []), *(word[-100:] for word in words)])
+        raise InputError(f"{given}: nested too deeply") from None
 
 
 def _compose(words: list[str], base: tuple[str, dict[str, Any]] | None) -> Composed:
