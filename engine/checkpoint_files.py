@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seqjepa.engine.manifest import MANIFEST, Damaged, seal, verify
-from seqjepa.engine.records import to_json
+from seqjepa.engine.records import naming, to_json
 from seqjepa.engine.training_state import VERSION, TrainingState, read_state
-from seqjepa.loaders import InputError
+from seqjepa.loaders import InputError, shown
 
 __all__ = ["check", "load_model", "read", "restore", "write"]
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 METRIC_BANKS = ("train_losses", "train_metrics")
 
 
@@ -58,6 +60,9 @@ def read(
     """
     state = check(path)
     try:
+        for name in files:
+            if not (path / f"{name}.safetensors").is_file():
+                raise ValueError(f"{name}.safetensors is missing")
         tensors = {name: load_file(path / f"{name}.safetensors") for name in files}
         generators = path / f"rng-{rank:05d}.safetensors"
         tensors["rng"] = load_file(generators) if generators.is_file() else {}
@@ -65,8 +70,10 @@ def read(
         raise Damaged(f"{path}: not a readable checkpoint ({error})", "run.resume") from None
     for file, entries in tensors.items():
         for name, tensor in entries.items():
+            if tensor.dtype not in DTYPES:
+                raise InputError(f"{path}: {file} {shown(name)} is {tensor.dtype}", "run.resume")
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise InputError(f"{path}: {file} {name} is not finite", "run.resume")
+                raise InputError(f"{path}: {file} {shown(name)} is not finite", "run.resume")
     return tensors, state
 
 
@@ -102,7 +109,8 @@ def write(folder: Path, learner: Any, accelerator: Accelerator, state: dict[str,
     if accelerator.is_main_process:
         for file, entries in tensors.items():
             _save(entries, folder / f"{file}.safetensors")
-        (folder / "state.json").write_text(to_json({"version": VERSION, **state}, indent=1) + "\n")
+        with naming(folder / "state.json"):
+            (folder / "state.json").write_text(to_json({"version": VERSION, **state}, indent=1) + "\n")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         seal(folder)
@@ -111,7 +119,8 @@ def write(folder: Path, learner: Any, accelerator: Accelerator, state: dict[str,
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     """On the CPU, dense and in the standard layout, as safetensors asks."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    with naming(path):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
@@ -137,7 +146,11 @@ def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str,
     except RuntimeError as error:
         raise InputError(f"its tensors are not this network's ({str(error).splitlines()[0]})", "run.resume") from None
     learner.device_step.fill_(step)
-    load_rng(tensors["rng"])
+    try:
+        load_rng(tensors["rng"])
+    except (RuntimeError, ValueError, TypeError, OverflowError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"its generators' state is none ({reason})", "run.resume") from None
 
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -146,7 +159,7 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in own | found:
         if own.get(name) != found.get(name):
-            difference = f"{name} is {found.get(name, 'missing')}, the config asks for {own.get(name, 'none')}"
+            difference = f"{shown(name)} is {found.get(name, 'missing')}, the config asks for {own.get(name, 'none')}"
             raise InputError(f"its tensors are not this network's ({difference})", "run.resume")
     model.load_state_dict(tensors)
 
@@ -166,17 +179,36 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, prefi
     }
 
 
+ENTRIES = ("step", "exp_avg", "exp_avg_sq", "ema")  # of AdamW's state, and of the teacher's average
+
+
 def load_optimizer(
     optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
 ) -> None:
-    """The reverse of `optimizer_tensors`; entries take their parameter's device and layout."""
+    """The reverse of `optimizer_tensors`; entries take their parameter's device and layout.
+
+    Optimisers believe their state: torch's fused Adam writes beyond an entry that is too short. So all is compared.
+    """
+    found = {name for name in tensors if name.startswith(f"{prefix}.")}
+    if optimizer.param_groups and not found:
+        raise InputError(f"{prefix} has no state", "run.resume")
     for name, parameter in module.named_parameters():
-        for entry, value in _under(f"{prefix}.{name}.", tensors).items():
-            if value.shape == parameter.shape:
-                moved = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
+        entries = _under(f"{prefix}.{name}.", tensors)
+        if entries and not {"step", "exp_avg", "exp_avg_sq"} <= entries.keys() <= {*ENTRIES}:
+            raise InputError(f"{prefix} of {name} has {', '.join(map(shown, sorted(entries)))}", "run.resume")
+        for entry, value in entries.items():
+            shape = () if entry == "step" else tuple(parameter.shape)
+            if tuple(value.shape) != shape or value.dtype not in FLOATS:
+                given = f"{tuple(value.shape)} of {value.dtype}"
+                raise InputError(f"{prefix} of {name}: {entry} is {given}, not {shape} of floats", "run.resume")
+            if entry == "step":
+                moved = value.to(parameter.device) if optimizer.defaults.get("fused") else value
             else:
-                moved = value.to(parameter.device) if entry == "step" and optimizer.defaults.get("fused") else value
+                moved = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
             optimizer.state[parameter][entry] = moved.detach()
+            found.discard(f"{prefix}.{name}.{entry}")
+    if found:
+        raise InputError(f"{shown(min(found))} belongs to nothing here", "run.resume")
 
 
 def rng_tensors() -> dict[str, Tensor]:
@@ -198,6 +230,8 @@ def load_rng(state: dict[str, Tensor]) -> None:
         random.setstate((3, tuple(state["python"].tolist()), None))
     if "numpy" in state:
         *keys, position = state["numpy"].tolist()
+        if len(keys) != 624 or not 0 <= position <= 624:
+            raise ValueError("numpy's is of another size")
         np.random.set_state(("MT19937", np.array(keys, np.uint32), position))
     if "torch" in state:
         torch.set_rng_state(state["torch"])

@@ -85,17 +85,14 @@ class Checkpoints:
             shutil.rmtree(partial)
         else:
             os.replace(partial, final)
-        link = self.folder / "best"
         if best:
-            fresh = self.folder / f".best-{os.getpid()}"
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(final.name)
-            os.replace(fresh, link)
+            self._link_best(final.name)
         to_disk(self.folder)  # before others go
+        link = self.folder / "best"
         kept = [final, *self.all()[-self.keep :]]
         for path in self.all():
             if path not in kept and path.name != (os.readlink(link) if link.is_symlink() else None):
-                shutil.rmtree(path)
+                self._drop(path)
         shutil.rmtree(self.folder / f"damaged-{final.name}", ignore_errors=True)
 
     def set_aside(self, damaged: list[Path]) -> None:
@@ -109,23 +106,45 @@ class Checkpoints:
         """Drop what lies after a position that the run goes back to, and point `best` at what was best by then."""
         for path in self.all():
             if _position(path) > (epoch, step):
-                shutil.rmtree(path)
-        for path in self.folder.glob(".partial-*"):  # left by a process that was killed while it wrote
-            shutil.rmtree(path)
-        link = self.folder / "best"
+                self._drop(path)
+        self._sweep()
         best = self.folder / f"epoch-{best_epoch:04d}"
-        if link.is_symlink() and os.readlink(link) != best.name:
+        if best.is_dir():
+            self._link_best(best.name)
+        elif (link := self.folder / "best").is_symlink():
             link.unlink()
-            if best.is_dir():
-                link.symlink_to(best.name)
 
     def clear(self) -> None:
         """Drop all of them, and nothing else that stands there."""
-        for pattern in ("epoch-*", "damaged-epoch-*", ".partial-epoch-*"):
-            for path in self.folder.glob(pattern):
-                if NAME.fullmatch(path.name[path.name.index("epoch-") :]):
-                    shutil.rmtree(path)
+        damaged = [path for path in self.folder.glob("damaged-epoch-*") if NAME.fullmatch(path.name[8:])]
+        for path in [*self.all(), *damaged]:
+            self._drop(path)
+        self._sweep()
         (self.folder / "best").unlink(missing_ok=True)
+
+    def _link_best(self, name: str) -> None:
+        link, fresh = self.folder / "best", self.folder / ".best"
+        if link.is_dir() and not link.is_symlink():  # as some copies of a run have it
+            self._drop(link)
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(name)
+        os.replace(fresh, link)
+
+    def _drop(self, path: Path) -> None:
+        """Delete a folder, under a name that is no checkpoint's, for it may be left half done."""
+        if path.is_symlink():
+            path.unlink()
+            return
+        going = self.folder / f".partial-{path.name}-dropped"
+        shutil.rmtree(going, ignore_errors=True)
+        os.replace(path, going)
+        shutil.rmtree(going)
+
+    def _sweep(self) -> None:
+        """Delete what a process left that was killed while it wrote or deleted."""
+        for path in self.folder.glob(".partial-*"):
+            shutil.rmtree(path)
+        (self.folder / ".best").unlink(missing_ok=True)
 
 
 def _position(path: Path) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
+from pydantic import TypeAdapter
 
 from seqjepa.engine.config import Config
 from seqjepa.engine.config_method import SIGRegConfig, VICRegConfig
@@ -69,6 +70,9 @@ def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> s
         "code": hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+METRICS = TypeAdapter(dict[str, float | None])  # of the cache; null is NaN
 
 
 def untrained_control(
@@ -135,7 +139,9 @@ def _without_terms(config: Config) -> Config:
 def _read(path: Path) -> dict[str, float] | None:
     """A cached control, NaN where null stands; None if there is none or it was cut short."""
     try:
-        metrics = json.loads(path.read_text())
-    except (OSError, ValueError):
+        metrics = METRICS.validate_json(path.read_bytes(), strict=True) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    if metrics is None:
         return None
     return {name: math.nan if value is None else value for name, value in metrics.items()}

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from seqjepa.loaders import shown
+
 __all__ = ["LOST_TOUCH", "bus_errors_answered", "explain"]
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
@@ -28,11 +30,11 @@ def explain(error: BaseException, batch: str) -> str | None:
         batch: its batch size and micro-batches, in words.
     """
     text = (str(error).splitlines() or [""])[0]
-    if isinstance(error, OSError) and error.errno in STORAGE:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"cannot write: {where}{os.strerror(error.errno)}"
+    if isinstance(error, OSError) and error.errno and (error.filename or error.errno in STORAGE):
+        where = f"{shown(error.filename)}: " if error.filename else ""
+        return f"cannot read or write: {where}{os.strerror(error.errno)}"
     if isinstance(error, SafetensorError) and "os error" in text.lower():
-        return f"cannot write: {text}"
+        return f"cannot read or write: {text}"
     memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if memory or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)):
         return f"out of memory with {batch}; a larger optim.accumulate keeps the batch and needs less"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 from pathlib import Path
 
-from seqjepa.engine.records import to_json
+from seqjepa.engine.records import naming, to_json
 from seqjepa.loaders import InputError
 from seqjepa.loaders.beton import file_sha256
 
@@ -15,6 +16,8 @@ __all__ = ["MANIFEST", "Damaged", "seal", "verify"]
 
 MANIFEST = "manifest.json"
 NAMES = re.compile(r"(model|probes|trainer|rng-\d{5})\.safetensors|state\.json")
+
+NEEDED = ("model.safetensors", "probes.safetensors", "trainer.safetensors", "rng-00000.safetensors", "state.json")
 
 
 class Damaged(InputError):
@@ -26,7 +29,8 @@ def seal(folder: Path) -> None:
     entries = {
         path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(folder.iterdir())
     }
-    (folder / MANIFEST).write_text(to_json(entries, indent=1) + "\n")
+    with naming(folder / MANIFEST):
+        (folder / MANIFEST).write_text(to_json(entries, indent=1) + "\n")
     for path in [*folder.iterdir(), folder]:
         to_disk(path)
 
@@ -47,11 +51,13 @@ def verify(folder: Path) -> None:
         Damaged: names the first file that is missing, of another size, or changed.
     """
     try:
+        if not (folder / MANIFEST).is_file():  # a pipe would never end
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         entries = json.loads((folder / MANIFEST).read_text())
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in entries.items()}
     except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise Damaged(f"{folder / MANIFEST}: not a readable manifest ({_reason(error)})", "run.resume") from None
-    for needed in ("model.safetensors", "probes.safetensors", "trainer.safetensors", "state.json"):
+    for needed in NEEDED:
         if needed not in expected:
             raise Damaged(f"{folder / MANIFEST}: does not list {needed}", "run.resume")
     for name, (size, sha256) in expected.items():
@@ -62,7 +68,11 @@ def verify(folder: Path) -> None:
             raise Damaged(f"{path}: missing", "run.resume")
         if path.stat().st_size != size:
             raise Damaged(f"{path}: {path.stat().st_size} bytes, the manifest says {size}", "run.resume")
-        if file_sha256(path) != sha256:
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise Damaged(f"{path}: cannot be read ({error.strerror})", "run.resume") from None
+        if found != sha256:
             raise Damaged(f"{path}: changed, its checksum is not the manifest's", "run.resume")
 
 

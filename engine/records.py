@@ -6,10 +6,14 @@ import contextlib
 import json
 import math
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MetricsFile", "read_rows", "to_json", "write_atomically"]
+from safetensors import SafetensorError
+
+__all__ = ["MetricsFile", "naming", "read_rows", "to_json", "write_atomically"]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -27,12 +31,30 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by its new text, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with naming(path), partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # there only if something failed
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the disk, within it, knows the file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +98,7 @@ class MetricsFile:
 
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        with self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.write(to_json(row) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import re
 import secrets
@@ -51,6 +52,7 @@ class RunFolder:
         self.path = Path(config.run.dir or f"runs/{config.run.name}").expanduser()
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self._held: int | None = None  # file descriptor of the lock
+        self._stood = False  # whether the folder was there when this run began to look at it
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
         self._tracker_id = self.path / "tracker-id"
@@ -59,7 +61,8 @@ class RunFolder:
         self.bases = self.path / "diagnostics"
 
     def __enter__(self) -> RunFolder:
-        if self.path.is_dir():
+        self._stood = self.path.is_dir()
+        if self._stood:
             self._lock()
         return self
 
@@ -89,7 +92,10 @@ class RunFolder:
     @property
     def last_good(self) -> str:
         """Where a run that fails can go on from, in words."""
-        newest = self.checkpoints.newest()
+        try:
+            newest = self.checkpoints.newest()
+        except OSError as error:
+            return f"{self.checkpoints.folder} cannot be listed ({error.strerror})"
         return f"last good checkpoint: {newest}; run.resume=auto goes on from there" if newest else "nothing was saved"
 
     def checkpoint_to_resume(self, say: Callable[[str], None]) -> tuple[Path | None, list[Path]]:
@@ -151,6 +157,10 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
+            if not self._stood and (self.checkpoints.newest() or self.metrics.exists()):
+                raise InputError(f"{self.path}: another run has been in it since this one began", "run.dir")
+            for folder in (self.checkpoints.folder, self.figures):
+                folder.mkdir(exist_ok=True)
             self.checkpoints.set_aside(damaged)
             if own:
                 self.checkpoints.rewind(state.epoch, state.step, state.best.epoch)
@@ -162,12 +172,15 @@ class RunFolder:
                 write_atomically(self._tracker_id, state.wandb_id)
             elif not self._tracker_id.exists():  # from the start: a run that is killed before it saves keeps it too
                 write_atomically(self._tracker_id, secrets.token_hex(4))
-            if resumed and not own and (earlier := resumed.resolve().parent.parent / "metrics.jsonl").is_file():
-                shutil.copyfile(earlier, self.metrics)  # the epochs before; what lies after them is dropped later
+            if resumed and not own and resumed.resolve().parent.name == "checkpoints":
+                earlier = resumed.resolve().parent.parent / "metrics.jsonl"
+                if earlier.is_file():  # the epochs before; what lies after them is dropped later
+                    shutil.copyfile(earlier, self.metrics)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})", "run.dir") from None
+            place = error.filename or self.path
+            raise InputError(f"{place}: cannot be written ({error.strerror})", "run.dir") from None
 
-    @property
+    @functools.cached_property
     def tracker_id(self) -> str:
         """The run's id in W&B, the same over all restarts.
 
@@ -181,7 +194,9 @@ class RunFolder:
 
     def _clear(self) -> None:
         if self.checkpoints.newest() or self.metrics.exists():
-            if not self.config.run.overwrite and self.config.run.resume != "auto":
+            # metrics alone may be those that a run which goes on from elsewhere began with
+            kept = self.checkpoints.newest() or self.config.run.resume == "none"
+            if kept and not self.config.run.overwrite and self.config.run.resume != "auto":
                 raise InputError(
                     f"{self.path} holds a run: run.resume=auto continues it, run.overwrite=true replaces it, "
                     "another run.name or run.dir keeps both",

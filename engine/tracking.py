@@ -62,9 +62,11 @@ class Trackers:
             except Exception as error:  # wandb's errors for a missing key, network or project share no base
                 accelerator.trackers = []  # the one that failed stands there half made
                 _leave_wandb()
-                if mode != "online":
-                    raise
-                say(f"W&B cannot go online ({_line(error)}); this run is tracked offline")
+                if mode == "online":
+                    say(f"W&B cannot go online ({_line(error)}); this run is tracked offline")
+                else:
+                    say(f"trackers cannot start ({_line(error)}); the run goes on without them")
+                    wanted.clear()
         self.tensorboard = None
         if "tensorboard" in wanted and accelerator.is_main_process:
             accelerator.get_tracker("tensorboard").store_init_configuration(_flat(config.model_dump()))

@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         from seqjepa.engine.trainer import train
 
         return train(composed.config, PARENT)
+    except KeyboardInterrupt:  # afterwards the run listens to it itself
+        print("interrupted by SIGINT: nothing was trained", file=sys.stderr)
+        return 130
     except InputError as error:
         for line in str(error).splitlines():
             print(f"error: {_located(line, error.field, composed)}", file=sys.stderr)

@@ -358,7 +358,7 @@ class Trainer:
                 checkpoints.publish(partial, final, best=best)
         finally:
             if self.accelerator.is_main_process:
-                shutil.rmtree(partial, ignore_errors=True)  # there only if the disk is full
+                shutil.rmtree(partial, ignore_errors=True)  # there only if something failed
         return final
 
     def save_interrupted(self) -> str:
@@ -370,6 +370,8 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, dict[str, Any]], state: TrainingState) -> None:
         self.epoch, self.step = state.epoch, state.step
+        if self.step > self.learner.steps_per_epoch:
+            raise InputError(f"is at step {self.step} of {self.learner.steps_per_epoch}", "run.resume")
         self.best, self.final = state.best.model_dump(), state.final
         self.patience.load(state.patience.model_dump())
         self.seconds, self.train_seconds = state.seconds, state.train_seconds
@@ -396,7 +398,7 @@ class Trainer:
                 "commit": self.commit,
                 "timing": {
                     "seconds": self.seconds,
-                    "sequences_per_second": sequences / self.train_seconds,
+                    "sequences_per_second": sequences / max(self.train_seconds, 1e-9),
                     "hardware": hardware(self.accelerator),
                     "versions": versions(),
                 },

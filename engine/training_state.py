@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
+from seqjepa.engine.manifest import Damaged
 from seqjepa.loaders import InputError, shown
 from seqjepa.loaders.config import Section
 
@@ -73,13 +76,16 @@ def read_state(path: Path) -> tuple[TrainingState, int]:
     """The record at `path`, brought to the present version, and the version that it had.
 
     Raises:
+        Damaged: it cannot be read.
         InputError: it is not a record, or of a version that there is no way from.
     """
     try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         state = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise InputError(f"{path}: not readable ({reason})", "run.resume") from None
+        raise Damaged(f"{path}: not readable ({reason})", "run.resume") from None
     found = state.get("version") if isinstance(state, dict) else None
     known = sorted([*MIGRATIONS, VERSION])
     if type(found) is not int or found not in known:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import math
 import queue
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -58,12 +59,36 @@ class Sidecar:
             InputError: it is missing or not a sidecar.
         """
         try:
+            if path.exists() and not path.is_file():  # a pipe would never end
+                raise ValueError("not a file")
             return TypeAdapter(cls).validate_json(path.read_bytes(), strict=True)
         except FileNotFoundError:
             raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root") from None
         except (OSError, ValueError, RecursionError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
             raise InputError(f"{path}: not a sidecar ({reason})", "data.root") from None
+
+    def problem(self, split: str, count: int | None) -> str | None:
+        """What is wrong with it, in words, beside a beton of `count` images that is to be of `split`."""
+        statistics = len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, self.mean + self.std))
+        if self.version != 1:
+            return f"its sidecar is of version {self.version}, 1 can be read"
+        if self.split != split:
+            return f"its sidecar says that it is the {shown(self.split)} split"
+        if not 0 < self.count < 2**40 or self.count != count:
+            return f"it holds {count} images, its sidecar says {self.count}"
+        if len(self.image_size) != 2 or min(self.image_size) < 1 or not self.classes:
+            return "its sidecar has no image size, or no classes"
+        if not statistics or min(self.std) <= 0:
+            return "its sidecar's mean and std are not three numbers each, or a std is not above 0"
+        return None
+
+
+def _header_count(path: Path) -> int | None:
+    """Number of images by the header of a beton, in FFCV's layout; None where there is no header."""
+    with path.open("rb") as file:
+        header = file.read(16)  # uint16 version, uint16 fields, uint32 page size, uint64 samples
+    return int.from_bytes(header[8:16], "little") if len(header) == 16 else None
 
 
 def sidecar_path(beton: Path) -> Path:
@@ -90,6 +115,8 @@ def open_beton(folder: Path, dataset: str, split: str) -> tuple[Path, Sidecar]:
     if not path.is_file():
         raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root")
     sidecar = Sidecar.read(sidecar_path(path))
+    if problem := sidecar.problem(split, _header_count(path)):
+        raise InputError(f"{path}: {problem}; write it again", "data.root")
     if sidecar.source != dataset:
         raise InputError(f"{path}: holds {shown(sidecar.source)}, data.dataset is {dataset}", "data.root")
     _check_size(path, sidecar)

@@ -6,12 +6,14 @@ import hashlib
 import os
 import random
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from seqjepa.loaders import InputError
+from seqjepa.loaders import InputError, shown
 
 __all__ = ["Images", "Layout", "find_layout", "read_images"]
 
@@ -26,6 +28,7 @@ STATISTICS = {
 # side and number of classes that a dataset of this name has
 SHAPES = {"digits": (24, 10), "cifar10": (32, 10), "cifar100": (32, 100), "mnist": (28, 10)}
 DIGITS_TEST = 359  # a fifth
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")  # others could start programs, as PostScript does
 TOO_LARGE = "images of up to 89 million pixels are read"  # Pillow's bound, against files that unpack to gigabytes
 
 
@@ -80,6 +83,8 @@ def find_layout(dataset: str, root: str | None) -> Layout:
     if path.suffix == ".beton":
         if not path.is_file():
             raise InputError(f"{root}: no such file", "data.root")
+        if path.name not in ("train.beton", "test.beton"):
+            raise InputError(f"{root}: betons are read as a pair, train.beton and test.beton", "data.root")
         return Layout("beton", path.parent)
     if (path / "train.beton").exists() or (path / "test.beton").exists():
         return Layout("beton", path)
@@ -157,22 +162,24 @@ def _read_imagefolder(dataset: str, folder: Path) -> Images:
 
     def decode(path: str) -> np.ndarray:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                    raise InputError(f"{path}: {image.width}x{image.height} pixels; {TOO_LARGE}", "data.root")
-                if image.mode.startswith(("I", "F")):
-                    raise InputError(f"{path}: {image.mode} pixels; 8 bits a channel are allowed", "data.root")
+                    raise InputError(f"{shown(path)}: {image.width}x{image.height} pixels; {TOO_LARGE}", "data.root")
+                if image.mode.startswith(("I", "F")) or _is_deep(image):
+                    raise InputError(f"{shown(path)}: {image.mode} pixels; 8 bits a channel are allowed", "data.root")
                 return np.asarray(image.convert("RGB"))
         except InputError:
             raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise InputError(f"{path}: {TOO_LARGE}", "data.root") from None
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow's plugins raise all three
-            raise InputError(f"{path}: not a readable image ({error})", "data.root") from None
+        except Image.DecompressionBombError:
+            raise InputError(f"{shown(path)}: {TOO_LARGE}", "data.root") from None
+        except Exception as error:  # Pillow's plugins raise whatever they like
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{shown(path)}: not a readable image ({reason})", "data.root") from None
 
     paths = [path for path, _ in listing.samples]
     _tell_of_others(folder, paths)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error, of one line
         decoded = pool.map(decode, paths)
         first = next(decoded)
         try:
@@ -193,12 +200,21 @@ def _read_imagefolder(dataset: str, folder: Path) -> Images:
     return Images(dataset, pixels, np.asarray(listing.targets, np.int64), listing.classes)
 
 
+def _is_deep(image: Any) -> bool:
+    """Whether an image in a mode of 8 bits a channel has 16, which Pillow would cut."""
+    for codec, _, _, args in image.tile:
+        mode, *rest = args if isinstance(args, tuple) else (args,)
+        if ";16" in str(mode) or (codec == "ppm" and rest and rest[0] > 255):  # there, the largest value
+            return True
+    return False
+
+
 def _tell_of_others(folder: Path, taken: list[str]) -> None:
     """Say how many files of a split are passed over, because they do not bear an image's name in a class's folder."""
     found = {os.path.join(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names}
     if others := sorted(found - set(taken)):
-        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        print(f"{folder}: {len(taken)} images; {len(others)} other files passed over: {shown}", file=sys.stderr)
+        some = ", ".join(map(shown, others[:3])) + (", ..." if len(others) > 3 else "")
+        print(f"{folder}: {len(taken)} images; {len(others)} other files passed over: {some}", file=sys.stderr)
 
 
 def _read_torchvision(dataset: str, root: Path, split: str, download: bool) -> Images:

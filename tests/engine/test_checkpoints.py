@@ -1,16 +1,19 @@
 """Damage to a checkpoint is found, named and survived; what is no checkpoint is refused in one line."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from seqjepa.engine import checkpoint_files
+from seqjepa.engine import checkpoint_files, manifest
 from seqjepa.engine.checkpoints import Checkpoints
 from seqjepa.engine.manifest import seal
 from seqjepa.engine.records import read_rows
@@ -165,3 +168,120 @@ def test_a_hostile_record_is_refused(copy, field, value):
     finally:
         (path / "state.json").write_text(original)
         seal(path)
+
+
+def step_of(state):
+    state["step"] = 10**9
+
+
+def epoch_of(state):
+    state["epoch"] = 2**63
+
+
+def secret_of(state):
+    state["config"]["data"]["name"] = "${oc.env:PLANTED}"
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [(step_of, "step 1000000000 of 5"), (epoch_of, "less than 2**32"), (secret_of, "'${' is not looked up")],
+)
+def test_a_record_is_not_believed(copy, tiny, capsys, monkeypatch, change, part):
+    """Its checksum is right: somebody wrote it so."""
+    monkeypatch.setenv("PLANTED", "c0ffee")
+    newest = copy / "checkpoints" / "epoch-0003"
+    state = json.loads((newest / "state.json").read_text())
+    change(state)
+    (newest / "state.json").write_text(json.dumps(state))
+    refuse_resealed(newest, tiny, capsys, part)
+
+
+def halved(tensors, name):
+    tensors[name] = tensors[name].flatten()[:1].clone()
+
+
+def gone(tensors, name):
+    del tensors[name]
+
+
+def whole_numbers(tensors, name):
+    tensors[name] = tensors[name].to(torch.int64)
+
+
+def other_optimizer(tensors, name):
+    for key in [key for key in tensors if key.startswith("optimizer.")]:
+        del tensors[key]
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "change", "part"),
+    [
+        ("trainer", "probe_optimizer.{}.exp_avg", halved, "exp_avg is (1,) of torch.float32, not ("),
+        ("trainer", "probe_optimizer.{}.exp_avg", gone, "has exp_avg_sq, step"),
+        ("trainer", "probe_optimizer.{}.exp_avg_sq", whole_numbers, "of torch.int64, not ("),
+        ("trainer", "", other_optimizer, "optimizer has no state"),
+        ("rng-00000", "numpy", halved, "generators' state is none"),
+        ("rng-00000", "python", halved, "generators' state is none"),
+        ("rng-00000", "torch", halved, "generators' state is none"),
+    ],
+)
+def test_tensors_are_not_believed(copy, tiny, capsys, file, name, change, part):
+    """torch's fused Adam, for one, writes beyond a state that is too short."""
+    newest = copy / "checkpoints" / "epoch-0003"
+    tensors = load_file(newest / f"{file}.safetensors")
+    if "{}" in name:
+        name = max(key for key in tensors if key.startswith("probe_optimizer.") and key.endswith(name.split("}")[1]))
+    change(tensors, name)
+    save_file(tensors, newest / f"{file}.safetensors")
+    refuse_resealed(newest, tiny, capsys, part)
+
+
+def refuse_resealed(checkpoint: Path, tiny, capsys, part: str) -> None:
+    (checkpoint / "manifest.json").unlink()
+    seal(checkpoint)
+    words = ("run.epochs=4", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    capsys.readouterr()
+    assert main(tiny(*words)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert part in error
+    assert "c0ffee" not in error
+
+
+def test_a_checkpoint_that_the_disk_cannot_read(copy, tiny, capsys, monkeypatch):
+    """The one before it is taken."""
+    broken = copy / "checkpoints" / "epoch-0003" / "model.safetensors"
+    original = manifest.file_sha256
+
+    def read(path):
+        if path == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path)
+
+    monkeypatch.setattr(manifest, "file_sha256", read)
+    words = ("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    assert main(tiny(*words)) == 0
+    printed = capsys.readouterr().out
+    assert f"damaged checkpoint passed over: {broken}: cannot be read (Input/output error)" in printed
+    assert f"resumed from {copy / 'checkpoints' / 'epoch-0002'}" in printed
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(copy, tiny, capsys):
+    for name in ("manifest.json", "model.safetensors"):
+        path = copy / "checkpoints" / f"epoch-000{2 if name == 'manifest.json' else 3}" / name
+        path.unlink()
+        os.mkfifo(path)
+    words = ("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    assert main(tiny(*words)) == 0
+    assert f"resumed from {copy / 'checkpoints' / 'epoch-0001'}" in capsys.readouterr().out
+
+
+def test_best_as_a_folder(copy, tiny):
+    """As copies by some tools have it."""
+    link = copy / "checkpoints" / "best"
+    best = os.readlink(link)
+    link.unlink()
+    shutil.copytree(copy / "checkpoints" / best, link)
+    words = ("run.epochs=4", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    assert main(tiny(*words)) == 0
+    assert os.readlink(link) == "epoch-0004"  # the loss still falls

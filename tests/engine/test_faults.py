@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from seqjepa.engine import trainer
 from seqjepa.engine.checkpoints import find_checkpoint
 from seqjepa.engine.learner import Learner
-from seqjepa.engine.records import read_rows
+from seqjepa.engine.records import MetricsFile, read_rows
 from seqjepa.engine.train import main
 
 TRAIN = (sys.executable, "engine/train.py")
@@ -44,7 +46,8 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
     yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+    while os.path.ismount(disk):  # a test may have mounted over it
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def fill(disk: Path, leave: int) -> Path:
@@ -65,16 +68,36 @@ def test_disk_full_while_a_checkpoint_is_written(tiny, small_disk, whole, capsys
     capsys.readouterr()
     assert main([*words, "checkpoint.keep=9"]) == 4
     printed = capsys.readouterr().out
-    last = [line for line in printed.splitlines() if "cannot write" in line]
+    last = [line for line in printed.splitlines() if "cannot read or write: " in line]
     assert len(last) == 1
-    assert "No space left on device" in last[0]
+    assert re.search(r"checkpoints/\S+: No space left on device", last[0]), last[0]
     good = find_checkpoint(small_disk / "run")
     assert f"last good checkpoint: {good}" in last[0]
-    assert not list((small_disk / "run" / "checkpoints").glob(".partial*"))
+    assert not list((small_disk / "run").rglob(".*partial*"))
     ballast.unlink()
     assert main([*words, "checkpoint.keep=9"]) == 0
     assert "damaged" not in capsys.readouterr().out
     assert weights(small_disk / "run") == weights(whole)
+
+
+@needs_root
+def test_disk_full_while_metrics_are_written(tiny, small_disk, capsys, monkeypatch):
+    words = tiny("run.epochs=4", f"run.dir={small_disk / 'run'}")
+    original = MetricsFile.append
+
+    def append(self, row):
+        if row["epoch"] == 3:
+            fill(small_disk, 0)
+        original(self, row | {f"filler_{number}": 0.0 for number in range(1000)})
+
+    monkeypatch.setattr(MetricsFile, "append", append)
+    assert main(words) == 4
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"cannot read or write: {small_disk}/run/metrics.jsonl: No space left on device; last good ")
+    (small_disk / "ballast").unlink()
+    monkeypatch.undo()
+    assert main([*words, "run.resume=auto"]) == 0
+    assert [row["epoch"] for row in read_rows(small_disk / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 @needs_root
@@ -90,7 +113,7 @@ def test_a_disk_that_becomes_read_only(tiny, small_disk, whole, capsys, refused,
 
     monkeypatch.setattr(Learner, "step", step)
     assert main(words) == 4
-    assert "cannot write" in (line := capsys.readouterr().out.splitlines()[-1])
+    assert "cannot read or write: " in (line := capsys.readouterr().out.splitlines()[-1])
     assert "Read-only file system; last good checkpoint: " in line
     monkeypatch.undo()
     refused(words, "run.dir: ", "cannot be written (Read-only file system)")
@@ -115,6 +138,24 @@ def test_two_runs_in_one_folder(tiny, tmp_path, refused):
         first.wait()
     epochs = len(read_rows(tmp_path / "run" / "metrics.jsonl")) + 1
     assert main([*words, f"run.epochs={epochs}"]) == 0
+
+
+def test_a_run_that_another_overtook(tiny, tmp_path, capfd, monkeypatch):
+    """Both saw no folder; the other trained there, and ended, while this one opened its data."""
+    words = tiny("run.resume=auto", "run.overwrite=false")
+    original = trainer.open_loaders
+
+    def slow(*args):
+        monkeypatch.undo()
+        assert main(words) == 0
+        return original(*args)
+
+    monkeypatch.setattr(trainer, "open_loaders", slow)
+    capfd.readouterr()
+    assert main(words) == 2
+    assert "another run has been in it since this one began" in capfd.readouterr().err
+    assert find_checkpoint(tmp_path / "run").name == "epoch-0002"
+    assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == 2
 
 
 def test_out_of_memory_gives_advice(tiny, tmp_path):

@@ -20,6 +20,7 @@ from seqjepa.engine.train import main
 
 FORK = multiprocessing.get_context("fork")  # torch is imported once for all
 WORDS = ("run.resume=auto", "run.overwrite=false", "run.log_every=2", "checkpoint.keep=2")
+WORDS += ("eval.best_metric=ep_loss", "eval.best_mode=max")  # the first epoch is the best, and is to be kept
 TRACKED = ("tracking.wandb=offline", "tracking.tensorboard=true")
 
 
@@ -101,6 +102,21 @@ def kill_half_way_through(place, name, calls):
     setattr(place, name, deadly)
 
 
+def kill_half_way_through_a_folder(place, name, calls):
+    """Die with half of a folder deleted, the last one of some calls that find any."""
+    original, left = getattr(place, name), [calls]
+
+    def deadly(path, **kwargs):
+        left[0] -= Path(path).is_dir()
+        if not left[0] and Path(path).is_dir():
+            for file in sorted(Path(path).iterdir())[:3]:
+                file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(path, **kwargs)
+
+    setattr(place, name, deadly)
+
+
 MOMENTS = {
     "in the control": lambda: kill_before(Learner, "step", 3),
     "in a step": lambda: kill_before(Learner, "_record", 18),
@@ -108,8 +124,9 @@ MOMENTS = {
     "while tensors are written": lambda: kill_half_way_through(checkpoint_files, "_save", 6),
     "before the manifest": lambda: kill_before(checkpoint_files, "seal", 2),
     "before a checkpoint is renamed": lambda: kill_before(checkpoints.Checkpoints, "publish", 2),
+    "before the best is linked": lambda: kill_before(checkpoints.Checkpoints, "_link_best", 1),
     "before old checkpoints go": lambda: kill_before(checkpoints, "to_disk", 3),
-    "while old checkpoints go": lambda: kill_before(checkpoints.shutil, "rmtree", 5),
+    "while old checkpoints go": lambda: kill_half_way_through_a_folder(checkpoints.shutil, "rmtree", 1),
     "in a line of metrics": lambda: kill_half_way_through(records.MetricsFile, "append", 3),
     "before the tracker is told": lambda: kill_before(Trackers, "log", 7),
     "while the tracker writes": lambda: kill_after(Trackers, "log", 7),
@@ -140,6 +157,7 @@ def test_killed_at_a_chosen_moment(tiny, whole, folder_of, moment):
     assert_same_run(folder_of(words), whole)
     left = {path.name for path in (folder_of(words) / "checkpoints").iterdir()}
     assert left == {path.name for path in (whole / "checkpoints").iterdir()}
+    assert os.readlink(folder_of(words) / "checkpoints" / "best") == "epoch-0001"
 
 
 @pytest.mark.soak

@@ -312,9 +312,10 @@ def test_a_cut_cache_of_the_control_is_made_anew(tiny, tmp_path, capsys):
     assert main(tiny()) == 0
     (cached,) = (tmp_path / "untrained").glob("*.json")
     whole = cached.read_text()
-    cached.write_text(whole[:50])
-    assert main(tiny()) == 0
-    assert cached.read_text() == whole
+    for damaged in (whole[:50], "[]", '{"online_linacc_test": "x"}', "[" * 100_000):
+        cached.write_text(damaged)
+        assert main(tiny()) == 0
+        assert cached.read_text() == whole
 
 
 def test_a_run_that_no_longer_improves_ends(tiny, tmp_path):

@@ -103,6 +103,35 @@ def refuse(root, match):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("lie", "match"),
+    [
+        ({"count": 10**6}, "holds 1438 images, its sidecar says 1000000"),
+        ({"count": 1000}, "holds 1438 images, its sidecar says 1000"),
+        ({"split": "test"}, "says that it is the test split"),
+        ({"version": 99}, "of version 99, 1 can be read"),
+        ({"image_size": []}, "no image size"),
+        ({"mean": [0.5] * 7}, "not three numbers each"),
+        ({"std": [0.5, 0.5, 0.0]}, "a std is not above 0"),
+    ],
+)
+def test_a_sidecar_is_not_believed(copied, lie, match):
+    path = copied / "train.beton.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | lie))
+    refuse(copied, match)
+
+
+def test_test_images_do_not_pass_for_training_images(copied):
+    for name in ("beton", "beton.json"):
+        (copied / f"train.{name}").write_bytes((copied / f"test.{name}").read_bytes())
+    refuse(copied, "says that it is the test split")
+
+
+def test_a_beton_of_another_name_is_refused(copied):
+    (copied / "mine.beton").write_bytes(b"rubbish")
+    refuse(copied / "mine.beton", r"mine\.beton: betons are read as a pair")
+
+
 def test_refuses_truncated_and_flipped(copied):
     whole = (copied / "train.beton").read_bytes()
     (copied / "train.beton").write_bytes(whole[:-4096])
