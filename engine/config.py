@@ -236,6 +236,12 @@ class TrackingConfig(Section):
     init_timeout: float = Field(default=20.0, gt=0)
     """Seconds that W&B has to answer before the run goes on offline."""
 
+    @model_validator(mode="after")
+    def _check(self) -> TrackingConfig:
+        if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:") or not self.project.isprintable():
+            raise InputError("must be 1 to 128 characters, none of them one of / \\ # ? % :", "project")
+        return self
+
 
 class Config(Section):
     """Everything that defines a run."""

@@ -113,6 +113,7 @@ def test_strange_yaml_is_one_line(tmp_path, refused, text):
         ('data.root="\\ud800"', ["data.root", "must be a path"]),
         ("control.cache=~nobody-of-this-name/x", ["control.cache", "must be a path"]),
         ("run.dir=/tmp/x #1", ["run.dir", "begins a comment"]),
+        ("tracking.project=a/b", ["tracking.project", "none of them one of"]),
         ("data.name=../x", ["data.name", "must be the name of a folder"]),
         ("run.threads=100000000", ["run.threads", "1 to 1024"]),
         ("model.predictor_hidden=99999999999999999999", ["model.predictor_hidden", "less than 2**32"]),
