@@ -20,8 +20,8 @@ Trains seq-JEPA. YAML files merge left to right, then overrides; without a file,
 --print-config   show the resolved config and stop
 --help           show this page and stop
 
-Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 128 + signal when interrupted
-(`accelerate launch` makes every failure 1)."""
+Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 the machine failed the run,
+128 + signal when interrupted (`accelerate launch` makes every failure 1)."""
 
 
 def help_page(width: int = 110) -> str:

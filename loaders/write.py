@@ -7,11 +7,16 @@ torchvision's own layout under --root. OUT receives train.beton and test.beton, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from multiprocessing import Process, active_children
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +58,7 @@ def write_beton(images: Images, path: Path, *, split: str, mean: list[float], st
 
     path.parent.mkdir(parents=True, exist_ok=True)
     needed, free = images.pixels.nbytes + 2 * PAGE, shutil.disk_usage(path.parent).free
-    if free < needed:  # FFCV's writer would wait for ever for what could not write
+    if free < needed:
         raise OSError(
             errno.ENOSPC,
             f"{os.strerror(errno.ENOSPC)}: {needed >> 20} MiB are needed, {free >> 20} are free",
@@ -65,7 +70,8 @@ def write_beton(images: Images, path: Path, *, split: str, mean: list[float], st
         writer = DatasetWriter(
             str(partial), {"image": RGBImageField(write_mode="raw"), "label": IntField()}, num_workers=1
         )
-        writer.from_indexed_dataset(_Samples(images))
+        with _watched(writer, path):
+            writer.from_indexed_dataset(_Samples(images))
         sidecar = Sidecar(
             source=images.dataset,
             split=split,
@@ -89,6 +95,40 @@ def write_beton(images: Images, path: Path, *, split: str, mean: list[float], st
         partial.unlink(missing_ok=True)
         sidecar_path(partial).unlink(missing_ok=True)
     return sidecar
+
+
+@contextlib.contextmanager
+def _watched(writer: Any, path: Path) -> Iterator[None]:
+    """Raise an OSError when the process that writes has failed: FFCV 1.0.2 would wait for it for ever."""
+    processes: set[Process] = set()
+    parent, stderr = os.getpid(), sys.stderr
+
+    def look(*_: object) -> None:
+        processes.update(active_children())
+        if any(process.exitcode for process in processes):
+            full = shutil.disk_usage(path.parent).free < PAGE
+            number = errno.ENOSPC if full else errno.EIO
+            raise OSError(number, os.strerror(number), str(path))
+
+    class Stderr:
+        """The parent's; the traceback of a process that fails goes nowhere."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(stderr if os.getpid() == parent else open(os.devnull, "w"), name)
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    sys.stderr = Stderr()
+    try:
+        yield
+    except OSError:
+        writer.metadata_sm.close()
+        writer.metadata_sm.unlink()
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        sys.stderr = stderr
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -344,3 +344,33 @@ def test_disk_full_while_a_beton_is_written(small_disk):
     assert "Traceback" not in result.stderr
     assert {path.name for path in small_disk.iterdir()} == {"train.beton", "train.beton.json"}
     assert (small_disk / "train.beton").read_bytes() == b"of before"
+
+
+FILLS_MEANWHILE = """
+import shutil, sys
+from seqjepa.loaders.write import main
+real, looks = shutil.disk_usage, []
+
+def usage(path):
+    looks.append(path)
+    return real(path) if len(looks) > 1 else real("/")._replace(free=1 << 40)
+
+shutil.disk_usage = usage
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@needs_root
+def test_a_disk_that_fills_while_a_beton_is_written(small_disk):
+    """There seemed to be room; FFCV's writer would wait for ever."""
+    pytest.importorskip("ffcv")
+    before = set(os.listdir("/dev/shm"))
+    command = [sys.executable, "-c", FILLS_MEANWHILE, "digits", str(small_disk)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    said = [line for line in result.stderr.splitlines() if "error: " in line]
+    assert len(said) == 1
+    assert said[0].endswith(f"No space left on device: '{small_disk}/train.beton'")
+    assert "Traceback" not in result.stderr
+    assert not list(small_disk.iterdir())
+    assert set(os.listdir("/dev/shm")) <= before
