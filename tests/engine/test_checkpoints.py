@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from seqjepa.engine import checkpoint_files, manifest
 from seqjepa.engine.checkpoints import Checkpoints
+from seqjepa.engine.evaluate import _open
 from seqjepa.engine.manifest import seal
 from seqjepa.engine.records import read_rows
 from seqjepa.engine.train import main
@@ -285,3 +286,15 @@ def test_best_as_a_folder(copy, tiny):
     words = ("run.epochs=4", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
     assert main(tiny(*words)) == 0
     assert os.readlink(link) == "epoch-0004"  # the loss still falls
+
+
+def test_where_results_go_is_not_for_a_checkpoint_to_say(copy, tmp_path):
+    newest, elsewhere = copy / "checkpoints" / "epoch-0003", tmp_path / "elsewhere"
+    state = json.loads((newest / "state.json").read_text())
+    state["config"]["eval"]["out"] = str(elsewhere)
+    (newest / "state.json").write_text(json.dumps(state))
+    (newest / "manifest.json").unlink()
+    seal(newest)
+    assert _open(newest, [], 0).folder == copy / "eval" / "epoch-0003-fast"
+    assert not elsewhere.exists()
+    assert _open(newest, [f"eval.out={elsewhere}"], 0).folder == elsewhere
