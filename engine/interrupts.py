@@ -96,7 +96,7 @@ class Interrupts:
         mine = torch.tensor([[asked, (now - self._asked_at) / self._steps]], device=accelerator.device)
         asked, pace = accelerator.gather(mine).max(dim=0).values.tolist()
         self._steps, self._asked_at = 0, now
-        self._due = max(1, min(2 * self._due, int(self.PATIENCE / pace)))
+        self._due = max(1, min(2 * self._due, int(self.PATIENCE / max(pace, 1e-6))))
         if asked:
             self.received = self.received or int(asked)
             raise Interrupted

@@ -39,7 +39,8 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)  # there only if something failed
+        with contextlib.suppress(OSError):  # there only if something failed; on a read-only disk it cannot go
+            partial.unlink()
 
 
 @contextlib.contextmanager
