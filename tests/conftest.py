@@ -139,6 +139,20 @@ def run_process():
 
 
 @pytest.fixture(scope="session")
+def ranks():
+    """Run a script by so many gloo processes of one torchrun."""
+
+    def run(number: int, *command: str, **environment: str) -> subprocess.CompletedProcess:
+        launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}")
+        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
+        return subprocess.run(
+            [*launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder with MNIST/ and cifar10/, real images."""
     root = os.environ.get("SEQJEPA_DATA")
