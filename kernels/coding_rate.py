@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from ._ops import add_op_namespace_prefix
 from .backend import full_precision, group_of, name_of
 from .cholesky import inverse_logdet
 from .matmul import gram, matmul
@@ -80,7 +81,7 @@ def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     return mean, mass
 
 
-@torch.library.custom_op("seqjepa::coding_rate", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("coding_rate"), mutates_args=())
 def _forward(
     z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, inverse: bool, group: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -132,7 +133,7 @@ def _(z, weights, scale, center, samples, inverse, group, size):
     return rate, info, mean, mass, c, rate.new_empty((batch, n, n) if inverse else 0)
 
 
-@torch.library.custom_op("seqjepa::coding_rate_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("coding_rate_backward"), mutates_args=())
 def _backward(
     grad: Tensor, z: Tensor, weights: Tensor, mean: Tensor, mass: Tensor, c: Tensor, inverse: Tensor,
     center: bool, samples: bool, weighted: bool,
@@ -178,7 +179,7 @@ def _differentiate(ctx, grad, *_):
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-@torch.library.custom_op("seqjepa::gather_rows", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("gather_rows"), mutates_args=())
 def gather_rows(z: Tensor, group: str, size: int) -> Tensor:
     """Rows of all processes: [..., B, d] to [..., processes * B, d].
 

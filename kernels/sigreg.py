@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from ._ops import add_op_namespace_prefix
 from .backend import group_of, jit, launch, name_of, tl, triton, uses_triton
 from .directions import directions, sincos
 from .matmul import matmul
@@ -219,7 +220,7 @@ def _table(t_max: float, num_points: int, span: str, like: Tensor) -> tuple[Tens
     return t, phi, weight
 
 
-@torch.library.custom_op("seqjepa::sigreg", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("sigreg"), mutates_args=())
 def _forward(
     z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str, group: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -254,7 +255,7 @@ def _(z, seed, num_slices, t_max, num_points, span, group, size):
     return tuple(z.new_empty(shape, dtype=exact) for shape in shapes)
 
 
-@torch.library.custom_op("seqjepa::sigreg_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("sigreg_backward"), mutates_args=())
 def _backward(
     grad: Tensor, z: Tensor, unit: Tensor, x: Tensor, difference: Tensor, t_max: float, num_points: int, span: str
 ) -> Tensor:

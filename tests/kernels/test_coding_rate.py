@@ -6,6 +6,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from seqjepa.kernels import CodingRate, coding_rate, coding_rate_stats
+from seqjepa.kernels._ops import ops
 
 triton = pytest.mark.triton
 
@@ -289,9 +290,9 @@ def test_opcheck(device):
     nothing, scale = torch.zeros(0, device=device), torch.tensor(2.0, device=device)
     for rows, width, samples in ((8, 5, False), (5, 8, True)):
         z = torch.randn(2, rows, width, device=device, requires_grad=True)
-        torch.library.opcheck(torch.ops.seqjepa.coding_rate.default, (z, nothing, scale, True, samples, True, "", 1))
+        torch.library.opcheck(ops.coding_rate.default, (z, nothing, scale, True, samples, True, "", 1))
     z, weights = torch.randn(2, 8, 5, device=device), torch.rand(2, 8, device=device, requires_grad=True)
-    torch.library.opcheck(torch.ops.seqjepa.coding_rate.default, (z, weights, scale, True, False, True, "", 1))
+    torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, False, True, "", 1))
 
 
 def test_compiles_whole_and_does_not_recompile(device):

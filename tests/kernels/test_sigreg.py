@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from seqjepa.kernels import SIGReg, sigreg
+from seqjepa.kernels._ops import ops
 from seqjepa.kernels.sigreg import degenerate_value, directions, knots
 
 triton = pytest.mark.triton
@@ -161,7 +162,7 @@ def test_gradcheck(t_max, num_points, span):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
 def test_opcheck(device):
     z = torch.randn(2, 8, 5, device=device, requires_grad=True)
-    torch.library.opcheck(torch.ops.seqjepa.sigreg.default, (z, seed_on(device), 6, 3.0, 17, "half", "", 1))
+    torch.library.opcheck(ops.sigreg.default, (z, seed_on(device), 6, 3.0, 17, "half", "", 1))
 
 
 def test_compiles_whole_and_does_not_recompile(device):
