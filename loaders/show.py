@@ -7,30 +7,38 @@ one to the other, before normalisation, a line for each factor. section.key=valu
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import ConfigDict, model_validator
 
+from seqjepa.configs.compose import Composed, compose
 from seqjepa.loaders import InputError
 from seqjepa.loaders.config import ActionsConfig, DataConfig, Section, SequenceConfig
 from seqjepa.loaders.loader import Batch, Loaders, build_loaders
 
 __all__ = ["draw_sheet", "main"]
 
-PACKAGE = Path(__file__).resolve().parent.parent
-
 
 class _Config(Section):
-    """The sections that decide what the sheet shows."""
+    """The sections that decide what the sheet shows; a file may hold those of training too."""
+
+    model_config = ConfigDict(extra="ignore")
 
     data: DataConfig = DataConfig()
     sequence: SequenceConfig = SequenceConfig()
     actions: ActionsConfig = ActionsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, sections: dict[str, Any]) -> dict[str, Any]:
+        for name in sections.keys() - cls.model_fields.keys():
+            if close := difflib.get_close_matches(str(name), cls.model_fields, 1, 0.7):
+                raise InputError(f"unknown key, did you mean {close[0]}?", str(name))
+        return sections
 
 
 def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
@@ -84,38 +92,17 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
-def _read(words: list[str]) -> _Config:
+def _read(words: list[str]) -> Composed[_Config]:
     """The config that YAML files and overrides make, its other sections left aside.
 
     Raises:
         InputError: a line that says what is wrong.
     """
-    layers = []
-    for word in sorted(words, key=lambda word: "=" in word):
-        section = word.split(".")[0]
-        if "=" in word and section not in _Config.model_fields:
+    for word in words:
+        section, *_ = word.partition("=")[0].split(".")
+        if "=" in word and section and section not in _Config.model_fields:
             raise InputError(f"{word}: the sheet depends on {', '.join(_Config.model_fields)} alone")
-        try:
-            if "=" in word:
-                layers.append(OmegaConf.from_dotlist([word]))
-            else:
-                path = Path(word) if Path(word).is_file() else PACKAGE / word
-                layers.append(OmegaConf.load(path))
-        except FileNotFoundError:
-            raise InputError(f"{word}: no such config file") from None
-        except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-            raise InputError(f"{word}: {str(error).splitlines()[0]}") from None
-        if not OmegaConf.is_dict(layers[-1]):
-            raise InputError(f"{word}: must be a mapping of sections")
-    merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
-    try:
-        return _Config.model_validate({name: merged[name] for name in _Config.model_fields if name in merged})
-    except ValidationError as errors:
-        first = errors.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raised = first.get("ctx", {}).get("error")
-        more = f".{raised.field}" if isinstance(raised, InputError) and raised.field else ""
-        raise InputError(f"{field}{more}: {first['msg'].removeprefix('Value error, ')}") from None
+    return compose(words, _Config)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,16 +114,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=6, help="number of sequences (default: 6)")
     parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
     args = parser.parse_intermixed_args(argv)
+    composed = None
     try:
         if args.rows < 1:
             raise InputError(f"--rows {args.rows}: must be at least 1")
-        config = _read(args.words)
+        composed = _read(args.words)
+        config = composed.config
         data = config.data.model_copy(update={"batch_size": args.rows, "train_subset": None})
         device = torch.device("cpu")
         loaders = build_loaders(data, config.sequence, config.actions, seed=args.seed, device=device)
         draw_sheet(loaders, args.rows, args.out)
     except InputError as error:
-        print(f"error: {error.field + ': ' if error.field else ''}{error}", file=sys.stderr)
+        for line in (composed.located(error) if composed else str(error)).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {args.out}: {error.strerror}", file=sys.stderr)

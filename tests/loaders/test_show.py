@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from seqjepa.engine.compose import compose, dump
+from seqjepa.engine.train import main as train
 from seqjepa.loaders.config import DataConfig, SequenceConfig
 from seqjepa.loaders.loader import build_loaders
 from seqjepa.loaders.sequences import SEQUENCES
@@ -50,15 +52,43 @@ def test_says_what_is_wrong_in_one_line(tmp_path, capsys):
     digits = "configs/data/digits_affine.yaml"
     refused("nowhere.yaml: no such config file", "nowhere.yaml")
     refused("cifar100 needs a folder", "configs/data/cifar100_aug.yaml")
-    refused("sequence.scale: must be [lowest, highest]", digits, "sequence.scale=[2,1]")
-    refused("sequence.blur: must be two probabilities", digits, "sequence.blur=[2,0]")
+    refused("sequence.scale = [2, 1]: must be [lowest, highest]", digits, "sequence.scale=[2,1]")
+    refused("sequence.blur = [2, 0]: must be two probabilities", digits, "sequence.blur=[2,0]")
     refused("sequence.flip", digits, "sequence.flip=2")
     refused("sequence.colour", digits, "sequence.colour=1")
     refused("the sheet depends on data, sequence, actions alone", digits, "sequnce.kind=rotation")
     refused("sequence.kind=affine has nothing to add", digits, "actions.full=true")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     refused("must be a mapping of sections", str(tmp_path / "list.yaml"))
+    (tmp_path / "twisted.yaml").write_text("sequnce: {kind: rotation}")
+    refused(
+        "twisted.yaml: sequnce = {'kind': 'rotation'}: unknown key, did you mean sequence?", f"{tmp_path}/twisted.yaml"
+    )
     refused("--rows 0", digits, "--rows", "0")
     assert main([digits, "--out", str(tmp_path / "a.png"), "--rows", "1", "sequence.num_observed=1"]) == 0
     (tmp_path / "file").write_text("")
     assert main([digits, "--out", str(tmp_path / "file" / "sheet.png")]) == 2
+
+
+def test_refuses_what_training_refuses_in_its_words(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SECRET", "hidden")
+    (tmp_path / "own.yaml").write_text("data: {root: '${oc.env:SECRET}'}\n")
+    (tmp_path / "other.yaml").write_text("run: {name: '${oc.env:SECRET}'}\n")
+    (tmp_path / "twice.yaml").write_text("data: {dataset: [digits}\n")
+    for word in (
+        *("data.root=${oc.env:SECRET}", "data.rooot=3", "data.batch_size=1", "sequence.scale=[2,1]", "data=3"),
+        *("data.root=???", "data.root=nowhere", "data.dataset=cifar10", "nowhere.yaml", "=3"),
+        *(str(tmp_path / name) for name in ("own.yaml", "other.yaml", "twice.yaml")),
+    ):
+        words = ["configs/smoke.yaml", word]
+        assert train(words) == 2
+        expected = capsys.readouterr().err
+        assert main([*words, "--out", str(tmp_path / "sheet.png")]) == 2
+        assert capsys.readouterr() == ("", expected)
+        assert "hidden" not in expected
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_every_section_of_training_may_stand_in_a_file(tmp_path):
+    (tmp_path / "whole.yaml").write_text(dump(compose(["configs/smoke.yaml"]).config))
+    assert main([str(tmp_path / "whole.yaml"), "--rows", "1", "--out", str(tmp_path / "sheet.png")]) == 0

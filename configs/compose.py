@@ -1,0 +1,311 @@
+"""From a command line to a validated config: YAML files left to right, then `section.key=value` overrides.
+
+The schema is a pydantic model whose fields are the sections. Nothing is looked up outside of the layers. Every error is
+one line: where the value was set, the field, the value, what is allowed. Imports no torch: `--help` must be instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from seqjepa.configs.errors import InputError, shown
+
+__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read_plain"]
+
+CONFIGS = Path(__file__).resolve().parent  # in a checkout and in site-packages alike
+
+# of the parser, of its constructors (dates, numbers of thousands of digits), of OmegaConf
+UNREADABLE = (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException)
+LARGEST_CONFIG, MOST_ALIASES = 2**15, 16
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class Composed(NamedTuple, Generic[Config]):
+    """A validated config and where each of its values was set."""
+
+    config: Config
+    origins: dict[str, str]  # dotted field -> file or override
+
+    def origin(self, field: str) -> str | None:
+        """The file or override that set `field` or, failing that, something inside it."""
+        if field in self.origins:
+            return self.origins[field]
+        inside = [origin for name, origin in self.origins.items() if name.startswith(field + ".")]
+        return inside[-1] if inside else None
+
+    def located(self, error: InputError) -> str:
+        """The line of an error that came up while running, with the field and the place that set it."""
+        if error.field is None:
+            return str(error)
+        origin = self.origin(error.field)
+        return f"{f'{origin}: ' if origin else ''}{error.field}: {error}"
+
+
+def compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, Any]] | None = None) -> Composed[Config]:
+    """Merge the layers that `words` names and validate the result once.
+
+    Args:
+        words: paths of YAML files, and overrides `section.key=value`, in any order; files merge first.
+        schema: model of the whole config, every section of which has a default.
+        base: a layer below them, and its name; a checkpoint's config.
+
+    Raises:
+        InputError: a line for each thing that is wrong.
+    """
+    if strange := next((word for word in words if not word.isprintable()), None):
+        raise InputError(f"{shown(strange)}: a word of the command line is one line of text")
+    try:
+        return _compose(words, schema, base)
+    except RecursionError:
+        given = ", ".join([*([base[0]] if base else []), *(word[-100:] for word in words)])
+        raise InputError(f"{given}: nested too deeply") from None
+
+
+def _compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, Any]] | None) -> Composed[Config]:
+    whole, origins = OmegaConf.create(), {}
+    layers = [*([base] if base else []), *_layers(words)]
+    for label, plain in layers:
+        if found := next(_texts_with(plain, "${"), None):  # OmegaConf would look it up, in the environment too
+            raise InputError(f"{label}: {found}: '${{' is not looked up; write the value itself")
+        layer = OmegaConf.create(plain)
+        if missing := OmegaConf.missing_keys(layer):
+            raise InputError(f"{label}: {min(missing)} = '???': a value is missing")
+        for field in _leaves(layer):
+            # a later layer's scalar replaces a section, and a section a scalar
+            origins = {n: o for n, o in origins.items() if not f"{n}.".startswith(f"{field}.")}
+            origins = {n: o for n, o in origins.items() if not field.startswith(f"{n}.")} | {field: label}
+        if clash := next(_clashes(whole, layer), None):
+            raise InputError(f"{label}: {clash}: a list and a mapping do not merge")
+        whole = OmegaConf.merge(whole, layer)
+    try:
+        merged = OmegaConf.to_container(whole, resolve=True)
+    except (OmegaConfBaseException, TypeError) as error:
+        field = getattr(error, "full_key", None) or "the config"
+        raise InputError(f"{origins.get(field, words[-1])}: {field}: {str(error).splitlines()[0]}") from None
+    try:
+        return Composed(schema.model_validate(merged), origins)
+    except ValidationError as errors:
+        draft = Composed(schema(), origins)
+        lines = dict.fromkeys(_explain(error, draft, merged) for error in errors.errors())
+        raise InputError("\n".join(lines)) from None
+
+
+def dump(config: BaseModel) -> str:
+    """The whole config as YAML."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def read_plain(text: str) -> Any:
+    """What a YAML text holds; a ValueError for one that would take minutes, or gigabytes, to read."""
+    if len(text) > LARGEST_CONFIG:  # the parser takes minutes for a hundred thousand brackets
+        raise ValueError(f"{len(text)} characters, at most {LARGEST_CONFIG} are read")
+    if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, LOADER)) > MOST_ALIASES:
+        raise ValueError(f"more than {MOST_ALIASES} aliases")  # a few lines of them unfold to gigabytes
+    return yaml.load(text, LOADER)
+
+
+def _texts_with(section: Any, part: str, name: str = "") -> Iterator[str]:
+    """Fields whose name or text holds `part`."""
+    if isinstance(section, (dict, list)):
+        items = section.items() if isinstance(section, dict) else enumerate(section)
+        for key, value in items:
+            yield from _texts_with(value, part, f"{name}.{key}" if name else str(key))
+            if part in str(key):
+                yield shown(name or key)
+    elif isinstance(section, str) and part in section:
+        yield shown(name)
+
+
+def _layers(words: list[str]) -> Iterator[tuple[str, Any]]:
+    files = [word for word in words if "=" not in word]
+    for name in files:
+        path = _find(name)
+        try:
+            read_plain(path.read_text(encoding="utf-8"))
+            layer = OmegaConf.load(path)
+        except UNREADABLE as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" line {mark.line + 1}:" if mark else ""
+            problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{name}:{line} not readable as YAML ({problem})") from None
+        if not OmegaConf.is_dict(layer):
+            raise InputError(f"{name}: must be a mapping of sections, such as `optim: {{lr: 3e-4}}`")
+        yield name, OmegaConf.to_container(layer, resolve=False)
+    for word in (word for word in words if "=" in word):
+        name, _, value = word.partition("=")
+        if not all(name.split(".")):
+            raise InputError(f"override {word}: not of the form section.key=value")
+        if " #" in value and value.lstrip()[0] not in "'\"":
+            raise InputError(f"override {word}: {name}: ' #' begins a comment; quotes keep it: {name}='\"...\"'")
+        try:
+            yield f"override {word}", OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False)
+        except UNREADABLE:
+            raise InputError(f"override {word}: not of the form section.key=value") from None
+
+
+def _find(name: str) -> Path:
+    """A config file as given, or else among those that travel with the package."""
+    parts = Path(name).parts
+    packaged = CONFIGS.joinpath(*parts[1:] if parts[:1] == ("configs",) else parts)
+    for path in (Path(name), packaged):
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            if path.is_file():
+                return path
+    stems = [
+        f"configs/{p.relative_to(CONFIGS)}" for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name != "accelerate"
+    ]
+    hint = difflib.get_close_matches(name, stems, 1, 0.5)
+    raise InputError(
+        f"{name}: no such config file; {f'did you mean {hint[0]}?' if hint else 'there are ' + ', '.join(stems)}"
+    )
+
+
+def _leaves(layer: Any, prefix: str = "") -> Iterator[str]:
+    for key in layer:
+        value = layer._get_node(key)
+        name = f"{prefix}{key}"
+        if OmegaConf.is_dict(value) and len(value):
+            yield from _leaves(value, name + ".")
+        else:
+            yield name
+
+
+def _clashes(below: Any, layer: Any, prefix: str = "") -> Iterator[str]:
+    """Fields that are a list in one of two layers and a mapping in the other."""
+    for key in layer:
+        ours, theirs = layer._get_node(key), below._get_node(key)
+        if OmegaConf.is_dict(ours) and OmegaConf.is_dict(theirs):
+            yield from _clashes(theirs, ours, f"{prefix}{key}.")
+        elif any(OmegaConf.is_list(a) and OmegaConf.is_dict(b) for a, b in ((ours, theirs), (theirs, ours))):
+            yield f"{prefix}{key}"
+
+
+def _explain(error: dict[str, Any], draft: Composed, merged: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors."""
+    raised = error.get("ctx", {}).get("error")
+    location = [str(part) for part in error["loc"]]
+    value = error["input"]
+    if isinstance(raised, InputError):
+        location += (raised.field or "").split(".") if raised.field else []
+        value = _lookup(error["input"], raised.field)
+        problem = str(raised)
+    elif error["type"] == "extra_forbidden":
+        *section, key = location
+        allowed = list(_annotation(type(draft.config), section).model_fields)
+        close = difflib.get_close_matches(key, allowed, 1)
+        place = f"{'.'.join(section)} has" if section else "the sections are"
+        problem = f"unknown key{f', did you mean {close[0]}?' if close else ''}; {place} {', '.join(allowed)}"
+    elif error["type"] == "missing":
+        problem = "is required"
+    else:
+        location, field = _field(type(draft.config), location)
+        value = _lookup(merged, ".".join(location))
+        problem = f"must be {describe(field)}" if field else "must be a section, a mapping of keys to values"
+    dotted = shown(".".join(location))
+    given = "" if error["type"] == "missing" else f" = {_short(value)}"
+    origin = next((o for n in range(len(location), 0, -1) if (o := draft.origin(".".join(location[:n])))), None)
+    return f"{origin + ': ' if origin else ''}{dotted}{given}: {problem}"
+
+
+def _lookup(section: Any, field: str | None) -> Any:
+    for part in field.split(".") if field else ():
+        section = section.get(part) if isinstance(section, dict) else getattr(section, part, None)
+    return section
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, BaseModel) else "..."
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _annotation(schema: type[BaseModel], location: list[str]) -> Any:
+    """The model or type that stands at a place of the config."""
+    here: Any = schema
+    for part in location:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = here.model_fields[part].annotation
+        else:  # an item of a dict or of a list
+            here = typing.get_args(here)[-1]
+    return here
+
+
+def _field(schema: type[BaseModel], location: list[str]) -> tuple[list[str], FieldInfo | None]:
+    """The deepest field at or above a place (union members and list items hang below it); None for a section."""
+    here, found, depth = schema, None, 0
+    for number, part in enumerate(location, start=1):
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            if part not in here.model_fields:
+                break
+            found, depth = here.model_fields[part], number
+            here = found.annotation
+        elif typing.get_origin(here) in (dict, list):
+            here = typing.get_args(here)[-1]
+    if found is not None and isinstance(found.annotation, type) and issubclass(found.annotation, BaseModel):
+        return location[:depth], None
+    return location[:depth] if found else location, found
+
+
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+def describe(field: FieldInfo) -> str:
+    """What a field allows, in words: its type or choices, and its range."""
+    bounds = []
+    for rule in field.metadata:
+        match rule:
+            case Ge(ge=bound):
+                bounds.append(f">= {_plain(bound)}")
+            case Gt(gt=bound):
+                bounds.append(f"> {_plain(bound)}")
+            case Le(le=bound):
+                bounds.append(f"<= {_plain(bound)}")
+            case Lt(lt=bound):
+                bounds.append(f"< {_plain(bound)}")
+    return " ".join([_type_name(field.annotation, field.metadata), *bounds])
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def _type_name(annotation: Any, metadata: Any = ()) -> str:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(args[0], args[1].metadata)
+    if origin is Literal:
+        return "|".join(str(choice) for choice in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(arg) for arg in args)
+    if origin is list:
+        lengths = {type(rule): rule for rule in metadata}
+        low, high = lengths.get(MinLen), lengths.get(MaxLen)
+        count = f"{low.min_length} " if low and high and low.min_length == high.max_length else ""
+        item = _type_name(args[0])
+        return f"a list of {count}{item.removeprefix('a ') + 's' if item.startswith('a ') else item}"
+    if origin is dict:
+        return f"a mapping of names to {_type_name(args[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"{{{', '.join(annotation.model_fields)}}}"
+    return TYPE_NAMES.get(annotation, str(annotation))
