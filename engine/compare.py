@@ -17,14 +17,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from seqjepa.engine.compose import read_plain
+from seqjepa.engine.config import Config
 from seqjepa.engine.figures import new_figure
 from seqjepa.engine.records import read_rows, write_atomically
-from seqjepa.engine.run_folder import FIXED_SECTIONS, FREE_FIELDS
 from seqjepa.loaders import InputError
+from seqjepa.loaders.config import leaves
 
 __all__ = ["Group", "Run", "differences", "group", "main", "read_run", "to_markdown"]
 
 METRICS = ("online_linacc_test", "online_r2_test")
+# a resumed run may change them, but runs that differ in them are not compared as seeds of one another
+ALSO_COMPARED = ("run.epochs", "run.precision", "optim.accumulate", "early_stop.")
 
 
 class Needed(BaseModel):
@@ -181,12 +184,9 @@ def group(runs: list[Run]) -> list[Group]:
     """Runs by config, in the order in which they were given; the name is the run's without its seed."""
     found: dict[str, Group] = {}
     for run in runs:
-        parts = {
-            section: {k: v for k, v in run.config.get(section, {}).items() if f"{section}.{k}" not in FREE_FIELDS}
-            for section in FIXED_SECTIONS
-        }
-        fields = [run.config["run"].get(name) for name in ("epochs", "precision")] + [run.config.get("early_stop")]
-        key = json.dumps([parts, *fields], sort_keys=True)
+        fields = leaves(run.config)
+        compared = [name for name in fields if not Config.is_free(name) or name.startswith(ALSO_COMPARED)]
+        key = json.dumps({name: fields[name] for name in compared if name != "run.seed"}, sort_keys=True)
         name = run.config["run"]["name"].removesuffix(f"-{run.seed}")
         taken = {other.name for other_key, other in found.items() if other_key != key}
         if key not in found:

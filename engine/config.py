@@ -17,13 +17,15 @@ from seqjepa.engine.config_method import (
     check_method,
 )
 from seqjepa.loaders import InputError
-from seqjepa.loaders.config import ActionsConfig, DataConfig, Section, SequenceConfig
+from seqjepa.loaders.config import ActionsConfig, DataConfig, Operation, Section, SequenceConfig
 
 __all__ = ["Config"]
 
 
-class RunConfig(Section):
+class RunConfig(Operation):
     """Where the run lives, how long it lasts, and on what it runs."""
+
+    fixed = frozenset({"seed", "batch_statistics"})
 
     name: str = "run"
     """Name of the run."""
@@ -68,6 +70,8 @@ class RunConfig(Section):
 class OptimConfig(Section):
     """Optimiser and learning-rate schedule (per step)."""
 
+    free = frozenset({"accumulate"})
+
     kind: Literal["adamw_ema", "adamw"] = "adamw_ema"
     """adamw_ema: AdamW and the teacher's average in one pass (seqjepa.kernels); adamw: torch's, then target.update."""
     lr: float = Field(default=4e-4, ge=0)
@@ -105,8 +109,10 @@ class ProbesConfig(Section):
     """Hidden width of the MLP heads."""
 
 
-class EvalConfig(Section):
+class EvalConfig(Operation):
     """Validation during training, and the frozen-probe evaluation of engine/evaluate.py."""
+
+    fixed = frozenset({"best_metric", "best_mode"})
 
     every: int = Field(default=1, ge=1)
     """Epochs between validations; the last epoch always has one."""
@@ -144,7 +150,7 @@ class EvalConfig(Section):
         return self
 
 
-class ControlConfig(Section):
+class ControlConfig(Operation):
     """The untrained control: the same probes on the frozen initial network."""
 
     enabled: bool = True
@@ -176,7 +182,7 @@ class GateRule(Section):
         return self
 
 
-class GatesConfig(Section):
+class GatesConfig(Operation):
     """Conditions that the final and the best epoch must meet."""
 
     enforce: bool = False
@@ -185,8 +191,10 @@ class GatesConfig(Section):
     """Rules by the name of the task (data.name)."""
 
 
-class EarlyStopConfig(Section):
+class EarlyStopConfig(Operation):
     """When a run that no longer improves is ended."""
+
+    fixed = frozenset({"metric", "mode"})
 
     metric: str | None = None
     """Metric of the validation that must improve; null never stops early."""
@@ -198,7 +206,7 @@ class EarlyStopConfig(Section):
     """Least change that counts as an improvement."""
 
 
-class DiagnosticsConfig(Section):
+class DiagnosticsConfig(Operation):
     """Collapse warnings at each validation; factor sweeps, subspaces and their figures now and then."""
 
     every: int = Field(default=100, ge=0)
@@ -211,7 +219,7 @@ class DiagnosticsConfig(Section):
     """Mean cosine between the features of two images above which a collapse is told of."""
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(Operation):
     """What is saved, and how much of it is kept."""
 
     every: int = Field(default=1, ge=1)
@@ -220,7 +228,7 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept, besides the best."""
 
 
-class TrackingConfig(Section):
+class TrackingConfig(Operation):
     """Trackers, through Accelerate; metrics.jsonl is always written."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"

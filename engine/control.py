@@ -17,22 +17,28 @@ from accelerate.utils import broadcast_object_list, set_seed
 from pydantic import TypeAdapter
 
 from seqjepa.engine.config import Config
-from seqjepa.engine.config_method import SIGRegConfig, VICRegConfig
-from seqjepa.engine.environment import versions
+from seqjepa.engine.environment import code_digest, versions
 from seqjepa.engine.gates import OF_THE_OBJECTIVE
 from seqjepa.engine.learner import Diverged, Learner
 from seqjepa.engine.records import to_json, write_atomically
 from seqjepa.loaders import InputError
+from seqjepa.loaders.config import leaves
 from seqjepa.loaders.loader import Loaders
 
-__all__ = ["control_key", "untrained_control"]
+__all__ = ["control_key", "neutral", "untrained_control"]
 
-PACKAGE = Path(__file__).resolve().parent.parent
-# code that decides the control's figures; a change of it makes cached ones stale
-MODULES = ("collapse", "config_method", "control", "encoders", "learner", "losses", "metrics", "model", "objectives")
-MODULES += ("probes", "processes", "targets")
-# of the target's config what an untrained network's answers depend on; a teacher never moves
-TARGET_FIELDS = {"batch_statistics", "sharpening", "temperature", "center_momentum"}
+# of the sections that steer training, the fields that an untrained network's answers depend on
+ANSWERS_DEPEND_ON = {
+    "target": ("batch_statistics", "sharpening", "temperature", "center_momentum"),
+    "objective": ("temperature", "symmetric"),
+    "rate": ("normalize", "alpha", "eps"),
+    "sigreg": (),
+    "vicreg": (),
+    "optim": ("accumulate",),
+    "ablation": ("shuffle_actions",),
+    "eval": (),
+    "early_stop": (),
+}
 
 
 def control_epochs(config: Config) -> int:
@@ -40,34 +46,22 @@ def control_epochs(config: Config) -> int:
 
 
 def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> str:
-    """What the control depends on, as a digest: images, sequences, model, probes, tier, seed, precision, code."""
-    data = config.data.model_dump(include={"dataset", "batch_size", "train_subset", "val_subset", "subset_seed"})
-    sources = [PACKAGE / "engine" / f"{name}.py" for name in MODULES]
-    sources += [
-        PACKAGE / "kernels" / "views.py",
-        PACKAGE / "kernels" / "coding_rate.py",
-        *sorted((PACKAGE / "loaders").rglob("*.py")),
-    ]
+    """What the control depends on, as a digest.
+
+    Every value that decides what is learnt counts, but for those that `neutral` sets back; and the images, the
+    precision, the machine's kind, the libraries and all code of the project.
+    """
+    fields = leaves(neutral(config).model_dump())
     parts = {
-        "data": data,
-        "images": loaders.fingerprint,
-        "sequence": config.sequence.model_dump(),
-        "actions": config.actions.model_dump(),
-        "model": config.model.model_dump(),
-        "target": config.target.model_dump(include=TARGET_FIELDS) | {"teacher": config.target.kind == "ema"},
-        "rate": config.rate.model_dump(exclude={"weight", "target"}),
-        "compared": [config.objective.prediction == "cross_entropy", config.objective.temperature],
-        "symmetric": config.objective.symmetric,
-        "probes": config.probes.model_dump(),
-        "shuffled": config.ablation.shuffle_actions,
+        "config": {name: value for name, value in fields.items() if not Config.is_free(name)},
         "accumulate": config.optim.accumulate,
         "epochs": control_epochs(config),
-        "seed": config.run.seed,
+        "images": loaders.fingerprint,
         "precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
-        "processes": [accelerator.num_processes, accelerator.num_processes > 1 and config.run.batch_statistics],
-        "torch": versions()["torch"],
-        "code": hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest(),
+        "processes": accelerator.num_processes,
+        "versions": versions(),
+        "code": code_digest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -109,7 +103,7 @@ def untrained_control(
     epochs = control_epochs(config)
     say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
     set_seed(config.run.seed)
-    learner = Learner(_without_terms(config), loaders, accelerator, train_model=False)
+    learner = Learner(neutral(config), loaders, accelerator, train_model=False)
     progress("untrained control", epochs * learner.steps_per_epoch)
     step = 0
     for epoch in range(epochs):
@@ -127,13 +121,22 @@ def untrained_control(
     return metrics
 
 
-def _without_terms(config: Config) -> Config:
-    """The config without what an untrained network's answers do not depend on, so that variants share a control."""
-    objective = config.objective.model_copy(update={"prediction_weight": None})
-    rate = config.rate.model_copy(update={"weight": 0.0})
-    return config.model_copy(
-        update={"objective": objective, "rate": rate, "sigreg": SIGRegConfig(), "vicreg": VICRegConfig()}
-    )
+def neutral(config: Config) -> Config:
+    """The config that the control is run with.
+
+    Settings that an untrained network's answers do not depend on have their defaults, so that variants share a control.
+    """
+    default = Config()
+    update = {}
+    for section, kept in ANSWERS_DEPEND_ON.items():
+        values = {field: getattr(getattr(config, section), field) for field in kept}
+        update[section] = getattr(default, section).model_copy(update=values)
+    # with or without gradient, and whichever distance compares features, an untrained network answers the same
+    if config.target.kind != "ema":
+        update["target"] = update["target"].model_copy(update={"kind": "stop_gradient"})
+    if config.objective.prediction == "cross_entropy":
+        update["objective"] = update["objective"].model_copy(update={"prediction": "cross_entropy"})
+    return config.model_copy(update=update)
 
 
 def _read(path: Path) -> dict[str, float] | None:

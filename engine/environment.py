@@ -29,6 +29,7 @@ __all__ = [
     "versions",
 ]
 
+PACKAGE = Path(__file__).resolve().parent.parent
 # CUDA graphs are captured over the whole step, by `graph`; torch's own would overwrite what validation keeps
 COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
@@ -149,11 +150,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def code_digest() -> str:
-    """SHA-256 of all code of the project."""
-    package = Path(__file__).resolve().parent.parent
-    sources = sorted(path for part in ("engine", "kernels", "loaders") for path in (package / part).rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+def code_digest(package: Path = PACKAGE) -> str:
+    """SHA-256 of all code of the project, with the names of its files."""
+    digest = hashlib.sha256()
+    for part in ("engine", "kernels", "loaders", "configs"):
+        for path in sorted((package / part).rglob("*.py")):
+            digest.update(f"{path.relative_to(package)} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def commit() -> str | None:

@@ -19,14 +19,12 @@ from seqjepa.engine.config import Config
 from seqjepa.engine.records import write_atomically
 from seqjepa.engine.training_state import TrainingState
 from seqjepa.loaders import InputError
+from seqjepa.loaders.config import leaves
 
 __all__ = ["RunFolder"]
 
-# a resumed run must be the same experiment: these decide what is learnt
-FIXED_SECTIONS = ("data", "sequence", "actions", "model", "target", "objective", "rate", "sigreg", "vicreg", "optim")
-FIXED_SECTIONS += ("probes", "ablation")
-FIXED_FIELDS = (("run", "seed"), ("run", "batch_statistics"), ("eval", "best_metric"), ("eval", "best_mode"))
-FREE_FIELDS = {"data.root", "data.loader", "data.download"}
+# fields that say how this start of a run goes about it; their change on resume is no news
+OF_THE_START = {"run.resume", "run.overwrite"}
 
 
 class RunFolder:
@@ -125,22 +123,31 @@ class RunFolder:
             raise InputError(f"{resume}: holds no checkpoint; {allowed}", "run.resume")
         return path, []
 
-    def check_same_experiment(self, saved: dict[str, Any], path: Path) -> None:
+    def check_same_experiment(self, saved: dict[str, Any], path: Path) -> dict[str, tuple[Any, Any]]:
         """Refuse to continue a checkpoint that was trained with another config.
 
         Args:
             saved: the checkpoint's config.
             path: of the checkpoint.
 
+        Returns:
+            The fields that differ and may, by dotted name: value of the checkpoint, value now.
+
         Raises:
-            InputError: names the first field that differs, or what in the saved config is not known any more.
+            InputError: names the first field that decides what is learnt and differs, or what in the saved config is
+                not known any more.
         """
-        now, saved = self.config.model_dump(), compose([], (f"{path}", saved)).config.model_dump()
-        fields = [(section, key) for section in FIXED_SECTIONS for key in now[section]]
-        for section, key in [*fields, *FIXED_FIELDS]:
-            field, value, before = f"{section}.{key}", now[section][key], saved[section][key]
-            if field not in FREE_FIELDS and value != before:
-                raise InputError(f"is {value!r}, the checkpoint {path} was trained with {before!r}", field)
+        before = leaves(compose([], (f"{path}", saved)).config.model_dump())
+        now = leaves(self.config.model_dump())
+        changed = {
+            field: (before.get(field), now.get(field))
+            for field in now | before
+            if before.get(field) != now.get(field) and field not in OF_THE_START
+        }
+        for field, (old, new) in changed.items():
+            if not Config.is_free(field):
+                raise InputError(f"is {new!r}, the checkpoint {path} was trained with {old!r}", field)
+        return changed
 
     def open(self, resumed: Path | None, state: TrainingState | None, damaged: list[Path]) -> None:
         """Make the folder and save the config in it, after clearing what does not belong to the run that begins.

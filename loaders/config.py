@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -32,11 +33,25 @@ RANGES = {
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys, wrong types, NaN and infinities are errors; docs stand under fields."""
+    """A part of the config: unknown keys, wrong types, NaN and infinities are errors; docs stand under fields.
+
+    Its values decide what is learnt: a run cannot be resumed with others, and each belongs to the identity of an
+    experiment. Fields in `free` are exempt, because they only say how a run is carried out.
+    """
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+    free: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def is_free(cls, field: str) -> bool:
+        """Whether a field, by its dotted name within this section, may change when a run is resumed."""
+        name, _, inner = field.partition(".")
+        if name in cls.free:
+            return True
+        kind = cls.model_fields[name].annotation if inner and name in cls.model_fields else None
+        return isinstance(kind, type) and issubclass(kind, Section) and kind.is_free(inner)
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
@@ -48,6 +63,27 @@ class Section(BaseModel):
             if field == "name" and (not value or not value.isprintable() or "/" in value or value.startswith(".")):
                 raise InputError("must be the name of a folder: a line without / that begins with no dot", field)
         return self
+
+
+class Operation(Section):
+    """A section that says how a run is carried out; only the fields in `fixed` decide what is learnt."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def is_free(cls, field: str) -> bool:
+        return field.partition(".")[0] not in cls.fixed
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted names; an empty mapping is a value too."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= leaves(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def _check_path(value: str, field: str) -> None:
@@ -63,6 +99,8 @@ def _check_path(value: str, field: str) -> None:
 
 class DataConfig(Section):
     """Which images, from where, how many, in what batches."""
+
+    free = frozenset({"root", "loader", "download"})
 
     name: str = "digits_affine"
     """Name of the task; tier files keep their gates under it."""
