@@ -5,6 +5,7 @@ Tensors are safetensors, all else is JSON: reading a checkpoint executes nothing
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from seqjepa.engine.manifest import MANIFEST, Damaged, seal, verify
+from seqjepa.engine.manifest import MANIFEST, Damaged, read_failure, regular_file, seal, verify
 from seqjepa.engine.records import naming, to_json
 from seqjepa.engine.training_state import VERSION, TrainingState, read_state
 from seqjepa.loaders import InputError, shown
@@ -34,12 +35,17 @@ def check(path: Path) -> TrainingState:
 
     Raises:
         Damaged: one is missing, cut short or changed.
+        Unreadable: this user may not read one.
         InputError: it is of a version that cannot be read.
     """
-    if (path / MANIFEST).exists() or not (path / "state.json").exists():
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        raise read_failure(path, error) from None
+    if MANIFEST in names or "state.json" not in names:
         verify(path)
     state, version = read_state(path / "state.json")
-    if version > 3 and not (path / MANIFEST).exists():  # since version 4 there is always one
+    if version > 3 and MANIFEST not in names:  # since version 4 there is always one
         raise Damaged(f"{path / MANIFEST}: missing", "run.resume")
     return state
 
@@ -55,14 +61,14 @@ def read(
         files: which of its files are read.
 
     Raises:
-        Damaged: a file is missing, cut short, changed or unreadable.
+        Damaged: a file is missing, cut short or changed.
+        Unreadable: this user may not read one.
         InputError: it is of another version, or holds a number that is not finite.
     """
     state = check(path)
     try:
         for name in files:
-            if not (path / f"{name}.safetensors").is_file():
-                raise ValueError(f"{name}.safetensors is missing")
+            regular_file(path / f"{name}.safetensors")
         tensors = {name: load_file(path / f"{name}.safetensors") for name in files}
         generators = path / f"rng-{rank:05d}.safetensors"
         tensors["rng"] = load_file(generators) if generators.is_file() else {}
@@ -110,7 +116,9 @@ def write(folder: Path, learner: Any, accelerator: Accelerator, state: dict[str,
         for file, entries in tensors.items():
             _save(entries, folder / f"{file}.safetensors")
         with naming(folder / "state.json"):
-            (folder / "state.json").write_text(to_json({"version": VERSION, **state}, indent=1) + "\n")
+            (folder / "state.json").write_text(
+                to_json({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8"
+            )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         seal(folder)
@@ -121,6 +129,8 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     """On the CPU, dense and in the standard layout, as safetensors asks."""
     with naming(path):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        # safetensors makes files that their owner alone may read; the umask decided the folder's mode
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str, Tensor]], step: int) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from seqjepa.engine.checkpoint_files import check
-from seqjepa.engine.manifest import Damaged, to_disk
+from seqjepa.engine.manifest import MANIFEST, Damaged, read_failure, to_disk
 
 __all__ = ["Checkpoints", "find_checkpoint"]
 
@@ -42,8 +42,12 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Checkpoints, oldest first; each was written to its end, but time may have damaged it."""
-        found = [path for path in self.folder.glob("epoch-*") if NAME.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=_position)
+        try:
+            names = os.listdir(self.folder)  # a glob takes a folder that may not be read for an empty one
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = [self.folder / name for name in names if NAME.fullmatch(name)]
+        return sorted((path for path in found if path.is_dir()), key=_position)
 
     def newest(self) -> Path | None:
         """The latest checkpoint, unread."""
@@ -56,10 +60,14 @@ class Checkpoints:
             passed_over: is told of each of these, in a line.
 
         Raises:
-            InputError: the latest is whole, and of a version that cannot be read.
+            InputError: the latest is not damaged, but of a version, or with permissions, that prevent its use.
         """
         damaged = []
-        for path in reversed(self.all()):
+        try:
+            found = self.all()
+        except OSError as error:
+            raise read_failure(self.folder, error) from None
+        for path in reversed(found):
             try:
                 check(path)
             except Damaged as problem:
@@ -153,7 +161,17 @@ def _position(path: Path) -> tuple[int, int]:
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """The checkpoint at `path`, or the newest of the run folder there; None if there is neither."""
-    if (path / "checkpoints").is_dir():
-        return Checkpoints(path / "checkpoints", 1).newest()
-    return path if (path / "state.json").exists() or (path / "manifest.json").exists() else None
+    """The checkpoint at `path`, or the newest of the run folder there; None if there is neither.
+
+    Raises:
+        Unreadable: this user may not look into the folder.
+    """
+    try:
+        names = os.listdir(path)
+        if "checkpoints" in names:
+            return Checkpoints(path / "checkpoints", 1).newest()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise read_failure(path, error) from None
+    return path if {"state.json", MANIFEST} & set(names) else None

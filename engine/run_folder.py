@@ -59,7 +59,10 @@ class RunFolder:
         self.bases = self.path / "diagnostics"
 
     def __enter__(self) -> RunFolder:
-        self._stood = self.path.is_dir()
+        try:
+            self._stood = self.path.is_dir()
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror})", "run.dir") from None
         if self._stood:
             self._lock()
         return self
@@ -77,7 +80,7 @@ class RunFolder:
         if self._held is not None or not self.main:
             return
         try:
-            self._held = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._held = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._held)

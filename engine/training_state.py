@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from seqjepa.engine.manifest import Damaged
+from seqjepa.engine.manifest import Damaged, read_failure, regular_file
 from seqjepa.loaders import InputError, shown
 from seqjepa.loaders.config import Section
 
@@ -76,16 +74,17 @@ def read_state(path: Path) -> tuple[TrainingState, int]:
     """The record at `path`, brought to the present version, and the version that it had.
 
     Raises:
-        Damaged: it cannot be read.
+        Damaged: it is missing or holds no JSON.
+        Unreadable: this user may not read it.
         InputError: it is not a record, or of a version that there is no way from.
     """
+    regular_file(path)
     try:
-        if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        state = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise Damaged(f"{path}: not readable ({reason})", "run.resume") from None
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise read_failure(path, error) from None
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path}: not readable ({type(error).__name__})", "run.resume") from None
     found = state.get("version") if isinstance(state, dict) else None
     known = sorted([*MIGRATIONS, VERSION])
     if type(found) is not int or found not in known:

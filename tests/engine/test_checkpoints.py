@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from seqjepa.engine import checkpoint_files, manifest
-from seqjepa.engine.checkpoints import Checkpoints
+from seqjepa.engine.checkpoints import Checkpoints, find_checkpoint
 from seqjepa.engine.evaluate import _open
 from seqjepa.engine.manifest import seal
 from seqjepa.engine.records import read_rows
@@ -265,6 +265,56 @@ def test_a_checkpoint_that_the_disk_cannot_read(copy, tiny, capsys, monkeypatch)
     printed = capsys.readouterr().out
     assert f"damaged checkpoint passed over: {broken}: cannot be read (Input/output error)" in printed
     assert f"resumed from {copy / 'checkpoints' / 'epoch-0002'}" in printed
+
+
+@contextlib.contextmanager
+def powerless(folder: Path):
+    """Within it, permissions count, also where the tests run as root."""
+    if os.geteuid():
+        yield
+        return
+    above = [path for path in folder.parents if path.stat().st_uid == 0 and path.name.startswith(("pytest-", "popen-"))]
+    modes = {path: path.stat().st_mode for path in [folder, *folder.parent.glob("*"), folder.parent, *above]}
+    for path, mode in modes.items():
+        path.chmod(mode | 0o055)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", [*FILES, ".", ".."])
+def test_what_may_not_be_read_is_not_called_damaged(copy, tmp_path, name):
+    """Neither passed over for an older one, nor is it advised to start anew: it may be whole."""
+    locked = (copy / "checkpoints" / "epoch-0003" / name).resolve()
+    locked.chmod(0)
+    try:
+        with powerless(tmp_path), pytest.raises(InputError) as caught:
+            Checkpoints(copy / "checkpoints", 2).newest_whole(pytest.fail)
+        with powerless(tmp_path), pytest.raises(InputError) as by_name:
+            checkpoint_files.check(find_checkpoint(copy / "checkpoints" / "epoch-0003"))
+    finally:
+        locked.chmod(0o755)
+    for error in (caught.value, by_name.value):
+        assert not isinstance(error, manifest.Damaged)
+        assert f"{locked}" in str(error)
+        assert "cannot be read (Permission denied); it may be whole: let this user read it" in str(error)
+        assert error.field == "run.resume"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_the_umask_decides_who_may_read_a_run(tiny, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        assert main(tiny("run.epochs=1")) == 0
+    finally:
+        os.umask(before)
+    found = [path for path in (tmp_path / "run").rglob("*") if not path.is_symlink()]
+    assert {tmp_path / "run" / ".lock", tmp_path / "run" / "summary.json"} < set(found)
+    assert sum(path.suffix == ".safetensors" for path in found) == 4
+    for path in found:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def test_a_pipe_among_the_files_is_not_waited_for(copy, tiny, capsys):
