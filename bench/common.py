@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -14,6 +15,7 @@ from statistics import median
 import numpy as np
 import torch
 
+from seqjepa.configs.console import open_console
 from seqjepa.engine.config import Config
 from seqjepa.engine.environment import commit, versions
 from seqjepa.loaders.loader import Loaders, SequenceLoader
@@ -23,6 +25,19 @@ from seqjepa.loaders.sequences import build_sequence
 from seqjepa.loaders.sources import SHAPES, Images
 
 HISTORY = Path(__file__).resolve().parent / "history"
+
+
+def command_line(script: str) -> argparse.ArgumentParser:
+    """A parser whose help is the docstring of the script, as it stands."""
+    open_console()
+    return argparse.ArgumentParser(description=script, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def existing_folder(name: str) -> Path:
+    """An argument that names a folder."""
+    if not Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"{name}: no such folder")
+    return Path(name)
 
 
 def interleaved(contenders: dict[str, Callable[[], int]], repetitions: int = 5) -> dict[str, list[float]]:
@@ -50,7 +65,7 @@ def spread(values: list[float]) -> str:
 
 def cpu() -> str:
     """Model of the processor."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     return found[1] if found else "unknown"
 
 
@@ -65,7 +80,9 @@ def record(name: str, rows: list[dict], threads: int) -> Path:
     path = history(name, cpu(), "json")
     facts = {"cpu": cpu(), "threads": threads, "versions": versions(), "commit": commit()}
     command = ["python", f"bench/{Path(sys.argv[0]).name}"]
-    path.write_text(json.dumps({"command": " ".join(command), **facts, "rows": rows}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"command": " ".join(command), **facts, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
     return path
 
 

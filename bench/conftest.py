@@ -42,7 +42,7 @@ def pytest_configure(config):
 def last_on(gpu: str) -> dict[str, float]:
     """Medians by the benchmark's name of the newest run in the history on this GPU; empty if there is none."""
     for path in sorted(HISTORY.glob("*-bench-*.json"), reverse=True):
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["machine_info"]["gpu"] == gpu:
             return {row["fullname"]: row["stats"]["median"] for row in stored["benchmarks"]}
     return {}

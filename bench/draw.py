@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from common import HISTORY
+from common import HISTORY, command_line
 from matplotlib.figure import Figure
 
 from seqjepa.engine.figures import new_figure
@@ -17,7 +17,7 @@ def newest(name: str) -> list[dict]:
     """The newest result of each machine, task and mode."""
     found = {}
     for path in sorted(HISTORY.glob(f"*-{name}-*.json")):
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         machine = stored.get("machine") or stored["machine_info"]["gpu"] or stored["machine_info"]["cpu"]
         found[machine, stored.get("task"), stored.get("compile")] = stored | {"machine": machine}
     return list(found.values())
@@ -90,6 +90,7 @@ def beside_peer(benches: list[dict]) -> Figure:
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     FIGURES.mkdir(exist_ok=True)
     reports, benches = newest("report"), newest("bench")
     for name, draw, results in (

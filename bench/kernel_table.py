@@ -10,7 +10,6 @@ backward's; workspaces of libraries do not show.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import time
@@ -21,7 +20,7 @@ from typing import NamedTuple
 os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler, which counts memory on a CPU, says on stderr that it starts
 
 import torch
-from common import cpu, history
+from common import command_line, cpu, history
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -559,7 +558,7 @@ SECTIONS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(SECTIONS), help=", ".join(SECTIONS))
     parser.add_argument("--repetitions", type=int, help="turns at most: 100 on a GPU, 20 on a CPU")

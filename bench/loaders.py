@@ -6,13 +6,11 @@ stands what the training step of this machine consumes (ResNet-18, all of the pa
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from pathlib import Path
 from statistics import median
 
 import torch
-from common import cpu, interleaved, record, spread
+from common import command_line, cpu, existing_folder, interleaved, record, spread
 from pillow import PillowSequences
 from torch.utils.data import DataLoader
 
@@ -27,7 +25,10 @@ from seqjepa.loaders.write import main as write
 BATCH, SEQUENCES, STEP_BATCH = 256, 2048, 64
 
 
-def main(root: str) -> None:
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("root", type=existing_folder, metavar="CIFAR100")
+    root = parser.parse_args().root
     words = ["configs/data/cifar100_aug.yaml", "run.threads=1", f"data.train_subset={SEQUENCES}"]
     config = compose([*words, f"data.root={root}", f"data.batch_size={BATCH}"]).config
     accelerator = build_accelerator(config.run, 1)
@@ -35,7 +36,7 @@ def main(root: str) -> None:
     sections = (config.sequence, config.actions)
     loaders = {"resident": build_loaders(config.data, *sections, seed=0, device=device)}
     with tempfile.TemporaryDirectory() as betons:
-        if has_ffcv() and write([root, betons, "--dataset", "cifar100"]) == 0:
+        if has_ffcv() and write([str(root), betons, "--dataset", "cifar100"]) == 0:
             data = config.data.model_copy(update={"root": betons, "loader": "ffcv"})
             loaders["ffcv"] = build_loaders(data, *sections, seed=0, device=device)
         contenders = {name: epoch_of(loader.train) for name, loader in loaders.items()}
@@ -92,6 +93,4 @@ def count(reader: DataLoader):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit(__doc__)
-    main(sys.argv[1])
+    main()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from common import command_line, existing_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -35,9 +36,12 @@ OPERATIONS = {
 }
 
 
-def main(root: str) -> None:
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("root", type=existing_folder, metavar="CIFAR100")
+    root = parser.parse_args().root
     torch.set_num_threads(1)
-    images = torch.from_numpy(read_images("cifar100", find_layout("cifar100", root), "test").pixels[:COUNT])
+    images = torch.from_numpy(read_images("cifar100", find_layout("cifar100", str(root)), "test").pixels[:COUNT])
     sequence = build_sequence(SequenceConfig(kind="augment"), (32, 32))
     drawn = sequence.params(words(0, 0, 0, torch.arange(len(images)), sequence.num_views, sequence.num_draws))
     neutral = torch.tensor([NEUTRAL.get(name, 0.0) for name in NAMES])
@@ -55,6 +59,4 @@ def main(root: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit(__doc__)
-    main(sys.argv[1])
+    main()

@@ -9,7 +9,6 @@ that are not here there is a projection, called one. bench/draw.py draws what th
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import re
@@ -17,11 +16,12 @@ import time
 from functools import partial
 
 import torch
-from common import cpu, history, loaders_of, random_images, wait
+from common import command_line, cpu, history, loaders_of, random_images, wait
 from rich.console import Console
 from rich.table import Table
 from roofline import CARDS, convolution_seconds, matmul_peak, seconds_of, training_flops
 
+from seqjepa.configs.errors import InputError
 from seqjepa.engine.compose import compose
 from seqjepa.engine.environment import build_accelerator, commit, compile_mode, versions
 from seqjepa.engine.learner import Learner
@@ -115,7 +115,7 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--task", default="cifar100_aug", help="a file of configs/data")
     parser.add_argument("--variant", default="baseline", help="a file of configs/variant")
     parser.add_argument("--batch", type=int, help="sequences in a step: 512 on a GPU, 64 on a CPU")
@@ -129,10 +129,15 @@ def main() -> None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, args.memory * GIB / total))
     words = [f"configs/data/{args.task}.yaml", "configs/tier/paper.yaml", f"configs/variant/{args.variant}.yaml"]
-    found = measure([*words, *args.settings], batch)
+    words += args.settings
+    try:
+        compose([*words, f"data.batch_size={batch}"])
+    except InputError as error:
+        parser.error(str(error))
+    found = measure(words, batch)
     found |= {"task": args.task, "variant": args.variant, "settings": args.settings, "memory_limit_gib": args.memory}
     path = history(f"report-{args.task}-{found['compile']}", found["machine"], "json")
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     show(found, args.price)
     print(f"bench/history/{path.name}")
 

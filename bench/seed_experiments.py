@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from seqjepa.configs.console import open_console
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -49,6 +51,7 @@ SINGLE = (
 
 
 def main() -> int:
+    open_console()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tier", help="quick, lite, ...: a file of configs/tier")
     parser.add_argument("--data", required=True, help="folder of CIFAR-10")
@@ -73,7 +76,7 @@ def main() -> int:
         command += [f"data.root={args.data}", f"run.dir={folder}", f"run.name={folder.name}", f"run.seed={seed}"]
         command += ["run.resume=auto", *experiment.settings, *args.settings]
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "console.log").open("a") as log:
+        with (folder / "console.log").open("a", encoding="utf-8") as log:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         print(f"{folder}: exit code {code}", flush=True)
         return code

@@ -5,12 +5,10 @@ ROOT holds MNIST, cifar10 and cifar100, each as a folder with train/ and test/ o
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from statistics import median
 
 import torch
-from common import cpu, interleaved, record, spread
+from common import command_line, cpu, existing_folder, interleaved, record, spread
 from PIL import Image
 from pillow import pillow_sequence
 
@@ -21,7 +19,10 @@ SEQUENCES = ("digits_affine", "mnist_affine", "mnist_rot", "cifar10_rot", "cifar
 BATCH, OURS, THEIRS = 256, 2048, 256  # sequences in a batch; and in a repetition of each side
 
 
-def main(root: Path) -> None:
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("root", type=existing_folder, metavar="ROOT")
+    root = parser.parse_args().root
     torch.set_num_threads(1)
     rows = []
     for name in SEQUENCES:
@@ -58,6 +59,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    main()

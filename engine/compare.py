@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from seqjepa.configs.console import open_console
 from seqjepa.engine.compose import read_plain
 from seqjepa.engine.config import Config
-from seqjepa.engine.figures import new_figure
+from seqjepa.engine.figures import epoch_axis, new_figure
 from seqjepa.engine.records import read_rows, write_atomically
 from seqjepa.loaders import InputError
 from seqjepa.loaders.config import leaves
@@ -110,6 +112,7 @@ class Group(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input."""
+    open_console()
     parser = argparse.ArgumentParser(prog="python -m seqjepa.engine.compare", description=__doc__.split("\n")[2])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--out", type=Path, help="Markdown file; a figure of the curves stands beside it")
@@ -175,7 +178,7 @@ def _read_config(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    summary = json.loads(path.read_text())
+    summary = json.loads(path.read_text(encoding="utf-8"))
     Summary.model_validate(summary)
     return summary
 
@@ -228,7 +231,8 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
                 row += [f"{spread(paired, places[metric], signed=True)} (n = {len(paired)})" if paired else ""]
         rows.append([*row, _gate(found), f"{mean(run.seconds for run in found.runs):.0f}", _hardware(found)])
     headings += ["gate", "seconds", "hardware"]
-    lines = [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
+    cells = ([cell.replace("|", r"\|") for cell in row] for row in (headings, ["---"] * len(headings), *rows))
+    lines = [f"| {' | '.join(row)} |" for row in cells]
     commits = {run.summary["commit"] for found in groups for run in found.runs if run.summary}
     notes = "Final epoch; mean, and in brackets the standard deviation over seeds."
     if commits:
@@ -286,19 +290,26 @@ def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
                         points.setdefault(row["epoch"], []).append(row[metric])
             epochs = sorted(points)
             style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
-            axes.plot(epochs, [mean(points[epoch]) for epoch in epochs], label=found.name, marker=".", **style)
+            axes.plot(epochs, [mean(points[epoch]) for epoch in epochs], label=_plain(found.name), marker=".", **style)
             if len(found.runs) > 1:
                 low, high = ([pick(points[epoch]) for epoch in epochs] for pick in (min, max))
                 axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15)
         controls = [run.summary["untrained"][metric] for f in groups for run in f.runs if _has_control(run, metric)]
         if controls:
             axes.axhspan(min(controls), max(controls), color="0.5", alpha=0.3, label="untrained, all runs")
-        axes.set(xlabel="epoch", title=metric)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(metric)
+        epoch_axis(axes, [row["epoch"] for found in groups for run in found.runs for row in run.rows])
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; the table has it whole
+        figure.savefig(path, dpi=120)
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib shows it as it is: dollars begin formulas, an underscore hides a line from the legend."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _has_control(run: Run, metric: str) -> bool:

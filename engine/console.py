@@ -40,7 +40,8 @@ class Reporter:
     """
 
     def __init__(self, speaks: bool):
-        self.console = _Console(quiet=not speaks, highlight=False, soft_wrap=True)
+        # names are shown as they are: brackets and colons in them are no markup
+        self.console = _Console(quiet=not speaks, highlight=False, soft_wrap=True, markup=False, emoji=False)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -70,9 +71,9 @@ class Reporter:
         except OSError:
             self.console.on_broken_pipe()
 
-    def say(self, line: str) -> None:
+    def say(self, what: str | Table) -> None:
         with self._heard_or_not():
-            self.console.print(line, markup=False)
+            self.console.print(what)
 
     def advance(
         self, description: str = "", amount: int = 1, *, total: int | None = None, status: str | None = None
@@ -107,8 +108,7 @@ class Reporter:
         for name in SHOWN:
             row = [metrics.get(f"{name}_train"), metrics.get(f"{name}_test"), control.get(f"{name}_test")]
             table.add_row(name, *map(number, row))
-        with self._heard_or_not():
-            self.console.print(table)
+        self.say(table)
 
 
 class Stopwatch:

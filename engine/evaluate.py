@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from seqjepa.configs.console import open_console
 from seqjepa.loaders import InputError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ Exit codes: 0 done, 2 bad input, 130 interrupted (`accelerate launch` makes ever
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    open_console()
     argv = sys.argv[1:] if argv is None else argv
     try:
         if not argv or {"-h", "--help"} & set(argv):

@@ -70,7 +70,7 @@ def write(result: dict[str, Any], folder: Path, reporter: Reporter) -> None:
     headings = ["metric", *(f"{p}, {n}" if len(protocols) > 1 else n for p, n in pairs)]
     names = dict.fromkeys(name for protocol in protocols for name in result[protocol]["trained"])
     rows = [[name, *(number(result[p][n].get(name)) for p, n in pairs)] for name in names]
-    reporter.console.print(table(f"frozen probes, {result['checkpoint']}", headings, rows))
+    reporter.say(table(f"frozen probes, {result['checkpoint']}", headings, rows))
     seconds = sum(value for name, value in result["timing"].items() if name.endswith("_seconds"))
     reporter.say(f"{folder / 'eval.json'}, lengths.png, factors.png; {seconds:.0f} s")
 
@@ -95,7 +95,7 @@ def compare(results: list[dict[str, Any]], folder: Path, reporter: Reporter) -> 
         cells = [row.get(length) for row in grid.values()]
         shown = [value for cell in cells for value in ((cell.trained, cell.untrained) if cell else (None, None))]
         rows.append([str(length), *map(number, shown)])
-    reporter.console.print(table(f"top-1 on agg, {protocol} protocol, newest checkpoint of each run", headings, rows))
+    reporter.say(table(f"top-1 on agg, {protocol} protocol, newest checkpoint of each run", headings, rows))
     comparison: dict[str, Any] = {
         "checkpoints": [result["checkpoint"] for result in results],
         "protocol": protocol,
@@ -105,7 +105,7 @@ def compare(results: list[dict[str, Any]], folder: Path, reporter: Reporter) -> 
     if agreeing := comparison["agreement"]:
         rows = [[name, number(row["tau"]), number(row["p"]), str(row["n"])] for name, row in agreeing.items()]
         title = "do the fast and the paper protocol rank checkpoints alike?"
-        reporter.console.print(table(title, ["metric", "Kendall's tau", "p", "checkpoints"], rows))
+        reporter.say(table(title, ["metric", "Kendall's tau", "p", "checkpoints"], rows))
         if len(results) < FEW:
             reporter.say(f"{len(results)} checkpoints are too few to tell: at least {FEW} are needed")
     write_atomically(folder / "comparison.json", to_json(comparison, indent=1) + "\n")

@@ -73,6 +73,6 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     result["timing"]["seconds"] = time.perf_counter() - started
     write_atomically(case.folder / "subspace.json", to_json(result, indent=1) + "\n")
     rows = [[name, *(number(metrics[network][name]) for network in networks)] for name in metrics["trained"]]
-    reporter.console.print(table(f"subspaces, {case.checkpoint}", ["metric", *networks], rows))
+    reporter.say(table(f"subspaces, {case.checkpoint}", ["metric", *networks], rows))
     reporter.say(f"{case.folder / 'subspace.json'} and figures; {result['timing']['seconds']:.0f} s")
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from seqjepa.configs.console import open_console
 from seqjepa.engine.compose import Composed, compose, dump
 from seqjepa.loaders import InputError
 
@@ -23,13 +24,14 @@ def main(argv: list[str] | None = None) -> int:
         0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 the machine failed it, 128 + signal when
         interrupted.
     """
+    open_console()
     argv = sys.argv[1:] if argv is None else argv
     composed = None
     try:
         if {"-h", "--help"} & set(argv):
             from seqjepa.engine.config_help import help_page
 
-            _print(help_page() + "\n")
+            print(help_page())
             return DONE
         if unknown := [word for word in argv if word.startswith("-") and word != "--print-config"]:
             raise InputError(
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             words = [DEFAULT_CONFIG, *words]
         composed = compose(words)
         if "--print-config" in argv:
-            _print(dump(composed.config))
+            print(dump(composed.config), end="")
             return DONE
         # torch is imported from here on: the lines above answer at once
         from seqjepa.engine.trainer import train
@@ -55,14 +57,6 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {_located(line, error.field, composed)}", file=sys.stderr)
         return BAD_INPUT
-
-
-def _print(text: str) -> None:
-    """To a pipe that may be closed before all is read, as by `head`."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
 
 
 def _located(line: str, field: str | None, composed: Composed | None) -> str:

@@ -16,6 +16,7 @@ import torch
 from pydantic import ConfigDict, model_validator
 
 from seqjepa.configs.compose import Composed, compose
+from seqjepa.configs.console import open_console
 from seqjepa.loaders import InputError
 from seqjepa.loaders.config import ActionsConfig, DataConfig, Section, SequenceConfig
 from seqjepa.loaders.loader import Batch, Loaders, build_loaders
@@ -107,6 +108,7 @@ def _read(words: list[str]) -> Composed[_Config]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 2 for bad input."""
+    open_console()
     summary, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.show", description=summary, epilog=details)
     parser.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and section.key=value")

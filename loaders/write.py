@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from seqjepa.configs.console import open_console
 from seqjepa.loaders import InputError
 from seqjepa.loaders.beton import INSTALL_HINT, Sidecar, file_sha256, has_ffcv, sidecar_path
 from seqjepa.loaders.sources import SHAPES, SPLITS, Images, find_layout, read_images
@@ -144,6 +145,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 2 for bad input."""
+    open_console()
     args = _parse(argv)
     try:
         if not has_ffcv():

@@ -1,5 +1,6 @@
 """What the benchmarks compare with is the same experiment, and what they count is right."""
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,15 +14,16 @@ from torchvision.transforms import functional as F
 from seqjepa.engine.compose import compose
 from seqjepa.loaders.config import SequenceConfig
 
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+SCRIPTS = sorted(path for path in BENCH.rglob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 STATISTICS = ((0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _bench_on_the_path():
-    folder = str(Path(__file__).resolve().parent.parent / "bench")
-    sys.path.insert(0, folder)
+    sys.path.insert(0, str(BENCH))
     yield
-    sys.path.remove(folder)
+    sys.path.remove(str(BENCH))
 
 
 @pytest.fixture
@@ -29,6 +31,18 @@ def image():
     from PIL import Image
 
     return Image.fromarray(torch.arange(32 * 32 * 3).remainder(251).view(32, 32, 3).byte().numpy())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(("word", "code"), [("--help", 0), ("--no-such-option", 2)])
+def test_scripts_say_what_they_take_before_they_do_anything(script, word, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(script), word])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(script), run_name="__main__")
+    assert left.value.code == code
+    printed = capsys.readouterr()
+    assert (printed.err if code else printed.out).startswith(f"usage: {script.name}")
 
 
 def test_the_peers_turns_lead_from_view_to_view(image):

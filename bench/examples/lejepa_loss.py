@@ -1,5 +1,6 @@
 """LeJEPA's loss in plain torch and ours, the same training twice: `python bench/examples/lejepa_loss.py`."""
 
+import argparse
 import time
 
 import torch
@@ -56,5 +57,6 @@ def compare(steps=301):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)  # these matrices are small
     compare()

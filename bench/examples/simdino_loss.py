@@ -1,5 +1,6 @@
 """SimDINO's loss in plain torch and ours, the same training twice: `python bench/examples/simdino_loss.py`."""
 
+import argparse
 import copy
 import time
 
@@ -54,5 +55,6 @@ def compare(steps=301):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)  # these matrices are small
     compare()

@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from seqjepa.engine.compare import differences, group, main, read_run
+from seqjepa.engine.compare import differences, draw, group, main, read_run, to_markdown
 from seqjepa.engine.compose import compose, dump
 
 
@@ -150,3 +153,34 @@ def test_bad_input_is_one_line(make, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_a_name_is_shown_as_it_is(make, tmp_path):
+    """Dollars would begin a formula, a bar would end a cell, an underscore would leave a line out of the legend."""
+    runs = [read_run(make("plain", 1, [10.0]))]
+    for number, name in enumerate(("$a^$", "_hidden", "a|b"), start=2):
+        path = make(f"run{number}", number, [10.0 + number])
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        config["run"]["name"] = name
+        config["model"]["width"] = 100 + number  # a config of its own is a row of its own
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+        runs.append(read_run(path))
+    groups = group(runs)
+    assert [found.name for found in groups] == ["plain", "$a^$", "_hidden", "a|b"]
+    rows = to_markdown(groups, ["online_r2_test"]).splitlines()
+    assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows[:6]}) == 1
+    assert r"| a\|b | 4 |" in rows[5]
+    draw(groups, ["online_r2_test"], tmp_path / "figure.png")
+    draw(groups[:1], ["online_r2_test"], tmp_path / "one.png")
+
+    def legend(path):  # its lines begin with a dash of the line's colour
+        image = np.asarray(Image.open(path).convert("RGB"))
+        right = image[:, int(0.8 * image.shape[1]) :]
+        return {
+            colour
+            for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
+            if (right == colour).all(-1).any()
+        }
+
+    assert len(legend(tmp_path / "one.png")) == 1
+    assert len(legend(tmp_path / "figure.png")) == 4

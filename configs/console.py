@@ -1,0 +1,42 @@
+"""Standard streams that any console can show and any reader may leave."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+__all__ = ["open_console"]
+
+
+class _Stream(io.FileIO):
+    """What is written for a reader that has left, as `head` does, is lost, and no error."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def open_console() -> None:
+    """Let every command say what it has to say.
+
+    Letters that the console's encoding lacks are shown as escapes (`gr\\xf6\\xdfe`), and a reader that leaves before
+    the end is no error. A stream that stands in for the console's, as in a notebook, is left alone.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue
+        if sys.platform == "win32":  # its console is no file
+            stream.reconfigure(errors="backslashreplace")
+            continue
+        raw = _Stream(stream.fileno(), "w", closefd=False)
+        text = io.TextIOWrapper(
+            raw if stream.write_through else io.BufferedWriter(raw),
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, text)

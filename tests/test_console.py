@@ -1,0 +1,105 @@
+"""What commands say reaches any console, and a reader may leave."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("engine/train.py", "engine/evaluate.py", "engine/compare.py", "loaders/show.py", "loaders/write.py")
+ASCII = os.environ | {"PYTHONIOENCODING": "ascii"}
+SPEAK = """
+import sys
+from seqjepa.configs.console import open_console
+open_console()
+for number in range(int(sys.argv[1])):
+    print(number, 'größe 大 \\udcff')
+print('größe', file=sys.stderr)
+"""
+
+
+def speak(lines: int, stdout=subprocess.PIPE, unbuffered: str = "", **environment: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered} | environment
+    command = [sys.executable, "-c", SPEAK, str(lines)]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", rb"gr\xf6\xdfe \u5927 \udcff"),
+        ("latin-1", b"gr\xf6\xdfe \\u5927 \\udcff"),
+        ("utf-8", "größe 大 \\udcff".encode()),
+    ],
+)
+def test_what_an_encoding_lacks_is_escaped(encoding, shown):
+    result = speak(1, PYTHONIOENCODING=encoding)
+    assert result.returncode == 0
+    assert result.stdout == b"0 " + shown + b"\n"
+    assert result.stderr == shown.split()[0] + b"\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_a_reader_that_leaves_is_no_error(lines, unbuffered, left):
+    result = speak(lines, left, unbuffered, PYTHONIOENCODING="utf-8")
+    assert (result.returncode, result.stderr) == (0, "größe\n".encode())
+
+
+def test_a_full_disk_is_an_error():
+    with open("/dev/full", "wb") as full:
+        result = speak(1, full)
+    assert result.returncode != 0
+    assert b"No space left on device" in result.stderr
+
+
+@pytest.fixture
+def left():
+    """The writing end of a pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_for_any_console_and_any_reader(command, left):
+    """So of every command: each is a script that calls `open_console` before it says anything."""
+    scripts = {f"{path.parent.name}/{path.name}" for path in ROOT.glob("[el]*/*.py") if "__main__" in path.read_text()}
+    assert scripts == set(COMMANDS)
+    module = f"seqjepa.{command.removesuffix('.py').replace('/', '.')}"
+    for stdout in (left, subprocess.PIPE):
+        result = subprocess.run(
+            [sys.executable, "-m", module, "--help"], stdout=stdout, stderr=subprocess.PIPE, env=ASCII, timeout=300
+        )
+        assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.startswith(b"usage: ")
+
+
+def test_a_run_may_have_any_name_on_any_console(tiny, tmp_path):
+    """Its files are UTF-8 whatever the console speaks; brackets, colons and dollars are no markup."""
+    name = "größe [bold] :smile: $a^$ 大"
+    run = tmp_path / name
+    words = tiny("run.epochs=1", f"run.name='{name}'", f"run.dir='{run}'")
+    shown = name.encode("ascii", "backslashreplace").decode()
+
+    def said(*command: str) -> str:
+        result = subprocess.run([sys.executable, *command], cwd=ROOT, env=ASCII, capture_output=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.decode("ascii")
+
+    assert f"{shown}: digits_affine, 160 training" in said("engine/train.py", *words)
+    assert f"name: {name}\n" in (run / "config.yaml").read_text(encoding="utf-8")
+    out = tmp_path / "größe.md"
+    assert f"| {shown} | 42 |" in said("-m", "seqjepa.engine.compare", str(run), "--out", str(out))
+    assert f"| {name} | 42 |" in out.read_text(encoding="utf-8")
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_an_error_can_be_said_on_any_console():
+    command = [sys.executable, "engine/train.py", "run.seed=größe"]
+    result = subprocess.run(command, cwd=ROOT, env=ASCII, capture_output=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.decode("ascii").startswith(r"error: override run.seed=gr\xf6\xdfe: run.seed = ")
