@@ -19,7 +19,8 @@ hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${hosts%%$'\n'*}
 
 # in the task's shell, where SLURM_NODEID is the node's; exec lets the signal reach the launcher
-srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --config_file configs/accelerate/multi_node.yaml \
+# from Slurm 22.05 on srun does not take the task's cores over from sbatch
+srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash -c 'exec accelerate launch --config_file configs/accelerate/multi_node.yaml \
     --num_machines "$1" --num_processes "$2" --main_process_ip "$3" --main_process_port "$4" \
     --machine_rank "$SLURM_NODEID" engine/train.py "${@:5}"' launch \
     "$nodes" "$processes" "$first" "$((20000 + SLURM_JOB_ID % 20000))" "$@" run.resume=auto

@@ -271,26 +271,56 @@ def test_two_machines_as_the_readme_says(tiny, tmp_path):
     assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-4)
 
 
-SRUN = """#!/bin/bash
-while [[ $1 == --* ]]; do shift; done
+SRUN = """while [[ $1 == --* ]]; do shift; done
 for node in 0 1; do SLURM_NODEID=$node "$@" & jobs[$node]=$!; done
 wait "${jobs[0]}" && wait "${jobs[1]}"
 """
 
 
+@pytest.fixture
+def slurm(tmp_path):
+    """The environment of a job of two nodes, whose tools are these scripts."""
+
+    def environment(**scripts: str) -> dict[str, str]:
+        scripts = {"scontrol": "echo 127.0.0.1\necho 127.0.0.2\n"} | scripts
+        for name, text in scripts.items():
+            (tmp_path / name).write_text(f"#!/bin/bash\n{text}")
+            (tmp_path / name).chmod(0o755)
+        return os.environ | {
+            "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_JOB_ID": str(os.getpid()),  # decides the port
+            "SLURM_GPUS_ON_NODE": "1",
+        }
+
+    return environment
+
+
+@pytest.mark.parametrize("cores", ["64", None])
+def test_the_slurm_script_asks_for_what_the_job_was_given(slurm, cores):
+    """Processes for the GPUs of all nodes, the task's cores, and every word as it was given."""
+    each = 'printf "%s\\n" "$@"\n'
+    given = slurm(srun=f'{each}while [[ $1 == --* ]]; do shift; done\nSLURM_NODEID=1 "$@"\n', accelerate=each)
+    given |= {"SLURM_GPUS_ON_NODE": "8"} | ({"SLURM_CPUS_PER_TASK": cores} if cores else {})
+    words = ["data.root=/a b/größe", "run.name='x  y'", "optim.lr=1e-3"]
+    command = ["bash", "configs/launch/slurm.sh", *words]
+    lines = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True).stdout.splitlines()
+    asked = lines[: lines.index("bash")]
+    assert asked == ["--kill-on-bad-exit=1", *(["--cpus-per-task=64"] if cores else [])]
+    launched = lines[len(lines) - lines[::-1].index("launch") - 1 :]
+    options = dict(zip(launched[1:13:2], launched[2:13:2], strict=True))
+    assert options["--num_machines"] == "2"
+    assert options["--num_processes"] == "16"
+    assert options["--main_process_ip"] == "127.0.0.1"
+    assert options["--machine_rank"] == "1"
+    assert launched[13:] == ["engine/train.py", *words, "run.resume=auto"]
+
+
 @pytest.mark.soak
-def test_the_slurm_script_runs(tiny, tmp_path):
+def test_the_slurm_script_runs(tiny, tmp_path, slurm):
     """With a SLURM that runs both nodes' tasks here; given twice, the second goes on where the first ended."""
-    for name, text in {"srun": SRUN, "scontrol": "#!/bin/bash\necho 127.0.0.1\necho 127.0.0.2\n"}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_JOB_ID": str(os.getpid()),  # decides the port
-        "SLURM_GPUS_ON_NODE": "1",
-    }
+    environment = slurm(srun=SRUN)
     for epochs in (1, 2):
         words = tiny(f"run.epochs={epochs}", "run.overwrite=false")
         command = ["bash", "configs/launch/slurm.sh", *words]
