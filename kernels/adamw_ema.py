@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from ._ops import add_op_namespace_prefix
 from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .ema import as_scalar, ema_update_, lerp
-from .multi_tensor import PIECE, address_table, find_piece, pointer, same_layout
+from .ema import as_scalar, ema_update_, lerp, on_device, update_lists
+from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
 
 __all__ = ["AdamWEMA", "adamw_ema_", "adamw_ema_reference"]
 
@@ -157,19 +158,20 @@ def _torch_step(
     columns: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
     beta1: float, beta2: float, eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
-    """The same in two passes, by torch's fused AdamW and `ema_update_`."""
+    """The same in two passes, by torch's fused AdamW and EMA's."""
     params, grads, exp_avgs, exp_avg_sqs, teachers, steps = columns
     adamw(
         params, grads, exp_avgs, exp_avg_sqs, [], steps, fused=True, grad_scale=grad_scale, found_inf=found_inf,
         amsgrad=False, beta1=beta1, beta2=beta2, lr=lr.item() if lr.device.type == "cpu" else lr.float(),
         weight_decay=weight_decay, eps=eps, maximize=False,
     )  # fmt: skip
-    pairs = [(teacher, p) for teacher, p in zip(teachers, params, strict=True) if teacher.numel()]
-    ema_update_([teacher for teacher, _ in pairs], [p for _, p in pairs], ema_decay, skip=found_inf)
+    taught = [number for number, teacher in enumerate(teachers) if teacher.numel()]
+    update_lists([teachers[n] for n in taught], [params[n] for n in taught], [], ema_decay, found_inf)
 
 
 @torch.library.custom_op(
-    "seqjepa::adamw_ema_", mutates_args=("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "teachers")
+    add_op_namespace_prefix("adamw_ema_"),
+    mutates_args=("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "teachers"),
 )
 def adamw_ema_(
     params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
@@ -192,14 +194,17 @@ def adamw_ema_(
     """
     scalars = (lr, ema_decay, found_inf, grad_scale)
     buckets = defaultdict(lambda: ([], [], [], [], [], []))
-    apart = []  # teachers with strides of their own
+    apart = []  # teachers with strides of their own, or more digits than the kernel has
     written_back = []
     for p, g, m, v, teacher, step in zip(params, grads, exp_avgs, exp_avg_sqs, teachers, steps, strict=True):
-        if teacher.numel() and not same_layout(p, teacher):
+        if not p.dtype == m.dtype == v.dtype:
+            raise ValueError(f"a parameter is {p.dtype}, its moments {m.dtype} and {v.dtype}: they must be alike")
+        if teacher.numel() and not (same_layout(p, teacher) and uses_triton(p) == uses_triton(teacher)):
             apart.append((teacher, p))
             teacher = p.new_empty(0)
         flat = _like(p, p, written_back)  # torch's fused step too walks through flat memory, without a look at strides
-        row = (flat, *(_like(tensor, flat, written_back) for tensor in (g, m, v)), teacher, step)
+        moments = [_like(moment, flat, written_back) for moment in (m, v)]
+        row = (flat, _like(g, flat, written_back if grad_scale is not None else []), *moments, teacher, step)
         kind = teacher.dtype if teacher.numel() else torch.float32
         for column, tensor in zip(buckets[p.dtype, g.dtype, kind, p.device], row, strict=True):
             column.append(tensor)
@@ -208,9 +213,9 @@ def adamw_ema_(
         update = _step if uses_triton(columns[0][0]) else _torch_step
         update(list(columns), *there, beta1, beta2, eps, weight_decay)
     for tensor, flat in written_back:
-        tensor.copy_(flat)
-    if apart:
-        ema_update_([teacher for teacher, _ in apart], [p for _, p in apart], ema_decay, skip=found_inf)
+        once = tuple(slice(None, None if stride else 1) for stride in tensor.stride())  # of what was expanded
+        tensor[once].copy_(flat[once])
+    update_lists([teacher for teacher, _ in apart], [p for _, p in apart], [], ema_decay, found_inf)
 
 
 def _like(tensor: Tensor, other: Tensor, written_back: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -230,24 +235,30 @@ def _(params, grads, exp_avgs, exp_avg_sqs, steps, teachers, *settings):
 class AdamWEMA(Optimizer):
     """torch.optim.AdamW that moves the parameters' teachers as well.
 
-    A drop-in for `torch.optim.AdamW(..., fused=True)`: the same state, so that either loads the other's `state_dict`,
-    and the same treatment of `GradScaler`, which unscales in the step and skips it, teachers included. Call nothing
-    for the average after `step()`.
+    A drop-in for `torch.optim.AdamW(..., fused=True)`: the same arguments in the same order, the same state, so that
+    either loads the other's `state_dict`, and the same treatment of `GradScaler`, which unscales in the step and skips
+    it, teachers included. Parameters that FSDP2 has sharded are stepped shard by shard; so are their teachers, which
+    are sharded alike. Call nothing for the average after `step()`.
 
     Args:
         params: as any torch optimiser takes them.
         lr: learning rate; a 0-dim tensor on the device may change between the replays of a CUDA graph.
         betas, eps, weight_decay: as in torch.optim.AdamW.
+        amsgrad, maximize, foreach, differentiable: as there, but nothing else than their defaults is supported.
+        capturable: as there; every step can be captured in a CUDA graph, whatever it is.
+        fused: True, as all of it is.
         ema_decay: weight of the teacher in [0, 1], a number or a 0-dim tensor on the device (float64 is best); also a
             key of each parameter group, for schedules to write on.
         teacher: pairs of a parameter and the tensor that follows it, of its shape, in any floating dtype; parameters
             that are not among them have no teacher. None gives every parameter a teacher, a copy at its first step,
             in float32, which lies in the optimiser's state under `ema` and in its `state_dict`. Teachers that you
-            bring are saved with your module, not here; parameters that are added later have none.
-        fused: True, as all of it is; so that `AdamW(..., fused=True)` can change its name.
+            bring are saved with your module, not here; load them after the optimiser's state where you use
+            torch.distributed.checkpoint, which makes a step to build that state. Parameters that are added later have
+            none.
 
     Raises:
-        ValueError: a number is out of range, or a teacher's shape is not its parameter's.
+        ValueError: a number is out of range, an option is not supported, a teacher does not fit its parameter. At a
+            step also: a parameter that has a teacher is in no group any more.
 
     Example:
         >>> teacher = copy.deepcopy(encoder).requires_grad_(False)
@@ -264,45 +275,53 @@ class AdamWEMA(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = True,
         ema_decay: float | Tensor = 0.996,
         teacher: Iterable[tuple[Tensor, Tensor]] | None = None,
-        fused: bool = True,
     ):
-        for name, value, allowed in (
-            ("lr", lr, isinstance(lr, Tensor) or lr >= 0),
-            ("eps", eps, eps >= 0),
-            ("weight_decay", weight_decay, weight_decay >= 0),
-        ):
-            if not allowed:
-                raise ValueError(f"{name} must be at least 0, got {value}")
-        if not fused:
-            raise ValueError("fused must be True: for a step in parts take torch.optim.AdamW and ema_update_")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must be in [0, 1), got {betas}")
-        if not isinstance(ema_decay, Tensor) and not 0 <= ema_decay <= 1:
-            raise ValueError(f"ema_decay must be in [0, 1], got {ema_decay}")
-        self._teachers = None if teacher is None else dict(teacher)
-        for p, t in (self._teachers or {}).items():
-            if p.shape != t.shape or p.device != t.device or not t.is_floating_point():
-                raise ValueError(
-                    f"a teacher is {t.dtype} {list(t.shape)} on {t.device}, "
-                    f"its parameter {p.dtype} {list(p.shape)} on {p.device}"
-                )
-        super().__init__(
-            params,
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay, "fused": True},
-        )
-        given = {p for group in self.param_groups for p in group["params"]}
-        if strangers := sum(p not in given for p in self._teachers or ()):
-            raise ValueError(f"{strangers} of {len(self._teachers)} teachers follow parameters that are not in params")
+        self._teachers = None if teacher is None else _pairs(teacher)
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+            "maximize": maximize, "foreach": foreach, "capturable": capturable, "differentiable": differentiable,
+            "fused": fused is None or fused, "ema_decay": ema_decay,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+        self._find_taught("not in params")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_teachers": self._teachers}
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in any torch optimiser.
+
+        Raises:
+            ValueError: a number is out of range, an option or a dtype is not supported.
+        """
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
     def teacher_of(self, parameter: Tensor) -> Tensor | None:
         """The tensor that follows a parameter; None where there is none, or no step was made yet."""
         return self.state.get(parameter, {}).get("ema") if self._teachers is None else self._teachers.get(parameter)
+
+    def _find_taught(self, lost: str) -> None:
+        """Raise unless every parameter that has a teacher is in a group."""
+        taught = self._teachers
+        if taught is None:
+            taught = [p for p, state in self.state.items() if "ema" in state]
+        given = {p for group in self.param_groups for p in group["params"]}
+        if strangers := sum(p not in given for p in taught):
+            raise ValueError(f"{strangers} of {len(taught)} teachers follow parameters that are {lost}")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -312,10 +331,13 @@ class AdamWEMA(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        self._find_taught("in no group any more: make the optimizer anew where parameters are replaced")
+        for group in self.param_groups:
+            _check_options(group)
         for group in self.param_groups:
             active = [p for p in group["params"] if p.grad is not None]
             for p in active:
-                if p.grad.is_sparse:
+                if p.grad.layout != torch.strided:
                     raise RuntimeError("AdamWEMA does not support sparse gradients")
                 self._start(p)
             idle = [p for p in group["params"] if p.grad is None and self.teacher_of(p) is not None]
@@ -324,22 +346,22 @@ class AdamWEMA(Optimizer):
             device = group["params"][0].device
             ema_decay = as_scalar("ema_decay", group["ema_decay"], device)
             if active:
-                lr = group["lr"]
-                if not isinstance(lr, Tensor):
-                    lr = torch.full((), lr, dtype=torch.float64, device=device)
+                lr = group["lr"] if isinstance(group["lr"], Tensor) else on_device(group["lr"], device)
                 states = [self.state[p] for p in active]
+                beta1, beta2 = group["betas"]
                 adamw_ema_(
-                    active,
-                    [p.grad for p in active],
-                    [state["exp_avg"] for state in states],
-                    [state["exp_avg_sq"] for state in states],
+                    [local(p, p) for p in active],
+                    [local(p.grad, p, redistribute=True) for p in active],
+                    [local(state["exp_avg"], p) for p, state in zip(active, states, strict=True)],
+                    [local(state["exp_avg_sq"], p) for p, state in zip(active, states, strict=True)],
                     [state["step"] for state in states],
-                    [p.new_empty(0) if (t := self.teacher_of(p)) is None else t for p in active],
+                    [local(p, p).new_empty(0) if (t := self.teacher_of(p)) is None else local(t, p) for p in active],
                     lr,
                     ema_decay,
                     found_inf,
                     grad_scale,
-                    *group["betas"],
+                    float(beta1),
+                    float(beta2),
                     group["eps"],
                     group["weight_decay"],
                 )
@@ -367,12 +389,10 @@ class AdamWEMA(Optimizer):
         Teachers keep their float32, and learning rates and decays that are tensors here stay the same tensors.
 
         Raises:
-            ValueError: the state is of an AdamW that this one is not (amsgrad, maximize).
+            ValueError: the state is of an AdamW that this one cannot be (amsgrad, maximize).
         """
         for group in state_dict["param_groups"]:
-            for option in ("amsgrad", "maximize"):
-                if group.get(option):
-                    raise ValueError(f"the state is of an AdamW with {option}=True, which AdamWEMA does not have")
+            _check_options({name: group.get(name) for name in ("amsgrad", "maximize")})
         mine = [{**group} for group in self.param_groups]
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
@@ -388,6 +408,58 @@ class AdamWEMA(Optimizer):
                 if isinstance(value, Tensor):
                     value.copy_(torch.as_tensor(group.get(key, value)))
                     group[key] = value
+                elif key in ("foreach", "capturable", "differentiable", "fused"):  # how it is computed, not what
+                    group[key] = value
                 else:
                     group.setdefault(key, value)
-            group["fused"] = True
+
+
+def _check_options(group: Mapping[str, Any]) -> None:
+    for option in ("amsgrad", "maximize", "foreach", "differentiable"):
+        if group.get(option):
+            raise ValueError(
+                f"a group has {option}=True, which AdamWEMA does not have: take torch.optim.AdamW and ema_update_"
+            )
+    if not group.get("fused", True):
+        raise ValueError("fused must be True: for a step in parts take torch.optim.AdamW and ema_update_")
+
+
+def _check_group(group: Mapping[str, Any]) -> None:
+    _check_options(group)
+    for name in ("lr", "eps", "weight_decay"):
+        if not group[name] >= 0:  # nor NaN
+            raise ValueError(f"{name} must be at least 0, got {group[name]}")
+    betas = group["betas"]
+    if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be in [0, 1), one for each moment, got {betas}")
+    if not 0 <= group["ema_decay"] <= 1:
+        raise ValueError(f"ema_decay must be in [0, 1], got {group['ema_decay']}")
+    for p in group["params"]:
+        if p.is_complex():
+            raise ValueError(f"parameters must be floating-point, got {p.dtype}")
+
+
+def _pairs(teacher: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
+    """Teachers by parameter.
+
+    Raises:
+        ValueError: these are no pairs of tensors, or one does not fit the other.
+    """
+    teachers = {}
+    for pair in teacher.items() if isinstance(teacher, Mapping) else teacher:
+        if isinstance(pair, Tensor) or len(pair) != 2 or not all(isinstance(tensor, Tensor) for tensor in pair):
+            raise ValueError(
+                "teacher must hold pairs of a parameter and the tensor that follows it, "
+                f"zip(model.parameters(), teacher.parameters()) for example, got {type(pair).__name__}"
+            )
+        p, t = pair
+        if p.shape != t.shape or p.device != t.device or not (p.is_floating_point() and t.is_floating_point()):
+            raise ValueError(
+                f"a teacher is {t.dtype} {list(t.shape)} on {t.device}, "
+                f"its parameter {p.dtype} {list(p.shape)} on {p.device}"
+            )
+        local(t, p)
+        if p in teachers:
+            raise ValueError(f"a parameter of shape {list(p.shape)} has two teachers")
+        teachers[p] = t
+    return teachers

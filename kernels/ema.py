@@ -14,13 +14,14 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ._ops import add_op_namespace_prefix
 from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .multi_tensor import PIECE, address_table, find_piece, pointer, same_layout
+from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
 
@@ -68,8 +69,8 @@ def _ema_kernel(
         p_student = pointer(row, 1, first, STUDENT, ALIGNED) + o
         b_teacher = tl.load(p_teacher, mask=m, other=0.0).to(tl.float32)
         b_student = tl.load(p_student, mask=m, other=0.0).to(tl.float32)
-        b_teacher = lerp(b_teacher, b_student, weight)
-        tl.store(p_teacher, b_teacher.to(TEACHER), mask=m)
+        b_teacher = lerp(b_teacher, b_student, weight).to(TEACHER)
+        tl.store(p_teacher, b_teacher, mask=m)
         if LISTS == 3:
             tl.store(pointer(row, 2, first, LIVE, ALIGNED) + o, b_teacher.to(LIVE), mask=m)
 
@@ -93,27 +94,29 @@ def _torch_update(
     teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
 ) -> None:
     """The same in torch; on a CPU the scalars are at hand, elsewhere they stay on the device."""
+    wide = torch.promote_types(teacher[0].dtype, student[0].dtype)
     if teacher[0].device.type == "cpu":
         if skip is not None and skip:
             return
-        student = [s.to(t.dtype) for t, s in zip(teacher, student, strict=True)]
-        torch._foreach_lerp_(teacher, student, 1 - decay.item())
+        moved = [t.to(wide) for t in teacher]  # the teacher itself where it is as wide as that
+        torch._foreach_lerp_(moved, [s.to(wide) for s in student], 1 - decay.item())
+        torch._foreach_copy_(teacher, moved)
         if live:
             torch._foreach_copy_(live, teacher)
         return
     moves = None if skip is None else skip.reshape(()) == 0
+    wide = torch.promote_types(wide, torch.float32)
     for number, (t, s) in enumerate(zip(teacher, student, strict=True)):
-        wide = torch.promote_types(t.dtype, torch.float32)
         moved = torch.lerp(t.to(wide), s.to(wide), (1 - decay.double()).to(wide)).to(t.dtype)
         t.copy_(moved if moves is None else torch.where(moves, moved, t))
         if live:
             live[number].copy_(t if moves is None else torch.where(moves, t.to(live[number].dtype), live[number]))
 
 
-@torch.library.custom_op("seqjepa::ema_update_", mutates_args=("teacher", "live"))
-def _update(
+def update_lists(
     teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
 ) -> None:
+    """Launches over the tensors that share dtypes, device and layout by pairs; what the operator does."""
     buckets = defaultdict(lambda: ([], [], []))
     odd = 0
     for number, (t, s) in enumerate(zip(teacher, student, strict=True)):
@@ -127,6 +130,11 @@ def _update(
         (_launch if flat else _torch_update)(*columns, *there)
     if odd:
         _announce_strides(odd, len(teacher))
+
+
+_update = torch.library.custom_op(add_op_namespace_prefix("ema_update_"), mutates_args=("teacher", "live"))(
+    update_lists
+)
 
 
 @_update.register_fake
@@ -160,11 +168,12 @@ def ema_update_(
     """Move each teacher tensor towards its student, in place: no address changes, nothing waits for the device.
 
     One launch for each combination of dtypes. Works in `torch.compile` and, after one call on the same tensors, in a
-    CUDA graph.
+    CUDA graph. DTensors, FSDP2's for example, are updated shard by shard, without communication.
 
     Args:
         teacher: floating-point tensors of any shapes and strides, or a module, whose parameters they are.
         student: tensors of the same shapes in the same order, of any floating dtype, or a module with the same names.
+            What merely wraps a module (DistributedDataParallel, torch.compile, AveragedModel) makes no difference.
         decay: weight of the teacher in [0, 1], a number, or a 0-dim tensor on the device, which may change between
             the replays of a graph: float64 keeps 1 - decay exact.
         live: copies of the teacher, in a lower precision say, written in the same pass.
@@ -173,25 +182,24 @@ def ema_update_(
         skip: 0-dim tensor, `found_inf` of a gradient scaler say; where it is not zero, the teacher stays as it is.
 
     Raises:
-        ValueError: decay is out of range; the two differ in number, names, shapes or devices; a tensor is not
-            floating-point; `buffers` is unknown, or given without modules.
+        ValueError: decay is out of range; the two differ in number, names, shapes, devices or sharding; a tensor is
+            not floating-point; `buffers` is unknown, or given without modules.
     """
-    if buffers not in ("ignore", "copy", "average"):
-        raise ValueError(f"buffers must be 'ignore', 'copy' or 'average', got {buffers!r}")
+    _check_buffers(buffers)
     copied: list[tuple[Tensor, Tensor]] = []
     if isinstance(teacher, nn.Module) != isinstance(student, nn.Module):
         raise ValueError("teacher and student must both be modules or both be tensors")
-    if isinstance(teacher, nn.Module):
-        pairs = _paired(teacher.named_parameters(), student.named_parameters(), "parameters")
+    if isinstance(live, nn.Module):
         if buffers != "ignore":
-            own = _paired(teacher.named_buffers(), student.named_buffers(), "buffers")
+            raise ValueError("live modules hold parameters alone: buffers must be 'ignore'")
+        live = live.parameters()
+    if isinstance(teacher, nn.Module):
+        pairs = _paired(teacher, student, "parameters")
+        if buffers != "ignore":
+            own = _paired(teacher, student, "buffers")
             averaged = [pair for pair in own if buffers == "average" and pair[0].is_floating_point()]
             copied = [pair for pair in own if buffers == "copy" or not pair[0].is_floating_point()]
             pairs += averaged
-        if isinstance(live, nn.Module):
-            live = live.parameters()
-            if buffers != "ignore":
-                raise ValueError("live modules hold parameters alone: buffers must be 'ignore'")
     else:
         if buffers != "ignore":
             raise ValueError(f"buffers = {buffers!r} needs modules")
@@ -209,7 +217,8 @@ def ema_update_(
     if not pairs:
         return
     decay = as_scalar("decay", decay, pairs[0][0].device)
-    _update([t for t, _ in pairs], [s for _, s in pairs], live, decay, skip)
+    live = [local(copy, t) for copy, (t, _) in zip(live, pairs, strict=False)]
+    _update([local(t, t) for t, _ in pairs], [local(s, t, redistribute=True) for t, s in pairs], live, decay, skip)
     for t, s in copied:
         t.copy_(s if skip is None else torch.where(skip.reshape(()) == 0, s, t))
 
@@ -223,17 +232,51 @@ def as_scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
                 f"got {value.dtype} {list(value.shape)} on {value.device}"
             )
         return value
+    if torch.compiler.is_compiling():  # the value is not known yet
+        scalar = on_device(value, device)
+        torch._assert_async((scalar >= 0) & (scalar <= 1), f"{name} must be in [0, 1]")
+        return scalar
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
+    return on_device(value, device)
+
+
+def on_device(value: float, device: torch.device) -> Tensor:
+    """A number as a 0-dim float64 tensor on the device, without waiting for it."""
+    if torch.compiler.is_compiling():  # full would be compiled anew for each value
+        return torch.ones((), dtype=torch.float64, device=device) * value
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
-def _paired(teacher, student, what: str) -> list[tuple[Tensor, Tensor]]:
-    teacher, student = dict(teacher), dict(student)
-    if teacher.keys() != student.keys():
-        only = sorted(teacher.keys() ^ student.keys())[0]
-        raise ValueError(f"teacher and student differ in their {what}: only one of them has {only}")
-    return [(tensor, student[name]) for name, tensor in teacher.items()]
+def _check_buffers(buffers: str) -> None:
+    if buffers not in get_args(Buffers):
+        raise ValueError(f"buffers must be 'ignore', 'copy' or 'average', got {buffers!r}")
+
+
+def _named(module: nn.Module, kind: str, prefix: str = "", seen: set[Tensor] | None = None) -> dict[str, Tensor]:
+    """Parameters or buffers by name, as if modules that hold one module and no parameter, wrappers, were not there."""
+    seen = set() if seen is None else seen
+    named = {}
+    for name, tensor in getattr(module, f"_{kind}").items():
+        if tensor is not None and tensor not in seen:  # shared ones once
+            seen.add(tensor)
+            named[prefix + name] = tensor
+    children = dict(module.named_children())
+    wraps = len(children) == 1 and not module._parameters
+    for name, child in children.items():
+        named |= _named(child, kind, prefix if wraps else f"{prefix}{name}.", seen)
+    return named
+
+
+def _paired(teacher: nn.Module, student: nn.Module, kind: str) -> list[tuple[Tensor, Tensor]]:
+    own, theirs = _named(teacher, kind), _named(student, kind)
+    differing = own.keys() ^ theirs.keys()
+    while own.keys() != theirs.keys() and len(children := list(student.children())) == 1:
+        student = children[0]  # a wrapper may have a buffer of its own, a count of updates say
+        theirs = _named(student, kind)
+    if own.keys() != theirs.keys():
+        raise ValueError(f"teacher and student differ in their {kind}: only one of them has {sorted(differing)[0]}")
+    return [(tensor, theirs[name]) for name, tensor in own.items()]
 
 
 def _check_pair(number: int, teacher: Tensor, student: Tensor) -> None:
@@ -265,29 +308,61 @@ class EMA(nn.Module):
     """A teacher that follows a student: `ema_update_` with its settings, and a decay on the device.
 
     Args:
-        student: whose copy the teacher is at first; the copy keeps its layout in memory.
+        student: whose copy the teacher is at first; the copy keeps its layout in memory. DistributedDataParallel,
+            DataParallel and torch.compile round the student are not copied: compile the EMA itself.
         decay: weight of the teacher; write on the buffer `decay` to schedule it.
         buffers: as `ema_update_` takes it.
+
+    Raises:
+        ValueError: the student has no parameters, or one that is not floating-point, or was sharded by FSDP2 already;
+            decay is out of range; `buffers` is unknown.
     """
 
-    def __init__(self, student: nn.Module, decay: float = 0.996, *, buffers: Buffers = "ignore"):
+    def __init__(self, student: nn.Module, decay: float | Tensor = 0.996, *, buffers: Buffers = "ignore"):
         super().__init__()
+        _check_buffers(buffers)
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"decay must be in [0, 1], got {decay}")
+        parameters = dict(student.named_parameters())
+        if not parameters:
+            raise ValueError(f"the student, {type(student).__name__}, has no parameters to average")
+        for name, parameter in parameters.items():
+            if not parameter.is_floating_point():
+                raise ValueError(f"{name} must be floating-point to be averaged, got {parameter.dtype}")
+            if hasattr(parameter, "to_local"):
+                raise ValueError("a sharded student cannot be copied: make the EMA first, then shard both alike")
+        while True:
+            if isinstance(student, nn.parallel.DistributedDataParallel | nn.DataParallel):
+                student = student.module
+            elif hasattr(student, "_orig_mod"):
+                student = student._orig_mod
+            else:
+                break
         self.teacher = copy.deepcopy(student).requires_grad_(False)
         self.buffers_policy = buffers
-        device = next(student.parameters()).device
+        device = parameter.device if parameter.device.type != "meta" else torch.device("cpu")
         self.register_buffer("decay", as_scalar("decay", decay, device))
+
+    @property
+    def module(self) -> nn.Module:
+        """The teacher, by the name that timm's ModelEmaV3 and torch's AveragedModel give it."""
+        return self.teacher
 
     def forward(self, *args, **kwargs):
         """The teacher's output."""
         return self.teacher(*args, **kwargs)
 
     def _apply(self, function, recurse: bool = True):
-        """Move with the rest, but keep float64: in bfloat16 a decay of 0.9999 is 1, and the teacher stands still."""
+        """Move with the rest, but stay float64: in bfloat16 a decay of 0.9999 is 1, and the teacher stands still.
+
+        On the meta device, where there are no values, the decay stays where it was.
+        """
         decay = self.decay
         super()._apply(function, recurse)
-        self.decay = decay.to(self.decay.device)
+        device = self.decay.device
+        self.decay = decay if device.type == "meta" else decay.to(device)
         return self
 
     def update(self, student: nn.Module, skip: Tensor | None = None) -> None:
-        """Follow the student by one step; call after the optimiser's."""
+        """Follow the student, which may be wrapped, by one step; call after the optimiser's."""
         ema_update_(self.teacher, student, self.decay, buffers=self.buffers_policy, skip=skip)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .backend import jit, tl
 
-__all__ = ["PIECE", "Table", "address_table", "find_piece", "pointer", "same_layout"]
+__all__ = ["PIECE", "Table", "address_table", "find_piece", "local", "pointer", "same_layout"]
 
 PIECE = 4096  # elements that one program takes
 KEPT = 4096  # tables, a few kilobytes each
@@ -35,6 +35,39 @@ class Table:
 
     def __init__(self, rows: Tensor, num_tensors: int, num_pieces: int, aligned: bool):
         self.rows, self.num_tensors, self.num_pieces, self.aligned = rows, num_tensors, num_pieces, aligned
+
+
+def sharding(tensor: Tensor) -> tuple | None:
+    """Mesh and placements of a DTensor, as FSDP2 makes them; None for any other tensor."""
+    return (tensor.device_mesh, tensor.placements) if hasattr(tensor, "to_local") else None
+
+
+def local(tensor: Tensor, like: Tensor, redistribute: bool = False) -> Tensor:
+    """The part of a DTensor that lies in this process; any other tensor as it is.
+
+    Args:
+        tensor: of any kind.
+        like: the tensor beside which it will be walked through.
+        redistribute: whether a tensor that is only read may first be brought to the placements of `like`.
+
+    Raises:
+        ValueError: the two are not placed alike.
+    """
+    if not hasattr(tensor, "to_local") and not hasattr(like, "to_local"):
+        return tensor
+    own, other = sharding(tensor), sharding(like)
+    if own and other and redistribute and own != other:
+        tensor, own = tensor.redistribute(*other), other
+    if own != other:
+        raise ValueError(
+            f"a tensor of shape {list(tensor.shape)} is {_told(own)}, the one that belongs to it {_told(other)}: "
+            "shard both alike"
+        )
+    return tensor.to_local()
+
+
+def _told(sharding: tuple | None) -> str:
+    return "not sharded" if sharding is None else f"a DTensor with placements {sharding[1]}"
 
 
 def same_layout(tensor: Tensor, other: Tensor) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from seqjepa.kernels._ops import ops
 from seqjepa.kernels.adamw_ema import AdamWEMA, adamw_ema_, adamw_ema_reference
 from seqjepa.kernels.backend import INTERPRETED
 
@@ -230,7 +231,7 @@ def arguments(device):
 
 
 def test_opcheck(device):
-    torch.library.opcheck(torch.ops.seqjepa.adamw_ema_.default, arguments(device))
+    torch.library.opcheck(ops.adamw_ema_.default, arguments(device))
 
 
 def test_compiles_whole(device):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from seqjepa.kernels import EMA, cosine_decay, ema_update_
+from seqjepa.kernels._ops import ops
 from seqjepa.kernels.backend import INTERPRETED
 
 triton = pytest.mark.triton
@@ -164,7 +165,7 @@ def test_opcheck(device):
     arguments = ([torch.randn(3), torch.randn(2, 2)], [torch.randn(3), torch.randn(2, 2)], [], torch.tensor(0.9), None)
     on_device = [[t.to(device) for t in a] if isinstance(a, list) else a for a in arguments]
     on_device[3] = on_device[3].to(device)
-    torch.library.opcheck(torch.ops.seqjepa.ema_update_.default, tuple(on_device))
+    torch.library.opcheck(ops.ema_update_.default, tuple(on_device))
 
 
 def test_compiles_whole(device):
