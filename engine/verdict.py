@@ -40,7 +40,7 @@ def judge_epochs(
         return None, [f"no rules for {task}: nothing was judged"]
     reasons = []
     for title, metrics in epochs.items():
-        numbers = {name: math.nan if value is None else value for name, value in metrics.items()}
+        numbers = {name: _number(value) for name, value in metrics.items()}
         reasons += [f"{title}: {reason}" for reason in judge(rules, numbers, untrained)]
     return not reasons, reasons
 
@@ -49,13 +49,18 @@ def closing_block(run: str, summary: dict[str, Any]) -> str:
     """The last lines of a run: `---`, then a `key: value` line each."""
     values: dict[str, Any] = {"run": run, "epochs": summary["epochs"], "best_epoch": summary["best_epoch"]}
     for name in CLOSING_METRICS:
-        values[name] = summary["final"].get(name)
+        values[name] = _number(summary["final"].get(name))
         if summary["untrained"]:
-            values[f"untrained_{name}"] = summary["untrained"].get(name)
+            values[f"untrained_{name}"] = _number(summary["untrained"].get(name))
     values["gate_pass"] = summary["gate_pass"]
     values["seconds"] = summary["timing"]["seconds"]
     values["sequences_per_second"] = summary["timing"]["sequences_per_second"]
     return "\n".join(["---", *(f"{key}: {_plain(value)}" for key, value in values.items())])
+
+
+def _number(value: float | None) -> float:
+    """A metric; files hold null where it is NaN."""
+    return math.nan if value is None else value
 
 
 def _plain(value: Any) -> str:

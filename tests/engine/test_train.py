@@ -358,3 +358,15 @@ def test_sweeps_are_made_now_and_then_and_at_the_end(tiny, tmp_path, monkeypatch
     assert "no sweeps for epoch 1: no space left" in capsys.readouterr().out
     assert (tmp_path / "full" / "summary.json").exists()
     assert not any("subspace_ev_rotation_2" in row for row in rows(tmp_path / "full"))
+
+
+def test_a_run_that_has_ended_ends_in_the_same_words(tiny, capsys):
+    """Also where a metric is NaN, which files hold as null: one angle alone leaves no action to predict."""
+    one_angle = ("sequence.kind=rotation", "sequence.angles=[0]", "actions.normalization=none")
+    words = tiny("run.epochs=1", "run.resume=auto", *one_angle)
+    said = []
+    for _ in range(2):
+        assert main(words) == 0
+        said.append(capsys.readouterr().out.partition("\n---\n")[2])
+    assert said[0] == said[1]
+    assert "online_r2_test: nan\nuntrained_online_r2_test: nan\n" in said[0]
