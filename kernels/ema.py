@@ -253,17 +253,22 @@ def _check_buffers(buffers: str) -> None:
         raise ValueError(f"buffers must be 'ignore', 'copy' or 'average', got {buffers!r}")
 
 
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """The one module inside a module that has no other and no parameter of its own."""
+    children = list(module.children())
+    return children[0] if len(children) == 1 and not module._parameters else None
+
+
 def _named(module: nn.Module, kind: str, prefix: str = "", seen: set[Tensor] | None = None) -> dict[str, Tensor]:
-    """Parameters or buffers by name, as if modules that hold one module and no parameter, wrappers, were not there."""
+    """Parameters or buffers by name, as if wrappers were not there."""
     seen = set() if seen is None else seen
     named = {}
     for name, tensor in getattr(module, f"_{kind}").items():
         if tensor is not None and tensor not in seen:  # shared ones once
             seen.add(tensor)
             named[prefix + name] = tensor
-    children = dict(module.named_children())
-    wraps = len(children) == 1 and not module._parameters
-    for name, child in children.items():
+    wraps = _wrapped(module) is not None
+    for name, child in module.named_children():
         named |= _named(child, kind, prefix if wraps else f"{prefix}{name}.", seen)
     return named
 
@@ -271,9 +276,8 @@ def _named(module: nn.Module, kind: str, prefix: str = "", seen: set[Tensor] | N
 def _paired(teacher: nn.Module, student: nn.Module, kind: str) -> list[tuple[Tensor, Tensor]]:
     own, theirs = _named(teacher, kind), _named(student, kind)
     differing = own.keys() ^ theirs.keys()
-    while own.keys() != theirs.keys() and len(children := list(student.children())) == 1:
-        student = children[0]  # a wrapper may have a buffer of its own, a count of updates say
-        theirs = _named(student, kind)
+    while own.keys() != theirs.keys() and (student := _wrapped(student)) is not None:
+        theirs = _named(student, kind)  # without a wrapper's own buffer, a count of updates say
     if own.keys() != theirs.keys():
         raise ValueError(f"teacher and student differ in their {kind}: only one of them has {sorted(differing)[0]}")
     return [(tensor, theirs[name]) for name, tensor in own.items()]

@@ -1,10 +1,17 @@
 """EMA update against the formula in double precision."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from seqjepa.kernels import EMA, cosine_decay, ema_update_
 from seqjepa.kernels._ops import ops
@@ -68,14 +75,30 @@ def test_a_wide_teacher_with_a_live_copy_in_half_precision(device):
     stalled = tensors(device, torch.bfloat16)
     before = [t.clone() for t in shadow]
     ema_update_(shadow, student, 0.996, live=live)
-    for t, s, b, copy in zip(shadow, student, before, live, strict=True):
+    for t, s, b, half in zip(shadow, student, before, live, strict=True):
         expected = 0.996 * b.double() + 0.004 * s.double()
         torch.testing.assert_close(t.double(), expected, rtol=1e-6, atol=1e-6)
         step = 2**-7 if INTERPRETED else 2**-8  # its conversion truncates, a GPU's and torch's rounds
-        torch.testing.assert_close(copy.float(), t, rtol=step, atol=0)
+        torch.testing.assert_close(half.float(), t, rtol=step, atol=0)
     ema_update_(stalled, student, 0.996)
     moved = torch.cat([(s != b).flatten() for s, b in zip(stalled, tensors(device, torch.bfloat16), strict=True)])
     assert moved.float().mean() < 0.1 or INTERPRETED
+
+
+@triton
+@pytest.mark.parametrize("student_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_no_dtype_of_the_two_is_cut(dtype, student_dtype, device):
+    """The result has the teacher's rounding alone, and its live copy is a copy of it."""
+    teacher, student = torch.randn(999, device=device).to(dtype), torch.randn(999, device=device).to(student_dtype)
+    if dtype == torch.float16 and student_dtype != torch.float16:
+        student[0] = 1e6  # beyond float16; a thousandth of it is not
+    expected = 0.999 * teacher.double() + 0.001 * student.double()
+    live = torch.zeros(999, device=device)
+    ema_update_([teacher], [student], 0.999, live=[live])
+    step = torch.finfo(dtype).eps * (2 if INTERPRETED else 1)  # its conversions truncate
+    torch.testing.assert_close(teacher.double(), expected, rtol=step, atol=step * 1e-2)
+    assert torch.equal(live, teacher.float())
 
 
 @triton
@@ -120,6 +143,153 @@ def test_modules_and_their_batch_norm(buffers, device):
     ema.update(student)
     torch.testing.assert_close(ema.teacher[0].weight, student[0].weight)
     assert not any(p.requires_grad for p in ema.teacher.parameters())
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def prepared(net):
+    return Accelerator(cpu=True, mixed_precision="bf16").prepare(net)
+
+
+def compiled_inside(net):
+    net[0] = torch.compile(net[0])
+    return net
+
+
+def checkpointed_inside(net):
+    net[0] = checkpoint_wrapper(net[0])
+    return net
+
+
+WRAPPERS = {
+    "DDP": DistributedDataParallel,
+    "DataParallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "compiled DDP": lambda net: torch.compile(DistributedDataParallel(net)),
+    "AveragedModel": AveragedModel,
+    "EMA": EMA,
+    "accelerate": prepared,
+    "compiled inside": compiled_inside,
+    "checkpointed inside": checkpointed_inside,
+    "Sequential": nn.Sequential,
+}
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("buffers", ["ignore", "copy", "average"])
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_wrapped_students(wrap, buffers):
+    """Followed as the bare one is; and a teacher made of the wrapped one is followed by the bare one's copy."""
+    student = network()
+    student(torch.randn(8, 3))  # so that its statistics differ from a new network's
+    cases = [(EMA(network(), 0.75, buffers=buffers), WRAPPERS[wrap](copy.deepcopy(student)))]
+    if buffers == "ignore" or wrap not in ("AveragedModel", "EMA"):  # which have a buffer of their own
+        cases.append((EMA(WRAPPERS[wrap](network()), 0.75, buffers=buffers), student))
+    for teacher, follow in cases:
+        start = [t.clone() for t in (*teacher.teacher.parameters(), teacher.teacher.state_dict()[norm(teacher)])]
+        with torch.no_grad():
+            for p in follow.parameters():
+                p.add_(1)
+        teacher.update(follow)
+        mean = student[1].running_mean
+        ends = [0.75 * b + 0.25 * s.detach() for b, s in zip(start, follow.parameters(), strict=False)]
+        ends.append({"ignore": start[-1], "copy": mean, "average": 0.75 * start[-1] + 0.25 * mean}[buffers])
+        got = (*teacher.teacher.parameters(), teacher.teacher.state_dict()[norm(teacher)])
+        torch.testing.assert_close(got, tuple(ends), rtol=1e-6, atol=1e-7)
+
+
+def norm(ema: EMA) -> str:
+    return next(name for name in ema.teacher.state_dict() if name.endswith("running_mean"))
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("wrap", ["DDP", "DataParallel", "compiled", "compiled DDP"])
+def test_wrappers_are_not_copied(wrap):
+    """So that a checkpoint does not depend on them, and a teacher's forward pass waits for no other process."""
+    ema = EMA(WRAPPERS[wrap](network()))
+    assert ema.state_dict().keys() == EMA(network()).state_dict().keys()
+    assert type(ema.module) is nn.Sequential
+
+
+def test_a_teacher_of_a_prepared_student_runs_its_own_weights():
+    """Accelerate replaces a module's forward; a copy of it must not run the student's."""
+    student = prepared(network())
+    ema = EMA(student).eval()
+    with torch.no_grad():
+        for p in student.parameters():
+            p.zero_()
+    images = torch.randn(4, 3)
+    torch.testing.assert_close(ema(images), network().eval()(images), rtol=2**-7, atol=2**-7)  # by autocast
+
+
+def test_shared_weights_move_once():
+    def tied():
+        net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+        net[2].weight = net[0].weight
+        return net
+
+    student, teacher = tied(), tied()
+    expected = 0.5 * teacher[0].weight.detach() + 0.5 * student[0].weight.detach()
+    ema_update_(teacher, student, 0.5)
+    assert torch.equal(teacher[2].weight, teacher[0].weight)
+    torch.testing.assert_close(teacher[0].weight.detach(), expected)
+    with pytest.raises(ValueError, match=r"only one of them has 2\.weight"):
+        ema_update_(teacher, nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)), 0.5)
+
+
+with torch.device("meta"):  # while torch.empty is still the one that a device's context knows
+    BUILT_ON_META = EMA(network(), 0.9)
+
+
+@pytest.mark.parametrize(
+    "ema",
+    [BUILT_ON_META, copy.deepcopy(BUILT_ON_META).bfloat16(), EMA(network(), 0.9).to("meta")],
+    ids=["built on it", "built on it, in bfloat16", "moved there"],
+)
+def test_the_meta_device_leaves_the_decay(ema):
+    """There are no values there; a decay that `to_empty` left to chance would be any number."""
+    assert ema.teacher[0].weight.is_meta
+    ema.to_empty(device="cpu")
+    assert ema.decay == 0.9
+    assert ema.decay.dtype == torch.float64
+    student = network().to(ema.teacher[0].weight.dtype)
+    ema.teacher.load_state_dict({name: torch.zeros_like(t) for name, t in student.state_dict().items()})
+    ema.update(student)
+    torch.testing.assert_close(ema.teacher[0].weight, 0.1 * student[0].weight.detach())
+    again = EMA(network(), 0.5)
+    again.load_state_dict(ema.state_dict())
+    assert again.decay == 0.9
+
+
+@pytest.mark.parametrize(
+    ("student", "settings", "message"),
+    [
+        (nn.ReLU(), {}, "the student, ReLU, has no parameters to average"),
+        (
+            nn.Linear(2, 2, dtype=torch.complex64),
+            {},
+            "weight must be floating-point to be averaged",
+        ),
+        (nn.Linear(2, 2), {"buffers": "avg"}, "buffers must be 'ignore', 'copy' or 'average', got 'avg'"),
+        (nn.Linear(2, 2), {"decay": 1.5}, r"decay must be in \[0, 1\], got 1.5"),
+        (nn.Linear(2, 2), {"decay": -0.1}, r"decay must be in \[0, 1\], got -0.1"),
+        (nn.Linear(2, 2), {"decay": math.nan}, r"decay must be in \[0, 1\], got nan"),
+        (nn.Linear(2, 2), {"decay": torch.tensor(math.nan)}, r"decay must be in \[0, 1\], got nan"),
+    ],
+)
+def test_refused_at_construction(student, settings, message):
+    with pytest.raises(ValueError, match=message):
+        EMA(student, **settings)
 
 
 @triton
@@ -179,10 +349,48 @@ def test_compiles_whole(device):
     assert torch.equal(one.teacher.weight, other.teacher.weight)
 
 
+@pytest.mark.parametrize(("number", "graphs"), [(float, 2), (np.float64, 1)])  # 2: the first value is a constant
+def test_compiles_once_for_a_schedule_of_numbers(number, graphs):
+    def lists(t, s, decay):
+        ema_update_([t], [s], decay)
+
+    def temporary(t, s, decay):
+        ema_update_([t.clone()], [s], decay)
+
+    teacher, student = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def modules(t, s, decay):
+        ema_update_(teacher, student, decay)
+
+    for function in (lists, temporary, modules):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        t, s, expected = torch.zeros(5), torch.ones(5), 0.0
+        for step in range(12):
+            decay = 0.1 + 0.05 * step
+            compiled(t, s, number(decay))
+            expected = decay * expected + 1 - decay
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+        if function is lists:
+            torch.testing.assert_close(t, torch.full((5,), expected))
+        with pytest.raises(RuntimeError, match=r"decay must be in \[0, 1\]"):
+            compiled(t, s, number(1.5))
+
+
+class Scaled(nn.Module):
+    """Holds one module, but is no mere wrapper."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(()))
+
+
 @pytest.mark.parametrize(
     ("teacher", "student", "arguments", "message"),
     [
         ([torch.zeros(1)], [torch.zeros(1)], {"decay": 1.5}, r"decay must be in \[0, 1\], got 1.5"),
+        ([torch.zeros(1)], [torch.zeros(1)], {"decay": math.nan}, r"decay must be in \[0, 1\], got nan"),
         ([torch.zeros(1)] * 2, [torch.zeros(1)], {}, "2 teacher tensors and 1 student"),
         ([torch.zeros(2)], [torch.zeros(3)], {}, r"teacher tensor 0 is \[2\] on cpu, its student \[3\] on cpu"),
         ([torch.zeros(2, dtype=torch.int64)], [torch.zeros(2)], {}, "tensor 0 must be floating-point"),
@@ -191,6 +399,9 @@ def test_compiles_whole(device):
         ([torch.zeros(2)], [torch.zeros(2)], {"live": []}, None),
         ([torch.zeros(2)], [torch.zeros(2)], {"live": [torch.zeros(2)] * 2}, "1 teacher tensors and 2 live copies"),
         (nn.Linear(2, 2), nn.Linear(2, 2, bias=False), {}, "differ in their parameters: only one of them has bias"),
+        (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {}, "differ in their parameters"),
+        (nn.Linear(2, 2), Scaled(), {}, "differ in their parameters: only one of them has bias"),
+        (nn.Linear(2, 2), nn.Sequential(nn.Linear(3, 2)), {}, r"teacher tensor 0 is \[2, 2\] on cpu, its student"),
         (nn.Linear(2, 2), [torch.zeros(2, 2)], {}, "must both be modules or both be tensors"),
         ([torch.zeros(2)], [torch.zeros(2)], {"decay": torch.ones(2)}, "decay must be a floating 0-dim tensor on cpu"),
     ],
