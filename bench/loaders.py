@@ -41,8 +41,7 @@ def main() -> None:
             loaders["ffcv"] = build_loaders(data, *sections, seed=0, device=device)
         contenders = {name: epoch_of(loader.train) for name, loader in loaders.items()}
         train = loaders["resident"].train
-        chosen = torch.from_numpy(train.sampler.indices).to(device)
-        pixels, labels = (x[chosen].cpu().numpy() for x in (train.images.pixels, train.images.labels))
+        pixels, labels, _ = (x.cpu().numpy() for x in next(train.images.batches([train.sampler.indices])))
         dataset = PillowSequences(Images("cifar100", pixels, labels, []), config.sequence)
         for workers in (0, 2):
             reader = DataLoader(dataset, BATCH, num_workers=workers, persistent_workers=workers > 0)

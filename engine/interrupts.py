@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
+import threading
 import time
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +23,8 @@ class Interrupted(Exception):
 class Interrupts:
     """While entered, SIGINT, SIGTERM and SIGHUP are remembered; one that comes much later acts as if nobody listened.
 
-    `accelerate launch` dies of a SIGTERM without telling its child, so a child of it also watches its parent.
+    `accelerate launch` dies of a SIGTERM without telling its child, so a child of it also watches its parent. Python
+    lets its main thread alone listen to signals: in another one, as tuners and notebooks use, nothing is listened to.
 
     Args:
         parent: process that started this one.
@@ -28,9 +33,10 @@ class Interrupts:
         received: number of the signal; None while there was none.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
     GRACE = 2.0  # seconds in which schedulers and launchers repeat a signal that they all pass on
     PATIENCE = 2.0  # seconds after which processes ask each other again
+    GLANCE = 0.2  # seconds between two looks `at_once`
 
     def __init__(self, parent: int):
         self.received: int | None = None
@@ -41,6 +47,9 @@ class Interrupts:
         self.new_pace()
 
     def __enter__(self) -> Interrupts:
+        if not _may_listen():
+            print("not in the main thread: signals will not be listened to, and save nothing", file=sys.stderr)
+            return self
         for number in self.SIGNALS:
             if signal.getsignal(number) is signal.SIG_IGN:  # as nohup has it
                 continue
@@ -74,6 +83,31 @@ class Interrupts:
         if self.received is not None:
             raise Interrupted
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it, `Interrupted` is raised wherever the main thread is: for what is long and may be left anywhere."""
+        self.check()
+        if not _may_listen() or not hasattr(signal, "setitimer"):
+            yield
+            return
+
+        def look(number: int, frame: object) -> None:
+            try:
+                self.check()
+            except Interrupted:
+                signal.setitimer(signal.ITIMER_REAL, 0)  # what cleans up is left alone
+                raise
+
+        handler = signal.signal(signal.SIGALRM, look)
+        timer = signal.setitimer(signal.ITIMER_REAL, self.GLANCE, self.GLANCE)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+        self.check()
+
     def new_pace(self) -> None:
         """What begins has steps of another length: processes ask each other from its first on."""
         self._steps, self._due = 0, 1  # since they last asked each other; at which they do so again
@@ -100,3 +134,7 @@ class Interrupts:
         if asked:
             self.received = self.received or int(asked)
             raise Interrupted
+
+
+def _may_listen() -> bool:
+    return threading.current_thread() is threading.main_thread()

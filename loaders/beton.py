@@ -162,6 +162,28 @@ class BetonImages:
             pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
         )
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        return (self.sidecar.count, *self.sidecar.image_size, 3)
+
+    @property
+    def classes(self) -> list[str]:
+        """Name of each class."""
+        return self.sidecar.classes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]."""
+        return self.loader.reader.metadata["f1"].astype(np.int64)
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """All pixels in order, a batch at a time: uint8 [n, H, W, 3]."""
+        positions = np.arange(self.sidecar.count)
+        size = self.loader.batch_size
+        for pixels, _, _ in self.batches(np.split(positions, range(size, len(positions), size))):
+            yield pixels.cpu().numpy()
+
     def batches(self, parts: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (pixels uint8 [b, H, W, C], labels [b], index [b]) for each array of positions."""
         if not parts:

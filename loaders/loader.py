@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from seqjepa.loaders import InputError
-from seqjepa.loaders.beton import INSTALL_HINT, BetonImages, Sidecar, has_ffcv, open_beton
+from seqjepa.loaders.beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
 from seqjepa.loaders.config import ActionsConfig, DataConfig, SequenceConfig
 from seqjepa.loaders.draws import TRAIN_STREAM, VALIDATION_STREAM, words
 from seqjepa.loaders.resident import ResidentImages
 from seqjepa.loaders.sampler import Sampler, subset
 from seqjepa.loaders.sequences import Sequence, build_sequence
-from seqjepa.loaders.sources import Images, check_shape, find_layout, read_images
+from seqjepa.loaders.sources import SPLITS, Images, Tally, check_alike, check_shape, find_layout, open_images
 
 __all__ = ["Batch", "Loaders", "SequenceLoader", "build_loaders", "padded"]
 
@@ -167,42 +167,32 @@ def build_loaders(
         InputError: the data are missing, empty, damaged or of another kind, or the batch does not fit them.
     """
     layout = find_layout(data.dataset, data.root)
-    stores: dict[str, ResidentImages | BetonImages] = {}
+    sources: dict[str, Images | BetonImages] = {}
+    kind = "resident"
     if layout.kind == "beton":
         if not has_ffcv():
             raise InputError(f"{layout.root}: betons need ffcv, which is not installed; {INSTALL_HINT}", "data.root")
         kind = "ffcv" if data.loader == "auto" else data.loader
-        sidecars = {}
-        for split in ("train", "test"):
-            path, sidecars[split] = open_beton(layout.root, data.dataset, split)
-            check_shape(data.dataset, str(path), sidecars[split].image_size, len(sidecars[split].classes))
-            batch_size = -(-data.batch_size // num_processes)
-            stores[split] = BetonImages(path, sidecars[split], batch_size=batch_size, threads=threads, device=device)
-            if kind == "resident":
-                stores[split] = ResidentImages(_read_whole(stores[split], sidecars[split], batch_size), device)
-        facts = [(s.classes, s.image_size, s.pixels_sha256) for s in sidecars.values()]
-        counts = {split: sidecar.count for split, sidecar in sidecars.items()}
-        mean, std = sidecars["train"].mean, sidecars["train"].std
+        reading = {
+            "batch_size": -(-data.batch_size // num_processes),
+            "threads": threads,
+            "device": device if kind == "ffcv" else torch.device("cpu"),
+        }
+        for split in SPLITS:
+            path, sidecar = open_beton(layout.root, data.dataset, split)
+            check_shape(data.dataset, str(path), sidecar.image_size, len(sidecar.classes))
+            sources[split] = BetonImages(path, sidecar, **reading)
+    elif data.loader == "ffcv":
+        wanted = "ffcv reads betons, and data.root holds none; python -m seqjepa.loaders.write SOURCE OUT makes them"
+        raise InputError(wanted, "data.loader")
     else:
-        if data.loader == "ffcv":
-            raise InputError(
-                "ffcv reads betons, and data.root holds none; python -m seqjepa.loaders.write SOURCE OUT makes them",
-                "data.loader",
-            )
-        kind = "resident"
-        images = {split: read_images(data.dataset, layout, split, data.download) for split in ("train", "test")}
-        stores = {split: ResidentImages(part, device) for split, part in images.items()}
-        facts = [(i.classes, list(i.pixels.shape[1:3]), i.fingerprint()) for i in images.values()]
-        counts = {split: len(part.labels) for split, part in images.items()}
-        mean, std = images["train"].statistics()
-    (classes, size, train_print), (test_classes, test_size, test_print) = facts
-    if (classes, size) != (test_classes, test_size):
-        raise InputError(f"{data.root}: train and test differ in classes or image size", "data.root")
-    built = build_sequence(sequence, tuple(size), actions, device)
+        sources = {split: open_images(data.dataset, layout, split, data.download) for split in SPLITS}
+    check_alike(layout.root, sources)
 
-    def loader(split: str, size: int | None, subset_seed: int) -> SequenceLoader:
-        sampler = Sampler(
-            subset(counts[split], size, subset_seed),
+    sizes = {"train": data.train_subset, "test": data.val_subset}
+    samplers = {
+        split: Sampler(
+            subset(len(sources[split].labels), sizes[split], data.subset_seed + number),
             batch_size=data.batch_size,
             seed=seed,
             train=split == "train",
@@ -211,22 +201,33 @@ def build_loaders(
             num_processes=num_processes,
             micro_batches=micro_batches if split == "train" else 1,
         )
-        return SequenceLoader(stores[split], sampler, built, mean=mean, std=std, device=device, compiled=compiled)
-
+        for number, split in enumerate(SPLITS)
+    }
+    if layout.kind == "beton":
+        sidecars = {split: source.sidecar for split, source in sources.items()}
+        mean, std = sidecars["train"].mean, sidecars["train"].std
+        prints = [sidecar.pixels_sha256 for sidecar in sidecars.values()]
+        stores = sources
+        if kind == "resident":
+            stores = {split: ResidentImages(sources[split], device, samplers[split].indices) for split in SPLITS}
+    else:
+        tallies = {split: Tally(data.dataset) for split in SPLITS}
+        stores = {
+            split: ResidentImages(sources[split], device, samplers[split].indices, tally)
+            for split, tally in tallies.items()
+        }
+        mean, std = tallies["train"].statistics()
+        prints = [tally.fingerprint(sources[split].labels) for split, tally in tallies.items()]
+    built = build_sequence(sequence, sources["train"].shape[1:3], actions, device)
+    train, validation = (
+        SequenceLoader(stores[split], samplers[split], built, mean=mean, std=std, device=device, compiled=compiled)
+        for split in SPLITS
+    )
     return Loaders(
-        train=loader("train", data.train_subset, data.subset_seed),
-        validation=loader("test", data.val_subset, data.subset_seed + 1),
+        train=train,
+        validation=validation,
         sequence=built,
-        num_classes=len(classes),
-        fingerprint=f"{train_print[:16]}-{test_print[:16]}",
+        num_classes=len(sources["train"].classes),
+        fingerprint="-".join(text[:16] for text in prints),
         kind=kind,
     )
-
-
-def _read_whole(store: BetonImages, sidecar: Sidecar, batch_size: int) -> Images:
-    """All images of a beton, in order, in memory."""
-    positions = np.arange(sidecar.count)
-    parts = np.split(positions, range(batch_size, sidecar.count, batch_size))
-    read = [(pixels.cpu().numpy(), labels.cpu().numpy()) for pixels, labels, _ in store.batches(parts)]
-    pixels, labels = (np.concatenate(column) for column in zip(*read, strict=True))
-    return Images(sidecar.source, pixels, labels, sidecar.classes)

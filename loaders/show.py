@@ -17,6 +17,7 @@ from pydantic import ConfigDict, model_validator
 
 from seqjepa.configs.compose import Composed, compose
 from seqjepa.configs.console import open_console
+from seqjepa.configs.interruption import interruptible
 from seqjepa.loaders import InputError
 from seqjepa.loaders.config import ActionsConfig, DataConfig, Section, SequenceConfig
 from seqjepa.loaders.loader import Batch, Loaders, build_loaders
@@ -106,6 +107,7 @@ def _read(words: list[str]) -> Composed[_Config]:
     return compose(words, _Config)
 
 
+@interruptible("nothing was drawn")
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 2 for bad input."""
     open_console()

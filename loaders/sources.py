@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
+import math
 import random
-import sys
-import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import track
 
 from seqjepa.loaders import InputError, shown
+from seqjepa.loaders.image_folder import ImageFiles, list_images
 
-__all__ = ["Images", "Layout", "find_layout", "read_images"]
+__all__ = ["Images", "Layout", "Tally", "check_alike", "enough_memory", "find_layout", "open_images", "read_images"]
 
 SPLITS = ("train", "test")
 
@@ -28,13 +30,49 @@ STATISTICS = {
 # side and number of classes that a dataset of this name has
 SHAPES = {"digits": (24, 10), "cifar10": (32, 10), "cifar100": (32, 100), "mnist": (28, 10)}
 DIGITS_TEST = 359  # a fifth
-FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")  # others could start programs, as PostScript does
-TOO_LARGE = "images of up to 89 million pixels are read"  # Pillow's bound, against files that unpack to gigabytes
+PART = 1 << 23  # bytes of pixels that are looked at together
+
+
+class Tally:
+    """Checksum, mean and deviation of the pixels of a split, gathered part by part, in integers: nothing is rounded.
+
+    Args:
+        dataset: whose mean and standard deviation may be published ones.
+    """
+
+    def __init__(self, dataset: str):
+        self.dataset = dataset
+        self.digest = hashlib.sha256()
+        self.counts = np.zeros((3, 256), np.int64)  # of each value of each channel
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Take in the next images, uint8 [n, H, W, 3]."""
+        self.digest.update(np.ascontiguousarray(pixels))
+        for counts, channel in zip(self.counts, np.moveaxis(pixels, -1, 0), strict=True):
+            counts += np.bincount(channel.ravel(), minlength=256)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, in [0, 1]."""
+        if self.dataset in STATISTICS:
+            return STATISTICS[self.dataset]
+        mean, std = [], []
+        for counts in self.counts.tolist():
+            number, total = sum(counts), sum(value * count for value, count in enumerate(counts))
+            squares = sum(value**2 * count for value, count in enumerate(counts))
+            mean.append(total / (255 * number))
+            std.append(max(math.sqrt(number * squares - total**2) / (255 * number), 1e-3))
+        return tuple(mean), tuple(std)
+
+    def fingerprint(self, labels: np.ndarray) -> str:
+        """SHA-256 of pixels and labels: the same images in the same order, however they were stored."""
+        digest = self.digest.copy()
+        digest.update(np.ascontiguousarray(labels, dtype="<i8"))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Images:
-    """One split of a dataset in memory.
+    """One split of a dataset, in memory or in files that are decoded part by part.
 
     Attributes:
         pixels: uint8 [N, H, W, 3].
@@ -43,22 +81,37 @@ class Images:
     """
 
     dataset: str
-    pixels: np.ndarray
+    pixels: np.ndarray | ImageFiles
     labels: np.ndarray
     classes: list[str]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        return self.pixels.shape
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """The pixels in order, some megabytes at a time: uint8 [n, H, W, 3]."""
+        count, *shape = self.shape
+        step = max(1, PART // math.prod(shape))
+        starts = range(0, count, step)
+        slow = isinstance(self.pixels, ImageFiles) and count >= 5000
+        for start in track(starts, "reading images", transient=True, disable=not slow):
+            yield self.pixels[start : start + step]
+
+    def _tally(self) -> Tally:
+        tally = Tally(self.dataset)
+        for pixels in self.parts():
+            tally.add(pixels)
+        return tally
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, in [0, 1]."""
-        if self.dataset in STATISTICS:
-            return STATISTICS[self.dataset]
-        scaled = self.pixels.reshape(-1, self.pixels.shape[-1]).astype(np.float64) / 255
-        return tuple(scaled.mean(0).tolist()), tuple(np.maximum(scaled.std(0), 1e-3).tolist())
+        return self._tally().statistics()
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels and labels: the same images in the same order, however they were stored."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.pixels))
-        digest.update(np.ascontiguousarray(self.labels, dtype="<i8"))
-        return digest.hexdigest()
+        return self._tally().fingerprint(self.labels)
 
 
 @dataclass(frozen=True)
@@ -79,7 +132,13 @@ def find_layout(dataset: str, root: str | None) -> Layout:
         if dataset == "digits":
             return Layout("embedded", None)
         raise InputError(f"{dataset} needs a folder; none was given", "data.root")
-    path = Path(root).expanduser()
+    try:
+        return _layout_at(dataset, root, Path(root).expanduser())
+    except OSError as error:
+        raise InputError(f"{root}: cannot be read ({error.strerror})", "data.root") from None
+
+
+def _layout_at(dataset: str, root: str, path: Path) -> Layout:
     if path.suffix == ".beton":
         if not path.is_file():
             raise InputError(f"{root}: no such file", "data.root")
@@ -98,8 +157,8 @@ def find_layout(dataset: str, root: str | None) -> Layout:
     return Layout("torchvision", path)
 
 
-def read_images(dataset: str, layout: Layout, split: str, download: bool = False) -> Images:
-    """Read one split, whole, into memory.
+def open_images(dataset: str, layout: Layout, split: str, download: bool = False) -> Images:
+    """Find the images of one split; those of a folder are decoded later, part by part.
 
     Args:
         dataset: digits, cifar10, cifar100, mnist or imagefolder.
@@ -113,11 +172,55 @@ def read_images(dataset: str, layout: Layout, split: str, download: bool = False
     if layout.kind == "embedded":
         images = _read_digits(split)
     elif layout.kind == "imagefolder":
-        images = _read_imagefolder(dataset, layout.root / split)
+        classes, paths, labels = list_images(layout.root / split)
+        images = Images(dataset, ImageFiles(paths), labels, classes)
     else:
         images = _read_torchvision(dataset, layout.root, split, download)
-    check_shape(dataset, str(layout.root), images.pixels.shape[1:3], len(images.classes))
+    check_shape(dataset, str(layout.root), images.shape[1:3], len(images.classes))
     return images
+
+
+def read_images(dataset: str, layout: Layout, split: str, download: bool = False) -> Images:
+    """Read one split, whole, into memory; arguments and errors are those of `open_images`."""
+    images = open_images(dataset, layout, split, download)
+    with enough_memory(images.shape):
+        pixels = np.empty(images.shape, np.uint8)
+        filled = 0
+        for part in images.parts():
+            pixels[filled : filled + len(part)] = part
+            filled += len(part)
+    return replace(images, pixels=pixels)
+
+
+@contextlib.contextmanager
+def enough_memory(shape: tuple[int, ...], device: str = "cpu") -> Iterator[None]:
+    """Within it, images of a shape are read: where memory does not suffice, say how large they are and what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+        words = ("out of memory", "allocate memory", "enough memory", "new thread")
+        if not isinstance(error, MemoryError) and not any(part in str(error) for part in words):
+            raise
+        count, height, width, _ = shape
+        raise InputError(
+            f"{count} images of {width}x{height} pixels are {math.prod(shape) / 2**30:.3g} GiB, more memory than "
+            f"{device} has left; betons with data.loader=ffcv stay on the disk, data.train_subset, data.val_subset and "
+            "smaller images need less",
+            "data.root",
+        ) from None
+
+
+def check_alike(root: Path | None, splits: Mapping[str, Any]) -> None:
+    """Refuse splits, anything with `classes` and a `shape`, that differ in classes or in the size of their images."""
+    for one, other in (SPLITS, SPLITS[::-1]):
+        if only := sorted(set(splits[one].classes) - set(splits[other].classes)):
+            some = ", ".join(map(shown, only[:3])) + (", ..." if len(only) > 3 else "")
+            raise InputError(f"{root}: train and test differ in classes: {one} alone has {some}", "data.root")
+    if splits["train"].classes != splits["test"].classes:
+        raise InputError(f"{root}: train and test differ in the order of their classes", "data.root")
+    sizes = [f"{width}x{height}" for _, height, width, _ in (splits[split].shape for split in SPLITS)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"{root}: train and test differ in image size: {' and '.join(sizes)}", "data.root")
 
 
 def check_shape(dataset: str, root: str, size: tuple[int, int], num_classes: int) -> None:
@@ -146,75 +249,6 @@ def _read_digits(split: str) -> Images:
     random.Random(0).shuffle(order)
     chosen = sorted(order[:DIGITS_TEST] if split == "test" else order[DIGITS_TEST:])
     return Images("digits", pixels[chosen], digits.target[chosen].astype(np.int64), [str(d) for d in range(10)])
-
-
-def _read_imagefolder(dataset: str, folder: Path) -> Images:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from PIL import Image
-    from rich.progress import track
-    from torchvision.datasets import ImageFolder
-
-    try:
-        listing = ImageFolder(folder)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: {str(error).splitlines()[0]}", "data.root") from None
-
-    def decode(path: str) -> np.ndarray:
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                    raise InputError(f"{shown(path)}: {image.width}x{image.height} pixels; {TOO_LARGE}", "data.root")
-                if image.mode.startswith(("I", "F")) or _is_deep(image):
-                    raise InputError(f"{shown(path)}: {image.mode} pixels; 8 bits a channel are allowed", "data.root")
-                return np.asarray(image.convert("RGB"))
-        except InputError:
-            raise
-        except Image.DecompressionBombError:
-            raise InputError(f"{shown(path)}: {TOO_LARGE}", "data.root") from None
-        except Exception as error:  # Pillow's plugins raise whatever they like
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{shown(path)}: not a readable image ({reason})", "data.root") from None
-
-    paths = [path for path, _ in listing.samples]
-    _tell_of_others(folder, paths)
-    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error, of one line
-        decoded = pool.map(decode, paths)
-        first = next(decoded)
-        try:
-            pixels = np.empty((len(paths), *first.shape), np.uint8)
-        except MemoryError:
-            needed = f"{len(paths) * first.size / 2**30:.0f} GiB for {len(paths)} images of its size"
-            raise InputError(f"{paths[0]}: {first.shape[1]}x{first.shape[0]} pixels; {needed}", "data.root") from None
-        pixels[0] = first
-        rest = track(decoded, f"reading {folder}", total=len(paths) - 1, transient=True, disable=len(paths) < 5000)
-        for position, image in enumerate(rest, start=1):
-            if image.shape != first.shape:
-                raise InputError(
-                    f"{paths[position]}: {image.shape[1]}x{image.shape[0]} pixels, the others have "
-                    f"{first.shape[1]}x{first.shape[0]}; resize them to one size",
-                    "data.root",
-                )
-            pixels[position] = image
-    return Images(dataset, pixels, np.asarray(listing.targets, np.int64), listing.classes)
-
-
-def _is_deep(image: Any) -> bool:
-    """Whether an image in a mode of 8 bits a channel has 16, which Pillow would cut."""
-    for codec, _, _, args in image.tile:
-        mode, *rest = args if isinstance(args, tuple) else (args,)
-        if ";16" in str(mode) or (codec == "ppm" and rest and rest[0] > 255):  # there, the largest value
-            return True
-    return False
-
-
-def _tell_of_others(folder: Path, taken: list[str]) -> None:
-    """Say how many files of a split are passed over, because they do not bear an image's name in a class's folder."""
-    found = {os.path.join(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names}
-    if others := sorted(found - set(taken)):
-        some = ", ".join(map(shown, others[:3])) + (", ..." if len(others) > 3 else "")
-        print(f"{folder}: {len(taken)} images; {len(others)} other files passed over: {some}", file=sys.stderr)
 
 
 def _read_torchvision(dataset: str, root: Path, split: str, download: bool) -> Images:

@@ -7,129 +7,144 @@ torchvision's own layout under --root. OUT receives train.beton and test.beton, 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import os
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
-from multiprocessing import Process, active_children
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from seqjepa.configs.console import open_console
+from seqjepa.configs.interruption import interruptible
 from seqjepa.loaders import InputError
 from seqjepa.loaders.beton import INSTALL_HINT, Sidecar, file_sha256, has_ffcv, sidecar_path
-from seqjepa.loaders.sources import SHAPES, SPLITS, Images, find_layout, read_images
+from seqjepa.loaders.sources import SHAPES, SPLITS, Images, Tally, check_alike, find_layout, open_images
 
 __all__ = ["main", "write_beton"]
 
 
-PAGE = 1 << 23  # bytes: FFCV's files grow by pages
+PAGE = 1 << 23  # bytes: FFCV's files grow by pages, none of which an image may cross
+LARGEST_SIDE = 2**16 - 1  # FFCV keeps it in 16 bits
 
 
-class _Samples:
-    """The (image, label) pairs of a split, as FFCV's writer indexes them."""
-
-    def __init__(self, images: Images):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images.labels)
-
-    def __getitem__(self, position: int) -> tuple[np.ndarray, int]:
-        return self.images.pixels[position], int(self.images.labels[position])
-
-
-def write_beton(images: Images, path: Path, *, split: str, mean: list[float], std: list[float]) -> Sidecar:
+def write_beton(
+    images: Images, path: Path, *, split: str, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Sidecar:
     """Write a split as a beton with its sidecar; both appear whole or not at all.
 
     Args:
-        images: the split.
+        images: the split, which is read part by part.
         path: NAME.beton.
         split: train or test.
-        mean: of the training pixels, one a channel, in [0, 1].
+        mean: of the training pixels, one a channel, in [0, 1]; None takes those of the split.
         std: likewise.
-    """
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
 
+    Raises:
+        InputError: the images are larger than FFCV can store.
+    """
+    count, height, width, _ = images.shape
+    if max(height, width) > LARGEST_SIDE:
+        raise InputError(f"images are {width}x{height}, a beton takes at most {LARGEST_SIDE} pixels a side")
+    layout = _Layout(count, height, width)
     path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = images.pixels.nbytes + 2 * PAGE, shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{os.strerror(errno.ENOSPC)}: {needed >> 20} MiB are needed, {free >> 20} are free",
-            str(path),
-        )
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    free = shutil.disk_usage(path.parent).free
+    if free < layout.file_size:
+        needed = f"{layout.file_size >> 20} MiB are needed, {free >> 20} are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed}", str(path))
+    partial, tally = path.with_name(f".{path.name}.partial-{os.getpid()}"), Tally(images.dataset)
     try:
-        # one writer: several would interleave their pages, and the file's bytes would vary from run to run
-        writer = DatasetWriter(
-            str(partial), {"image": RGBImageField(write_mode="raw"), "label": IntField()}, num_workers=1
-        )
-        with _watched(writer, path):
-            writer.from_indexed_dataset(_Samples(images))
+        with partial.open("wb") as file:
+            file.write(layout.head(images.labels))
+            pointers = iter(layout.pointers.tolist())
+            for part in images.parts():
+                tally.add(part)
+                for image in part:
+                    file.write(bytes(next(pointers) - file.tell()))  # zeros, up to the image's place
+                    file.write(np.ascontiguousarray(image))
+            file.write(bytes(layout.table - file.tell()))
+            file.write(layout.allocations())
+            file.flush()
+            os.fsync(file.fileno())
+        own_mean, own_std = tally.statistics()
         sidecar = Sidecar(
             source=images.dataset,
             split=split,
-            count=len(images.labels),
-            image_size=list(images.pixels.shape[1:3]),
+            count=count,
+            image_size=[height, width],
             classes=images.classes,
-            mean=list(mean),
-            std=list(std),
-            pixels_sha256=images.fingerprint(),
-            file_size=partial.stat().st_size,
+            mean=list(mean or own_mean),
+            std=list(std or own_std),
+            pixels_sha256=tally.fingerprint(images.labels),
+            file_size=layout.file_size,
             file_sha256=file_sha256(partial),
         )
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
         sidecar.write(sidecar_path(partial))
         # the old sidecar goes first: a beton without one is refused, one with another's would be believed
         sidecar_path(path).unlink(missing_ok=True)
         os.replace(partial, path)
         os.replace(sidecar_path(partial), sidecar_path(path))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
         sidecar_path(partial).unlink(missing_ok=True)
     return sidecar
 
 
-@contextlib.contextmanager
-def _watched(writer: Any, path: Path) -> Iterator[None]:
-    """Raise an OSError when the process that writes has failed: FFCV 1.0.2 would wait for it for ever."""
-    processes: set[Process] = set()
-    parent, stderr = os.getpid(), sys.stderr
+class _Layout:
+    """Where everything stands in FFCV's file of raw images and labels, byte for byte as its own writer has it.
 
-    def look(*_: object) -> None:
-        processes.update(active_children())
-        if any(process.exitcode for process in processes):
-            full = shutil.disk_usage(path.parent).free < PAGE
-            number = errno.ENOSPC if full else errno.EIO
-            raise OSError(number, os.strerror(number), str(path))
+    That writer hands each image to a process of its own, which it would wait for in vain when a disk is full.
 
-    class Stderr:
-        """The parent's; the traceback of a process that fails goes nowhere."""
+    Attributes:
+        pointers: place of each image, int64 [N].
+        table: place of the table of images, which ends the file.
+    """
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(stderr if os.getpid() == parent else open(os.devnull, "w"), name)
+    def __init__(self, count: int, height: int, width: int):
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
 
-    before = signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
-    sys.stderr = Stderr()
-    try:
-        yield
-    except OSError:
-        writer.metadata_sm.close()
-        writer.metadata_sm.unlink()
-        raise
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        sys.stderr = stderr
+        self.count, self.height, self.width = count, height, width
+        self.size = height * width * 3
+        self.page = max(PAGE, 1 << (self.size - 1).bit_length())
+        self.kind = get_metadata_type([RGBImageField(), IntField()])
+        start = HeaderType.itemsize + 2 * FieldDescType.itemsize + count * self.kind.itemsize
+        start = -(-start // self.page) * self.page
+        pages, places = np.divmod(np.arange(count), self.page // self.size)
+        self.pointers = start + pages * self.page + places * self.size
+        self.table = start + (int(pages[-1]) + 1) * self.page
+        self.file_size = self.table + count * ALLOC_TABLE_TYPE.itemsize
+
+    def head(self, labels: np.ndarray) -> bytes:
+        """Header, fields, and what is known of each sample."""
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.fields.rgb_image import IMAGE_MODES
+        from ffcv.types import CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
+
+        header = np.zeros(1, HeaderType)
+        header["version"], header["num_fields"], header["num_samples"] = CURRENT_VERSION, 2, self.count
+        header["page_size"], header["alloc_table_ptr"] = self.page, self.table
+        fields = np.zeros(2, FieldDescType)
+        numbers = {kind: number for number, kind in TYPE_ID_HANDLER.items()}
+        for field, name, kind in zip(fields, (b"image", b"label"), (RGBImageField, IntField), strict=True):
+            field["type_id"] = numbers[kind]
+            field["name"][: len(name)] = list(name)
+        samples = np.zeros(self.count, self.kind)
+        image = samples["f0"]
+        image["mode"], image["height"], image["width"] = IMAGE_MODES["raw"], self.height, self.width
+        image["data_ptr"], samples["f1"] = self.pointers, labels
+        return header.tobytes() + fields.tobytes() + samples.tobytes()
+
+    def allocations(self) -> bytes:
+        """Number, place and size of each image."""
+        from ffcv.types import ALLOC_TABLE_TYPE
+
+        table = np.zeros(self.count, ALLOC_TABLE_TYPE)
+        table["sample_id"], table["ptr"], table["size"] = np.arange(self.count), self.pointers, self.size
+        return table.tobytes()
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -143,6 +158,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@interruptible("what was finished is written, nothing by halves")
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 2 for bad input."""
     open_console()
@@ -162,11 +178,13 @@ def main(argv: list[str] | None = None) -> int:
         layout = find_layout(dataset, root)
         if layout.kind == "beton":
             raise InputError(f"{root}: holds betons already")
-        images = {split: read_images(dataset, layout, split, args.download) for split in SPLITS}
-        mean, std = images["train"].statistics()
+        images = {split: open_images(dataset, layout, split, args.download) for split in SPLITS}
+        check_alike(layout.root, images)
+        mean = std = None
         for split, part in images.items():
             path = args.out / f"{split}.beton"
             sidecar = write_beton(part, path, split=split, mean=mean, std=std)
+            mean, std = sidecar.mean, sidecar.std  # of the training images, which come first
             print(f"{path}: {sidecar.count} images of {dataset}, {sidecar.file_size / 1e6:.1f} MB")
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

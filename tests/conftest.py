@@ -14,6 +14,11 @@ os.environ |= {"TORCHINDUCTOR_FX_GRAPH_CACHE": "0", "TORCHINDUCTOR_AUTOGRAD_CACH
 import pytest
 import torch
 
+# a job in the background ignores SIGINT, one under nohup SIGHUP, and so would all that the tests start
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "configs/smoke.yaml",

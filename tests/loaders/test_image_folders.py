@@ -1,6 +1,7 @@
 """What a folder of images may hold: handled, or refused by the file's name; nothing passed over in silence."""
 
 import os
+import shutil
 import struct
 import warnings
 import zlib
@@ -8,9 +9,13 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from seqjepa.engine.train import main
 from seqjepa.loaders import InputError
+from seqjepa.loaders.beton import Sidecar
+from seqjepa.loaders.image_folder import EXTENSIONS, list_images
 from seqjepa.loaders.sources import find_layout, read_images
 
 
@@ -104,6 +109,181 @@ def test_other_files_are_counted(folder, capsys):
     assert said.count("\n") == 1
     read(folder, "test")
     assert capsys.readouterr().err == ""
+
+
+def test_ordinary_folders_are_listed_as_torchvision_does(tmp_path):
+    """Names whose order depends on how it is defined: by bytes, by folder, with or without the separator."""
+    for path in (
+        *("b/2.png", "b/10.png", "b/1.PNG", "b/sub/0.JPeG", "b/sub-2/0.webp", "b/sub/deep/0.tiff", "b/Z.pgm"),
+        *("B/x.bmp", "B/.kept/../y.jpg", "a-1/0.png", "a/0.png", "ä/0.png", "a b/0.tif", "10/0.ppm", "9/0.png"),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    os.rmdir(tmp_path / "B" / ".kept")
+    os.rename(tmp_path / "9", os.fsencode(tmp_path) + b"/\xff")
+    elsewhere = tmp_path.parent / "elsewhere"
+    (elsewhere / "more").mkdir(parents=True)
+    for name in ("0.png", "more/0.png"):
+        (elsewhere / name).write_bytes(b"")
+    (tmp_path / "linked").symlink_to(elsewhere)
+    (tmp_path / "b" / "single.png").symlink_to(elsewhere / "more" / "0.png")
+    theirs = ImageFolder(tmp_path)
+    classes, paths, labels = list_images(tmp_path)
+    assert classes == theirs.classes
+    assert list(zip(paths, labels.tolist(), strict=True)) == theirs.samples
+    assert EXTENSIONS == IMG_EXTENSIONS
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbnails", "#recycle", "lost+found"])
+def test_copies_that_programs_keep_are_passed_over_aloud(folder, capsys, name):
+    """As folders within a class, within a folder of it, and beside the classes."""
+    expected = read(folder).fingerprint()
+    for place in ("train/cat", "train/dog/more", "train", "test"):
+        (folder / place / name / "deep").mkdir(parents=True)
+        for number in range(2):
+            shutil.copy(folder / "test" / "cat" / "0.png", folder / place / name / "deep" / f"{number}.png")
+    shutil.move(folder / "train" / "dog" / "2.png", folder / "train" / "dog" / "more")
+    for sidecar in ("cat/._0.png", "cat/.DS_Store", "dog/more/Thumbs.db", "._3.png"):
+        (folder / "train" / sidecar).write_bytes(b"\0\5\x16\7")
+    capsys.readouterr()
+    images = read(folder)
+    assert images.classes == ["cat", "dog"]
+    assert images.fingerprint() == expected
+    said = capsys.readouterr().err
+    assert said.startswith(f"{folder / 'train'}: 6 images; 10 other files passed over: ")
+    assert said.count("\n") == 1
+    assert read(folder, "test").classes == ["cat", "dog"]
+    assert f"{name}/deep/0.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("train/cat/self", "."),
+        ("train/cat/up", ".."),
+        ("train/cat/root", "../.."),
+        ("train/dog/disk", "/"),
+        ("train/cat/more/back", "../../cat"),
+        ("train/dog/one", "more"),
+    ],
+)
+def test_links_that_lead_back_are_passed_over_aloud(folder, capsys, link, target):
+    for name in ("cat", "dog"):
+        (folder / "train" / name / "more").mkdir()
+        shutil.copy(folder / "test" / name / "0.png", folder / "train" / name / "more")
+    expected = sorted(read(folder).labels.tolist())
+    assert expected == [0] * 4 + [1] * 4
+    assert capsys.readouterr().err == ""
+    (folder / link).symlink_to(target)
+    assert sorted(read(folder).labels.tolist()) == expected
+    said = capsys.readouterr().err
+    assert "8 images; 1 other files passed over: " in said
+    assert str(folder / "train") in said
+    assert " (again " in said
+
+
+def test_a_folder_in_two_classes_is_refused(folder):
+    """Two links that lead to each other's classes would give every image both labels."""
+    (folder / "train" / "cat" / "x").symlink_to("../dog")
+    (folder / "train" / "dog" / "y").symlink_to("../cat")
+    with pytest.raises(InputError, match=r"cat.* one folder in two classes, by a link") as caught:
+        read(folder)
+    assert "dog" in str(caught.value)
+    (folder / "train" / "cat" / "x").unlink()
+    (folder / "train" / "dog" / "y").unlink()
+    (folder / "train" / "bird").symlink_to("cat")
+    with pytest.raises(InputError, match=r"cat and .*bird: one folder in two classes"):
+        read(folder)
+
+
+def test_images_that_links_repeat_are_counted(folder, capsys):
+    """Some repeat images on purpose, to balance classes: they are trained on, and it is said."""
+    (folder / "train" / "cat" / "again.png").symlink_to("0.png")
+    os.link(folder / "train" / "dog" / "1.png", folder / "train" / "dog" / "hard.png")
+    assert len(read(folder).labels) == 8
+    assert capsys.readouterr().err == f"{folder / 'train'}: 8 images; 2 of them repeat another by a link\n"
+
+
+UNPRIVILEGED = """
+import os, sys
+from PIL import PngImagePlugin
+from seqjepa.loaders.sources import InputError, find_layout, read_images
+os.chdir(sys.argv[1])
+if os.getuid() == 0:
+    os.setuid(65534)
+for root in sys.argv[2:]:
+    try:
+        print(len(read_images("imagefolder", find_layout("imagefolder", root), "train").labels), "images")
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_what_cannot_be_read_is_refused_by_name(folder, run_process, python):
+    """By somebody whom modes keep out, as they do not root."""
+    names = ["0/train/cat/more", "1/train/dog", "2/train", "3/train/cat/0.png", "4"]
+    for number, name in enumerate(names):
+        copy = shutil.copytree(folder, folder.parent / str(number))
+        (copy / "train" / "cat" / "more").mkdir()
+        os.chmod(folder.parent / name, 0)
+    os.chmod(folder.parent, 0o755)
+    result = run_process(python, "-c", UNPRIVILEGED, str(folder.parent), *map(str, range(len(names))))
+    for name in names:
+        os.chmod(folder.parent / name, 0o755)
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(names), result.stderr
+    for name, line in zip(names, lines, strict=True):
+        assert line.startswith(f"{name}: "), line
+        assert "Permission denied" in line
+
+
+def test_links_to_nothing_and_what_is_no_file_are_refused_by_name(folder):
+    strange = folder / "train" / "cat" / "x.png"
+
+    for make in (lambda path: path.symlink_to("nowhere"), os.mkfifo, lambda path: path.symlink_to("x.png")):
+        make(strange)
+        with pytest.raises(InputError, match=r"cat/x\.png: (neither a file nor a folder|cannot be read)"):
+            read(folder)
+        strange.unlink()
+    (folder / "train" / "bird").symlink_to("nowhere")  # a whole class, on a disk that is not there
+    with pytest.raises(InputError, match=r"train/bird: neither a file nor a folder, or a link that leads nowhere"):
+        read(folder)
+
+
+def test_classes_without_images_and_splits_that_differ_are_refused(folder, tiny, refused):
+    def words():
+        return tiny("data.dataset=imagefolder", f"data.root={folder}", "data.train_subset=null", "data.batch_size=4")
+
+    (folder / "train" / "bird").mkdir()
+    refused(words(), f"{folder}/train/bird: holds no image; .jpg, .jpeg, .png")
+    shutil.copy(folder / "test" / "cat" / "0.png", folder / "train" / "bird")
+    refused(words(), f"{folder}: train and test differ in classes: train alone has bird")
+    shutil.rmtree(folder / "train" / "bird")
+    shutil.rmtree(folder / "train" / "cat")
+    refused(words(), f"{folder}: train and test differ in classes: test alone has cat")
+    shutil.rmtree(folder / "train" / "dog")
+    refused(words(), f"{folder}/train: holds no folder of a class")
+
+
+def test_betons_are_written_of_the_same_images_or_refused_in_the_same_words(folder, tmp_path, capsys):
+    pytest.importorskip("ffcv")
+    from seqjepa.loaders.write import main as write
+
+    hidden = folder / "train" / "cat" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    shutil.copy(folder / "train" / "cat" / "0.png", hidden)
+    expected = read(folder)
+    told = capsys.readouterr().err
+    assert "6 images; 1 other files passed over: " in told
+    assert write([str(folder), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == told
+    assert Sidecar.read(tmp_path / "out" / "train.beton.json").pixels_sha256 == expected.fingerprint()
+    (folder / "test" / "bird").symlink_to("cat")
+    with pytest.raises(InputError) as caught:
+        read(folder, "test")
+    assert write([str(folder), str(tmp_path / "other")]) == 2
+    assert capsys.readouterr().err == f"{told}error: {caught.value}\n"
+    assert not (tmp_path / "other").exists()
 
 
 def test_unicode_deep_and_undecodable_paths(tmp_path):

@@ -72,6 +72,7 @@ def test_says_what_is_wrong_in_one_line(tmp_path, capsys):
 
 def test_refuses_what_training_refuses_in_its_words(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SECRET", "hidden")
+    monkeypatch.chdir(tmp_path)  # runs/
     (tmp_path / "own.yaml").write_text("data: {root: '${oc.env:SECRET}'}\n")
     (tmp_path / "other.yaml").write_text("run: {name: '${oc.env:SECRET}'}\n")
     (tmp_path / "twice.yaml").write_text("data: {dataset: [digits}\n")
