@@ -316,12 +316,15 @@ class AdamWEMA(Optimizer):
 
     def _find_taught(self, lost: str) -> None:
         """Raise unless every parameter that has a teacher is in a group."""
-        taught = self._teachers
-        if taught is None:
-            taught = [p for p, state in self.state.items() if "ema" in state]
-        given = {p for group in self.param_groups for p in group["params"]}
-        if strangers := sum(p not in given for p in taught):
-            raise ValueError(f"{strangers} of {len(taught)} teachers follow parameters that are {lost}")
+        if self._teachers is not None:
+            total = len(self._teachers)
+        elif torch.compiler.is_compiling():  # a walk through the state would be compiled anew for every new gradient
+            return
+        else:
+            total = sum("ema" in state for state in self.state.values())
+        found = sum(self.teacher_of(p) is not None for group in self.param_groups for p in group["params"])
+        if found < total:
+            raise ValueError(f"{total - found} of {total} teachers follow parameters that are {lost}")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -446,8 +449,9 @@ def _pairs(teacher: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
         ValueError: these are no pairs of tensors, or one does not fit the other.
     """
     teachers = {}
-    for pair in teacher.items() if isinstance(teacher, Mapping) else teacher:
-        if isinstance(pair, Tensor) or len(pair) != 2 or not all(isinstance(tensor, Tensor) for tensor in pair):
+    given = teacher.items() if isinstance(teacher, Mapping) else teacher
+    for pair in given if isinstance(given, Iterable) else [given]:
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(tensor, Tensor) for tensor in pair)):
             raise ValueError(
                 "teacher must hold pairs of a parameter and the tensor that follows it, "
                 f"zip(model.parameters(), teacher.parameters()) for example, got {type(pair).__name__}"

@@ -1,8 +1,11 @@
 """AdamW with its teacher in one pass, against torch.optim.AdamW and the average's formula in float64."""
 
 import copy
+import inspect
+import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -244,19 +247,116 @@ def test_compiles_whole(device):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize(("number", "graphs"), [(float, 2), (np.float64, 2)])
+def test_compiles_once_for_a_schedule_of_numbers(number, graphs):
+    """The first step makes the state. With numbers of NumPy that is all that is compiled anew, and with floats the
+    second graph, which takes any number, comes with it.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    ours, theirs = parameters("cpu"), parameters("cpu")
+    compiled, eager = AdamWEMA(ours), AdamWEMA(theirs)
+    step = torch.compile(compiled.step, fullgraph=True, backend="aot_eager")
+    for count in range(12):
+        give_gradients(ours, count)
+        give_gradients(theirs, count)
+        for group in (*compiled.param_groups, *eager.param_groups):
+            group["lr"], group["ema_decay"] = number(1e-3 * (count + 1)), number(0.9 - 0.05 * count)
+        step()
+        eager.step()
+    for p, q in zip(ours, theirs, strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(compiled.teacher_of(p), eager.teacher_of(q))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_arguments_are_those_of_torch():
+    """In its order, by its names, with its defaults; its `fused` has none, and is what all of this is."""
+    theirs = inspect.signature(torch.optim.AdamW).parameters
+    ours = inspect.signature(AdamWEMA).parameters
+    for mine, its in zip(ours.values(), theirs.values(), strict=False):
+        assert (mine.name, mine.kind) == (its.name, its.kind)
+        assert mine.default == its.default or mine.name == "fused"
+    assert list(ours)[len(theirs) :] == ["ema_decay", "teacher"]
+    explicit = {"maximize": False, "foreach": None, "differentiable": False}
+    for given in ({"capturable": True, "fused": True}, {"capturable": False, "fused": None}, {"foreach": False}):
+        p = nn.Parameter(torch.zeros(3))
+        optimizer = AdamWEMA([p], 0.5, (0.9, 0.99), 0.0, 0.0, False, **(explicit | given))
+        p.grad = torch.ones(3)
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.full((3,), -0.5))
+        theirs = torch.optim.AdamW([nn.Parameter(torch.zeros(3))], fused=True)
+        theirs.load_state_dict(optimizer.state_dict())
+        assert theirs.param_groups[0]["fused"] is True
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "maximize", "foreach", "differentiable"])
+def test_options_are_refused_wherever_they_are_written(option):
+    """As an argument, in a group, in a group added later, and written into a group; nothing moves then."""
+    message = f"{option}=True, which AdamWEMA does not have"
+    p, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=message):
+        AdamWEMA([p], **{option: True})
+    with pytest.raises(ValueError, match=message):
+        AdamWEMA([{"params": [p], option: True}])
+    optimizer = AdamWEMA([p])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [other], option: True})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [other]})
+    optimizer.param_groups[1][option] = True
+    p.grad, other.grad = torch.ones(2), torch.ones(2)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert (p == 1).all()
+    assert not optimizer.state
+    optimizer.param_groups[1][option] = False
+    optimizer.step()
+    assert (p < 1).all()
+
+
+@pytest.mark.parametrize("where", ["argument", "group", "added group"])
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
+        ({"lr": math.nan}, "lr must be at least 0, got nan"),
+        ({"lr": torch.tensor(-1.0)}, "lr must be at least 0, got -1.0"),
         ({"eps": -1.0}, "eps must be at least 0"),
+        ({"eps": math.nan}, "eps must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+        ({"weight_decay": math.nan}, "weight_decay must be at least 0"),
         ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
+        ({"betas": (math.nan, 0.9)}, r"betas must be in \[0, 1\)"),
+        ({"betas": (0.9,)}, "one for each moment, got"),
+        ({"betas": (0.9, 0.99, 0.999)}, "one for each moment, got"),
+        ({"betas": 0.9}, "one for each moment, got 0.9"),
         ({"ema_decay": 1.1}, r"ema_decay must be in \[0, 1\], got 1.1"),
+        ({"ema_decay": math.nan}, r"ema_decay must be in \[0, 1\], got nan"),
+        ({"fused": False}, "fused must be True: for a step in parts take"),
     ],
 )
-def test_refusals(settings, message):
+def test_refusals(settings, message, where):
+    group = {"params": [nn.Parameter(torch.zeros(2))], **settings}
+    give = {
+        "argument": lambda: AdamWEMA(**group),
+        "group": lambda: AdamWEMA([group]),
+        "added group": lambda: AdamWEMA([nn.Parameter(torch.zeros(2))]).add_param_group(group),
+    }[where]
     with pytest.raises(ValueError, match=message):
-        AdamWEMA([nn.Parameter(torch.zeros(2))], **settings)
+        give()
+
+
+def test_other_keys_of_a_group_are_left_alone():
+    """As torch's optimisers leave them: names, and what a scheduler notes."""
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = AdamWEMA([{"params": [p], "name": "head", "lr_scale": 0.5}])
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    scheduler.step()
+    group = optimizer.param_groups[0]
+    assert (group["name"], group["lr_scale"], group["initial_lr"]) == ("head", 0.5, 1e-3)
 
 
 @triton
@@ -337,15 +437,109 @@ def test_copies_and_pickles():
     assert optimizer.teacher_of(ours[0]) == 0
 
 
-def test_refuses_teachers_of_strangers_and_parts():
-    p, stranger = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match="1 of 1 teachers follow parameters that are not in params"):
-        AdamWEMA([p], teacher=[(stranger, torch.zeros(2))])
-    with pytest.raises(ValueError, match="fused must be True"):
-        AdamWEMA([p], fused=False)
+LINEAR = nn.Linear(2, 2)
 
 
-def test_refuses_a_teacher_of_another_shape():
-    p = nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match=r"a teacher is torch.float32 \[3\] on cpu, its parameter torch.float32 \[2\]"):
-        AdamWEMA([p], teacher=[(p, torch.zeros(3))])
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (LINEAR.parameters, "teacher must hold pairs .* got Parameter"),
+        (lambda: [LINEAR.weight.detach()], "teacher must hold pairs .* got Tensor"),  # two rows, no pair
+        (LINEAR.named_parameters, "teacher must hold pairs .* got tuple"),
+        (lambda: [(LINEAR.weight,)], "teacher must hold pairs .* got tuple"),
+        (lambda: [1], "teacher must hold pairs .* got int"),
+        (lambda: LINEAR, "teacher must hold pairs .* got Linear"),
+        (lambda: [(torch.zeros(2), torch.zeros(2))], "1 of 1 teachers follow parameters that are not in params"),
+        (lambda: [(LINEAR.bias, torch.zeros(3))], r"a teacher is torch.float32 \[3\] on cpu, its parameter .* \[2\]"),
+        (lambda: [(LINEAR.bias, torch.zeros(2, dtype=torch.int32))], "a teacher is torch.int32"),
+        (lambda: [(LINEAR.bias, torch.zeros(2, device="meta"))], r"a teacher is torch.float32 \[2\] on meta"),
+        (lambda: [(LINEAR.bias, torch.zeros(2))] * 2, r"a parameter of shape \[2\] has two teachers"),
+    ],
+)
+def test_refuses_teachers_that_do_not_fit(teacher, message):
+    with pytest.raises(ValueError, match=message):
+        AdamWEMA(LINEAR.parameters(), teacher=teacher())
+
+
+def test_refuses_complex_parameters_and_sparse_gradients():
+    with pytest.raises(ValueError, match=r"parameters must be floating-point, got torch.complex64"):
+        AdamWEMA([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
+    p = nn.Parameter(torch.zeros(2, 2))
+    p.grad = torch.eye(2).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        AdamWEMA([p]).step()
+
+
+@triton
+@pytest.mark.parametrize("teacher_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_no_dtype_of_teacher_or_parameter_is_cut(dtype, teacher_dtype, device):
+    """The teacher differs from the formula by its own rounding, the parameter by its own."""
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(64, device=device, dtype=dtype))
+    teacher = torch.randn(64, device=device, dtype=teacher_dtype)
+    expected, moments = p.detach().double(), (0.0, 0.0)
+    optimizer = AdamWEMA([p], lr=1e-2, ema_decay=0.75, teacher=[(p, teacher)])
+    step = torch.finfo(dtype).eps * (2 if INTERPRETED else 1)  # its conversions truncate
+    teacher_step = torch.finfo(teacher_dtype).eps * (2 if INTERPRETED else 1)
+    p.grad = torch.randn(64, device=device).to(dtype)
+    followed = 0.75 * teacher.double()
+    expected, *_ = adamw_ema_reference(
+        expected, p.grad.double(), *moments, 1, teacher.double(),
+        lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2, ema_decay=0.75,
+    )  # fmt: skip
+    optimizer.step()
+    torch.testing.assert_close(p.detach().double(), expected, rtol=step, atol=max(step * 1e-2, 1e-12))
+    torch.testing.assert_close(
+        teacher.double(), followed + 0.25 * p.detach().double(), rtol=teacher_step, atol=teacher_step
+    )
+
+
+def test_refuses_moments_of_another_dtype():
+    """After `bfloat16()` the moments are still float32; read as bfloat16 they would be noise."""
+    p = nn.Parameter(torch.ones(4))
+    optimizer = AdamWEMA([p])
+    p.grad = torch.ones(4)
+    optimizer.step()
+    p.data = p.data.bfloat16()
+    p.grad = torch.ones(4, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"a parameter is torch.bfloat16, its moments torch.float32 and torch.float32"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_replaced_parameters_do_not_leave_a_teacher_standing(own):
+    """A new tensor in a group has no teacher, and the old one's would follow nothing from there on."""
+    old, new = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(3))
+    optimizer = AdamWEMA([old], teacher=None if own else [(old, torch.zeros(3))])
+    old.grad, new.grad = torch.ones(3), torch.ones(3)
+    optimizer.step()
+    optimizer.param_groups[0]["params"][0] = new
+    with pytest.raises(ValueError, match="1 of 1 teachers follow parameters that are in no group any more"):
+        optimizer.step()
+    assert (new == 1).all()
+    if own:  # the way on, as with moments
+        optimizer.state[new] = optimizer.state.pop(old)
+        before = optimizer.teacher_of(new).clone()
+        optimizer.step()
+        torch.testing.assert_close(optimizer.teacher_of(new), 0.996 * before + 0.004 * new.detach())
+
+
+@triton
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gradients_that_are_expanded_or_laid_out_otherwise(scaled, device):
+    """Stepped like a dense copy; only a scale is taken out of them in place."""
+    column = torch.randn(6, 1, device=device)
+    dense = torch.randn(4, 6, device=device)
+    for grad in (column.expand(6, 4), column[0].expand(6, 4), dense.mT, torch.ones((), device=device).expand(6, 4)):
+        p, q = (nn.Parameter(torch.zeros(6, 4, device=device)) for _ in range(2))
+        p.grad, q.grad = grad, grad.clone(memory_format=torch.contiguous_format)
+        before, pointer = grad.clone(), grad.data_ptr()
+        for one in (p, q):
+            optimizer = AdamWEMA([one])
+            if scaled:
+                optimizer.grad_scale, optimizer.found_inf = (torch.tensor(x, device=device) for x in (4.0, 0.0))
+            optimizer.step()
+        assert torch.equal(p, q)
+        assert p.grad.data_ptr() == pointer
+        assert torch.equal(p.grad, before / 4 if scaled else before)
