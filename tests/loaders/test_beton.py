@@ -1,17 +1,19 @@
 """Betons: FFCV gives the images that the resident loader gives, and damaged files are refused before it opens them."""
 
+import filecmp
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from seqjepa.loaders import InputError
-from seqjepa.loaders.beton import has_ffcv, open_beton
+from seqjepa.loaders.beton import BetonImages, has_ffcv, open_beton
 from seqjepa.loaders.config import DataConfig, SequenceConfig
 from seqjepa.loaders.loader import build_loaders
-from seqjepa.loaders.sources import find_layout, read_images
-from seqjepa.loaders.write import main
+from seqjepa.loaders.sources import Images, find_layout, read_images
+from seqjepa.loaders.write import main, write_beton
 
 pytestmark = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed")
 CPU = torch.device("cpu")
@@ -86,6 +88,50 @@ def test_writing_twice_gives_the_same_file(digits, tmp_path):
         "train.beton",
         "train.beton.json",
     ]
+
+
+class Samples:
+    def __init__(self, pixels, labels):
+        self.pixels, self.labels = pixels, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, position):
+        return self.pixels[position], int(self.labels[position])
+
+
+# one image, several pages, pages that are full to the last byte, images larger than FFCV's usual page
+@pytest.mark.parametrize("shape", [(1, 1, 1), (700, 90, 70), (6, 1024, 1365), (4, 1024, 2048), (3, 1700, 1701)])
+def test_files_are_those_of_ffcvs_own_writer(shape, tmp_path):
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    labels = np.arange(len(pixels)) % 3
+    ours, theirs = tmp_path / "train.beton", tmp_path / "theirs.beton"
+    sidecar = write_beton(Images("imagefolder", pixels, labels, ["a", "b", "c"]), ours, split="train")
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    page_size = 1 << 23 if pixels[0].nbytes <= 1 << 23 else 1 << 24
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it forks a process that has threads
+        writer = DatasetWriter(str(theirs), fields, page_size=page_size, num_workers=1)
+        writer.from_indexed_dataset(Samples(pixels, labels))
+    assert filecmp.cmp(ours, theirs, shallow=False)
+    assert sidecar.file_size == ours.stat().st_size
+    store = BetonImages(ours, sidecar, batch_size=2, threads=1, device=CPU)
+    order = np.random.default_rng(1).permutation(len(pixels))
+    parts = np.split(order, range(2, len(order), 2))
+    for (read, classes, _), part in zip(store.batches(parts), parts, strict=True):
+        assert np.array_equal(read.numpy(), pixels[part])
+        assert np.array_equal(classes.numpy(), labels[part])
+
+
+def test_images_that_ffcv_cannot_describe_are_refused_before_anything_is_written(tmp_path):
+    pixels = np.broadcast_to(np.uint8(0), (2, 1, 2**16, 3))
+    with pytest.raises(InputError, match="images are 65536x1, a beton takes at most 65535 pixels a side"):
+        write_beton(Images("imagefolder", pixels, np.zeros(2, int), ["a"]), tmp_path / "out/train.beton", split="train")
+    assert not (tmp_path / "out").exists()
 
 
 def test_sidecar_describes_the_file(digits):
