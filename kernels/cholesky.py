@@ -134,7 +134,7 @@ def inverse_logdet(matrix: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, Te
         inverse: whether to compute the inverse.
 
     Returns:
-        The log-determinants [S], NaN where the factor failed; the inverses [S, n, n], or an empty tensor; and int32
+        The log-determinants [S], NaN where the factor failed; the inverses [S, n, n], or none, [S, 0, 0]; and int32
         [S]: 0, or the number of the first pivot, counted from 1, that was not positive.
     """
     n = matrix.shape[-1]
@@ -145,7 +145,7 @@ def inverse_logdet(matrix: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, Te
         logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         logdet = logdet.masked_fill(info > 0, float("nan"))
         if not inverse:
-            return logdet, matrix.new_empty(0), info
+            return logdet, matrix.new_empty((len(matrix), 0, 0)), info
         if matrix.device.type == "cpu" and not info.any():  # elsewhere it would wait for the device
             return logdet, torch.cholesky_inverse(factor).mT.contiguous(), info  # LAPACK goes by columns
         identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
@@ -161,4 +161,4 @@ def _launch(matrix: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     launch(
         _cholesky_kernel, (batch,), matrix, factor, logdet, info, n, INVERSE=inverse, num_stages=1, **BLOCKS
     )  # fmt: skip
-    return logdet, matrix if inverse else matrix.new_empty(0), info
+    return logdet, matrix if inverse else matrix.new_empty((len(matrix), 0, 0)), info

@@ -15,17 +15,21 @@ Whatever comes in and whatever autocast or TF32 say, Gram, factor and gradient a
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
 from .backend import full_precision, group_of, name_of
+from .buffers import BufferedModule
+from .checks import check_positive, readable
 from .cholesky import inverse_logdet
 from .matmul import gram, matmul
+from .transforms import differentiable, fold_vmap, transformed
 
 __all__ = ["CodingRate", "CodingRateStats", "coding_rate", "coding_rate_reference", "coding_rate_stats"]
 
@@ -74,7 +78,7 @@ def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     mass = weights.sum(-1) if weights.numel() else z.new_full((z.shape[0],), z.shape[1], dtype=_exact(z))
     if not center:
         return z.new_zeros((z.shape[0], z.shape[2]), dtype=torch.float64), mass
-    mean = z.mean(-2, dtype=torch.float64)
+    mean = z.sum(-2, dtype=torch.float64) / max(z.shape[1], 1)  # of several processes one may have no rows
     if weights.numel():  # products are rounded, so the rows come near zero first
         shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=torch.float64)
         mean = mean + torch.where(_empty(mass)[:, None], 0.0, shift / mass[:, None])
@@ -85,7 +89,10 @@ def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
 def _forward(
     z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, inverse: bool, group: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rate [S], info [S], mean [S, d], mass [S], c [S] and inverse [S, n, n] of z [S, B, d]."""
+    """Rate [S], info [S], mean [S, d], mass [S], c [S] and inverse [S, n, n] of z [S, B, d], by scale [S].
+
+    Where there are no weights they are [S, 0], and the inverse is [S, 0, 0] where it is not asked for.
+    """
     mean, mass = _moments(z, weights, center)
     y = _rows(z, weights.sqrt(), center, mean)
     sides = y if samples else y.mT
@@ -126,61 +133,92 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
 @_forward.register_fake
 def _(z, weights, scale, center, samples, inverse, group, size):
     batch, rows, width = z.shape
-    n = rows if samples else width
+    n = 0 if not inverse else rows if samples else width
     rate = z.new_empty(batch, dtype=_exact(z))
     info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=torch.float64)
     mass, c = torch.empty_like(rate), torch.empty_like(rate)
-    return rate, info, mean, mass, c, rate.new_empty((batch, n, n) if inverse else 0)
+    return rate, info, mean, mass, c, rate.new_empty((batch, n, n))
 
 
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate_backward"), mutates_args=())
 def _backward(
     grad: Tensor, z: Tensor, weights: Tensor, mean: Tensor, mass: Tensor, c: Tensor, inverse: Tensor,
-    center: bool, samples: bool, weighted: bool,
+    center: bool, samples: bool, weighted: bool, group: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of z and, if `weighted`, of the weights."""
+    """Gradients of z and, if `weighted`, of the weights, else [S, 0]."""
     factor = (2 * grad * c)[:, None]  # [S, 1]
     if not weighted:
         root = weights.sqrt()
         y = _rows(z, root, center, mean)
         rows = factor * root if weights.numel() else factor.expand(z.shape[:2])
         dz = matmul(inverse, y, rows) if samples else matmul(y, inverse, rows)
-        return dz.to(z.dtype), grad.new_empty(0)
+        return dz.to(z.dtype), weights.new_empty((len(z), 0))
     y = _rows(z, weights.new_empty(0), center, mean)
     solved = matmul(y, inverse)  # rows z_i M⁻¹
     dz = (factor * weights)[..., None] * solved
-    # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹)
-    trace = z.shape[-1] - inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
-    spread = torch.where(_empty(mass), 0.0, trace / mass)
-    dw = grad[:, None] * (c[:, None] * (y * solved).sum(-1) - spread[:, None])
+    # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹) = c Σ w_i z_i M⁻¹ z_iᵀ, whose terms
+    # are not negative, where d - tr M⁻¹ would cancel
+    leverage = (y * solved).sum(-1)
+    total = (weights * leverage).sum(-1)
+    if group:
+        dist.all_reduce(total, group=group_of(group))
+    average = torch.where(_empty(mass), 0.0, total / mass)
+    dw = (grad * c)[:, None] * (leverage - average[:, None])
     return dz.to(z.dtype), dw.to(weights.dtype)
 
 
 @_backward.register_fake
-def _(grad, z, weights, mean, mass, c, inverse, center, samples, weighted):
-    return z.new_empty(z.shape), weights.new_empty(weights.shape) if weighted else grad.new_empty(0)
+def _(grad, z, weights, mean, mass, c, inverse, center, samples, weighted, group):
+    return z.new_empty(z.shape), weights.new_empty(weights.shape if weighted else (z.shape[0], 0))
 
 
-def _setup_context(ctx, inputs, output):
-    z, weights, _, ctx.center, ctx.samples, ctx.inverse, _, ctx.size = inputs
-    ctx.save_for_backward(z, weights, *output[2:])
+_gradient = differentiable(_backward)
+
+
+def _setup(ctx, inputs, output):
+    z, weights, _, ctx.center, ctx.samples, ctx.inverse, ctx.group, ctx.size = inputs
     ctx.mark_non_differentiable(*output[1:])
+    return z, weights, *output[2:]
 
 
 def _differentiate(ctx, grad, *_):
     if not ctx.inverse:
         raise RuntimeError("coding_rate: the forward ran without gradients, so there is nothing to differentiate")
-    weighted = ctx.needs_input_grad[1]
+    _, weighted, scaled, *_ = ctx.needs_input_grad
+    if scaled:
+        raise RuntimeError(NO_SCALE)
     grad = grad * ctx.size  # data-parallel training averages gradients over processes
-    dz, dw = _backward(grad, *ctx.saved_tensors, ctx.center, ctx.samples, weighted)
+    dz, dw = _gradient(grad, *ctx.saved_tensors, ctx.center, ctx.samples, weighted, ctx.group)
     return dz, dw if weighted else None, None, None, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
+    """Forward mode: the gradient times the tangents."""
+    if scale_tangent is not None:
+        raise RuntimeError(NO_SCALE)
+    if ctx.group:
+        raise RuntimeError("coding_rate has no forward-mode derivative over several processes; reverse mode is there")
+    z, weights, mean, mass, *rest = ctx.saved_tensors
+    weighted = weights_tangent is not None
+    dz, dw = _gradient(
+        torch.ones_like(mass), z, weights, mean, mass, *rest, ctx.center, ctx.samples, weighted, ctx.group
+    )
+    tangent = torch.zeros_like(mass)
+    if z_tangent is not None:
+        tangent = tangent + (dz.to(mass.dtype) * z_tangent).sum((-2, -1))
+    if weighted:
+        tangent = tangent + (dw * weights_tangent).sum(-1)
+    return tangent, None, None, None, None, None
+
+
+NO_SCALE = "coding_rate has no derivative in alpha and eps"
+_rate = differentiable(_forward, _setup, _differentiate, _tangent)
+fold_vmap(_forward)
+fold_vmap(_backward)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("gather_rows"), mutates_args=())
-def gather_rows(z: Tensor, group: str, size: int) -> Tensor:
+def _gather_rows(z: Tensor, group: str, size: int) -> Tensor:
     """Rows of all processes: [..., B, d] to [..., processes * B, d].
 
     Each process is to compute the same of them: the gradient is its own rows' times the number of processes, which
@@ -192,14 +230,15 @@ def gather_rows(z: Tensor, group: str, size: int) -> Tensor:
     return gathered.movedim(0, -2).contiguous()
 
 
-@gather_rows.register_fake
+@_gather_rows.register_fake
 def _(z, group, size):
     return z.new_empty((*z.shape[:-2], size * z.shape[-2], z.shape[-1]))
 
 
-def _gather_context(ctx, inputs, output):
+def _gather_setup(ctx, inputs, output):
     z, ctx.group, ctx.size = inputs
     ctx.rows = z.shape[-2]
+    return ()
 
 
 def _gather_gradient(ctx, grad):
@@ -207,7 +246,16 @@ def _gather_gradient(ctx, grad):
     return grad.narrow(-2, rank * ctx.rows, ctx.rows) * ctx.size, None, None
 
 
-gather_rows.register_autograd(_gather_gradient, setup_context=_gather_context)
+def _gather_tangent(ctx, tangent, *_):
+    return gather_rows(tangent, ctx.group, ctx.size)
+
+
+gather_rows = differentiable(_gather_rows, _gather_setup, _gather_gradient, _gather_tangent)
+
+
+@_gather_rows.register_vmap
+def _(info, in_dims, z, group, size):
+    return _gather_rows(z.movedim(in_dims[0], 0), group, size), 0
 
 
 def coding_rate(
@@ -247,46 +295,54 @@ def coding_rate(
 
     Source: MCR² (arXiv 2006.08558), equation 6; SimDINO (arXiv 2502.10385), equation 7.
     """
-    scale = _scale(z, alpha, eps)
+    rate, info, _ = joint_rate(z, alpha, eps, center, weights, group)
+    return (rate, info) if return_info else rate
+
+
+def joint_rate(
+    z: Tensor,
+    alpha: float | Tensor | None,
+    eps: float | Tensor | None,
+    center: bool,
+    weights: Tensor | None,
+    group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `coding_rate` returns with `return_info`, and B of all processes, [...]."""
+    name, size = name_of(group)
+    scale = _scale(z, alpha, eps, name)
     if weights is not None:
         _check_weights(z, weights)
-    name, size = name_of(group)
-    width = z.shape[-1]
-    if name and z.shape[-2] * size < width and weights is None:  # fewer rows than a Gram matrix has
-        z, name, size = gather_rows(z, name, size), "", 1
-    lead = z.shape[:-2]
+    lead, rows = z.shape[:-2], z.shape[-2]
     if weights is not None:
         lead = torch.broadcast_shapes(lead, weights.shape[:-1])
         z = z.expand(*lead, *z.shape[-2:])
-        weights = weights.to(scale.dtype).expand(*lead, z.shape[-2]).reshape(-1, z.shape[-2])
-    differentiates = torch.is_grad_enabled() and (z.requires_grad or (weights is not None and weights.requires_grad))
-    samples = z.shape[-2] < width and not name and not (weights is not None and weights.requires_grad)
-    flat = z.reshape(-1, *z.shape[-2:])
-    given = z.new_empty(0, dtype=scale.dtype) if weights is None else weights
-    rate, info, *_ = _forward(flat, given, scale, center, samples, differentiates, name, size)
-    rate = rate.view(lead)
-    return (rate, info.view(lead)) if return_info else rate
+        weights = weights.to(scale.dtype).expand(*lead, rows).reshape(math.prod(lead), rows)
+    follows_weights = weights is not None and (weights.requires_grad or transformed())
+    differentiates = transformed() or (torch.is_grad_enabled() and (z.requires_grad or follows_weights))
+    # over several processes the side may not depend on the rows, whose number is each one's own
+    samples = rows < z.shape[-1] and not name and not follows_weights
+    flat = z.reshape(math.prod(lead), *z.shape[-2:])
+    given = scale.new_empty((len(flat), 0)) if weights is None else weights
+    rate, info, _, mass, *_ = _rate(flat, given, scale.expand(len(flat)), center, samples, differentiates, name, size)
+    return rate.view(lead), info.view(lead), mass.view(lead)
 
 
-def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None) -> Tensor:
+def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, group: str) -> Tensor:
     """alpha, or d / eps, as a 0-dim tensor where `z` is; checks `z` on the way."""
-    if z.ndim < 2 or 0 in z.shape[-2:] or not z.is_floating_point():
+    if z.ndim < 2 or z.shape[-1] == 0 or (z.shape[-2] == 0 and not group) or not z.is_floating_point():
         raise ValueError(f"z must be floating-point [..., B, d] with rows and columns, got {z.dtype} {list(z.shape)}")
     if (alpha is None) == (eps is None):
         raise ValueError("exactly one of alpha and eps must be given")
     name, value = ("alpha", alpha) if eps is None else ("eps", eps)
-    exact = _exact(z)
-    if isinstance(value, Tensor):
-        if value.ndim or value.device != z.device or value.requires_grad:
-            raise ValueError(
-                f"{name} must be 0-dim, without gradient, on {z.device} like z, "
-                f"got {list(value.shape)} on {value.device}{' with gradient' if value.requires_grad else ''}"
-            )
-        value = value.to(exact)
-    else:
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-        value = torch.full((), value, dtype=exact, device=z.device)
+    if isinstance(value, Tensor) and (value.ndim or value.device != z.device or value.requires_grad):
+        raise ValueError(
+            f"{name} must be 0-dim, without gradient, on {z.device} like z, "
+            f"got {list(value.shape)} on {value.device}{' with gradient' if value.requires_grad else ''}"
+        )
+    check_positive(**{name: value})
+    if not isinstance(value, Tensor):
+        value = z.new_ones((), dtype=_exact(z)) * value  # torch.full would be a graph for each value
+    value = value.to(_exact(z))  # NumPy's numbers are tensors to torch.compile
     return value if eps is None else z.shape[-1] / value
 
 
@@ -298,6 +354,8 @@ def _check_weights(z: Tensor, weights: Tensor) -> None:
         )
     if weights.device != z.device:
         raise ValueError(f"weights are on {weights.device}, z is on {z.device}")
+    if readable(weights) and (weights < 0).any():
+        raise ValueError(f"weights must not be negative, got {weights.min().item()}")
 
 
 class CodingRateStats(NamedTuple):
@@ -333,20 +391,20 @@ def coding_rate_stats(
     Raises:
         ValueError: as `coding_rate`.
     """
-    scale = _scale(z, alpha, eps)
     name, size = name_of(group)
-    rows, width = z.shape[-2] * size, z.shape[-1]
-    if name and rows < width:
-        z, name = gather_rows(z, name, size), ""
-    flat = z.reshape(-1, *z.shape[-2:])
+    scale = _scale(z, alpha, eps, name)
+    lead, (rows, width) = z.shape[:-2], z.shape[-2:]
+    flat = z.reshape(math.prod(lead), rows, width)
     mean, mass = _moments(flat, scale.new_empty(0), center)
     y = _rows(flat, scale.new_empty(0), center, mean)
-    matrix = gram(y if rows < width else y.mT, torch.ones_like(mass), identity=False)
+    matrix = gram(y if rows < width and not name else y.mT, torch.ones_like(mass), identity=False)
     if name:
         matrix, _, mass = _join(matrix, mean, mass, name, size)
+        rows = int(mass.amax()) if len(mass) else 0
     finite = matrix.isfinite().all(-1).all(-1)[:, None]
     with full_precision(z.device):  # a NaN among the matrices would fail them all
         values = torch.linalg.eigvalsh(torch.where(finite[..., None], matrix, 0.0)).flip(-1).clamp(min=0)
+    values = values[:, : min(rows, width)]
     spectrum = torch.where(finite, values / mass[:, None], float("nan"))
     rank = max(min(rows - int(center), width), 1)  # centring takes a dimension from the rows
     energy = spectrum.sum(-1)
@@ -356,14 +414,13 @@ def coding_rate_stats(
     share = torch.where(energy[:, None] == 0, 0.0, singular / singular.sum(-1, keepdim=True))
     entropy = -torch.xlogy(share, share).sum(-1)
     rate_fraction = torch.where(largest == 0, 0.0, rate / largest)
-    lead = z.shape[:-2]
     return CodingRateStats(
-        rate.view(lead), rate_fraction.view(lead), entropy.exp().view(lead), spectrum.view(*lead, -1)
+        rate.view(lead), rate_fraction.view(lead), entropy.exp().view(lead), spectrum.view(*lead, spectrum.shape[-1])
     )
 
 
-class CodingRate(nn.Module):
-    """`coding_rate` with its settings; `alpha` or `eps` is a buffer, so that a schedule may write on it."""
+class CodingRate(BufferedModule):
+    """`coding_rate` with its settings; `alpha` or `eps` is a float32 buffer, so that a schedule may write on it."""
 
     def __init__(
         self,
@@ -376,18 +433,12 @@ class CodingRate(nn.Module):
         super().__init__()
         if (alpha is None) == (eps is None):
             raise ValueError("exactly one of alpha and eps must be given")
+        name, value = ("alpha", alpha) if eps is None else ("eps", eps)
+        check_positive(**{name: value})
         self.center = center
         self.group = group
-        self.register_buffer("alpha", None if alpha is None else torch.tensor(float(alpha)))
-        self.register_buffer("eps", None if eps is None else torch.tensor(float(eps)))
-
-    def _apply(self, function, recurse: bool = True):
-        """Move with the rest, but keep float32."""
-        exact = dict(self.named_buffers(recurse=False))
-        super()._apply(function, recurse)
-        for name, buffer in exact.items():
-            setattr(self, name, buffer.to(getattr(self, name).device))
-        return self
+        self.hold(name, float(value), dtype=torch.float32)
+        self.register_buffer("eps" if eps is None else "alpha", None)
 
     def forward(self, z: Tensor, weights: Tensor | None = None) -> Tensor:
         """Rates [...] of z [..., B, d]."""

@@ -17,17 +17,20 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Integral
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
 from .backend import group_of, jit, launch, name_of, tl, triton, uses_triton
+from .buffers import BufferedModule
 from .directions import directions, sincos
 from .matmul import matmul
+from .transforms import count_up, differentiable, fold_vmap, transformed
 
 __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
 
@@ -223,20 +226,25 @@ def _table(t_max: float, num_points: int, span: str, like: Tensor) -> tuple[Tens
 @torch.library.custom_op(add_op_namespace_prefix("sigreg"), mutates_args=())
 def _forward(
     z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str, group: str, size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Statistic [S], directions [D, K], projections [S, N, K], differences from φ [S, 2, knots, K] of z [S, N, D]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistic [S] of z [S, N, D], number of samples of all processes [S], and what the gradient needs.
+
+    That is directions [D, K], projections [S, N, K] and differences from φ [S, 2, knots, K].
+    """
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     unit = directions(seed, z.shape[-1], num_slices).to(exact)
     x = matmul(z, unit.expand(z.shape[0], -1, -1))
     _, phi, weight = _table(t_max, num_points, span, x)
     sums = _sums(x, *_spacing(t_max, num_points, span))
+    samples = sums.new_full((z.shape[0],), z.shape[1])
     if group:
-        dist.all_reduce(sums, group=group_of(group))
-    samples = z.shape[-2] * size
-    difference = sums / samples
+        packed = torch.cat([sums.flatten(1), samples[:, None]], dim=1)
+        dist.all_reduce(packed, group=group_of(group))
+        sums, samples = packed[:, :-1].view_as(sums), packed[:, -1].clone()
+    difference = sums / samples[:, None, None, None]
     difference[:, 0] -= phi
     statistic = samples * ((difference**2).sum(1) * weight).sum(1).mean(-1)
-    return statistic, unit, x, difference
+    return statistic, samples, unit, x, difference
 
 
 def _spacing(t_max: float, num_points: int, span: str) -> tuple[float, bool, int]:
@@ -251,7 +259,7 @@ def _(z, seed, num_slices, t_max, num_points, span, group, size):
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     batch, rows, width = z.shape
     count = _spacing(t_max, num_points, span)[2]
-    shapes = ((batch,), (width, num_slices), (batch, rows, num_slices), (batch, 2, count, num_slices))
+    shapes = ((batch,), (batch,), (width, num_slices), (batch, rows, num_slices), (batch, 2, count, num_slices))
     return tuple(z.new_empty(shape, dtype=exact) for shape in shapes)
 
 
@@ -272,19 +280,33 @@ def _(grad, z, unit, x, difference, t_max, num_points, span):
     return z.new_empty(z.shape)
 
 
-def _setup_context(ctx, inputs, output):
-    z, _, _, *ctx.settings, _, ctx.size = inputs
-    ctx.save_for_backward(z, *output[1:])
+def _setup(ctx, inputs, output):
+    z, _, _, *ctx.settings, ctx.group, ctx.size = inputs
     ctx.mark_non_differentiable(*output[1:])
+    return z, *output[2:]
+
+
+_gradient = differentiable(_backward)
 
 
 def _differentiate(ctx, grad, *_):
     # data-parallel training averages gradients over processes
-    dz = _backward(grad * ctx.size, *ctx.saved_tensors, *ctx.settings)
+    dz = _gradient(grad * ctx.size, *ctx.saved_tensors, *ctx.settings)
     return dz, None, None, None, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+def _tangent(ctx, z_tangent, *_):
+    """Forward mode: the gradient times the tangents."""
+    if ctx.group:
+        raise RuntimeError("sigreg has no forward-mode derivative over several processes; reverse mode is there")
+    z, unit, x, difference = ctx.saved_tensors
+    dz = _gradient(x.new_ones(len(x)), z, unit, x, difference, *ctx.settings)
+    return (dz.to(x.dtype) * z_tangent).sum((-2, -1)), None, None, None, None
+
+
+_statistic = differentiable(_forward, _setup, _differentiate, _tangent)
+fold_vmap(_forward, shared=(1,), alike=(2,))
+fold_vmap(_backward, shared=(2,))
 
 
 def sigreg(
@@ -321,35 +343,62 @@ def sigreg(
 
     Source: LeJEPA (arXiv 2511.08544), its statistic with Gaussian window and trapezoidal rule.
     """
-    if z.ndim < 2 or 0 in z.shape[-2:] or not z.is_floating_point():
+    return joint_sigreg(z, num_slices, t_max, num_points, span, seed, group)[0]
+
+
+def joint_sigreg(
+    z: Tensor,
+    num_slices: int,
+    t_max: float,
+    num_points: int,
+    span: str,
+    seed: int | Tensor,
+    group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """What `sigreg` returns, and N of all processes, [...]."""
+    name, size = name_of(group)
+    if z.ndim < 2 or z.shape[-1] == 0 or (z.shape[-2] == 0 and not name) or not z.is_floating_point():
         raise ValueError(f"z must be floating-point [..., N, D] with rows and columns, got {z.dtype} {list(z.shape)}")
-    if num_slices < 1 or num_points < 2 or not t_max > 0:
-        raise ValueError(
-            "num_slices must be at least 1, num_points at least 2 and t_max positive, "
-            f"got {num_slices}, {num_points} and {t_max}"
-        )
-    if span not in ("half", "full"):
-        raise ValueError(f"span must be 'half' or 'full', got {span!r}")
+    check_settings(num_slices, t_max, num_points, span)
     if not isinstance(seed, Tensor):
-        seed = torch.full((), seed, dtype=torch.int64, device=z.device)
+        if not torch.compiler.is_compiling():  # there NumPy's integers are tensors
+            check_seed(seed)
+        seed = torch.zeros((), dtype=torch.int64, device=z.device) + seed  # torch.full would be a graph for each seed
     if seed.dtype != torch.int64 or seed.ndim or seed.device != z.device:
         raise ValueError(
             f"seed must be int64, 0-dim, on {z.device} like z, got {seed.dtype} {list(seed.shape)} on {seed.device}"
         )
-    name, size = name_of(group)
-    flat = z.reshape(-1, *z.shape[-2:])
-    statistic, *_ = _forward(flat, seed, num_slices, float(t_max), num_points, span, name, size)
-    return statistic.view(z.shape[:-2])
+    flat = z.reshape(math.prod(z.shape[:-2]), *z.shape[-2:])
+    statistic, samples, *_ = _statistic(flat, seed, num_slices, float(t_max), num_points, span, name, size)
+    return statistic.view(z.shape[:-2]), samples.view(z.shape[:-2])
 
 
-class SIGReg(nn.Module):
+def check_seed(seed: int) -> None:
+    if not isinstance(seed, Integral):
+        raise ValueError(f"seed must be a whole number, or int64 on the device, got {seed!r}")
+
+
+def check_settings(num_slices: int, t_max: float, num_points: int, span: str) -> None:
+    """See that these are settings of `sigreg`."""
+    whole = isinstance(num_slices, Integral) and isinstance(num_points, Integral)
+    if not whole or num_slices < 1 or num_points < 2 or not 0 < t_max < math.inf:
+        raise ValueError(
+            "num_slices must be at least 1, num_points at least 2, both whole numbers, and t_max positive, "
+            f"got {num_slices}, {num_points} and {t_max}"
+        )
+    if span not in ("half", "full"):
+        raise ValueError(f"span must be 'half' or 'full', got {span!r}")
+
+
+class SIGReg(BufferedModule):
     """`sigreg` with new directions at each call in training, and a warning when it has been stuck for 100 calls.
 
     Stuck is the statistic of a single batch within 3 % of `degenerate_value`: then the samples are normalised, or
     collapsed, and there is no gradient worth the name. The buffer `stuck` counts such calls in a row, on the device.
     Outside `torch.compile` and CUDA graphs the module reads it now and then, without waiting, and warns; there, or to
     know at once, call `check()` where your code waits for the device anyway. Under activation checkpointing call
-    `sigreg` with a seed of your own: a module that runs twice would draw twice.
+    `sigreg` with a seed of your own: a module that runs twice would draw twice. Calls under `torch.func` do not count
+    as stuck.
 
     Args:
         num_slices, t_max, num_points, span, group: as `sigreg` takes them.
@@ -370,30 +419,26 @@ class SIGReg(nn.Module):
         group: ProcessGroup | None = None,
     ):
         super().__init__()
+        check_settings(num_slices, t_max, num_points, span)
+        check_seed(seed)
         self.num_slices, self.t_max, self.num_points, self.span, self.group = num_slices, t_max, num_points, span, group
         self.degenerate = degenerate_value(t_max, num_points, span)
-        self.register_buffer("step", torch.tensor(seed, dtype=torch.int64))
-        self.register_buffer("stuck", torch.tensor(0, dtype=torch.int64))
+        self.hold("step", seed, dtype=torch.int64)
+        self.hold("stuck", 0, dtype=torch.int64)
         self._calls = 0
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None
         self._warned = False
 
     def forward(self, z: Tensor) -> Tensor:
         """Statistic [...] of z [..., N, D]."""
-        value = sigreg(
-            z,
-            num_slices=self.num_slices,
-            t_max=self.t_max,
-            num_points=self.num_points,
-            span=self.span,
-            seed=self.step,
-            group=self.group,
-        )
+        value, samples = joint_sigreg(z, self.num_slices, self.t_max, self.num_points, self.span, self.step, self.group)
+        if self.training:
+            count_up(self.step)
+        if transformed():
+            return value
         with torch.no_grad():
-            samples = z.shape[-2] * (1 if self.group is None else self.group.size())
-            near = ((value.detach().mean() / samples - self.degenerate).abs() < self.BAND * self.degenerate).long()
+            near = ((value / samples).mean() - self.degenerate).abs() < self.BAND * self.degenerate
             self.stuck.copy_((self.stuck + near) * near)
-            self.step += int(self.training)
         if not torch.compiler.is_compiling():
             self._look()
         return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed._functional_collectives as collectives
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..backend import name_of
+from ..buffers import BufferedModule
 from ..coding_rate import coding_rate
 
 
@@ -28,16 +31,18 @@ def agree(seed: Tensor, group: ProcessGroup | None) -> Tensor:
     return collectives.wait_tensor(collectives.all_reduce(seed, "max", name)) if name else seed
 
 
-def knot_buffers(t_max: float, num_points: int) -> dict[str, Tensor]:
+def hold_knots(module: BufferedModule, t_max: float, num_points: int) -> None:
     """Buffers of lejepa's EppsPulley and lightly's SIGReg: knots on [0, t_max], φ there, trapezoidal weights times φ.
 
     The weights are doubled, so that they integrate an even function over [-t_max, t_max].
     """
-    t = torch.linspace(0, t_max, num_points)
-    phi = torch.exp(-(t**2) / 2)
     step = t_max / (num_points - 1)
-    doubled = torch.tensor([step, *[2 * step] * (num_points - 2), step])
-    return {"t": t, "phi": phi, "weights": doubled * phi}
+    t = [number * step for number in range(num_points)]
+    phi = [math.exp(-(knot**2) / 2) for knot in t]
+    doubled = [step, *[2 * step] * (num_points - 2), step]
+    weights = [weight * window for weight, window in zip(doubled, phi, strict=True)]
+    for name, values in (("t", t), ("phi", phi), ("weights", weights)):
+        module.hold(name, values, dtype=torch.float32)
 
 
 def memberships(labels: Tensor, num_classes: int | None, like: Tensor) -> Tensor:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..backend import name_of
-from ..sigreg import sigreg
+from ..buffers import BufferedModule
+from ..checks import check_count
+from ..sigreg import joint_sigreg
+from ..transforms import count_up
 from .common import agree, exact, world
 
 
-class BCS(nn.Module):
+class BCS(BufferedModule):
     """Mean square distance of two views + lmbd * SIGReg without the factor N, ten knots on [-3, 3], mean of the views.
 
     Both views have the same directions, new ones at each call, and statistics are of the samples of all processes.
@@ -26,20 +28,20 @@ class BCS(nn.Module):
 
     def __init__(self, num_slices: int = 256, lmbd: float = 10.0):
         super().__init__()
+        check_count(1, num_slices=num_slices)
         self.num_slices, self.lmbd = num_slices, lmbd
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.hold("step", 0, dtype=torch.int64, persistent=False)
 
     def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """`loss`, `bcs_loss` and `invariance_loss` of samples z1 and z2 [N, D]."""
         if self.step.device != z1.device:
             self.step = self.step.to(z1.device)  # the original has nothing to move, so its users move nothing
         group = world()
-        _, processes = name_of(group)
         z = exact(torch.stack([z1, z2]))
-        statistic = sigreg(
-            z, num_slices=self.num_slices, num_points=10, span="full", seed=agree(self.step, group), group=group
+        statistic, samples = joint_sigreg(
+            z, self.num_slices, t_max=3.0, num_points=10, span="full", seed=agree(self.step, group), group=group
         )
-        self.step.add_(1)
-        bcs = statistic.mean() / (z1.shape[0] * processes)
+        count_up(self.step)
+        bcs = (statistic / samples).mean()
         invariance = F.mse_loss(z[0], z[1])
         return {"loss": invariance + self.lmbd * bcs, "bcs_loss": bcs, "invariance_loss": invariance}

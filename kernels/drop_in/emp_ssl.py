@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..checks import check_positive
 from ..coding_rate import coding_rate
 from .common import class_rate, exact, memberships
 
@@ -19,6 +20,7 @@ class TotalCodingRate(nn.Module):
 
     def __init__(self, eps: float = 0.01):
         super().__init__()
+        check_positive(eps=eps)
         self.eps = eps
 
     def forward(self, X: Tensor) -> Tensor:
@@ -38,6 +40,7 @@ class MaximalCodingRateReduction(nn.Module):
 
     def __init__(self, eps: float = 0.01, gamma: float = 1):
         super().__init__()
+        check_positive(eps=eps)
         self.eps, self.gamma = eps, gamma
 
     def forward(self, X: Tensor, Y: Tensor, num_classes: int | None = None) -> tuple[Tensor, list[Tensor]]:

@@ -6,48 +6,57 @@ Source: arXiv 2511.08544. Before commit fd27093 `EppsPulley` meant another stati
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backend import name_of
+from ..buffers import BufferedModule
+from ..checks import check_count, check_positive
 from ..sigreg import sigreg
-from .common import agree, exact, knot_buffers, world
+from ..transforms import count_up, transformed
+from .common import agree, exact, hold_knots, world
 
 
-class EppsPulley(nn.Module):
+class EppsPulley(BufferedModule):
     """Epps-Pulley statistic of samples on a line. In `SlicingUnivariateTest` it holds the settings of a fused kernel.
 
     Args:
         t_max: largest knot.
-        n_points: number of knots on [0, t_max], odd.
+        n_points: number of knots on [0, t_max], odd, 3 at least.
         integration: `trapezoid`.
     """
 
     def __init__(self, t_max: float = 3, n_points: int = 17, integration: str = "trapezoid"):
         super().__init__()
+        check_positive(t_max=t_max)
+        check_count(3, n_points=n_points)
         if n_points % 2 == 0 or integration != "trapezoid":
             raise ValueError(
                 f"n_points must be odd and integration 'trapezoid', got n_points={n_points}, "
                 f"integration={integration!r}"
             )
         self.t_max, self.n_points, self.integration = t_max, n_points, integration
-        for name, buffer in knot_buffers(t_max, n_points).items():
-            self.register_buffer(name, buffer)
+        hold_knots(self, t_max, n_points)
 
     def forward(self, x: Tensor) -> Tensor:
         """Statistics [..., K] of x [..., N, K] over the samples of all processes, in plain torch."""
         name, processes = name_of(world())
         angle = exact(x)[..., None] * self.t
-        mean = torch.stack([angle.cos().mean(-3), angle.sin().mean(-3)])  # [2, ..., K, n_points]
+        sums = torch.stack([angle.cos().sum(-3), angle.sin().sum(-3)])  # [2, ..., K, n_points]
+        samples = x.shape[-2]
         if name:
-            joint = mean.detach().clone()
-            torch.distributed.all_reduce(joint, torch.distributed.ReduceOp.AVG)
-            # gradients of the joint mean times the number of processes, for data-parallel training to average
-            mean = mean + (joint - mean.detach())
+            if transformed():
+                raise RuntimeError("EppsPulley over several processes knows neither torch.func nor forward mode")
+            joint = torch.cat([sums.detach().flatten(), sums.new_full((1,), samples)])
+            torch.distributed.all_reduce(joint)
+            samples = joint[-1]
+            # gradients of the joint sums times the number of processes, for data-parallel training to average
+            sums = joint[:-1].view_as(sums) + processes * (sums - sums.detach())
+        mean = sums / samples
         error = (mean[0] - self.phi) ** 2 + mean[1] ** 2
-        return x.shape[-2] * processes * (error * self.weights).sum(-1)
+        return samples * (error * self.weights).sum(-1)
 
 
-class SlicingUnivariateTest(nn.Module):
+class SlicingUnivariateTest(BufferedModule):
     """Mean of a statistic over random directions, new ones at each call; over the samples of all processes.
 
     Differs from the original: directions come from a counter-based generator with the buffer `global_step` for its
@@ -77,9 +86,10 @@ class SlicingUnivariateTest(nn.Module):
                 "only reduction='mean', sampler='gaussian' and clip_value=None are accelerated, "
                 f"got {reduction!r}, {sampler!r} and {clip_value}"
             )
+        check_count(1, num_slices=num_slices)
         self.univariate_test, self.num_slices = univariate_test, num_slices
         self.reduction, self.sampler, self.clip_value = reduction, sampler, clip_value
-        self.register_buffer("global_step", torch.zeros((), dtype=torch.int64))
+        self.hold("global_step", 0, dtype=torch.int64)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean statistic, 0-dim, of samples x [..., N, D]."""
@@ -92,5 +102,5 @@ class SlicingUnivariateTest(nn.Module):
             seed=agree(self.global_step, group),
             group=group,
         )
-        self.global_step.add_(1)
+        count_up(self.global_step)
         return statistic.mean()

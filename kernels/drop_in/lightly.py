@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..buffers import BufferedModule
+from ..checks import check_positive
 from ..coding_rate import coding_rate
 from ..sigreg import sigreg
-from .common import agree, exact, knot_buffers, world
+from .common import agree, exact, hold_knots, world
 
 
 class EMPSSLLoss(nn.Module):
@@ -26,6 +29,7 @@ class EMPSSLLoss(nn.Module):
 
     def __init__(self, tcr_eps: float = 0.2, inv_coef: float = 200.0):
         super().__init__()
+        check_positive(tcr_eps=tcr_eps)
         self.tcr_eps, self.inv_coef = tcr_eps, inv_coef
 
     def forward(self, z_views: Sequence[Tensor]) -> Tensor:
@@ -35,7 +39,7 @@ class EMPSSLLoss(nn.Module):
         return coding_rate(z, eps=self.tcr_eps, center=False).mean() / 2 - self.inv_coef * cosine
 
 
-class SIGReg(nn.Module):
+class SIGReg(BufferedModule):
     """LeJEPA's statistic, with the factor N, averaged over random directions.
 
     Differs from the original: directions come from a counter-based generator, whose seed is drawn from torch's. The
@@ -45,22 +49,21 @@ class SIGReg(nn.Module):
         knots: number of knots on [0, t_max].
         t_max: largest knot.
         num_vectors: directions.
-        gather_distributed: whether the samples of all processes are one batch; each brings as many.
+        gather_distributed: whether the samples of all processes are one batch.
     """
 
     def __init__(
         self, *, knots: int = 17, t_max: float = 3.0, num_vectors: int = 1024, gather_distributed: bool = False
     ):
         super().__init__()
-        if knots < 2 or t_max <= 0 or num_vectors < 1:
+        if knots < 2 or not 0 < t_max < math.inf or num_vectors < 1:
             raise ValueError(
                 "knots must be at least 2, t_max positive and num_vectors at least 1, "
                 f"got {knots}, {t_max} and {num_vectors}"
             )
         self.knots, self.t_max, self.num_vectors = knots, t_max, num_vectors
         self.gather_distributed = gather_distributed
-        for name, buffer in knot_buffers(t_max, knots).items():
-            self.register_buffer(name, buffer)
+        hold_knots(self, t_max, knots)
 
     def forward(self, proj: Tensor) -> Tensor:
         """Mean statistic, 0-dim, of samples [..., N, C]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..checks import check_positive
 from ..coding_rate import coding_rate
 from .common import class_rate, exact, memberships
 
@@ -22,6 +23,7 @@ class MaximalCodingRateReduction(nn.Module):
 
     def __init__(self, gam1: float = 1.0, gam2: float = 1.0, eps: float = 0.01):
         super().__init__()
+        check_positive(gam1=gam1, eps=eps)
         self.gam1, self.gam2, self.eps = gam1, gam2, eps
 
     def forward(
@@ -40,6 +42,8 @@ class MaximalCodingRateReduction(nn.Module):
         X = exact(X)
         classes = class_rate(X, memberships(Y, num_classes, X), self.eps)
         batch = coding_rate(X, eps=self.eps / self.gam1, center=False) / 2
-        plain = batch if self.gam1 == 1 else coding_rate(X.detach(), eps=self.eps, center=False) / 2
+        # only a plain number can be compared: torch.compile takes NumPy's for tensors
+        same = isinstance(self.gam1, (int, float)) and self.gam1 == 1
+        plain = batch if same else coding_rate(X.detach(), eps=self.eps, center=False) / 2
         loss = classes - self.gam2 * batch
         return loss, [batch.detach(), classes.detach()], [plain.detach(), classes.detach()]

@@ -7,30 +7,43 @@ Its `eps` is added to the diagonal, which is a constant and a smaller alpha:
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor, nn
 
+from ..checks import check_positive
 from ..coding_rate import coding_rate
+from .common import exact
 
 
 def coding_rate_loss(Z: Tensor, alpha: float = 1.0, eps: float = 1e-4) -> Tensor:
     """-log det(I + alpha C + eps I) of rows Z [B, d]; of Z [..., B, d], one a batch."""
-    return -(Z.shape[-1] * math.log1p(eps) + coding_rate(Z, alpha=alpha / (1 + eps)))
+    rate = coding_rate(Z, alpha=alpha / (1 + eps))
+    shift = torch.log1p(torch.ones_like(rate) * eps).to(rate.dtype)
+    return -(rate + Z.shape[-1] * shift)
+
+
+def coding_rate_loss_stable(Z: Tensor, alpha: float = 1.0, eps: float = 1e-4) -> Tensor:
+    """-Σ log(1 + alpha max(λ, eps)) over the eigenvalues λ of C, in plain torch; it waits for a GPU.
+
+    Another function than `coding_rate_loss`, which does not fail where this one was of use: directions with λ < eps
+    have no gradient, and each adds a constant.
+    """
+    Z = exact(Z)
+    with torch.autocast(Z.device.type, enabled=False):
+        Z = Z - Z.mean(-2, keepdim=True)
+        eigenvalues = torch.linalg.eigvalsh(Z.mT @ Z / Z.shape[-2])
+    return -torch.log1p(alpha * eigenvalues.clamp(min=eps)).sum(-1)
 
 
 class CodingRateLoss(nn.Module):
     """`coding_rate_loss` of the aggregate, of the encoder's features, or of both, with a weight.
-
-    Differs from the original: there is no `use_stable`, which clamps eigenvalues and so is another function; this one
-    does not fail where that was of use.
 
     Args:
         alpha: scale of the covariance.
         eps: what is added to the diagonal, a number.
         target: `agg_out`, `z_t` or `both`.
         lambda_rate: weight.
-        use_stable: False.
+        use_stable: whether to take `coding_rate_loss_stable`.
     """
 
     def __init__(
@@ -42,15 +55,20 @@ class CodingRateLoss(nn.Module):
         use_stable: bool = False,
     ):
         super().__init__()
-        if use_stable:
-            raise ValueError("use_stable=True clamps eigenvalues, which is a different function: leave it False")
+        check_positive(alpha=alpha)
         if target not in ("agg_out", "z_t", "both"):
             raise ValueError(f"target must be 'agg_out', 'z_t' or 'both', got {target!r}")
         self.alpha, self.eps, self.target, self.lambda_rate = alpha, eps, target, lambda_rate
+        self.use_stable = use_stable
+
+    def extra_repr(self) -> str:
+        names = ("alpha", "eps", "target", "lambda_rate", "use_stable")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def forward(self, agg_out: Tensor | None = None, z_t: Tensor | None = None) -> Tensor | float:
         """Weighted loss of agg_out [B, d] and z_t [B, d']; 0.0 where the target is not given."""
         given = {"agg_out": agg_out, "z_t": z_t}
         names = ("agg_out", "z_t") if self.target == "both" else (self.target,)
-        losses = [coding_rate_loss(given[name], self.alpha, self.eps) for name in names if given[name] is not None]
+        loss = coding_rate_loss_stable if self.use_stable else coding_rate_loss
+        losses = [loss(given[name], self.alpha, self.eps) for name in names if given[name] is not None]
         return self.lambda_rate * sum(losses, 0.0)

@@ -9,11 +9,16 @@ with rows Z [n, p] of a view, not centred; n counts the rows of all processes. S
 
 from __future__ import annotations
 
+import functools
+import warnings
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend import name_of
-from ..coding_rate import coding_rate
+from ..checks import check_count, check_positive
+from ..coding_rate import joint_rate
 from .common import exact, world
 
 
@@ -39,43 +44,54 @@ class Expansion(nn.Module):
 
     def __init__(self, expa_type: int, reduce_cov: int, eps: float, coeff: float, local_gram: bool):
         super().__init__()
+        if expa_type not in (0, 1):
+            raise ValueError(f"expa_type must be 0 (student) or 1 (its mean with the teacher), got {expa_type}")
+        if reduce_cov not in (0, 1):
+            raise ValueError(f"reduce_cov must be 0 or 1 (the Gram matrix of all processes), got {reduce_cov}")
+        check_positive(eps=eps)
         self.expa_type, self.reduce_cov, self.local_gram = expa_type, reduce_cov, local_gram
         self.eps, self.coeff = eps, coeff
 
     def expansion(self, student: Tensor, teacher: Tensor) -> Tensor:
         """γ/2 times the mean rate of the views, of student [S, m, p] and teacher [T, m, p] as in `compression`."""
-        if self.expa_type not in (0, 1):
-            raise ValueError(f"expa_type must be 0 (student) or 1 (its mean with the teacher), got {self.expa_type}")
         views = student[: len(teacher)]
         if self.expa_type == 1:
             views = (views + teacher) / 2
         group, eps = world(), self.eps
         _, processes = name_of(group)
-        if processes > 1 and self.reduce_cov != 1:
-            if not self.local_gram:
-                raise ValueError(
-                    f"reduce_cov=0 on {processes} processes is not the coding rate of any batch (a local Gram matrix "
-                    "over the global number of rows): set reduce_cov=1, or ask for it by local_gram=True"
-                )
-            group, eps = None, eps * processes
-        _, m, p = views.shape
-        gamma = 1 / p + 1 / (m * processes)
-        return gamma / 2 * coding_rate(views, eps=eps, center=False, group=group).mean()
+        if self.reduce_cov == 1 or processes == 1:
+            rates, _, rows = joint_rate(views, None, eps, False, None, group)
+        else:
+            if not self.local_gram and not torch.compiler.is_compiling():
+                _announce_local_gram(processes)
+            rates, _, rows = joint_rate(views, None, eps * processes, False, None, None)
+            rows = rows * processes
+        gamma = 1 / views.shape[-1] + 1 / rows
+        return (gamma / 2 * rates).mean()
+
+
+@functools.cache
+def _announce_local_gram(processes: int) -> None:
+    warnings.warn(
+        f"SimDINO's reduce_cov=0 on {processes} processes divides local Gram matrices by the number of all rows, as if "
+        "eps were larger by the number of processes. reduce_cov=1 is the rate of the whole batch; if 0 is meant, "
+        "local_gram=True silences this",
+        stacklevel=6,
+    )
 
 
 class MCRLoss(Expansion):
     """SimDINO v1's loss. `eps` and `coeff` may be written at any time, as numbers or as 0-dim tensors.
 
-    Differs from the original: reduce_cov=0 is refused where there are several processes.
-
     Args:
         ncrops: views of the student.
-        reduce_cov: 1 for the rate of all processes' rows.
+        reduce_cov: 1 for the rate of all processes' rows; 0 for what the original does by default, local Gram matrices
+            over the global number of rows, as if eps were larger by the number of processes. Where there are several
+            this is announced, once.
         expa_type: 0 to expand the student's first two views, 1 their mean with the teacher's.
         eps: distortion.
         coeff: weight of the compression.
-        local_gram: take the original's reduce_cov=0 on several processes: local Gram matrices over the global number
-            of rows, as if eps were larger by the number of processes.
+        local_gram: whether reduce_cov=0 is meant and need not be announced.
     """
 
     def __init__(
@@ -89,6 +105,7 @@ class MCRLoss(Expansion):
         local_gram: bool = False,
     ):
         super().__init__(expa_type, reduce_cov, eps, coeff, local_gram)
+        check_count(1, ncrops=ncrops)
         self.ncrops = ncrops
 
     def forward(self, student_feat: Tensor, teacher_feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:

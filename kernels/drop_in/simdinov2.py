@@ -15,16 +15,15 @@ from .simdino import Expansion, compression
 class MCRLoss(Expansion):
     """SimDINO v2's loss. `eps` and `coeff` may be written at any time, as numbers or as 0-dim tensors.
 
-    Differs from the original: reduce_cov=0 is refused where there are several processes, and so is center=True.
+    Differs from the original: center=True is refused.
 
     Args:
         out_dim: width of the features; not used, nor are further arguments, such as the original's schedules.
         expa_type: 0 to expand the student's first views, 1 their mean with the teacher's.
-        reduce_cov: 1 for the rate of all processes' rows.
+        reduce_cov: as in `simdino.MCRLoss`; likewise `local_gram`.
         eps: distortion.
         coeff: weight of the compression.
         center: the original's base class would hold a centre, which this loss does not read.
-        local_gram: as in `simdino.MCRLoss`.
     """
 
     def __init__(

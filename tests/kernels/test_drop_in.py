@@ -4,6 +4,7 @@ import datetime
 import os
 import subprocess
 import sys
+import warnings
 from itertools import product
 
 import numpy as np
@@ -209,6 +210,13 @@ def seq_jepa_formula(Z, alpha, eps):
     return -torch.logdet(eye + alpha * Z.T @ Z / len(Z) + eps * eye)
 
 
+def stable_formula(Z, alpha, eps):
+    """By singular values: those of C are their squares over B, and zero beyond the smaller side."""
+    values = torch.linalg.svdvals(Z - Z.mean(0)) ** 2 / len(Z)
+    values = torch.cat([values, values.new_zeros(Z.shape[1] - len(values))])
+    return -torch.log(1 + alpha * values.clamp(min=eps)).sum()
+
+
 @pytest.mark.parametrize(("m", "p"), SHAPES)
 @pytest.mark.parametrize(("alpha", "eps"), [(1.0, 1e-4), (30.0, 0.5)])
 def test_seq_jepa(m, p, alpha, eps):
@@ -219,6 +227,8 @@ def test_seq_jepa(m, p, alpha, eps):
     for target, value in expected.items():
         loss = seq_jepa.CodingRateLoss(alpha, eps, target, lambda_rate=0.03)(agg_out=agg, z_t=z)
         torch.testing.assert_close(loss, 0.03 * value, rtol=ROUNDING, atol=0)
+    stable = stable_formula(agg, alpha, eps)
+    check(seq_jepa.CodingRateLoss(alpha, eps, lambda_rate=0.03, use_stable=True)(agg), 0.03 * stable, (agg,))
     both = seq_jepa.CodingRateLoss(alpha, eps, "both", lambda_rate=0.03)
     check(both(agg, z), 0.03 * (agg_loss + z_loss), (agg, z))
     torch.testing.assert_close(both(z_t=z), 0.03 * z_loss, rtol=ROUNDING, atol=0)
@@ -398,8 +408,22 @@ def test_compiles_to_one_graph(name):
     ("build", "message"),
     [
         (lambda: simdinov2.MCRLoss(8, center=True), "center=True keeps a centre that SimDINO's loss never reads"),
-        (lambda: simdino.MCRLoss(2, expa_type=2)(torch.ones(4, 3), torch.ones(4, 3)), "expa_type must be 0 .* got 2"),
-        (lambda: seq_jepa.CodingRateLoss(use_stable=True), "clamps eigenvalues, which is a different function"),
+        (lambda: simdino.MCRLoss(2, expa_type=2), "expa_type must be 0 .* got 2"),
+        (lambda: simdino.MCRLoss(2, reduce_cov=2), "reduce_cov must be 0 or 1 .* got 2"),
+        (lambda: simdino.MCRLoss(0), "ncrops must be a whole number, 1 at least, got 0"),
+        (lambda: simdino.MCRLoss(2, eps=0), "eps must be positive, got 0"),
+        (lambda: simdinov2.MCRLoss(8, eps=float("nan")), "eps must be positive, got nan"),
+        (lambda: mcr2.MaximalCodingRateReduction(gam1=0.0), "gam1 must be positive, got 0.0"),
+        (lambda: mcr2.MaximalCodingRateReduction(eps=-1), "eps must be positive, got -1"),
+        (lambda: emp_ssl.TotalCodingRate(eps=torch.tensor(-1.0)), "eps must be positive, got -1.0"),
+        (lambda: emp_ssl.MaximalCodingRateReduction("small"), "eps must be positive, got small"),
+        (lambda: lightly.EMPSSLLoss(tcr_eps=float("inf")), "tcr_eps must be finite, got inf"),
+        (lambda: seq_jepa.CodingRateLoss(alpha=0.0), "alpha must be positive, got 0.0"),
+        (lambda: eb_jepa.BCS(0), "num_slices must be a whole number, 1 at least, got 0"),
+        (lambda: lejepa.EppsPulley(t_max=0), "t_max must be positive, got 0"),
+        (lambda: lejepa.EppsPulley(n_points=1), "n_points must be a whole number, 3 at least, got 1"),
+        (lambda: lejepa.SlicingUnivariateTest(lejepa.EppsPulley(), 0), "num_slices must be a whole number.* got 0"),
+        (lambda: lightly.SIGReg(t_max=float("nan")), "t_max positive .* got 17, nan and 1024"),
         (lambda: seq_jepa.CodingRateLoss(target="agg"), "target must be 'agg_out', 'z_t' or 'both', got 'agg'"),
         (lambda: lejepa.EppsPulley(n_points=16), "n_points must be odd .* got n_points=16"),
         (lambda: lejepa.EppsPulley(integration="simpson"), "got n_points=17, integration='simpson'"),
@@ -426,7 +450,7 @@ def test_refuses(build, message):
 def compare_processes(rank, store):
     """In each of two processes: the mean of the losses and the averaged gradients are those of the joint batch."""
     z = features(6, 10, 3).detach()  # six views of ten rows
-    mine = slice(5 * rank, 5 * rank + 5)
+    mine, uneven = slice(5 * rank, 5 * rank + 5), (slice(7), slice(7, 10))[rank]
     torch.manual_seed(rank)
     seeds = [torch.randint(2**62, (), generator=torch.Generator().manual_seed(number)) for number in range(2)]
 
@@ -435,6 +459,17 @@ def compare_processes(rank, store):
 
     slicing = {"joint": lejepa.SlicingUnivariateTest(lejepa.EppsPulley(), 8)}
     slicing["local"] = lejepa.SlicingUnivariateTest(lejepa.EppsPulley(), 8)
+    joined = {  # the same on both, however many rows each has
+        "simdino, expa": lambda x: expansion(x, simdino.MCRLoss(2, reduce_cov=1, expa_type=1)),
+        "simdinov2, expa": lambda x: expansion(x, simdinov2.MCRLoss(3, reduce_cov=1)),
+        "eb_jepa, bcs": lambda x: eb_jepa.BCS(8)(x[0], x[1])["bcs_loss"],
+        "EppsPulley alone": lambda x: lejepa.EppsPulley()(x).mean(),
+        "lejepa alone": lambda x: lejepa.SlicingUnivariateTest(lejepa.EppsPulley(), 8)(x),
+    }
+
+    def expansion(x, loss):
+        return loss.expansion(x[:4], x[4:])
+
     shared = {
         "simdino": lambda x: simdino.MCRLoss(4, reduce_cov=1)(x[:4].flatten(0, 1), x[4:].flatten(0, 1))[0],
         "simdinov2": lambda x: simdinov2.MCRLoss(3, reduce_cov=1, expa_type=1)(x[:4].unbind(), x[4:].unbind())[0],
@@ -449,7 +484,7 @@ def compare_processes(rank, store):
         value = loss(x)
         return value.detach(), *torch.autograd.grad(value, x)
 
-    expected = {name: value_and_gradient(loss, z) for name, loss in joint.items()}
+    expected = {name: value_and_gradient(loss, z) for name, loss in (joint | joined).items()}
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=300)
     )
@@ -461,13 +496,30 @@ def compare_processes(rank, store):
             torch.testing.assert_close(
                 got, wanted, rtol=0, atol=ROUNDING * scale, msg=lambda m, name=name: f"{name}: {m}"
             )
-    student, teacher = z[:4, mine], z[4:, mine]
+    for name, loss in joined.items():
+        value, gradient = value_and_gradient(loss, z[:, uneven])
+        torch.testing.assert_close(value, expected[name][0], rtol=ROUNDING, atol=0, msg=lambda m, name=name: name + m)
+        wanted = 2 * expected[name][1][:, uneven]  # which averaging over processes halves
+        torch.testing.assert_close(gradient, wanted, rtol=0, atol=ROUNDING * wanted.abs().max().item())
+    # the original's default: rows of one process, over the number of all
+    student, teacher = unit_rows(4, 5, 3, seed=rank), unit_rows(2, 5, 3, seed=2 + rank)
     flat = student.flatten(0, 1), teacher.flatten(0, 1)
-    with pytest.raises(ValueError, match="reduce_cov=0 on 2 processes is not the coding rate of any batch"):
-        simdino.MCRLoss(4)(*flat)
     comp, _, expa = simdino_formula(student, teacher, 0.5, 0, cosine, processes=2)
-    loss, *_ = simdino.MCRLoss(4, local_gram=True)(*flat)
-    torch.testing.assert_close(loss, -comp - expa, rtol=ROUNDING, atol=0)
+    inner_comp, *_ = simdino_formula(student, teacher, 0.5, 0, inner)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss, *_ = simdino.MCRLoss(4, local_gram=True)(*flat)
+    check(loss, -comp - expa, (student, teacher))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            check(simdino.MCRLoss(4)(*flat)[0], -comp - expa, (student, teacher))
+            check(
+                simdinov2.MCRLoss(3, eps=0.5)(list(student), list(teacher))[0], -inner_comp - expa, (student, teacher)
+            )
+    (message,) = {str(warning.message) for warning in caught}
+    assert len(caught) == 1
+    assert "reduce_cov=0 on 2 processes divides local Gram matrices by the number of all rows" in message
     print("as one process")
 
 

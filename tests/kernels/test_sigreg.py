@@ -187,7 +187,7 @@ def test_compiles_whole_and_does_not_recompile(device):
 def test_differentiates_once_and_says_so():
     z = torch.randn(6, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(sigreg(z, num_slices=5, seed=0), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="sigreg_backward"):
+    with pytest.raises(RuntimeError, match="sigreg_backward has no derivative: sigreg can be differentiated once"):
         (z.sum() + gradient.square().sum()).backward()
 
 
@@ -223,7 +223,10 @@ def test_warns_when_stuck_and_only_then():
     ("arguments", "message"),
     [
         ({"num_slices": 0}, "num_slices must be at least 1"),
+        ({"num_slices": 2.5}, "both whole numbers.* got 2.5, 17 and 3.0"),
         ({"num_points": 1}, "num_points at least 2"),
+        ({"t_max": float("nan")}, "t_max positive"),
+        ({"seed": 1.5}, "seed must be a whole number, or int64 on the device, got 1.5"),
         ({"t_max": 0.0}, "t_max positive"),
         ({"span": "whole"}, "span must be 'half' or 'full', got 'whole'"),
         ({"seed": torch.tensor(1.0)}, "seed must be int64, 0-dim, on cpu like z, got torch.float32"),
@@ -232,5 +235,12 @@ def test_warns_when_stuck_and_only_then():
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         sigreg(torch.randn(8, 4), **{"num_slices": 4, "seed": 0, **arguments})
+    if not isinstance(arguments.get("seed"), torch.Tensor):
+        with pytest.raises(ValueError, match=message):
+            SIGReg(**arguments)
+
+
+@pytest.mark.parametrize("z", [torch.zeros(8), torch.zeros(0, 4), torch.zeros(4, 3, dtype=torch.cfloat)])
+def test_refuses_what_are_no_samples(z):
     with pytest.raises(ValueError, match=r"z must be floating-point \[..., N, D\]"):
-        sigreg(torch.randn(8), num_slices=4, seed=0)
+        sigreg(z, num_slices=4, seed=0)

@@ -1,0 +1,114 @@
+"""Operators under `torch.func` and in forward mode, which `torch.library.custom_op` does not follow.
+
+In a bare custom operator tangents vanish without a word, and `torch.func.grad` fails in words of torch's insides. So
+where one of the two is at work an operator is called through an `autograd.Function`, and as it is everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["count_up", "differentiable", "fold_vmap", "transformed"]
+
+
+def transformed() -> bool:
+    """Whether a transform of `torch.func` or a level of forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def count_up(counter: Tensor) -> None:
+    """Add one in place, below the transforms of `torch.func`, which refuse to change what was there before them."""
+    (_count_below if transformed() else Tensor.add_)(counter, 1)
+
+
+@torch.compiler.allow_in_graph
+def _count_below(counter: Tensor, number: int) -> Tensor:
+    with torch._C._DisableFuncTorch():
+        return counter.add_(number)
+
+
+def differentiable(
+    operator, setup: Callable | None = None, backward: Callable | None = None, jvp: Callable | None = None
+) -> Callable:
+    """Give an operator its derivatives, under `torch.func` as well.
+
+    Args:
+        operator: what `torch.library.custom_op` returns; its arguments are positional.
+        setup: of (ctx, inputs, output), returns the tensors to save.
+        backward, jvp: as an `autograd.Function` has them. Without them every derivative is refused.
+
+    Returns:
+        What to call in place of the operator.
+    """
+
+    def refuse(ctx, *_):
+        name = operator._name
+        raise RuntimeError(f"{name} has no derivative: {name.removesuffix('_backward')} can be differentiated once")
+
+    def save(ctx, inputs, output):
+        if setup is not None:
+            ctx.save_for_backward(*setup(ctx, inputs, output))
+
+    def save_twice(ctx, inputs, output):
+        ctx.set_materialize_grads(False)  # None says that there is no tangent
+        if setup is not None:
+            tensors = setup(ctx, inputs, output)
+            ctx.save_for_backward(*tensors)
+            ctx.save_for_forward(*tensors)
+
+    methods = {
+        "forward": lambda *inputs: operator(*inputs),
+        "setup_context": save_twice,
+        "backward": backward or refuse,
+        "jvp": jvp or refuse,
+    }
+    operator.register_autograd(methods["backward"], setup_context=save)
+    members = {name: staticmethod(method) for name, method in methods.items()}
+    function = type(operator._name, (torch.autograd.Function,), {"generate_vmap_rule": True, **members})
+
+    @torch.compiler.allow_in_graph  # torch.compile does not trace into a Function that has a jvp
+    def apply(*inputs):
+        return function.apply(*inputs)
+
+    def call(*inputs):
+        return apply(*inputs) if transformed() else operator(*inputs)
+
+    return call
+
+
+def fold_vmap(operator, shared: tuple[int, ...] = (), alike: tuple[int, ...] = ()) -> None:
+    """Let `vmap` call an operator once, with its dimension folded into the first one of every tensor.
+
+    Args:
+        operator: what `torch.library.custom_op` returns.
+        shared: places of arguments that the whole batch shares. Where they differ, there is a call for each.
+        alike: places of results that the whole batch shares.
+    """
+
+    @operator.register_vmap
+    def rule(info, in_dims, *inputs):
+        size = info.batch_size
+        if any(in_dims[place] is not None for place in shared):
+            columns = [[x] * size if dim is None else x.unbind(dim) for x, dim in zip(inputs, in_dims, strict=True)]
+            calls = [operator(*row) for row in zip(*columns, strict=True)]
+            if isinstance(calls[0], Tensor):
+                return torch.stack(calls), 0
+            return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(calls[0])
+
+        def fold(place, x, dim):
+            if not isinstance(x, Tensor) or place in shared:
+                return x
+            return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+        def unfold(place, x):
+            return x if place in alike else x.unflatten(0, (size, x.shape[0] // size))
+
+        results = operator(*map(fold, range(len(inputs)), inputs, in_dims))
+        if isinstance(results, Tensor):
+            return unfold(0, results), 0
+        dims = tuple(None if place in alike else 0 for place in range(len(results)))
+        return tuple(map(unfold, range(len(results)), results)), dims
