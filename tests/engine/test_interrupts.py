@@ -1,0 +1,103 @@
+"""When signals are answered, and what happens where nobody may listen to them."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from seqjepa.engine.interrupts import Interrupted, Interrupts
+from seqjepa.engine.train import main
+
+
+def work(seconds):
+    """In Python, as long as nobody interrupts it; a sleep may end at a signal."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+@pytest.mark.parametrize("number", Interrupts.SIGNALS)
+def test_at_once_leaves_whatever_is_done(number):
+    """But not what cleans up, though launchers repeat their signal."""
+    course = []
+
+    def interrupted():
+        try:
+            os.kill(os.getpid(), number)
+            work(30)
+            course.append("nobody came")
+        finally:
+            os.kill(os.getpid(), number)
+            work(3 * Interrupts.GLANCE)
+            course.append("cleaned up")
+
+    with Interrupts(os.getppid()) as interrupts:
+        with pytest.raises(Interrupted), interrupts.at_once():
+            interrupted()
+        assert interrupts.exit_code == 128 + number
+    assert course == ["cleaned up"]
+
+
+def test_outside_of_it_a_signal_is_remembered():
+    with Interrupts(os.getppid()) as interrupts:
+        with interrupts.at_once():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted), interrupts.at_once():
+            pytest.fail("it was told before")
+        with pytest.raises(Interrupted):
+            interrupts.check()
+
+
+def test_timers_and_handlers_of_others_are_given_back():
+    def handler(number, frame):
+        pass
+
+    before, timer = signal.signal(signal.SIGALRM, handler), signal.setitimer(signal.ITIMER_REAL, 1000, 7)
+    try:
+        with Interrupts(os.getppid()) as interrupts, interrupts.at_once():
+            assert signal.getsignal(signal.SIGALRM) is not handler
+        assert signal.getsignal(signal.SIGALRM) is handler
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 900 < left <= 1000
+        assert interval == 7
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_launcher_that_is_gone_is_noticed_at_once(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    with Interrupts(os.getppid() + 1) as interrupts, pytest.raises(Interrupted), interrupts.at_once():
+        work(30)
+    assert interrupts.exit_code == 143
+
+
+def test_training_in_another_thread_says_that_it_does_not_listen(tiny, capfd):
+    """As tuners, servers and notebooks start it; Python lets the main thread alone listen."""
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(main(tiny())))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    said = capfd.readouterr().err
+    assert said.count("not in the main thread: signals will not be listened to") == 1
+
+
+# what Python lacks on Windows
+WITHOUT = """
+import signal
+for name in ("SIGHUP", "SIGALRM", "SIGKILL", "setitimer", "ITIMER_REAL"):
+    delattr(signal, name)
+import seqjepa.loaders.write
+from seqjepa.engine.interrupts import Interrupts
+with Interrupts(0) as interrupts, interrupts.at_once():
+    print([number.name for number in interrupts.SIGNALS])
+"""
+
+
+def test_without_the_signals_of_unix(run_process, python):
+    result = run_process(python, "-c", WITHOUT)
+    assert result.stdout == "['SIGINT', 'SIGTERM']\n", result.stderr
