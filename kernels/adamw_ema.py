@@ -24,7 +24,7 @@ from torch.optim.adamw import adamw
 
 from ._ops import add_op_namespace_prefix
 from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .ema import as_scalar, ema_update_, lerp, on_device, update_lists
+from .ema import as_scalar, ema_update_, lerp, on_device, torch_update, update_lists
 from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
 
 __all__ = ["AdamWEMA", "adamw_ema_", "adamw_ema_reference"]
@@ -166,7 +166,8 @@ def _torch_step(
         weight_decay=weight_decay, eps=eps, maximize=False,
     )  # fmt: skip
     taught = [number for number, teacher in enumerate(teachers) if teacher.numel()]
-    update_lists([teachers[n] for n in taught], [params[n] for n in taught], [], ema_decay, found_inf)
+    if taught:
+        torch_update([teachers[n] for n in taught], [params[n] for n in taught], [], ema_decay, found_inf)
 
 
 @torch.library.custom_op(
@@ -199,7 +200,8 @@ def adamw_ema_(
     for p, g, m, v, teacher, step in zip(params, grads, exp_avgs, exp_avg_sqs, teachers, steps, strict=True):
         if not p.dtype == m.dtype == v.dtype:
             raise ValueError(f"a parameter is {p.dtype}, its moments {m.dtype} and {v.dtype}: they must be alike")
-        if teacher.numel() and not (same_layout(p, teacher) and uses_triton(p) == uses_triton(teacher)):
+        wider = teacher.dtype == torch.float64 != p.dtype
+        if teacher.numel() and (wider or not same_layout(p, teacher)):
             apart.append((teacher, p))
             teacher = p.new_empty(0)
         flat = _like(p, p, written_back)  # torch's fused step too walks through flat memory, without a look at strides

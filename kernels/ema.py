@@ -90,7 +90,7 @@ def _launch(
     )  # fmt: skip
 
 
-def _torch_update(
+def torch_update(
     teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
 ) -> None:
     """The same in torch; on a CPU the scalars are at hand, elsewhere they stay on the device."""
@@ -127,7 +127,7 @@ def update_lists(
             column.append(tensor)
     for (flat, *_, device), columns in buckets.items():
         there = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in (decay, skip)]
-        (_launch if flat else _torch_update)(*columns, *there)
+        (_launch if flat else torch_update)(*columns, *there)
     if odd:
         _announce_strides(odd, len(teacher))
 
