@@ -21,6 +21,8 @@ from seqjepa.loaders.config import ActionsConfig, DataConfig, Operation, Section
 
 __all__ = ["Config"]
 
+LONGEST = 128  # name, project, entity or group that W&B takes, in characters
+
 
 class RunConfig(Operation):
     """Where the run lives, how long it lasts, and on what it runs."""
@@ -229,7 +231,8 @@ class CheckpointConfig(Operation):
 
 
 class TrackingConfig(Operation):
-    """Trackers, through Accelerate; metrics.jsonl is always written."""
+    """Trackers, through Accelerate; metrics.jsonl is always written. Of what is not set, W&B's environment (WANDB_MODE,
+    WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_NAME, WANDB_INIT_TIMEOUT) comes before the defaults."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Mode of Weights & Biases."""
@@ -241,13 +244,23 @@ class TrackingConfig(Operation):
     """W&B entity."""
     group: str | None = None
     """W&B group."""
+    run_name: str | None = None
+    """Name of the run in W&B; null is run.name."""
     init_timeout: float = Field(default=20.0, gt=0)
     """Seconds that W&B has to answer before the run goes on offline."""
 
     @model_validator(mode="after")
     def _check(self) -> TrackingConfig:
-        if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:") or not self.project.isprintable():
-            raise InputError("must be 1 to 128 characters, none of them one of / \\ # ? % :", "project")
+        # offline W&B takes what its server refuses when the run is uploaded
+        for field, forbidden in {"project": "/\\#?%:", "entity": "/\\#?%: ", "group": "", "run_name": ""}.items():
+            value = getattr(self, field)
+            if value is None or (
+                1 <= len(value) <= LONGEST and value.isprintable() and not set(value) & set(forbidden)
+            ):
+                continue
+            without = f", none of them one of {' '.join(forbidden.strip())}" if forbidden else ""
+            without += " or a space" if " " in forbidden else ""
+            raise InputError(f"must be one line of 1 to {LONGEST} characters{without}", field)
         return self
 
 
@@ -296,5 +309,8 @@ class Config(Section):
             raise InputError("leaves one sequence, which batch norm cannot normalise", "optim.accumulate")
         if self.data.train_subset is not None and self.data.batch_size > self.data.train_subset:
             raise InputError(f"is larger than data.train_subset = {self.data.train_subset}", "data.batch_size")
+        if self.tracking.wandb != "disabled" and len(self.tracking.run_name or self.run.name) > LONGEST:
+            ways = "tracking.run_name names the run there, tracking.wandb=disabled does without"
+            raise InputError(f"is longer than the {LONGEST} characters that W&B takes; {ways}", "run.name")
         check_method(self)
         return self

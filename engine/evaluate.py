@@ -127,7 +127,8 @@ def _open(path: Path, overrides: list[str], number: int) -> Case:
     try:
         tensors, state = checkpoint_files.read(found, files=("model",))
         # where results go is for the user to say, not for the file
-        saved = state.config | {"eval": state.config.get("eval", {}) | {"out": None}}
+        here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
+        saved = state.config | here
         config = compose(overrides, (f"{found}", saved)).config
         action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # of images of any size
         model = build_model(config.model, config.target, action_dim)

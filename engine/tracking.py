@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from pydantic import ValidationError
 
 from seqjepa.engine.config import Config, TrackingConfig
 
@@ -76,7 +78,7 @@ class Trackers:
         )
         if self.wandb and self.wandb.settings.mode == "offline":
             # a folder for each start, all of one id: they are uploaded as one
-            say(f"W&B is offline: wandb sync {run_dir}/wandb/offline-run-* uploads the run")
+            say(f"W&B is offline: wandb sync {self.wandb.settings.wandb_dir}/offline-run-* uploads the run")
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log finite scalars at an optimiser step."""
@@ -135,6 +137,9 @@ def _leave_wandb() -> None:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, ValidationError):  # of W&B's settings
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -150,10 +155,10 @@ def _wandb_kwargs(config: Config, run_dir: Path, mode: str, wandb_id: str) -> di
 
     tracking: TrackingConfig = config.tracking
     return {
-        "name": config.run.name,
+        "name": tracking.run_name or config.run.name,
         "entity": tracking.entity,
         "group": tracking.group,
-        "dir": str(run_dir),
+        "dir": os.environ.get("WANDB_DIR") or str(run_dir),
         "config": config.model_dump(),
         "id": wandb_id,
         "resume": "allow" if mode == "online" else None,

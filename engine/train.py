@@ -7,6 +7,7 @@ import sys
 
 from seqjepa.configs.console import open_console
 from seqjepa.engine.compose import Composed, compose, dump
+from seqjepa.engine.wandb_environment import overruled_of_wandb, wandb_layer
 from seqjepa.loaders import InputError
 
 PARENT = os.getppid()  # before anything slow: a launcher that dies meanwhile must be missed
@@ -42,10 +43,13 @@ def main(argv: list[str] | None = None) -> int:
             if "--print-config" not in argv and int(os.environ.get("RANK", 0)) == 0:
                 print(f"no config given: training {DEFAULT_CONFIG} (--help lists what can be set)")
             words = [DEFAULT_CONFIG, *words]
-        composed = compose(words)
+        composed = compose(words, wandb_layer(os.environ))
         if "--print-config" in argv:
             print(dump(composed.config), end="")
             return DONE
+        if int(os.environ.get("RANK", 0)) == 0:
+            for line in overruled_of_wandb(composed.config.tracking, os.environ):
+                print(line)
         # torch is imported from here on: the lines above answer at once
         from seqjepa.engine.trainer import train
 

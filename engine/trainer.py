@@ -120,7 +120,8 @@ class Trainer:
         self.compile_seconds = 0.0  # of this process's first step, which the epoch's time leaves out
         self.commit = commit()  # of the code that runs, whatever is checked out by the end
 
-        same = config.model_dump_json(exclude={"data": {"root"}})  # machines may keep their data where they like
+        # machines may keep their data where they like, and have a W&B environment of their own: the main process tracks
+        same = config.model_dump_json(exclude={"data": {"root"}, "tracking": True})
         settled = f"{accelerator.mixed_precision}, compile {compile_mode(config.run, accelerator)}"
         facts = {"the code": code_digest(), "the version of torch": torch.__version__, "the config": same}
         check_agreement(accelerator, {**facts, "the precision": settled})

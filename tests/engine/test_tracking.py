@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
+from seqjepa.engine.compose import compose
+from seqjepa.engine.wandb_environment import wandb_layer
+from seqjepa.loaders import InputError
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = (sys.executable, "engine/train.py")
 KEY = "c0ffee" + "0" * 28 + "c0ffee"  # of 40 characters, as a real one
@@ -77,6 +81,90 @@ def test_offline_folders_of_one_run_are_one_run(tiny, tmp_path):
     assert 2 < logged[2][0] < 40
     # what W&B's process had not written when it was killed is missing there, and nowhere else
     assert logged[1] == list(range(1, len(logged[1]) + 1))
+
+
+def test_wandbs_environment_comes_before_the_defaults(tiny, tmp_path):
+    """And the command line before it, with a word; what W&B reads by itself it is left to read."""
+    variables = {"MODE": "dryrun", "PROJECT": "mine", "ENTITY": "us", "RUN_GROUP": "theirs", "NAME": "größe/1"}
+    variables |= {"TAGS": "first,second", "NOTES": "why", "RUN_ID": "other", "DIR": str(tmp_path / "elsewhere")}
+    given = environment(tmp_path, **{f"WANDB_{name}": value for name, value in variables.items()})
+    words = [word for word in tiny("run.epochs=1", "tracking.group=ours") if not word.startswith("tracking.wandb=")]
+    result = subprocess.run([*TRAIN, *words], cwd=ROOT, env=given, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    told = [line for line in result.stdout.splitlines() if "is not used" in line]
+    assert told == [
+        "WANDB_RUN_GROUP=theirs is not used: tracking.group decides, and is ours",
+        "WANDB_RUN_ID is not used: a run has an id of its own in W&B, and keeps it when it is resumed",
+    ]
+    assert f"wandb sync {tmp_path}/elsewhere/wandb/offline-run-* uploads the run" in result.stdout
+    (path,) = (tmp_path / "elsewhere" / "wandb").glob("offline-run-*/*.wandb")
+    (run,) = (record.run for record in records(path) if record.HasField("run"))
+    assert (run.project, run.entity, run.run_group, run.display_name) == ("mine", "us", "ours", "größe/1")
+    assert (list(run.tags), run.notes) == (["first", "second"], "why")
+    assert run.run_id == (tmp_path / "run" / "tracker-id").read_text()
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "field", "value"),
+    [
+        ({"WANDB_MODE": "online"}, "wandb", "online"),
+        ({"WANDB_MODE": "dryrun"}, "wandb", "offline"),
+        ({"WANDB_MODE": "online", "WANDB_DISABLED": "true"}, "wandb", "disabled"),
+        ({"WANDB_DISABLED": "false"}, "wandb", "offline"),
+        ({"WANDB_PROJECT": "4711"}, "project", "4711"),
+        ({"WANDB_PROJECT": ""}, "project", "seqjepa"),
+        ({"WANDB_INIT_TIMEOUT": "90"}, "init_timeout", 90.0),
+        ({}, "run_name", None),
+    ],
+)
+def test_what_wandbs_variables_mean(variables, field, value):
+    assert getattr(compose(["configs/smoke.yaml"], wandb_layer(variables)).config.tracking, field) == value
+
+
+LONG, LONGEST = "n" * 129, "n" * 128
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "parts"),
+    [
+        ([f"run.name={LONG}"], {}, ["run.name", "longer than the 128 characters", "tracking.run_name"]),
+        ([f"tracking.run_name={LONG}"], {}, ["tracking.run_name", "1 to 128 characters"]),
+        ([f"tracking.group={LONG}"], {}, ["tracking.group", "1 to 128 characters"]),
+        ([f"tracking.project={LONG}"], {}, ["tracking.project", "1 to 128 characters"]),
+        (["tracking.entity=a b"], {}, ["tracking.entity", "or a space"]),
+        (["tracking.entity=a/b"], {}, ["tracking.entity", "none of them one of /"]),
+        (["tracking.entity=''"], {}, ["tracking.entity", "1 to 128 characters"]),
+        ([], {"WANDB_PROJECT": "a/b"}, ["W&B's environment: tracking.project = 'a/b'", "none of them one of /"]),
+        ([], {"WANDB_ENTITY": LONG}, ["W&B's environment: tracking.entity", "1 to 128 characters"]),
+        ([], {"WANDB_NAME": LONG}, ["W&B's environment: tracking.run_name", "1 to 128 characters"]),
+        ([], {"WANDB_MODE": "of"}, ["W&B's environment: tracking.wandb = 'of'", "offline|online|disabled"]),
+        ([], {"WANDB_INIT_TIMEOUT": "soon"}, ["W&B's environment: tracking.init_timeout", "a number > 0"]),
+    ],
+)
+def test_what_wandbs_server_would_refuse_is_refused_before_anything_is_done(words, variables, parts):
+    with pytest.raises(InputError) as error:
+        compose(["configs/smoke.yaml", *words], wandb_layer(variables))
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [
+            f"run.name={LONGEST}",
+            f"tracking.entity={LONGEST}",
+            f"tracking.group={LONGEST}",
+            f"tracking.project={LONGEST}",
+        ],
+        [f"run.name={LONG}", "tracking.run_name=short"],
+        [f"run.name={LONG}", "tracking.wandb=disabled"],
+    ],
+)
+def test_what_wandbs_server_takes_is_taken(words):
+    compose(["configs/smoke.yaml", *words])
 
 
 def lines(path: Path) -> list[str]:
