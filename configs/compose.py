@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -16,8 +17,6 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -27,10 +26,32 @@ __all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read_plain"]
 
 CONFIGS = Path(__file__).resolve().parent  # in a checkout and in site-packages alike
 
-# of the parser, of its constructors (dates, numbers of thousands of digits), of OmegaConf
-UNREADABLE = (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException)
+# of the parser, and of its constructors (dates, numbers of thousands of digits)
+UNREADABLE = (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError)
 LARGEST_CONFIG, MOST_ALIASES = 2**15, 16
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 wants a point and a sign: 3e-4 would be text
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """PyYAML's safe loader, but 3e-4 is a number, dates are text, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if twice := next((key for number, key in enumerate(keys) if key in keys[:number]), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper; it quotes texts that `Loader` would take for numbers."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in Loader.yaml_implicit_resolvers.items()
+}
+for _yaml in (Loader, Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{FLOAT.pattern})$"), list("-+.0123456789"))
 
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -78,26 +99,15 @@ def compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, A
 
 
 def _compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, Any]] | None) -> Composed[Config]:
-    whole, origins = OmegaConf.create(), {}
-    layers = [*([base] if base else []), *_layers(words)]
-    for label, plain in layers:
-        if found := next(_texts_with(plain, "${"), None):  # OmegaConf would look it up, in the environment too
-            raise InputError(f"{label}: {found}: '${{' is not looked up; write the value itself")
-        layer = OmegaConf.create(plain)
-        if missing := OmegaConf.missing_keys(layer):
-            raise InputError(f"{label}: {min(missing)} = '???': a value is missing")
+    merged, origins = {}, {}
+    for label, layer in [*([base] if base else []), *_layers(words, schema)]:
+        if found := next(_looked_up(layer), None):
+            raise InputError(f"{label}: {found}; write the value itself")
         for field in _leaves(layer):
             # a later layer's scalar replaces a section, and a section a scalar
             origins = {n: o for n, o in origins.items() if not f"{n}.".startswith(f"{field}.")}
             origins = {n: o for n, o in origins.items() if not field.startswith(f"{n}.")} | {field: label}
-        if clash := next(_clashes(whole, layer), None):
-            raise InputError(f"{label}: {clash}: a list and a mapping do not merge")
-        whole = OmegaConf.merge(whole, layer)
-    try:
-        merged = OmegaConf.to_container(whole, resolve=True)
-    except (OmegaConfBaseException, TypeError) as error:
-        field = getattr(error, "full_key", None) or "the config"
-        raise InputError(f"{origins.get(field, words[-1])}: {field}: {str(error).splitlines()[0]}") from None
+        merged = _merge(merged, layer, label)
     try:
         return Composed(schema.model_validate(merged), origins)
     except ValidationError as errors:
@@ -108,45 +118,45 @@ def _compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, 
 
 def dump(config: BaseModel) -> str:
     """The whole config as YAML."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_plain(text: str) -> Any:
     """What a YAML text holds; a ValueError for one that would take minutes, or gigabytes, to read."""
     if len(text) > LARGEST_CONFIG:  # the parser takes minutes for a hundred thousand brackets
         raise ValueError(f"{len(text)} characters, at most {LARGEST_CONFIG} are read")
-    if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, LOADER)) > MOST_ALIASES:
+    if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader)) > MOST_ALIASES:
         raise ValueError(f"more than {MOST_ALIASES} aliases")  # a few lines of them unfold to gigabytes
-    return yaml.load(text, LOADER)
+    return yaml.load(text, Loader)
 
 
-def _texts_with(section: Any, part: str, name: str = "") -> Iterator[str]:
-    """Fields whose name or text holds `part`."""
+def _looked_up(section: Any, name: str = "") -> Iterator[str]:
+    """Fields whose name or text Hydra or OmegaConf would fill in from elsewhere, and why that is not done here."""
     if isinstance(section, (dict, list)):
         items = section.items() if isinstance(section, dict) else enumerate(section)
         for key, value in items:
-            yield from _texts_with(value, part, f"{name}.{key}" if name else str(key))
-            if part in str(key):
-                yield shown(name or key)
-    elif isinstance(section, str) and part in section:
-        yield shown(name)
+            place = f"{name}.{key}" if name else str(key)
+            yield from _looked_up(str(key) if "${" in str(key) else value, place)
+    elif isinstance(section, str) and "${" in section:
+        yield f"{shown(name)}: '${{' is not looked up"
+    elif section == "???":
+        yield f"{shown(name)} = '???': a value is missing"
 
 
-def _layers(words: list[str]) -> Iterator[tuple[str, Any]]:
-    files = [word for word in words if "=" not in word]
-    for name in files:
-        path = _find(name)
+def _layers(words: list[str], schema: type[BaseModel]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files and then the overrides, each as nested mappings, with its name."""
+    for name in (word for word in words if "=" not in word):
         try:
-            read_plain(path.read_text(encoding="utf-8"))
-            layer = OmegaConf.load(path)
+            layer = _read(_find(name).read_text(encoding="utf-8"), schema)
+        except InputError:
+            raise
         except UNREADABLE as error:
             mark = getattr(error, "problem_mark", None)
             line = f" line {mark.line + 1}:" if mark else ""
-            problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{name}:{line} not readable as YAML ({problem})") from None
-        if not OmegaConf.is_dict(layer):
+            raise InputError(f"{name}:{line} not readable as YAML ({_reason(error)})") from None
+        if not isinstance(layer, dict):
             raise InputError(f"{name}: must be a mapping of sections, such as `optim: {{lr: 3e-4}}`")
-        yield name, OmegaConf.to_container(layer, resolve=False)
+        yield name, layer
     for word in (word for word in words if "=" in word):
         name, _, value = word.partition("=")
         if not all(name.split(".")):
@@ -154,9 +164,47 @@ def _layers(words: list[str]) -> Iterator[tuple[str, Any]]:
         if " #" in value and value.lstrip()[0] not in "'\"":
             raise InputError(f"override {word}: {name}: ' #' begins a comment; quotes keep it: {name}='\"...\"'")
         try:
-            yield f"override {word}", OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False)
-        except UNREADABLE:
-            raise InputError(f"override {word}: not of the form section.key=value") from None
+            yield f"override {word}", _read(value, schema, name.split("."))
+        except UNREADABLE as error:
+            raise InputError(f"override {word}: {name}: not readable as YAML ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read(text: str, schema: type[BaseModel], place: list[str] | None = None) -> Any:
+    """What a YAML text says of the config, or of a place in it.
+
+    Where a field asks for text, what YAML takes for a number or a boolean is the text that was written.
+    """
+    values, texts = read_plain(text), yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+    for key in reversed(place or []):
+        values, texts = {key: values}, {key: texts}
+    return _in_words(values, texts, schema)
+
+
+def _in_words(values: Any, texts: Any, schema: Any) -> Any:
+    if isinstance(values, dict) and isinstance(texts, dict) and isinstance(schema, type):
+        fields = schema.model_fields if issubclass(schema, BaseModel) else {}
+        return {
+            key: _in_words(value, texts.get(key), fields[key].annotation if key in fields else None)
+            for key, value in values.items()
+        }
+    asks_for_text = schema is str or {*typing.get_args(schema)} == {str, type(None)}
+    return texts if asks_for_text and isinstance(values, (bool, int, float)) and isinstance(texts, str) else values
+
+
+def _merge(below: dict[str, Any], layer: dict[str, Any], label: str, prefix: str = "") -> dict[str, Any]:
+    """A layer over what lies below it: mappings merge, all else replaces."""
+    merged = dict(below)
+    for key, value in layer.items():
+        old = below.get(key)
+        if {type(old), type(value)} == {dict, list}:
+            raise InputError(f"{label}: {prefix}{key}: a list and a mapping do not merge")
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old, value, label, f"{prefix}{key}.") if both else value
+    return merged
 
 
 def _find(name: str) -> Path:
@@ -176,23 +224,11 @@ def _find(name: str) -> Path:
     )
 
 
-def _leaves(layer: Any, prefix: str = "") -> Iterator[str]:
-    for key in layer:
-        value = layer._get_node(key)
-        name = f"{prefix}{key}"
-        if OmegaConf.is_dict(value) and len(value):
-            yield from _leaves(value, name + ".")
+def _leaves(layer: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in layer.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield name
-
-
-def _clashes(below: Any, layer: Any, prefix: str = "") -> Iterator[str]:
-    """Fields that are a list in one of two layers and a mapping in the other."""
-    for key in layer:
-        ours, theirs = layer._get_node(key), below._get_node(key)
-        if OmegaConf.is_dict(ours) and OmegaConf.is_dict(theirs):
-            yield from _clashes(theirs, ours, f"{prefix}{key}.")
-        elif any(OmegaConf.is_list(a) and OmegaConf.is_dict(b) for a, b in ((ours, theirs), (theirs, ours))):
             yield f"{prefix}{key}"
 
 

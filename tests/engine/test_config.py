@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from seqjepa.engine.compose import CONFIGS, compose
+from seqjepa.engine.compose import CONFIGS, compose, dump
 from seqjepa.engine.config import Config
 from seqjepa.engine.config_help import help_page
 from seqjepa.engine.train import main
@@ -183,3 +183,24 @@ def test_help_and_errors_do_not_wait_for_torch():
         "assert not {'torch', 'wandb', 'accelerate', 'matplotlib'} & set(sys.modules), 'slow imports'"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["4711", "6e7", "007", "1_000", "0x1f", "1:30", "yes", "True", "2020-01-01", "1.50", "-.5e3"]
+)
+def test_text_stays_as_it_was_written(name, tmp_path):
+    """Where a field asks for text YAML's numbers, booleans and dates are none; what is saved reads back."""
+    (tmp_path / "by_hand.yaml").write_text(f"run: {{name: {name}}}\ntracking: {{group: {name}}}\n")
+    for words in ([f"run.name={name}", f"tracking.group={name}"], [str(tmp_path / "by_hand.yaml")]):
+        config = compose(["configs/smoke.yaml", *words]).config
+        assert (config.run.name, config.tracking.group) == (name, name)
+        (tmp_path / "config.yaml").write_text(dump(config))
+        assert compose([str(tmp_path / "config.yaml")]).config == config
+    assert compose(["configs/smoke.yaml", "tracking.group=null"]).config.tracking.group is None
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path):
+    (tmp_path / "a.yaml").write_text("optim: {lr: 3e-4, min_lr: 1E-6, weight_decay: 1e2, warmup_epochs: .5}\n")
+    optim = compose([str(tmp_path / "a.yaml"), "optim.clip_norm=+2.e+1"]).config.optim
+    assert (optim.lr, optim.min_lr, optim.weight_decay) == (3e-4, 1e-6, 100.0)
+    assert (optim.warmup_epochs, optim.clip_norm) == (0.5, 20.0)

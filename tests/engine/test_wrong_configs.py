@@ -32,8 +32,10 @@ values |= st.dictionaries(st.sampled_from("abc"), scalars, min_size=1, max_size=
 
 
 def refuses(wrong: tuple[str, object]) -> bool:
-    """Whether the section by itself excludes a value of one of its fields."""
+    """Whether the section by itself excludes a value of one of its fields, where it is not taken as it was written."""
     section, _, key = wrong[0].partition(".")
+    if FIELDS[wrong[0]].annotation in (str, str | None) and isinstance(wrong[1], (bool, int, float)):
+        return False
     try:
         Config.model_fields[section].annotation.model_validate({key: wrong[1]})
     except ValidationError:
@@ -106,11 +108,12 @@ def test_strange_yaml_is_one_line(tmp_path, refused, text):
     ("word", "parts"),
     [
         ("run.epochs=${oc.env:HOME}", ["run.epochs", "'${' is not looked up"]),
-        ("run.name=" + "[" * 2000, ["nested too deeply"]),
+        ("run.name=" + "[" * 2000 + "]" * 2000, ["run.name", "nest"]),
+        ("run.name=[", ["run.name=[: run.name: not readable as YAML"]),
         ("run.name=a\nb", ["one line of text"]),
         ("run.dir=" + "y" * 300, ["run.dir", "no longer than a file system takes"]),
         ('run.dir="a\\0b"', ["run.dir", "printable"]),
-        ('data.root="\\ud800"', ["data.root", "must be a path"]),
+        ('data.root="\\ud800"', ["data.root"]),
         ("control.cache=~nobody-of-this-name/x", ["control.cache", "must be a path"]),
         ("run.dir=/tmp/x #1", ["run.dir", "begins a comment"]),
         ("tracking.project=a/b", ["tracking.project", "none of them one of"]),
