@@ -188,7 +188,7 @@ def build_loaders(
     else:
         sources = {split: open_images(data.dataset, layout, split, data.download) for split in SPLITS}
     check_alike(layout.root, sources)
-
+    built = build_sequence(sequence, sources["train"].shape[1:3], actions, device)
     sizes = {"train": data.train_subset, "test": data.val_subset}
     samplers = {
         split: Sampler(
@@ -218,7 +218,6 @@ def build_loaders(
         }
         mean, std = tallies["train"].statistics()
         prints = [tally.fingerprint(sources[split].labels) for split, tally in tallies.items()]
-    built = build_sequence(sequence, sources["train"].shape[1:3], actions, device)
     train, validation = (
         SequenceLoader(stores[split], samplers[split], built, mean=mean, std=std, device=device, compiled=compiled)
         for split in SPLITS

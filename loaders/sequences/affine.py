@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqjepa.loaders import InputError
 from seqjepa.loaders.draws import integers, uniform
 from seqjepa.loaders.sequences.base import Sequence
 
@@ -34,6 +35,14 @@ class Affine(Sequence):
         "translation_y": slice(3, 4),
         "scale": slice(4, 5),
     }
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        height, width = self.image_size
+        if min(height, width) < 2:  # a grid between the outermost pixels has no extent then
+            raise InputError(
+                f"images are {width}x{height}, sequence.kind=affine needs two rows and columns", "data.root"
+            )
 
     def params(self, words: Tensor) -> Tensor:
         config = self.config

@@ -88,8 +88,8 @@ class Augment(Sequence):
         first = fits.int().argmax(-1, keepdim=True)
         height, width, fits = (value.gather(-1, first)[..., 0] for value in (height, width, fits))
         narrowest, widest = self.config.crop_ratio
-        full_height = min(rows, round(columns / narrowest))
-        full_width = min(columns, round(rows * widest))
+        full_height = max(1, min(rows, round(columns / narrowest)))
+        full_width = max(1, min(columns, round(rows * widest)))
         return torch.where(fits, height, full_height), torch.where(fits, width, full_width), fits
 
     def render(self, images: Tensor, params: Tensor) -> Tensor:

@@ -311,6 +311,13 @@ def test_one_class_only(tiny, tmp_path):
     assert main(tiny(*words, "gates.rules.digits_affine=[]")) == 0
 
 
+def test_images_of_one_pixel(tiny, tmp_path, refused):
+    root = write(tmp_path / "images", count=4, size=(1, 1))
+    words = ("data.dataset=imagefolder", f"data.root={root}", "data.train_subset=null", "data.batch_size=4")
+    refused(tiny(*words), "data.root: images are 1x1, sequence.kind=affine needs two rows and columns")
+    assert main(tiny(*words, "sequence.kind=augment", "run.epochs=1")) == 0
+
+
 def test_fewer_images_than_a_batch(tiny, tmp_path, refused):
     root = write(tmp_path / "images", count=3)
     words = ("data.dataset=imagefolder", f"data.root={root}", "data.train_subset=null", "data.val_subset=null")

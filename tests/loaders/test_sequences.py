@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import affine, center_crop
 
+from seqjepa.loaders import InputError
 from seqjepa.loaders.config import ActionsConfig, SequenceConfig
 from seqjepa.loaders.draws import words
 from seqjepa.loaders.sequences import SEQUENCES, build_sequence
@@ -352,3 +353,30 @@ def test_cifar_rotations_are_pillows(data_root):
         for view, angle in zip(image_views, image_params[:, 0].tolist(), strict=True):
             expected = np.asarray(Image.fromarray(image.numpy()).rotate(angle))
             assert np.array_equal(view.permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("size", [(1, 1), (1, 16), (16, 1), (2, 2), (2, 9), (200, 3)])
+@pytest.mark.parametrize("ratio", [[0.75, 4 / 3], [0.1, 0.2], [5.0, 10.0]])
+def test_very_small_and_thin_images(kind, size, ratio):
+    """Rendered, or refused in a line. An image of one colour has views of that colour: black is beyond its edge."""
+    config = SequenceConfig(kind=kind, padding="reflect", crop_ratio=ratio, jitter=0, grayscale=0, solarize=[0, 0])
+    if (kind == "affine" and min(size) < 2) or (kind == "rotation" and size[0] != size[1]):
+        with pytest.raises(InputError, match=f"{size[1]}x{size[0]}") as caught:
+            build_sequence(config, size)
+        assert "\n" not in str(caught.value)
+        return
+    sequence = build_sequence(config, size)
+    params = draw(sequence, count=40)
+    colour = torch.tensor([10, 128, 250], dtype=torch.uint8)
+    views = sequence.render(colour.expand(40, *size, 3), params)
+    assert views.shape == (40, 4, 3, *size)
+    torch.testing.assert_close(views, (colour / 255).view(3, 1, 1).expand_as(views), rtol=0, atol=1e-5)
+    assert sequence.actions(params).isfinite().all()
+    noise = torch.randint(256, (40, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = build_sequence(SequenceConfig(kind=kind, crop_ratio=ratio), size).render(noise, params)
+    assert ((whole >= 0) & (whole <= 1)).all()
+    if kind == "augment":
+        top, left, height, width = params[..., :4].unbind(-1)
+        assert ((height >= 1) & (top >= 0) & (top + height <= size[0])).all()
+        assert ((width >= 1) & (left >= 0) & (left + width <= size[1])).all()
