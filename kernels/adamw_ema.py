@@ -24,7 +24,7 @@ from torch.optim.adamw import adamw
 
 from ._ops import add_op_namespace_prefix
 from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .ema import as_scalar, ema_update_, lerp, on_device, torch_update, update_lists
+from .ema import FLOATS, as_scalar, check_decay, ema_update_, lerp, on_device, torch_update, update_lists
 from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
 
 __all__ = ["AdamWEMA", "adamw_ema_", "adamw_ema_reference"]
@@ -437,8 +437,7 @@ def _check_group(group: Mapping[str, Any]) -> None:
     betas = group["betas"]
     if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas must be in [0, 1), one for each moment, got {betas}")
-    if not 0 <= group["ema_decay"] <= 1:
-        raise ValueError(f"ema_decay must be in [0, 1], got {group['ema_decay']}")
+    check_decay("ema_decay", group["ema_decay"])
     for p in group["params"]:
         if p.is_complex():
             raise ValueError(f"parameters must be floating-point, got {p.dtype}")
@@ -459,7 +458,7 @@ def _pairs(teacher: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
                 f"zip(model.parameters(), teacher.parameters()) for example, got {type(pair).__name__}"
             )
         p, t = pair
-        if p.shape != t.shape or p.device != t.device or not (p.is_floating_point() and t.is_floating_point()):
+        if p.shape != t.shape or p.device != t.device or not (p.dtype in FLOATS and t.dtype in FLOATS):
             raise ValueError(
                 f"a teacher is {t.dtype} {list(t.shape)} on {t.device}, "
                 f"its parameter {p.dtype} {list(p.shape)} on {p.device}"

@@ -26,6 +26,7 @@ from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
 
 Buffers = Literal["ignore", "copy", "average"]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def ema_reference(teacher: Tensor, student: Tensor, decay: float) -> Tensor:
@@ -241,6 +242,12 @@ def as_scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
     return on_device(value, device)
 
 
+def check_decay(name: str, decay: float | Tensor) -> None:
+    """Refuse a decay where it is first given, and waiting for the device does no harm."""
+    if not 0.0 <= as_scalar(name, decay, getattr(decay, "device", torch.device("cpu"))) <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1], got {decay}")
+
+
 def on_device(value: float, device: torch.device) -> Tensor:
     """A number as a 0-dim float64 tensor on the device, without waiting for it."""
     if torch.compiler.is_compiling():  # full would be compiled anew for each value
@@ -289,8 +296,10 @@ def _check_pair(number: int, teacher: Tensor, student: Tensor) -> None:
             f"teacher tensor {number} is {list(teacher.shape)} on {teacher.device}, "
             f"its student {list(student.shape)} on {student.device}"
         )
-    if not (teacher.is_floating_point() and student.is_floating_point()):
-        raise ValueError(f"tensor {number} must be floating-point, got {teacher.dtype} and {student.dtype}")
+    if not (teacher.dtype in FLOATS and student.dtype in FLOATS):
+        raise ValueError(
+            f"tensor {number} must be floating-point, of 16 to 64 bits, got {teacher.dtype} and {student.dtype}"
+        )
 
 
 def cosine_decay(step: Tensor, *, start: float, end: float = 1.0, total_steps: int) -> Tensor:
@@ -318,23 +327,20 @@ class EMA(nn.Module):
         buffers: as `ema_update_` takes it.
 
     Raises:
-        ValueError: the student has no parameters, or one that is not floating-point, or was sharded by FSDP2 already;
-            decay is out of range; `buffers` is unknown.
+        ValueError: the student has no parameters, or one that is not floating-point; it cannot be copied, as after
+            FSDP has sharded it; decay is out of range; `buffers` is unknown.
     """
 
     def __init__(self, student: nn.Module, decay: float | Tensor = 0.996, *, buffers: Buffers = "ignore"):
         super().__init__()
         _check_buffers(buffers)
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"decay must be in [0, 1], got {decay}")
+        check_decay("decay", decay)
         parameters = dict(student.named_parameters())
         if not parameters:
             raise ValueError(f"the student, {type(student).__name__}, has no parameters to average")
         for name, parameter in parameters.items():
-            if not parameter.is_floating_point():
-                raise ValueError(f"{name} must be floating-point to be averaged, got {parameter.dtype}")
-            if hasattr(parameter, "to_local"):
-                raise ValueError("a sharded student cannot be copied: make the EMA first, then shard both alike")
+            if parameter.dtype not in FLOATS:
+                raise ValueError(f"{name} must be floating-point, of 16 to 64 bits, got {parameter.dtype}")
         while True:
             if isinstance(student, nn.parallel.DistributedDataParallel | nn.DataParallel):
                 student = student.module
@@ -342,7 +348,14 @@ class EMA(nn.Module):
                 student = student._orig_mod
             else:
                 break
-        self.teacher = copy.deepcopy(student).requires_grad_(False)
+        try:
+            self.teacher = copy.deepcopy(student)
+        except (AssertionError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"the student, {type(student).__name__}, cannot be copied ({error}); "
+                "if FSDP has sharded it, make the EMA first and then shard both alike"
+            ) from error
+        self.teacher.requires_grad_(False)
         self.buffers_policy = buffers
         device = parameter.device if parameter.device.type != "meta" else torch.device("cpu")
         self.register_buffer("decay", as_scalar("decay", decay, device))

@@ -145,7 +145,7 @@ def refusals(mesh: DeviceMesh) -> None:
         AdamWEMA(ours.parameters(), teacher=zip(ours.parameters(), plain.parameters(), strict=True))
     with pytest.raises(ValueError, match="shard both alike"):
         ema_update_(plain, ours, 0.5)
-    with pytest.raises(ValueError, match="make the EMA first, then shard both alike"):
+    with pytest.raises(ValueError, match="make the EMA first and then shard both alike"):
         EMA(ours)
 
 

@@ -333,6 +333,8 @@ def test_options_are_refused_wherever_they_are_written(option):
         ({"betas": 0.9}, "one for each moment, got 0.9"),
         ({"ema_decay": 1.1}, r"ema_decay must be in \[0, 1\], got 1.1"),
         ({"ema_decay": math.nan}, r"ema_decay must be in \[0, 1\], got nan"),
+        ({"ema_decay": torch.tensor(1.5)}, r"ema_decay must be in \[0, 1\], got 1.5"),
+        ({"ema_decay": torch.full((1,), 0.5)}, "ema_decay must be a floating 0-dim tensor"),
         ({"fused": False}, "fused must be True: for a step in parts take"),
     ],
 )
@@ -452,6 +454,7 @@ LINEAR = nn.Linear(2, 2)
         (lambda: [(torch.zeros(2), torch.zeros(2))], "1 of 1 teachers follow parameters that are not in params"),
         (lambda: [(LINEAR.bias, torch.zeros(3))], r"a teacher is torch.float32 \[3\] on cpu, its parameter .* \[2\]"),
         (lambda: [(LINEAR.bias, torch.zeros(2, dtype=torch.int32))], "a teacher is torch.int32"),
+        (lambda: [(LINEAR.bias, torch.zeros(2).to(torch.float8_e5m2))], "a teacher is torch.float8_e5m2"),
         (lambda: [(LINEAR.bias, torch.zeros(2, device="meta"))], r"a teacher is torch.float32 \[2\] on meta"),
         (lambda: [(LINEAR.bias, torch.zeros(2))] * 2, r"a parameter of shape \[2\] has two teachers"),
     ],
