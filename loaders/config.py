@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -97,14 +97,18 @@ def _check_path(value: str, field: str) -> None:
         raise InputError("must be a path: printable, and no longer than a file system takes", field)
 
 
+Dataset = Literal["digits", "cifar10", "cifar100", "mnist", "imagefolder"]
+
+
 class DataConfig(Section):
     """Which images, from where, how many, in what batches."""
 
     free = frozenset({"root", "loader", "download"})
 
     name: str = "digits_affine"
-    """Name of the task; tier files keep their gates under it."""
-    dataset: Literal["digits", "cifar10", "cifar100", "mnist", "imagefolder"] = "digits"
+    """Name of the task; tier files keep their gates under it. A data set that it begins with follows `dataset`:
+    cifar100_aug of an ImageFolder is imagefolder_aug, which CIFAR-100's gates do not judge."""
+    dataset: Dataset = "digits"
     """Images: scikit-learn's digits (embedded), CIFAR-10, CIFAR-100, MNIST, or any ImageFolder."""
     root: str | None = None
     """Folder with train/ and test/ (ImageFolder), a .beton or its folder, or torchvision's own layout."""
@@ -120,6 +124,16 @@ class DataConfig(Section):
     """Number of test images, drawn by `subset_seed` + 1; null takes all."""
     subset_seed: int = Field(default=42, ge=0)
     """Seed of the subsets."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_dataset(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            name, dataset = (given.get(field, cls.model_fields[field].default) for field in ("name", "dataset"))
+            first = str(name).partition("_")[0]
+            if first in get_args(Dataset) and dataset in get_args(Dataset):
+                return given | {"name": dataset + name.removeprefix(first)}
+        return given
 
 
 class SequenceConfig(Section):

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from seqjepa.engine.compose import compose, dump
 from seqjepa.engine.train import main
 from seqjepa.loaders import InputError
 from seqjepa.loaders.beton import Sidecar
@@ -308,7 +309,7 @@ def test_a_broken_file_with_an_undecodable_name_is_one_line(tiny, tmp_path, fold
 def test_one_class_only(tiny, tmp_path):
     root = write(tmp_path / "images", classes=("cat",))
     words = ("data.dataset=imagefolder", f"data.root={root}", "data.train_subset=null", "data.batch_size=8")
-    assert main(tiny(*words, "gates.rules.digits_affine=[]")) == 0
+    assert main(tiny(*words)) == 0
 
 
 def test_images_of_one_pixel(tiny, tmp_path, refused):
@@ -322,3 +323,18 @@ def test_fewer_images_than_a_batch(tiny, tmp_path, refused):
     root = write(tmp_path / "images", count=3)
     words = ("data.dataset=imagefolder", f"data.root={root}", "data.train_subset=null", "data.val_subset=null")
     refused(tiny(*words), "data.batch_size: 32 is larger than the 6 training images")
+
+
+def test_gates_of_a_data_set_do_not_judge_a_folder(tmp_path):
+    """The name of a task comes from the file that says what its views are; the images may be one's own."""
+    words = ["configs/data/cifar100_aug.yaml", "configs/tier/quick.yaml"]
+    assert compose(words).config.active_rules
+    for dataset in ("imagefolder", "cifar10", "mnist"):
+        config = compose([*words, f"data.dataset={dataset}"]).config
+        assert config.data.name == f"{dataset}_aug"
+        assert config.active_rules == []
+        (tmp_path / "config.yaml").write_text(dump(config))
+        assert compose([str(tmp_path / "config.yaml")]).config == config
+    own = compose([*words, "data.dataset=imagefolder", "data.name=birds", "gates.rules.birds=[{metric: a, min: 1}]"])
+    assert own.config.data.name == "birds"
+    assert len(own.config.active_rules) == 1
