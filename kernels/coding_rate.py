@@ -404,9 +404,10 @@ def coding_rate_stats(
     finite = matrix.isfinite().all(-1).all(-1)[:, None]
     with full_precision(z.device):  # a NaN among the matrices would fail them all
         values = torch.linalg.eigvalsh(torch.where(finite[..., None], matrix, 0.0)).flip(-1).clamp(min=0)
-    values = values[:, : min(rows, width)]
-    spectrum = torch.where(finite, values / mass[:, None], float("nan"))
     rank = max(min(rows - int(center), width), 1)  # centring takes a dimension from the rows
+    values = values[:, : min(rows, width)]
+    values[:, rank:] = 0
+    spectrum = torch.where(finite, values / mass[:, None], float("nan"))
     energy = spectrum.sum(-1)
     rate = torch.log1p(scale * spectrum).sum(-1)
     largest = rank * torch.log1p(scale * energy / rank)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from seqjepa.kernels import coding_rate, coding_rate_stats, sigreg
+from seqjepa.kernels import SIGReg, coding_rate, coding_rate_stats, sigreg
 
 
 def whole_batch(rows: int, width: int, offset: float) -> torch.Tensor:
@@ -23,7 +24,17 @@ def whole_batch(rows: int, width: int, offset: float) -> torch.Tensor:
     return z
 
 
+def share(rows, even):
+    """Rows of this process: as many as the others', or from none to most of them."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    power = 1 if even else 2
+    return slice(*(rows * number**power // world**power for number in (rank, rank + 1)))
+
+
 def check(name, got, expected, tolerance):
+    if not expected.numel():  # the gradient of no rows
+        assert got.shape == expected.shape
+        return
     error = (got - expected).norm() / expected.norm()
     assert error <= tolerance, f"{name}: relative error {error:.1e} on rank {dist.get_rank()}"
 
@@ -42,11 +53,14 @@ def compare(loss, z, mine):
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
+    world = dist.get_world_size()
 
-    for (rows, width), center in itertools.product(((24, 6), (8, 30), (40, 40)), (True, False)):
+    # (40, 64): by its own number of rows one process would take the side of the columns, another that of the rows
+    for (rows, width), center, even in itertools.product(
+        ((24, 6), (8, 30), (40, 40), (40, 64)), (True, False), (True, False)
+    ):
         z = whole_batch(rows, width, offset=50 if center else 0)  # uncentred, it would be the condition number
-        mine = slice(rank * rows // world, (rank + 1) * rows // world)
+        mine = share(rows, even)
 
         # condition numbers reach 2,500: gradients in float32 are good to 2e-7 of them
         def rate(z, group, center=center):
@@ -79,11 +93,35 @@ def main() -> None:
             _, _, gradient, expected = compare(of_weights, weights.mT, mine)
             check("gradient of the weights of classes", gradient, expected, 2e-4)
 
+    for rows, even in itertools.product((24, 8), (True, False)):
+        z = whole_batch(rows, 10, offset=0)
+        mine = share(rows, even)
+
+        def statistic(z, group):
+            return sigreg(z, num_slices=30, seed=4, group=group)
+
+        def of_module(z, group):
+            module = SIGReg(30, seed=4, group=group)
+            value = module(z)
+            assert module.stuck == 0
+            module(torch.zeros_like(z))
+            assert module.stuck == 1  # by the number of samples of all
+            return value
+
+        for loss in (statistic, of_module):
+            got, alone, gradient, expected = compare(loss, z, mine)
+            check("sigreg", got, alone, 1e-5)
+            check("its gradient", gradient, expected, 1e-5)
+
+    # under torch.func reverse mode is there, and forward mode is refused; both want the same of all processes
     z = whole_batch(24, 10, offset=0)
-    mine = slice(rank * 24 // world, (rank + 1) * 24 // world)
-    got, alone, gradient, expected = compare(lambda z, group: sigreg(z, num_slices=30, seed=4, group=group), z, mine)
-    check("sigreg", got, alone, 1e-5)
-    check("its gradient", gradient, expected, 1e-5)
+    mine, group = share(24, even=False), dist.group.WORLD
+    for loss in (lambda z, group: coding_rate(z, eps=0.5, group=group), statistic):
+        expected = torch.func.grad(lambda z, loss=loss: loss(z, None))(z)[mine] * world
+        check("under torch.func", torch.func.grad(lambda z, loss=loss: loss(z, group))(z[mine]), expected, 1e-5)
+        with pytest.raises(RuntimeError, match="has no forward-mode derivative over several processes"):
+            torch.func.jvp(lambda z, loss=loss: loss(z, group), (z[mine],), (z[mine],))
+    mine = share(24, even=True)
 
     # what data-parallel training makes of it: the weights' gradient is the one of a single process
     torch.manual_seed(0)
