@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
+from seqjepa.engine.compilers import missing_compiler
 from seqjepa.engine.config import Config, RunConfig
 from seqjepa.loaders import InputError
 from seqjepa.loaders.loader import Loaders, build_loaders
@@ -77,15 +79,27 @@ def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
     """`run.compile`, settled for the device and the processes.
 
     Raises:
-        InputError: a CUDA graph is asked for on another device, or of several processes.
+        InputError: a CUDA graph is asked for on another device, or of several processes; or there is no compiler.
     """
     device, processes = accelerator.device.type, accelerator.num_processes
+    if run.compile == "none" or (run.compile == "auto" and (device != "cuda" or run.deterministic)):
+        return "none"
+    missing = missing_compiler(device)
     if run.compile == "auto":
-        return "default" if device == "cuda" and not run.deterministic else "none"
+        if missing and accelerator.is_main_process:
+            _say_once(f"{missing}; until then training is not compiled, which is slower")
+        return "none" if missing else "default"
     if run.compile == "graph" and (device != "cuda" or processes > 1):
         here = f"{processes} on {device}"
         raise InputError(f"graph needs one process on cuda, here: {here}; default is allowed", "run.compile")
+    if missing:
+        raise InputError(f"{missing}; none trains without it", "run.compile")
     return run.compile
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, flush=True)
 
 
 def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:

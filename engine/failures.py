@@ -19,6 +19,7 @@ __all__ = ["LOST_TOUCH", "bus_errors_answered", "explain"]
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
 LOST_TOUCH = "lost touch with another process"
+NO_COMPILER = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton")  # of torch.compile
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch, on a GPU and on a CPU
 
 
@@ -38,6 +39,11 @@ def explain(error: BaseException, batch: str) -> str | None:
     memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if memory or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)):
         return f"out of memory with {batch}; a larger optim.accumulate keeps the batch and needs less"
+    said = str(error).splitlines() if isinstance(error, RuntimeError) else []
+    if compiling := next((line for line in said if any(name in line for name in NO_COMPILER)), None):
+        return f"torch.compile found no compiler that works ({compiling}); run.compile=none trains without it"
+    if isinstance(error, RuntimeError) and "Failed to find C compiler" in str(error):
+        return "Triton, which the kernels for GPUs are written in, found no C compiler; apt-get install gcc brings one"
     if isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in text.lower()):
         return f"{LOST_TOUCH} ({text})"
     return None
