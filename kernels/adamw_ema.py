@@ -196,7 +196,7 @@ def adamw_ema_(
     scalars = (lr, ema_decay, found_inf, grad_scale)
     buckets = defaultdict(lambda: ([], [], [], [], [], []))
     apart = []  # teachers with strides of their own, or more digits than the kernel has
-    written_back = []
+    written_back, scaled_back = [], []
     for p, g, m, v, teacher, step in zip(params, grads, exp_avgs, exp_avg_sqs, teachers, steps, strict=True):
         if not p.dtype == m.dtype == v.dtype:
             raise ValueError(f"a parameter is {p.dtype}, its moments {m.dtype} and {v.dtype}: they must be alike")
@@ -206,7 +206,7 @@ def adamw_ema_(
             teacher = p.new_empty(0)
         flat = _like(p, p, written_back)  # torch's fused step too walks through flat memory, without a look at strides
         moments = [_like(moment, flat, written_back) for moment in (m, v)]
-        row = (flat, _like(g, flat, written_back if grad_scale is not None else []), *moments, teacher, step)
+        row = (flat, _like(g, flat, scaled_back), *moments, teacher, step)
         kind = teacher.dtype if teacher.numel() else torch.float32
         for column, tensor in zip(buckets[p.dtype, g.dtype, kind, p.device], row, strict=True):
             column.append(tensor)
@@ -215,8 +215,10 @@ def adamw_ema_(
         update = _step if uses_triton(columns[0][0]) else _torch_step
         update(list(columns), *there, beta1, beta2, eps, weight_decay)
     for tensor, flat in written_back:
-        once = tuple(slice(None, None if stride else 1) for stride in tensor.stride())  # of what was expanded
-        tensor[once].copy_(flat[once])
+        tensor.copy_(flat)
+    for g, flat in scaled_back if grad_scale is not None else ():
+        once = tuple(slice(None, None if stride else 1) for stride in g.stride())  # where it is expanded
+        g[once].copy_(flat[once])
     update_lists([teacher for teacher, _ in apart], [p for _, p in apart], [], ema_decay, found_inf)
 
 
@@ -336,7 +338,7 @@ class AdamWEMA(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        self._find_taught("in no group any more: make the optimizer anew where parameters are replaced")
+        self._find_taught("in no group any more: make the optimiser anew once parameters are replaced")
         for group in self.param_groups:
             _check_options(group)
         for group in self.param_groups:

@@ -117,7 +117,7 @@ def torch_update(
 def update_lists(
     teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
 ) -> None:
-    """Launches over the tensors that share dtypes, device and layout by pairs; what the operator does."""
+    """What the operator does: one launch, or one call of torch's, for all tensors of the same dtypes and device."""
     buckets = defaultdict(lambda: ([], [], []))
     odd = 0
     for number, (t, s) in enumerate(zip(teacher, student, strict=True)):
@@ -211,6 +211,8 @@ def ema_update_(
     live = [] if live is None else list(live)
     if live and len(live) != len(pairs):
         raise ValueError(f"{len(pairs)} teacher tensors and {len(live)} live copies")
+    for number, (t, s) in enumerate(copied):
+        _check_alike(number, t, s)
     for number, (t, s) in enumerate(pairs):
         _check_pair(number, t, s)
         if live:
@@ -290,12 +292,16 @@ def _paired(teacher: nn.Module, student: nn.Module, kind: str) -> list[tuple[Ten
     return [(tensor, theirs[name]) for name, tensor in own.items()]
 
 
-def _check_pair(number: int, teacher: Tensor, student: Tensor) -> None:
+def _check_alike(number: int, teacher: Tensor, student: Tensor) -> None:
     if teacher.shape != student.shape or teacher.device != student.device:
         raise ValueError(
             f"teacher tensor {number} is {list(teacher.shape)} on {teacher.device}, "
             f"its student {list(student.shape)} on {student.device}"
         )
+
+
+def _check_pair(number: int, teacher: Tensor, student: Tensor) -> None:
+    _check_alike(number, teacher, student)
     if not (teacher.dtype in FLOATS and student.dtype in FLOATS):
         raise ValueError(
             f"tensor {number} must be floating-point, of 16 to 64 bits, got {teacher.dtype} and {student.dtype}"
@@ -357,7 +363,8 @@ class EMA(nn.Module):
             ) from error
         self.teacher.requires_grad_(False)
         self.buffers_policy = buffers
-        device = parameter.device if parameter.device.type != "meta" else torch.device("cpu")
+        device = next(iter(parameters.values())).device
+        device = torch.device("cpu") if device.type == "meta" else device
         self.register_buffer("decay", as_scalar("decay", decay, device))
 
     @property

@@ -232,6 +232,15 @@ def test_a_teacher_of_a_prepared_student_runs_its_own_weights():
     torch.testing.assert_close(ema(images), network().eval()(images), rtol=2**-7, atol=2**-7)  # by autocast
 
 
+def test_buffers_of_other_shapes_are_refused():
+    """Copied, one number would become all four."""
+    teacher, student = network(), network()
+    student[1].running_mean = torch.ones(1)
+    for buffers in ("copy", "average"):
+        with pytest.raises(ValueError, match=r"is \[4\] on cpu, its student \[1\] on cpu"):
+            ema_update_(teacher, student, 0.5, buffers=buffers)
+
+
 def test_shared_weights_move_once():
     def tied():
         net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
