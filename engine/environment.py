@@ -11,9 +11,11 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
 from seqjepa.engine.compilers import missing_compiler
 from seqjepa.engine.config import Config, RunConfig
@@ -26,12 +28,23 @@ __all__ = [
     "code_digest",
     "commit",
     "compile_mode",
+    "crowded",
     "hardware",
     "open_loaders",
+    "overruled",
     "versions",
 ]
 
 PACKAGE = Path(__file__).resolve().parent.parent
+TRUE = ("1", "true", "yes", "y", "t", "on")
+# of Accelerate: each would replace the model, the optimiser or the backward pass by its own
+UNSUPPORTED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+DATA_PARALLEL = "accelerate launch --multi_gpu, or configs/accelerate/multi_gpu.yaml, trains on several GPUs"
 # CUDA graphs are captured over the whole step, by `graph`; torch's own would overwrite what validation keeps
 COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
@@ -40,13 +53,16 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     """Settle device, threads, precision and determinism, and start Accelerate.
 
     Raises:
-        InputError: the device that the config names is not there.
+        InputError: the device that the config names is not there, or the launcher asks for what there is not here.
     """
+    for name, what in UNSUPPORTED.items():
+        if os.environ.get(name, "").lower() in TRUE:
+            raise InputError(f"the launcher asks for {what} ({name}), which is not supported; {DATA_PARALLEL}")
     if run.device == "cuda" and not torch.cuda.is_available():
         raise InputError("cuda is not there; this machine has cpu", "run.device")
     kind = run.device
     if kind == "auto":
-        told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")  # accelerate launch --cpu
+        told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE  # accelerate launch --cpu
         kind = "cuda" if torch.cuda.is_available() and not told else "cpu"
     # `accelerate launch` sets OMP_NUM_THREADS=1, which halves the speed of two cores
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -68,11 +84,44 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     accelerator = Accelerator(
         cpu=kind == "cpu",
         mixed_precision="bf16" if _use_bf16(run.precision, kind) else "no",
-        gradient_accumulation_steps=accumulate,
+        # the two that Accelerate would otherwise take from the environment, or from its saved config
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
+        dynamo_plugin=TorchDynamoPlugin(
+            "no", "default", fullgraph=False, dynamic=False, use_regional_compilation=False
+        ),
     )
     if accelerator.device.type != kind:  # as under `accelerate launch --cpu`
         raise InputError(f"{kind} is asked for, the launcher gave {accelerator.device.type}", "run.device")
     return accelerator
+
+
+def overruled(config: Config, accelerator: Accelerator) -> list[str]:
+    """What Accelerate's launcher, environment or saved config asks for and the run's config decides otherwise."""
+    settled = {
+        "ACCELERATE_MIXED_PRECISION": ("run.precision", accelerator.mixed_precision.replace("no", "fp32")),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("optim.accumulate", str(config.optim.accumulate)),
+        "ACCELERATE_DYNAMO_BACKEND": ("run.compile", compile_mode(config.run, accelerator)),
+    }
+    lines = []
+    for name, (field, value) in settled.items():
+        asked = os.environ.get(name, "").lower()
+        # the launcher says "no" where nothing was asked for
+        if asked not in ("", "no", value):
+            lines.append(f"{name}={asked} is not used: {field} decides, and is {value}")
+    return lines
+
+
+def crowded(threads: int) -> str | None:
+    """A line of advice if other programs keep so many cores busy that this many threads would wait for each other."""
+    if threads < 2:
+        return None
+    shares = psutil.cpu_percent(interval=0.2, percpu=True)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(shares))
+    free = sum(100 - shares[core] for core in cores if core < len(shares)) / 100
+    if free > threads / 2:
+        return None
+    fewer = max(1, int(free))
+    return f"only {free:.1f} of {len(cores)} cores are free: run.threads={fewer} should be faster than {threads}"
 
 
 def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
@@ -126,7 +175,13 @@ def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those that it is bound to, and no more than a container's quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+    except (OSError, ValueError):  # no container, or "max": no quota
+        return bound
+    return max(1, min(bound, -(-quota // period)))
 
 
 def _use_bf16(precision: str, device: str) -> bool:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from seqjepa.configs.compose import compose, dump
 from seqjepa.engine.checkpoints import Checkpoints, find_checkpoint
-from seqjepa.engine.compose import compose, dump
 from seqjepa.engine.config import Config
 from seqjepa.engine.records import write_atomically
 from seqjepa.engine.training_state import TrainingState
@@ -140,7 +140,8 @@ class RunFolder:
             InputError: names the first field that decides what is learnt and differs, or what in the saved config is
                 not known any more.
         """
-        before = leaves(compose([], (f"{path}", saved)).config.model_dump())
+        schema = type(self.config)
+        before = leaves(compose([], schema, (f"{path}", saved)).config.model_dump())
         now = leaves(self.config.model_dump())
         changed = {
             field: (before.get(field), now.get(field))
@@ -148,7 +149,7 @@ class RunFolder:
             if before.get(field) != now.get(field) and field not in OF_THE_START
         }
         for field, (old, new) in changed.items():
-            if not Config.is_free(field):
+            if not schema.is_free(field):
                 raise InputError(f"is {new!r}, the checkpoint {path} was trained with {old!r}", field)
         return changed
 

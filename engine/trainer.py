@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -24,8 +25,10 @@ from seqjepa.engine.environment import (
     code_digest,
     commit,
     compile_mode,
+    crowded,
     hardware,
     open_loaders,
+    overruled,
     versions,
 )
 from seqjepa.engine.failures import LOST_TOUCH, bus_errors_answered, explain
@@ -127,8 +130,9 @@ class Trainer:
         check_agreement(accelerator, {**facts, "the precision": settled})
         resumed, damaged = self.folder.checkpoint_to_resume(reporter.say)
         tensors, state = files.read(resumed, accelerator.process_index) if resumed else (None, None)
+        changed = {}
         if state:
-            self.folder.check_same_experiment(state.config, resumed)
+            changed = self.folder.check_same_experiment(state.config, resumed)
             if state.epoch > config.run.epochs:
                 raise InputError(f"is {config.run.epochs}, {resumed} has {state.epoch} already", "run.epochs")
         self.loaders = open_loaders(config, accelerator)
@@ -150,6 +154,10 @@ class Trainer:
         if not self.folder.path.is_dir():
             raise InputError(f"{self.folder.path} is not on a disk that all machines share", "run.dir")
         reporter.say(self._heading())
+        alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1 and config.run.threads == "auto"
+        advice = crowded(torch.get_num_threads()) if alone else None
+        for line in [*overruled(config, accelerator), *([advice] if advice else [])]:
+            reporter.say(line)
         # before the control: a tracker that cannot start should say so now
         self.trackers = Trackers(accelerator, config, self.folder.path, self.folder.tracker_id, reporter.say)
         self.untrained = None
@@ -168,6 +176,8 @@ class Trainer:
         if state:
             self._restore(tensors, state)
             reporter.say(f"resumed from {resumed}: epoch {self.epoch + 1}, step {self.step}")
+            for line in self._news(changed):
+                reporter.say(line)
         self.metrics_file = MetricsFile(self.folder.metrics, self.epoch) if accelerator.is_main_process else None
         if self.metrics_file and self.metrics_file.lost:
             epochs = ", ".join(map(str, self.metrics_file.lost))
@@ -181,6 +191,44 @@ class Trainer:
             f"{accelerator.device.type}, {'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}, "
             f"{accelerator.num_processes} process(es)"
         )
+
+    def _news(self, changed: dict[str, tuple[Any, Any]]) -> list[str]:
+        """What a resumed run does otherwise than the one that saved the checkpoint, a line each.
+
+        Args:
+            changed: fields that differ: value of the checkpoint, value now.
+        """
+        config, learner, lines = self.config, self.learner, []
+        if changed:
+            fields = ", ".join(f"{field} from {old!r} to {new!r}" for field, (old, new) in changed.items())
+            lines.append(f"changed since the checkpoint: {fields}")
+        if "optim.accumulate" in changed:
+            old, new = (config.data.batch_size // number for number in changed["optim.accumulate"])
+            lines.append(
+                f"batch norm and the terms of the objective now see {new} sequences at a time instead of {old}: "
+                "the run goes on, but not as it would have gone"
+            )
+        if "run.epochs" in changed and not self.done and self.global_step:
+            totals = [number * learner.steps_per_epoch for number in changed["run.epochs"]]
+            last = self.global_step - 1
+            for name, schedule in {"learning rate": self._rate, "teacher's decay": self._decay}.items():
+                before, same_step, now = (
+                    schedule(last, totals[0]),
+                    schedule(last, totals[1]),
+                    schedule(last + 1, totals[1]),
+                )
+                if not math.isclose(before, same_step, rel_tol=1e-6):
+                    lines.append(
+                        f"the {name} was {before:.6g} in the last step and is {now:.6g} in the next: its schedule is "
+                        f"now spread over {config.run.epochs} epochs"
+                    )
+        return lines
+
+    def _rate(self, step: int, total_steps: int) -> float:
+        return learning_rate(self.config.optim, step, self.learner.steps_per_epoch, total_steps)
+
+    def _decay(self, step: int, total_steps: int) -> float:
+        return self.learner.model.target.decay(torch.tensor(step), total_steps).item()
 
     @property
     def global_step(self) -> int:
@@ -247,9 +295,7 @@ class Trainer:
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"
         self.reporter.advance(amount=0, status=status)
-        lr = learning_rate(
-            self.config.optim, self.global_step - 1, self.learner.steps_per_epoch, self.learner.total_steps
-        )
+        lr = self._rate(self.global_step - 1, self.learner.total_steps)
         values = {"step_loss": loss, "lr": lr, "sequences_per_second": recent.rate}
         values |= {name: norm.item() for name, norm in self.learner.pulls.items()}
         self.trackers.log(values, self.global_step)

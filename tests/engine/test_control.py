@@ -2,6 +2,7 @@
 
 import pytest
 
+from seqjepa.engine import control
 from seqjepa.engine.compose import compose
 from seqjepa.engine.control import control_key
 from seqjepa.engine.environment import build_accelerator
@@ -49,3 +50,28 @@ def test_what_the_answers_depend_on_is_not(key):
         key("run.seed=1"),
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_other_code_and_other_libraries_have_controls_of_their_own(key, monkeypatch):
+    """The digest of the code is tested module by module beside the code that makes it."""
+    before = key()
+    monkeypatch.setattr(control, "code_digest", lambda: "of other code")
+    code = key()
+    monkeypatch.setattr(control, "versions", lambda: {"torch": "of another version"})
+    assert len({before, code, key()}) == 3
+
+
+def test_every_setting_that_decides_what_is_learnt_is_in_the_key(key):
+    """But for those that an untrained network knows nothing of."""
+    for words in (
+        ["sequence.scale=[0.5,1.0]"],
+        ["actions.normalization=none"],
+        ["probes.lr=1e-2"],
+        ["data.val_subset=60"],
+        ["ablation.shuffle_actions=true"],
+        ["optim.accumulate=2"],
+        ["run.batch_statistics=process"],
+        ["model.dropout=0.2"],
+        ["objective.symmetric=true"],
+    ):
+        assert key(*words) != key(), words

@@ -1,0 +1,118 @@
+"""What a resumed run may change, and what is said of it."""
+
+import math
+import re
+
+import pytest
+
+from seqjepa.engine.compose import compose
+from seqjepa.engine.config import Config
+from seqjepa.engine.run_folder import RunFolder
+from seqjepa.engine.train import main
+from seqjepa.loaders import InputError
+from seqjepa.loaders.config import Operation, Section, leaves
+
+# 160 images in batches of 16: ten steps an epoch
+TEN_STEPS = ("data.batch_size=16", "optim.warmup_epochs=0")
+
+
+def replaced(section, field: str):
+    """A section with something else in a field, unvalidated."""
+    name, _, inner = field.partition(".")
+    new = replaced(getattr(section, name), inner) if inner else "something else"
+    return section.model_copy(update={name: new})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of what is put there
+@pytest.mark.parametrize("field", [name for name in leaves(Config().model_dump()) if name != "gates.rules"])
+def test_no_setting_changes_without_a_word(field, tmp_path):
+    saved = Config()
+    folder = RunFolder(replaced(saved, field))
+    if Config.is_free(field):
+        said = folder.check_same_experiment(saved.model_dump(), tmp_path)
+        assert set(said) == (set() if field in ("run.resume", "run.overwrite") else {field})
+        return
+    with pytest.raises(InputError) as caught:
+        folder.check_same_experiment(saved.model_dump(), tmp_path)
+    assert caught.value.field == field
+
+
+def test_a_new_section_is_fixed_unless_it_says_otherwise(tmp_path):
+    """As when somebody adds a term: nothing but the section has to be written."""
+
+    class Novelty(Section):
+        weight: float = 0.1
+        workers: int = 1
+        free = frozenset({"workers"})
+
+    class Watching(Operation):
+        every: int = 1
+
+    class Longer(Config):
+        novelty: Novelty = Novelty()
+        watching: Watching = Watching()
+
+    folder = RunFolder(Longer(novelty=Novelty(weight=50.0)))
+    with pytest.raises(InputError, match=r"is 50.0, the checkpoint .* was trained with 0.1") as caught:
+        folder.check_same_experiment(Longer().model_dump(), tmp_path)
+    assert caught.value.field == "novelty.weight"
+    folder = RunFolder(Longer(novelty=Novelty(workers=8), watching=Watching(every=9)))
+    changed = folder.check_same_experiment(Longer().model_dump(), tmp_path)
+    assert changed == {"novelty.workers": (1, 8), "watching.every": (1, 9)}
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("early_stop.metric", ["early_stop.metric=online_r2_test"]),  # patience would compare two metrics
+        ("probes.hidden", ["probes.hidden=8"]),
+        ("run.batch_statistics", ["run.batch_statistics=process"]),
+        ("ablation.shuffle_actions", ["ablation.shuffle_actions=true"]),
+        ("vicreg.variance", ["vicreg.variance=1.0", "model.projector_dim=8", "target.kind=shared"]),
+    ],
+)
+def test_what_decides_what_is_learnt_is_fixed(field, words, tmp_path):
+    folder = RunFolder(compose(["configs/smoke.yaml", *words]).config)
+    with pytest.raises(InputError) as caught:
+        folder.check_same_experiment(compose(["configs/smoke.yaml"]).config.model_dump(), tmp_path)
+    assert caught.value.field in {field, *(word.partition("=")[0] for word in words)}
+
+
+def test_more_epochs_change_rate_and_decay_and_that_is_said(tiny, capsys):
+    """The schedules are spread over all epochs: a cosine that had ended begins anew from its middle."""
+    words = tiny(*TEN_STEPS, "optim.lr=1e-3", "optim.min_lr=1e-5", "target.schedule=cosine", "target.decay=0.9")
+    assert main([*words, "run.epochs=1"]) == 0
+    capsys.readouterr()
+    assert main([*words, "run.epochs=2", "run.resume=auto"]) == 0
+    printed = capsys.readouterr().out
+    assert "changed since the checkpoint: run.epochs from 1 to 2" in printed
+    # step 10 of 0 to 19 is 10/19 of the way down
+    rate = 1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * 10 / 19)) / 2
+    was, now = map(
+        float, re.search(r"the learning rate was (\S+) in the last step and is (\S+) in the next", printed).groups()
+    )
+    assert (was, now) == (pytest.approx(1e-5, rel=1e-5), pytest.approx(rate, rel=1e-5))
+    was, now = map(
+        float, re.search(r"teacher's decay was (\S+) in the last step and is (\S+) in the next", printed).groups()
+    )
+    assert now < was <= 1
+    assert was > 0.99  # near the end of its cosine from 0.9 to 1
+
+
+def test_more_epochs_of_constant_schedules_change_nothing(tiny, capsys):
+    words = tiny(*TEN_STEPS, "optim.schedule=constant", "target.schedule=constant")
+    assert main([*words, "run.epochs=1"]) == 0
+    assert main([*words, "run.epochs=2", "run.resume=auto"]) == 0
+    printed = capsys.readouterr().out
+    assert "run.epochs from 1 to 2" in printed
+    assert "in the last step and is" not in printed
+
+
+def test_what_a_lack_of_memory_is_answered_with_is_taken(tiny, capsys):
+    """More micro-batches and run.resume=auto, as the message advises."""
+    words = tiny(*TEN_STEPS, "run.epochs=2", "run.overwrite=false")
+    assert main([*words, "run.epochs=1"]) == 0
+    assert main([*words, "run.resume=auto", "optim.accumulate=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "optim.accumulate from 1 to 2" in printed
+    assert "batch norm and the terms of the objective now see 8 sequences at a time instead of 16" in printed
