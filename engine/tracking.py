@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,11 +47,7 @@ class Trackers:
         if tracking.wandb != "disabled":
             wanted += ["wandb"] if _installed("wandb", "W&B", say) else []
         if tracking.tensorboard:
-            wanted += (
-                ["tensorboard"]
-                if _installed("tensorboard", "TensorBoard (pip install 'seqjepa[tensorboard]')", say)
-                else []
-            )
+            wanted += ["tensorboard"] if _installed("tensorboard", "TensorBoard (pip install tensorboard)", say) else []
         accelerator.log_with = wanted
         accelerator.project_configuration.logging_dir = str(run_dir / "tensorboard")
         modes = ["online", "offline"] if tracking.wandb == "online" else [tracking.wandb]
@@ -78,7 +75,8 @@ class Trackers:
         )
         if self.wandb and self.wandb.settings.mode == "offline":
             # a folder for each start, all of one id: they are uploaded as one
-            say(f"W&B is offline: wandb sync {self.wandb.settings.wandb_dir}/offline-run-* uploads the run")
+            folder = shlex.quote(self.wandb.settings.wandb_dir.rstrip("/"))
+            say(f"W&B is offline: wandb sync {folder}/offline-run-* uploads the run")
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log finite scalars at an optimiser step."""
