@@ -256,9 +256,11 @@ class AdamWEMA(Optimizer):
         teacher: pairs of a parameter and the tensor that follows it, of its shape, in any floating dtype; parameters
             that are not among them have no teacher. None gives every parameter a teacher, a copy at its first step,
             in float32, which lies in the optimiser's state under `ema` and in its `state_dict`. Teachers that you
-            bring are saved with your module, not here; load them after the optimiser's state where you use
-            torch.distributed.checkpoint, which makes a step to build that state. Parameters that are added later have
-            none.
+            bring are saved with your module, not here. Parameters that are added later have none.
+
+    Teachers in a module that FSDP2 shards need `fully_shard(..., reshard_after_forward=True)`: it runs no backward
+    pass, and its root would keep the weights that its first forward pass has gathered. Where you use
+    torch.distributed.checkpoint, load them after the optimiser's state, which it builds by a step.
 
     Raises:
         ValueError: a number is out of range, an option is not supported, a teacher does not fit its parameter. At a

@@ -195,6 +195,9 @@ def ema_update_(
             raise ValueError("live modules hold parameters alone: buffers must be 'ignore'")
         live = live.parameters()
     if isinstance(teacher, nn.Module):
+        for module in (*teacher.modules(), *student.modules()):
+            if hasattr(module, "reshard"):  # FSDP2's: after a forward pass alone it still holds gathered weights
+                module.reshard()
         pairs = _paired(teacher, student, "parameters")
         if buffers != "ignore":
             own = _paired(teacher, student, "buffers")

@@ -32,8 +32,8 @@ def network(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
-def sharded(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    return fully_shard(copy.deepcopy(module), mesh=mesh)
+def sharded(module: nn.Module, mesh: DeviceMesh, **settings) -> nn.Module:
+    return fully_shard(copy.deepcopy(module), mesh=mesh, **settings)
 
 
 def backward(module: nn.Module, step: int, scale: float = 1.0) -> None:
@@ -54,12 +54,15 @@ def same(tensors, expected) -> None:
 def optimiser_and_teacher(mesh: DeviceMesh) -> None:
     """Steps with clipped gradients, and with scaled ones of which one, in one process's shard, is infinite."""
     plain, teacher = network(), network(1)
-    ours, follower = sharded(plain, mesh), sharded(teacher, mesh)
+    ours, follower = sharded(plain, mesh), sharded(teacher, mesh, reshard_after_forward=True)
+    images = torch.ones(2, 6)
     optimizer = AdamWEMA(
         ours.parameters(), **SETTINGS, ema_decay=0.9, teacher=zip(ours.parameters(), follower.parameters(), strict=True)
     )
     reference = torch.optim.AdamW(plain.parameters(), **SETTINGS, fused=True)
     for step in range(3):
+        with torch.no_grad():
+            torch.testing.assert_close(follower(images), teacher(images))
         for module, one in ((ours, optimizer), (plain, reference)):
             backward(module, step)
             nn.utils.clip_grad_norm_(module.parameters(), 0.05)
@@ -124,9 +127,13 @@ def average(mesh: DeviceMesh) -> None:
     ema = EMA(teacher, 0.75)
     fully_shard(ema.teacher, mesh=mesh)
     ema_update_(list(ours.parameters()), theirs.parameters(), 0.75, live=live)
-    ema.update(theirs)
+    images = torch.ones(2, 6)
     with torch.no_grad():
+        ema(images), theirs(images)  # without a backward pass FSDP does not shard the root's weights again
+        ema.update(theirs)
         torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 0.25)
+        torch.testing.assert_close(ema(images), teacher(images))
+    ema.teacher.reshard()
     same(ours.parameters(), teacher.parameters())
     same(ema.teacher.parameters(), teacher.parameters())
     for p, half in zip(ours.parameters(), live, strict=True):
