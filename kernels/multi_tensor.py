@@ -37,11 +37,6 @@ class Table:
         self.rows, self.num_tensors, self.num_pieces, self.aligned = rows, num_tensors, num_pieces, aligned
 
 
-def sharding(tensor: Tensor) -> tuple | None:
-    """Mesh and placements of a DTensor, as FSDP2 makes them; None for any other tensor."""
-    return (tensor.device_mesh, tensor.placements) if hasattr(tensor, "to_local") else None
-
-
 def local(tensor: Tensor, like: Tensor, redistribute: bool = False) -> Tensor:
     """The part of a DTensor that lies in this process; any other tensor as it is.
 
@@ -53,9 +48,9 @@ def local(tensor: Tensor, like: Tensor, redistribute: bool = False) -> Tensor:
     Raises:
         ValueError: the two are not placed alike.
     """
-    if not hasattr(tensor, "to_local") and not hasattr(like, "to_local"):
+    own, other = _sharding(tensor), _sharding(like)
+    if own is None and other is None:
         return tensor
-    own, other = sharding(tensor), sharding(like)
     if own and other and redistribute and own != other:
         tensor, own = tensor.redistribute(*other), other
     if own != other:
@@ -64,6 +59,11 @@ def local(tensor: Tensor, like: Tensor, redistribute: bool = False) -> Tensor:
             "shard both alike"
         )
     return tensor.to_local()
+
+
+def _sharding(tensor: Tensor) -> tuple | None:
+    """Mesh and placements of a DTensor, as FSDP2 makes them; None for any other tensor."""
+    return (tensor.device_mesh, tensor.placements) if hasattr(tensor, "to_local") else None
 
 
 def _told(sharding: tuple | None) -> str:
