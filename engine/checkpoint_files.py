@@ -23,7 +23,7 @@ from seqjepa.engine.records import naming, to_json
 from seqjepa.engine.training_state import VERSION, TrainingState, read_state
 from seqjepa.loaders import InputError, shown
 
-__all__ = ["check", "load_model", "read", "restore", "write"]
+__all__ = ["check", "load_model", "read", "restore", "save_tensors", "write"]
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -111,10 +111,10 @@ def write(folder: Path, learner: Any, accelerator: Accelerator, state: dict[str,
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    _save(rng_tensors(), folder / f"rng-{accelerator.process_index:05d}.safetensors")
+    save_tensors(rng_tensors(), folder / f"rng-{accelerator.process_index:05d}.safetensors")
     if accelerator.is_main_process:
         for file, entries in tensors.items():
-            _save(entries, folder / f"{file}.safetensors")
+            save_tensors(entries, folder / f"{file}.safetensors")
         with naming(folder / "state.json"):
             (folder / "state.json").write_text(
                 to_json({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8"
@@ -125,8 +125,8 @@ def write(folder: Path, learner: Any, accelerator: Accelerator, state: dict[str,
     return None
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """On the CPU, dense and in the standard layout, as safetensors asks."""
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, from the CPU, dense and in the standard layout, under the mode of the umask."""
     with naming(path):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
         # safetensors makes files that their owner alone may read; the umask decided the folder's mode

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from seqjepa.engine.collapse import Moments
+from seqjepa.engine.checkpoint_files import save_tensors
 from seqjepa.engine.config import Config
+from seqjepa.engine.metrics import MetricBank
 from seqjepa.engine.model import SeqJEPA
 from seqjepa.engine.subspace_figures import Seen, draw_all
 from seqjepa.engine.subspaces import subspace_metrics
@@ -28,7 +29,7 @@ def diagnose(
     loader: SequenceLoader,
     config: Config,
     accelerator: Accelerator,
-    moments: dict[str, Moments],
+    moments: MetricBank,
     *,
     epoch: int,
     bases: Path,
@@ -52,14 +53,12 @@ def diagnose(
     sweeps = sweep(model.eval(), loader, config.sequence, config.diagnostics.anchors, accelerator)
     metrics, found = subspace_metrics(sweeps, _before(bases, epoch))
     bases.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: basis.cpu().contiguous() for name, basis in found.items()}, bases / f"epoch-{epoch:04d}.safetensors"
-    )
+    save_tensors(found, bases / f"epoch-{epoch:04d}.safetensors")
     seen = {f"epoch {epoch}": Seen(sweeps, spectra(moments))}
     return metrics, draw_all(seen, figures)
 
 
-def spectra(moments: dict[str, Moments]) -> dict[str, Tensor]:
+def spectra(moments: MetricBank) -> dict[str, Tensor]:
     """Singular values of each feature."""
     return {name: moment.spectrum() for name, moment in moments.items()}
 

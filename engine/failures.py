@@ -23,12 +23,14 @@ NO_COMPILER = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUToo
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch, on a GPU and on a CPU
 
 
-def explain(error: BaseException, batch: str) -> str | None:
+def explain(error: BaseException, batch_size: int, accumulate: int, processes: int) -> str | None:
     """What failed and what helps, in a line; None if it is not the machine's fault.
 
     Args:
         error: that ended the run.
-        batch: its batch size and micro-batches, in words.
+        batch_size: sequences of a step.
+        accumulate: micro-batches of a step.
+        processes: number of processes that share a step.
     """
     text = (str(error).splitlines() or [""])[0]
     if isinstance(error, OSError) and error.errno and (error.filename or error.errno in STORAGE):
@@ -38,7 +40,8 @@ def explain(error: BaseException, batch: str) -> str | None:
         return f"cannot read or write: {text}"
     memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if memory or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)):
-        return f"out of memory with {batch}; a larger optim.accumulate keeps the batch and needs less"
+        batch = f"data.batch_size={batch_size} optim.accumulate={accumulate}"
+        return f"out of memory with {batch}; {_smaller(batch_size // processes, accumulate)}"
     said = str(error).splitlines() if isinstance(error, RuntimeError) else []
     if compiling := next((line for line in said if any(name in line for name in NO_COMPILER)), None):
         return f"torch.compile found no compiler that works ({compiling}); run.compile=none trains without it"
@@ -47,6 +50,14 @@ def explain(error: BaseException, batch: str) -> str | None:
     if isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in text.lower()):
         return f"{LOST_TOUCH} ({text})"
     return None
+
+
+def _smaller(local_batch: int, accumulate: int) -> str:
+    """What needs less memory than this process's part of a step, cut into so many micro-batches."""
+    cuts = [number for number in range(accumulate + 1, local_batch // 2 + 1) if local_batch % number == 0]
+    if cuts:
+        return f"optim.accumulate={cuts[0]} keeps the batch and needs less"
+    return "a run with a smaller data.batch_size, or a smaller model, needs less"
 
 
 @contextlib.contextmanager

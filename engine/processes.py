@@ -15,8 +15,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from seqjepa.kernels._ops import add_op_namespace_prefix
 from seqjepa.kernels.backend import group_of, name_of
 from seqjepa.kernels.coding_rate import gather_rows
+from seqjepa.kernels.transforms import differentiable
 from seqjepa.loaders import InputError
 
 __all__ = [
@@ -35,27 +37,32 @@ def world() -> dist.ProcessGroup | None:
     return dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
 
 
-@torch.library.custom_op("seqjepa::sum_over_processes", mutates_args=())
-def _sum(x: Tensor, group: str) -> Tensor:
+@torch.library.custom_op(add_op_namespace_prefix("sum_over_processes"), mutates_args=())
+def _sum_over_processes(x: Tensor, group: str) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group_of(group))
     return total
 
 
-@_sum.register_fake
+@_sum_over_processes.register_fake
 def _(x, group):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _context(ctx, inputs, output):
+def _setup(ctx, inputs, output):
     ctx.group = inputs[1]
+    return ()
 
 
 def _gradient(ctx, grad):
     return _sum(grad, ctx.group), None
 
 
-_sum.register_autograd(_gradient, setup_context=_context)
+def _tangent(ctx, tangent, *_):
+    return _sum(tangent, ctx.group)
+
+
+_sum = differentiable(_sum_over_processes, _setup, _gradient, _tangent)
 
 
 def joined_mean(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:

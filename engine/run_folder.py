@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import os
 import re
@@ -20,6 +19,12 @@ from seqjepa.engine.records import write_atomically
 from seqjepa.engine.training_state import TrainingState
 from seqjepa.loaders import InputError
 from seqjepa.loaders.config import leaves
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    needed = "locks of files and signals that this system's Python does not have"
+    raise InputError(f"training needs {needed}: Linux and macOS are supported, and WSL on Windows") from None
 
 __all__ = ["RunFolder"]
 

@@ -86,8 +86,7 @@ def train(config: Config, parent: int) -> int:
             reporter.say(f"{problem}; {folder.last_good}")
             return DIVERGED
         except (OSError, MemoryError, RuntimeError, SafetensorError) as error:
-            batch = f"data.batch_size={config.data.batch_size} optim.accumulate={config.optim.accumulate}"
-            cause = explain(error, batch)
+            cause = explain(error, config.data.batch_size, config.optim.accumulate, accelerator.num_processes)
             if cause is None:
                 raise
             if accelerator.is_main_process:

@@ -17,6 +17,7 @@ import pytest
 
 from seqjepa.engine import trainer
 from seqjepa.engine.checkpoints import find_checkpoint
+from seqjepa.engine.failures import explain
 from seqjepa.engine.learner import Learner
 from seqjepa.engine.records import MetricsFile, read_rows
 from seqjepa.engine.train import main
@@ -169,8 +170,21 @@ def test_out_of_memory_gives_advice(tiny, tmp_path):
     result = subprocess.run([*TRAIN, *words], capture_output=True, text=True, timeout=600, preexec_fn=limit)
     assert result.returncode == 4, result.stdout + result.stderr
     line = result.stdout.splitlines()[-1]
-    assert line.startswith("out of memory with data.batch_size=1024 optim.accumulate=1; a larger optim.accumulate")
+    assert line.startswith("out of memory with data.batch_size=1024 optim.accumulate=1; optim.accumulate=2 keeps")
     assert line.endswith("nothing was saved")
+
+
+def test_advice_on_memory_is_what_the_next_command_takes():
+    """The next larger number of micro-batches that divides a process's part and leaves batch norm two sequences."""
+    for sizes, word in (
+        ((64, 1, 1), "optim.accumulate=2 "),
+        ((64, 2, 1), "optim.accumulate=4 "),
+        ((60, 2, 2), "optim.accumulate=3 "),  # of 30
+        ((50, 5, 1), "optim.accumulate=10 "),
+        ((64, 32, 1), "a run with a smaller data.batch_size"),
+        ((6, 3, 1), "a run with a smaller data.batch_size"),
+    ):
+        assert f"; {word}" in explain(MemoryError(), *sizes)
 
 
 def spoil_image(learner, batch):

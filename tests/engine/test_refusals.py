@@ -1,6 +1,7 @@
 """What a run refuses: one line that says what was given and what is allowed, exit code 2, and nothing lost."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -137,3 +138,29 @@ def test_refuses_folders_that_cannot_be_written(tiny, tmp_path, refused):
     (tmp_path / "file").write_text("")
     refused(tiny(f"run.dir={tmp_path / 'file' / 'run'}"), "run.dir", "cannot be written")
     refused(tiny(f"control.cache={tmp_path / 'file'}"), "control.cache", "cannot be made")
+
+
+def test_a_python_without_posix_is_refused_in_a_line(tiny, tmp_path, run_process):
+    """What Windows' Python lacks is taken away."""
+    without = """
+import signal, sys
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name == "fcntl":
+            raise ModuleNotFoundError("No module named 'fcntl'", name="fcntl")
+
+sys.meta_path.insert(0, Without())
+sys.modules.pop("fcntl", None)
+for name in ("SIGHUP", "SIGBUS", "SIGALRM", "SIGKILL"):
+    delattr(signal, name)
+import seqjepa.kernels
+from seqjepa.engine.train import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+    done = run_process(sys.executable, "-W", "ignore", "-c", without, *tiny())
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Linux and macOS are supported, and WSL on Windows" in done.stderr
+    assert not (tmp_path / "run").exists()
