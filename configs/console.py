@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 __all__ = ["open_console"]
@@ -24,6 +25,9 @@ def open_console() -> None:
     Letters that the console's encoding lacks are shown as escapes (`gr\\xf6\\xdfe`), and a reader that leaves before
     the end is no error. A stream that stands in for the console's, as in a notebook, is left alone.
     """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed one: the next file would take its place,
+        pass  # and receive what C code and other programs say
+    os.close(number)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):

@@ -72,6 +72,8 @@ class Reporter:
             self.console.on_broken_pipe()
 
     def say(self, what: str | Table) -> None:
+        if isinstance(what, Table):  # whole, however narrow the console: a number that is cut tells nothing
+            what.width = self.console.measure(what, options=self.console.options.update(width=1000)).maximum
         with self._heard_or_not():
             self.console.print(what)
 

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from seqjepa.engine.console import Reporter
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("engine/train.py", "engine/evaluate.py", "engine/compare.py", "loaders/show.py", "loaders/write.py")
@@ -46,6 +49,24 @@ def test_what_an_encoding_lacks_is_escaped(encoding, shown):
 def test_a_reader_that_leaves_is_no_error(lines, unbuffered, left):
     result = speak(lines, left, unbuffered, PYTHONIOENCODING="utf-8")
     assert (result.returncode, result.stderr) == (0, "größe\n".encode())
+
+
+def test_nothing_takes_the_place_of_a_closed_stream(tmp_path):
+    """What C code says there would be written into a checkpoint."""
+    path = tmp_path / "file"
+    script = f"""
+import os
+from seqjepa.configs.console import open_console
+open_console()
+with open({str(path)!r}, "w") as file:
+    assert file.fileno() > 2
+    print("said")
+    os.write(1, b"noise")
+    os.write(2, b"noise")
+"""
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    assert subprocess.run([*closing, sys.executable, "-c", script], timeout=60).returncode == 0
+    assert path.read_bytes() == b""
 
 
 def test_a_full_disk_is_an_error():
@@ -91,7 +112,7 @@ def test_a_run_may_have_any_name_on_any_console(tiny, tmp_path):
         return result.stdout.decode("ascii")
 
     assert f"{shown}: digits_affine, 160 training" in said("engine/train.py", *words)
-    assert f"name: {name}\n" in (run / "config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["run"]["name"] == name
     out = tmp_path / "größe.md"
     assert f"| {shown} | 42 |" in said("-m", "seqjepa.engine.compare", str(run), "--out", str(out))
     assert f"| {name} | 42 |" in out.read_text(encoding="utf-8")
@@ -103,3 +124,12 @@ def test_an_error_can_be_said_on_any_console():
     result = subprocess.run(command, cwd=ROOT, env=ASCII, capture_output=True, timeout=60)
     assert result.returncode == 2
     assert result.stderr.decode("ascii").startswith(r"error: override run.seed=gr\xf6\xdfe: run.seed = ")
+
+
+def test_tables_are_whole_on_a_narrow_console(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    Reporter(True).epoch("epoch 1/1", {"online_linacc_train": 12.34, "online_linacc_test": 56.78}, {"val_loss": 0.9876})
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    for part in ("pred_cosine_centred", "12.34", "56.78", "0.9876"):
+        assert part in printed
