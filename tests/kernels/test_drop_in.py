@@ -367,6 +367,19 @@ def test_signs():
         assert got.item() == pytest.approx(expected, rel=ROUNDING), name
 
 
+@pytest.mark.parametrize(
+    "build", [lambda: lejepa.SlicingUnivariateTest(lejepa.EppsPulley(), 8), lightly.SIGReg, eb_jepa.BCS]
+)
+def test_buffers_have_their_first_values_after_the_meta_device(build):
+    """to_empty leaves what lies in memory; directions would differ from process to process."""
+    expected = dict(build().named_buffers())
+    with torch.device("meta"):
+        module = build()
+    assert all(buffer.is_meta for buffer in module.buffers())
+    for got in (module.to_empty(device="cpu"), build().to("meta").to_empty(device="cpu"), build().half()):
+        torch.testing.assert_close(dict(got.named_buffers()), expected, rtol=0, atol=0)
+
+
 def test_state_dicts_are_the_originals():
     slicing = lejepa.SlicingUnivariateTest(lejepa.EppsPulley(), 8)
     names = {"global_step", "univariate_test.t", "univariate_test.phi", "univariate_test.weights"}
