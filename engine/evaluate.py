@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from seqjepa.engine.model import SeqJEPA
     from seqjepa.engine.training_state import TrainingState
 
-DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+DONE, BAD_INPUT, MACHINE_FAILED, INTERRUPTED = 0, 2, 4, 130
 HELP = """\
 usage: accelerate launch engine/evaluate.py RUN_OR_CHECKPOINT [...] [section.key=value ...]
 
@@ -33,7 +33,8 @@ are also compared: a grid of training length by evaluation length, and with eval
 Settings (defaults):
 {settings}
 
-Exit codes: 0 done, 2 bad input, 130 interrupted (`accelerate launch` makes every failure 1)."""
+Exit codes: 0 done, 2 bad input, 4 the machine failed it, 130 interrupted
+(`accelerate launch` makes every failure 1)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +61,21 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: what was finished is written", file=sys.stderr)
         return INTERRUPTED
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (cause := _cause(error)) is None:
+            raise
+        print(f"{cause}; what was finished is written", file=sys.stderr)
+        return MACHINE_FAILED
     return DONE
+
+
+def _cause(error: Exception) -> str | None:
+    """What failed, in a line; None if it is not the machine's fault."""
+    from seqjepa.engine.failures import explain, out_of_memory
+
+    if out_of_memory(error):
+        return "out of memory; a smaller eval.batch_size, or a smaller data.train_subset, needs less"
+    return explain(error, 0, 1, 1)  # the numbers are those of a step, for want of memory
 
 
 class Case(NamedTuple):

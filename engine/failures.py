@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from seqjepa.loaders import shown
 
-__all__ = ["LOST_TOUCH", "bus_errors_answered", "explain"]
+__all__ = ["LOST_TOUCH", "bus_errors_answered", "explain", "out_of_memory"]
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
 LOST_TOUCH = "lost touch with another process"
@@ -38,8 +38,7 @@ def explain(error: BaseException, batch_size: int, accumulate: int, processes: i
         return f"cannot read or write: {where}{os.strerror(error.errno)}"
     if isinstance(error, SafetensorError) and "os error" in text.lower():
         return f"cannot read or write: {text}"
-    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if memory or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)):
+    if out_of_memory(error):
         batch = f"data.batch_size={batch_size} optim.accumulate={accumulate}"
         return f"out of memory with {batch}; {_smaller(batch_size // processes, accumulate)}"
     said = str(error).splitlines() if isinstance(error, RuntimeError) else []
@@ -50,6 +49,13 @@ def explain(error: BaseException, batch_size: int, accumulate: int, processes: i
     if isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in text.lower()):
         return f"{LOST_TOUCH} ({text})"
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory, the host's or a GPU's, has run out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _smaller(local_batch: int, accumulate: int) -> str:

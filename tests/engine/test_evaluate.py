@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -388,6 +389,18 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     assert main(["--wrong"]) == 2
     assert main([]) == 0
     assert "eval.lengths" in capsys.readouterr().out
+
+
+def test_a_machine_that_fails_is_one_line(run, tmp_path, capsys, monkeypatch):
+    words = [str(run), f"eval.out={tmp_path}", "eval.lengths=[1]", "eval.renderings=1"]
+    (tmp_path / "eval.json").mkdir()  # nothing can be written there
+    assert main(words) == 4
+    assert re.fullmatch(r"cannot read or write: .*eval.json\S*: Is a directory; .*\n", capsys.readouterr().err)
+    monkeypatch.setattr(FrozenNetwork, "read", lambda *args: torch.empty(2**50))
+    assert main(words) == 4
+    said = capsys.readouterr().err
+    assert "out of memory; a smaller eval.batch_size" in said
+    assert said.count("\n") == 1
 
 
 def test_runs_under_the_launcher(run, run_process, python, tmp_path):
