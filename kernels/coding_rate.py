@@ -270,8 +270,8 @@ def coding_rate(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Coding rate log det(I + c ZᵀZ) of each batch of rows, in nats; differentiable once, in `z` and `weights`.
 
-    Nothing waits for the device, and it can be captured in a CUDA graph. Exactly one of `alpha` and `eps` is given; as
-    0-dim tensors on the device of `z` they may change between steps without recompiling or a new capture.
+    Nothing waits for the device, and it can be captured in a CUDA graph. Exactly one of `alpha` and `eps` is given. It
+    may change between steps without recompiling; as a 0-dim tensor on the device of `z`, without a new capture too.
 
     Args:
         z: features [..., B, d], bfloat16, float16, float32 or float64, any strides.
@@ -281,9 +281,9 @@ def coding_rate(
         weights: membership of the rows, [..., B], not negative, broadcast against the leading dimensions of `z`: with
             z [B, d] and weights [k, B] there are k rates. B is then the sum of the weights; a class without members
             has rate 0. Their own gradient costs a factor of side d.
-        group: processes whose rows are one batch; each brings as many. The rate is that of the joined batch on every
-            process, and gradients are those of the joined batch times the number of processes, so that the averaging
-            of data-parallel training makes them exact.
+        group: processes whose rows are one batch; one may bring more than another, or none. The rate is that of the
+            joined batch on every process, and gradients are those of the joined batch times the number of processes,
+            so that the averaging of data-parallel training makes them exact. The factor has side d, whatever B is.
         return_info: whether to return the state of the factor as well.
 
     Returns:

@@ -332,8 +332,9 @@ def sigreg(
         span: `half`, on [0, t_max] with doubled weights, or `full`, on [-t_max, t_max].
         seed: int64, 0-dim, on the device of `z`, the same on all processes; it may change between the replays of a
             CUDA graph. Or a plain int.
-        group: processes whose samples are one batch; each brings as many. The statistic is that of the joined batch,
-            gradients are the joined batch's times the number of processes, for data-parallel training to average.
+        group: processes whose samples are one batch; one may bring more than another, or none. The statistic is that
+            of the joined batch, gradients are the joined batch's times the number of processes, for data-parallel
+            training to average.
 
     Returns:
         [...], float32 (float64 for float64).
