@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,24 +48,25 @@ def write_beton(
     count, height, width, _ = images.shape
     if max(height, width) > LARGEST_SIDE:
         raise InputError(f"images are {width}x{height}, a beton takes at most {LARGEST_SIDE} pixels a side")
-    layout = _Layout(count, height, width)
+    frame = _frame(images.shape, images.labels)
+    file_size = frame.end + len(frame.tail)
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
-    if free < layout.file_size:
-        needed = f"{layout.file_size >> 20} MiB are needed, {free >> 20} are free"
+    if free < file_size:
+        needed = f"{file_size >> 20} MiB are needed, {free >> 20} are free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed}", str(path))
     partial, tally = path.with_name(f".{path.name}.partial-{os.getpid()}"), Tally(images.dataset)
     try:
         with partial.open("wb") as file:
-            file.write(layout.head(images.labels))
-            pointers = iter(layout.pointers.tolist())
+            file.write(frame.head)
+            places = iter(frame.places.tolist())
             for part in images.parts():
                 tally.add(part)
                 for image in part:
-                    file.write(bytes(next(pointers) - file.tell()))  # zeros, up to the image's place
+                    file.write(bytes(next(places) - file.tell()))  # zeros, up to the image's place
                     file.write(np.ascontiguousarray(image))
-            file.write(bytes(layout.table - file.tell()))
-            file.write(layout.allocations())
+            file.write(bytes(frame.end - file.tell()))
+            file.write(frame.tail)
             file.flush()
             os.fsync(file.fileno())
         own_mean, own_std = tally.statistics()
@@ -77,7 +79,7 @@ def write_beton(
             mean=list(mean or own_mean),
             std=list(std or own_std),
             pixels_sha256=tally.fingerprint(images.labels),
-            file_size=layout.file_size,
+            file_size=file_size,
             file_sha256=file_sha256(partial),
         )
         sidecar.write(sidecar_path(partial))
@@ -93,58 +95,52 @@ def write_beton(
     return sidecar
 
 
-class _Layout:
-    """Where everything stands in FFCV's file of raw images and labels, byte for byte as its own writer has it.
+class _Frame(NamedTuple):
+    """What stands around the images in a file of FFCV, byte for byte as its own writer has it.
 
     That writer hands each image to a process of its own, which it would wait for in vain when a disk is full.
-
-    Attributes:
-        pointers: place of each image, int64 [N].
-        table: place of the table of images, which ends the file.
     """
 
-    def __init__(self, count: int, height: int, width: int):
-        from ffcv.fields import IntField, RGBImageField
-        from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
+    head: bytes
+    places: np.ndarray  # of the images, int64 [N]
+    end: int  # of the images' pages
+    tail: bytes
 
-        self.count, self.height, self.width = count, height, width
-        self.size = height * width * 3
-        self.page = max(PAGE, 1 << (self.size - 1).bit_length())
-        self.kind = get_metadata_type([RGBImageField(), IntField()])
-        start = HeaderType.itemsize + 2 * FieldDescType.itemsize + count * self.kind.itemsize
-        start = -(-start // self.page) * self.page
-        pages, places = np.divmod(np.arange(count), self.page // self.size)
-        self.pointers = start + pages * self.page + places * self.size
-        self.table = start + (int(pages[-1]) + 1) * self.page
-        self.file_size = self.table + count * ALLOC_TABLE_TYPE.itemsize
 
-    def head(self, labels: np.ndarray) -> bytes:
-        """Header, fields, and what is known of each sample."""
-        from ffcv.fields import IntField, RGBImageField
-        from ffcv.fields.rgb_image import IMAGE_MODES
-        from ffcv.types import CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
+def _frame(shape: tuple[int, ...], labels: np.ndarray) -> _Frame:
+    """Header, fields, what is known of each sample; pages of images; table of where each image is."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.rgb_image import IMAGE_MODES
+    from ffcv.types import (
+        ALLOC_TABLE_TYPE,
+        CURRENT_VERSION,
+        TYPE_ID_HANDLER,
+        FieldDescType,
+        HeaderType,
+        get_metadata_type,
+    )
 
-        header = np.zeros(1, HeaderType)
-        header["version"], header["num_fields"], header["num_samples"] = CURRENT_VERSION, 2, self.count
-        header["page_size"], header["alloc_table_ptr"] = self.page, self.table
-        fields = np.zeros(2, FieldDescType)
-        numbers = {kind: number for number, kind in TYPE_ID_HANDLER.items()}
-        for field, name, kind in zip(fields, (b"image", b"label"), (RGBImageField, IntField), strict=True):
-            field["type_id"] = numbers[kind]
-            field["name"][: len(name)] = list(name)
-        samples = np.zeros(self.count, self.kind)
-        image = samples["f0"]
-        image["mode"], image["height"], image["width"] = IMAGE_MODES["raw"], self.height, self.width
-        image["data_ptr"], samples["f1"] = self.pointers, labels
-        return header.tobytes() + fields.tobytes() + samples.tobytes()
-
-    def allocations(self) -> bytes:
-        """Number, place and size of each image."""
-        from ffcv.types import ALLOC_TABLE_TYPE
-
-        table = np.zeros(self.count, ALLOC_TABLE_TYPE)
-        table["sample_id"], table["ptr"], table["size"] = np.arange(self.count), self.pointers, self.size
-        return table.tobytes()
+    count, height, width, _ = shape
+    size = height * width * 3
+    page = max(PAGE, 1 << (size - 1).bit_length())
+    header = np.zeros(1, HeaderType)
+    fields = np.zeros(2, FieldDescType)
+    samples = np.zeros(count, get_metadata_type([RGBImageField(), IntField()]))
+    begin = -(-(header.nbytes + fields.nbytes + samples.nbytes) // page) * page
+    pages, slots = np.divmod(np.arange(count), page // size)
+    places, end = begin + pages * page + slots * size, begin + (int(pages[-1]) + 1) * page
+    header["version"], header["num_fields"], header["num_samples"] = CURRENT_VERSION, len(fields), count
+    header["page_size"], header["alloc_table_ptr"] = page, end
+    numbers = {kind: number for number, kind in TYPE_ID_HANDLER.items()}
+    for field, name, kind in zip(fields, (b"image", b"label"), (RGBImageField, IntField), strict=True):
+        field["type_id"] = numbers[kind]
+        field["name"][: len(name)] = list(name)
+    image = samples["f0"]
+    image["mode"], image["height"], image["width"], image["data_ptr"] = IMAGE_MODES["raw"], height, width, places
+    samples["f1"] = labels
+    table = np.zeros(count, ALLOC_TABLE_TYPE)
+    table["sample_id"], table["ptr"], table["size"] = np.arange(count), places, size
+    return _Frame(header.tobytes() + fields.tobytes() + samples.tobytes(), places, end, table.tobytes())
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

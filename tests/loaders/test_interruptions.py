@@ -49,13 +49,16 @@ def interrupt(tmp_path):
     def run(module, words, number, launch=()):
         (tmp_path / "run.py").write_text(TELLS.format(module=module))
         command = [sys.executable, *launch, str(tmp_path / "run.py"), *map(str, words)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         said = []
-        while (line := process.stdout.readline()) != "decoding\n":
-            assert line, said
-            said.append(line)
-        process.send_signal(number)
-        rest = process.communicate(timeout=60)[0]  # it ends with the last process that holds the pipe
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            try:
+                while (line := process.stdout.readline()) != "decoding\n":
+                    assert line, said
+                    said.append(line)
+                process.send_signal(number)
+                rest = process.communicate(timeout=60)[0]  # it ends with the last process that holds the pipe
+            finally:
+                process.kill()
         return process.returncode, "".join(said) + rest
 
     return run
