@@ -75,7 +75,7 @@ def write_beton(
             split=split,
             count=count,
             image_size=[height, width],
-            classes=images.classes,
+            classes=[os.fsencode(name).decode(errors="backslashreplace") for name in images.classes],  # JSON is text
             mean=list(mean or own_mean),
             std=list(std or own_std),
             pixels_sha256=tally.fingerprint(images.labels),

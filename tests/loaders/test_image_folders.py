@@ -273,12 +273,16 @@ def test_betons_are_written_of_the_same_images_or_refused_in_the_same_words(fold
     hidden = folder / "train" / "cat" / ".ipynb_checkpoints"
     hidden.mkdir()
     shutil.copy(folder / "train" / "cat" / "0.png", hidden)
+    for split in ("train", "test"):
+        os.rename(folder / split / "dog", os.fsencode(folder / split) + b"/dog\xff")
     expected = read(folder)
     told = capsys.readouterr().err
     assert "6 images; 1 other files passed over: " in told
     assert write([str(folder), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().err == told
-    assert Sidecar.read(tmp_path / "out" / "train.beton.json").pixels_sha256 == expected.fingerprint()
+    sidecar = Sidecar.read(tmp_path / "out" / "train.beton.json")
+    assert sidecar.pixels_sha256 == expected.fingerprint()
+    assert sidecar.classes == ["cat", r"dog\xff"]
     (folder / "test" / "bird").symlink_to("cat")
     with pytest.raises(InputError) as caught:
         read(folder, "test")
