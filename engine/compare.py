@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--against", metavar="NAME", help="row that the others are also compared with, seed by seed")
     args = parser.parse_args(argv)
     try:
+        if args.out and args.out.suffix == ".png":
+            raise InputError(f"--out {args.out}: names the Markdown file, whose figure is the .png beside it")
         runs = [read_run(path) for path in args.runs]
         for run in runs:
             if not run.rows:

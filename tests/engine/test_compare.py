@@ -148,6 +148,7 @@ def test_bad_input_is_one_line(make, tmp_path, capsys):
         ([good, "--against", "z"], "--against z: there are a"),
         ([good, "--metrics", "accuracy"], "--metrics accuracy: no run has it"),
         ([good, "--out", f"{good}/config.yaml/x.md"], "cannot be written"),
+        ([good, "--out", str(tmp_path / "x.png")], "names the Markdown file"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
