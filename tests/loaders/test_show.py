@@ -81,7 +81,7 @@ def test_refuses_what_training_refuses_in_its_words(tmp_path, capsys, monkeypatc
         *("data.root=???", "data.root=nowhere", "data.dataset=cifar10", "nowhere.yaml", "=3"),
         *(str(tmp_path / name) for name in ("own.yaml", "other.yaml", "twice.yaml")),
     ):
-        words = ["configs/smoke.yaml", word]
+        words = ["configs/data/digits_affine.yaml", word]
         assert train(words) == 2
         expected = capsys.readouterr().err
         assert main([*words, "--out", str(tmp_path / "sheet.png")]) == 2
