@@ -362,9 +362,7 @@ def joint_sigreg(
         raise ValueError(f"z must be floating-point [..., N, D] with rows and columns, got {z.dtype} {list(z.shape)}")
     check_settings(num_slices, t_max, num_points, span)
     if not isinstance(seed, Tensor):
-        if not torch.compiler.is_compiling():  # there NumPy's integers are tensors
-            check_seed(seed)
-        seed = torch.zeros((), dtype=torch.int64, device=z.device) + seed  # torch.full would be a graph for each seed
+        seed = _seed_on(z.device, seed)
     if seed.dtype != torch.int64 or seed.ndim or seed.device != z.device:
         raise ValueError(
             f"seed must be int64, 0-dim, on {z.device} like z, got {seed.dtype} {list(seed.shape)} on {seed.device}"
@@ -377,6 +375,19 @@ def joint_sigreg(
 def check_seed(seed: int) -> None:
     if not isinstance(seed, Integral):
         raise ValueError(f"seed must be a whole number, or int64 on the device, got {seed!r}")
+
+
+def _seed_on(device: torch.device, seed: int) -> Tensor:
+    """A seed as a tensor, by arithmetic: `torch.full` would be a graph for each."""
+    if not torch.compiler.is_compiling():  # there NumPy's integers are tensors
+        check_seed(seed)
+    elif isinstance(seed, int):
+        from torch.fx.experimental.symbolic_shapes import guard_or_false  # with SymPy, which takes a while
+
+        # an integer that was computed from a float, as of a schedule, becomes an input of the graph only as a float
+        if guard_or_false(abs(seed) < 2**53):
+            return (torch.ones((), dtype=torch.float64, device=device) * float(seed)).long()
+    return torch.zeros((), dtype=torch.int64, device=device) + seed
 
 
 def check_settings(num_slices: int, t_max: float, num_points: int, span: str) -> None:

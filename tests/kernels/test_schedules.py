@@ -89,9 +89,17 @@ def test_a_loss_compiles_to_two_graphs(name, kind):
 @pytest.mark.parametrize("kind", [int, np.int64, torch.tensor])
 def test_sigreg_compiles_with_new_seeds(kind):
     function, counter = compiled(lambda seed: sigreg(ROWS, num_slices=4, seed=seed))
-    for seed in (0, -1, 3, 2**40, *range(10, 18)):
+    for seed in (0, -1, 3, 2**40, 2**53 + 1, *range(10, 18)):
         torch.testing.assert_close(function(kind(seed)), sigreg(ROWS, num_slices=4, seed=seed))
-    assert counter.frame_count <= 3  # Dynamo makes constants of 0 and 1
+    assert counter.frame_count <= 4  # the first is a constant; beyond 2**53 there is another graph
+
+
+@pytest.mark.parametrize("kind", [float, np.float64])
+def test_sigreg_compiles_with_seeds_from_floats(kind):
+    function, counter = compiled(lambda value: sigreg(ROWS, num_slices=4, seed=int(value * 1000)))
+    for value in VALUES:
+        torch.testing.assert_close(function(kind(value)), sigreg(ROWS, num_slices=4, seed=int(value * 1000)))
+    assert counter.frame_count <= 2
 
 
 def test_a_module_compiles_once():
