@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seqjepa.configs.console import open_console
+from seqjepa.configs.interruption import interruptible
 from seqjepa.loaders import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from seqjepa.engine.model import SeqJEPA
     from seqjepa.engine.training_state import TrainingState
 
-DONE, BAD_INPUT, MACHINE_FAILED, INTERRUPTED = 0, 2, 4, 130
+DONE, BAD_INPUT, MACHINE_FAILED = 0, 2, 4
 HELP = """\
 usage: accelerate launch engine/evaluate.py RUN_OR_CHECKPOINT [...] [section.key=value ...]
 
@@ -33,10 +34,11 @@ are also compared: a grid of training length by evaluation length, and with eval
 Settings (defaults):
 {settings}
 
-Exit codes: 0 done, 2 bad input, 4 the machine failed it, 130 interrupted
-(`accelerate launch` makes every failure 1)."""
+Exit codes: 0 done, 2 bad input, 4 the machine failed it, 128 + signal when
+interrupted (`accelerate launch` makes every failure 1)."""
 
 
+@interruptible("what was finished is written")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     open_console()
@@ -58,9 +60,6 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {error.field + ': ' if error.field else ''}{line}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted: what was finished is written", file=sys.stderr)
-        return INTERRUPTED
     except (OSError, MemoryError, RuntimeError) as error:
         if (cause := _cause(error)) is None:
             raise

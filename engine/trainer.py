@@ -134,7 +134,8 @@ class Trainer:
             changed = self.folder.check_same_experiment(state.config, resumed)
             if state.epoch > config.run.epochs:
                 raise InputError(f"is {config.run.epochs}, {resumed} has {state.epoch} already", "run.epochs")
-        self.loaders = open_loaders(config, accelerator)
+        with self.interrupts.at_once():  # images are read for minutes, and nothing asks meanwhile
+            self.loaders = open_loaders(config, accelerator)
         sums = (resumed / MANIFEST).read_text() if resumed and (resumed / MANIFEST).exists() else f"{resumed}"
         check_agreement(accelerator, {"the checkpoint": sums, "the data": self.loaders.fingerprint})
         if state and state.images != self.loaders.fingerprint:
