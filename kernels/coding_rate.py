@@ -173,6 +173,7 @@ def _(grad, z, weights, mean, mass, c, inverse, center, samples, weighted, group
 
 
 _gradient = differentiable(_backward)
+NO_SCALE = "coding_rate has no derivative in alpha and eps"
 
 
 def _setup(ctx, inputs, output):
@@ -211,7 +212,6 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
     return tangent, None, None, None, None, None
 
 
-NO_SCALE = "coding_rate has no derivative in alpha and eps"
 _rate = differentiable(_forward, _setup, _differentiate, _tangent)
 fold_vmap(_forward)
 fold_vmap(_backward)

@@ -32,7 +32,7 @@ def _count_below(counter: Tensor, number: int) -> Tensor:
 
 
 def differentiable(
-    operator, setup: Callable | None = None, backward: Callable | None = None, jvp: Callable | None = None
+    operator, setup: Callable = lambda *_: (), backward: Callable | None = None, jvp: Callable | None = None
 ) -> Callable:
     """Give an operator its derivatives, under `torch.func` as well.
 
@@ -50,15 +50,13 @@ def differentiable(
         raise RuntimeError(f"{name} has no derivative: {name.removesuffix('_backward')} can be differentiated once")
 
     def save(ctx, inputs, output):
-        if setup is not None:
-            ctx.save_for_backward(*setup(ctx, inputs, output))
+        ctx.save_for_backward(*setup(ctx, inputs, output))
 
     def save_twice(ctx, inputs, output):
         ctx.set_materialize_grads(False)  # None says that there is no tangent
-        if setup is not None:
-            tensors = setup(ctx, inputs, output)
-            ctx.save_for_backward(*tensors)
-            ctx.save_for_forward(*tensors)
+        tensors = setup(ctx, inputs, output)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     methods = {
         "forward": lambda *inputs: operator(*inputs),
