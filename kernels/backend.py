@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -58,15 +60,25 @@ def uses_triton(tensor: Tensor) -> bool:
     """
     if tensor.dtype == torch.float64:
         return False
-    if tensor.is_cuda and triton is None:
-        _announce_no_triton()
+    if tensor.is_cuda and (missing := _missing()):
+        _announce(missing)
         return False
     return tensor.is_cuda or (INTERPRETED and tensor.device.type == "cpu")
 
 
 @functools.cache
-def _announce_no_triton() -> None:
-    warnings.warn("seqjepa.kernels: Triton is not installed, so torch stands in for the kernels", stacklevel=4)
+def _missing() -> str | None:
+    """What keeps Triton's kernels from running on a GPU, in words: Triton, or the C compiler that it needs."""
+    if triton is None:
+        return "Triton is not installed"
+    compiler = os.environ.get("CC")
+    found = shutil.which(compiler) if compiler else shutil.which("gcc") or shutil.which("clang")
+    return None if found else f"there is no C compiler ({compiler or 'gcc or clang'}), which Triton needs"
+
+
+@functools.cache
+def _announce(missing: str) -> None:
+    warnings.warn(f"seqjepa.kernels: {missing}, so torch stands in for the kernels", stacklevel=4)
 
 
 @functools.cache

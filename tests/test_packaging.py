@@ -15,8 +15,11 @@ PACKAGES = ("engine", "kernels", "loaders", "configs")
 
 
 def modules():
+    yield "seqjepa"
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
+            if path.parent.name == "package":  # `seqjepa` itself
+                continue
             parts = ("seqjepa", *path.relative_to(ROOT).with_suffix("").parts)
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -49,6 +52,20 @@ def installed(tmp_path_factory):
         capture_output=True,
     )
     return out / "site", zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_clone_of_that_name_does_not_hide_the_wheel(installed, python, tmp_path):
+    """From the folder above it, as after `git clone ... seqjepa && pip install ./seqjepa`."""
+    import subprocess
+
+    site, _ = installed
+    (tmp_path / "seqjepa").symlink_to(ROOT)
+    environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}
+    for module in ("seqjepa", "seqjepa.kernels._ops", "seqjepa.configs.errors"):
+        code = f"import importlib; print(importlib.import_module({module!r}).__file__)"
+        command = [python, "-c", code]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.stdout.startswith(str(site)), (module, result.stdout, result.stderr)
 
 
 def test_wheel_holds_one_top_level_name(installed):

@@ -16,6 +16,10 @@ import torch
 import seqjepa.kernels
 from seqjepa.kernels import backend
 
+# torch remembers the constructors that `with torch.device(...)` changes when it first looks at them: before a test
+# patches one of them
+torch.utils._device._device_constructors()
+
 LAUNCHES: collections.Counter[str] = collections.Counter()
 
 
