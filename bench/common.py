@@ -17,7 +17,7 @@ import torch
 
 from seqjepa.configs.console import open_console
 from seqjepa.engine.config import Config
-from seqjepa.engine.environment import commit, versions
+from seqjepa.engine.runtime.provenance import commit, versions
 from seqjepa.loaders.loader import Loaders, SequenceLoader
 from seqjepa.loaders.resident import ResidentImages
 from seqjepa.loaders.sampler import Sampler

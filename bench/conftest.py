@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import HISTORY, cpu, history, wait
 
-from seqjepa.engine.environment import commit, versions
+from seqjepa.engine.runtime.provenance import commit, versions
 
 SLOWER = 1.1  # than the last run on the same GPU: a regression
 LEAST = 1e-3  # seconds: what is shorter measures launching, which differs from host to host

@@ -8,7 +8,7 @@ from pathlib import Path
 from common import HISTORY, command_line
 from matplotlib.figure import Figure
 
-from seqjepa.engine.figures import new_figure
+from seqjepa.engine.reports.figures.curves import new_figure
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 

@@ -28,7 +28,7 @@ from torch.optim.adamw import adamw
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import resnet18
 
-from seqjepa.engine.environment import commit, versions
+from seqjepa.engine.runtime.provenance import commit, versions
 from seqjepa.kernels import AdamWEMA, cholesky, coding_rate, ema_update_, sigreg
 from seqjepa.kernels.adamw_ema import adamw_ema_reference
 from seqjepa.kernels.coding_rate import coding_rate_reference

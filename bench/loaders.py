@@ -15,8 +15,8 @@ from pillow import PillowSequences
 from torch.utils.data import DataLoader
 
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.runtime.accelerator import build_accelerator
+from seqjepa.engine.training.learner import Learner
 from seqjepa.loaders.beton import has_ffcv
 from seqjepa.loaders.loader import build_loaders
 from seqjepa.loaders.sources import Images

@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from seqjepa.engine.config import Config
-from seqjepa.engine.model import build_model
-from seqjepa.engine.objectives import Objective
-from seqjepa.engine.probes import mlp
+from seqjepa.engine.evaluation.probes import mlp
+from seqjepa.engine.models.seq_jepa import build_model
+from seqjepa.engine.objectives.terms import Objective
 from seqjepa.loaders.sources import Images
 
 __all__ = ["Peer"]

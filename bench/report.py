@@ -23,8 +23,9 @@ from roofline import CARDS, convolution_seconds, matmul_peak, seconds_of, traini
 
 from seqjepa.configs.errors import InputError
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator, commit, compile_mode, versions
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.runtime.accelerator import build_accelerator, compile_mode
+from seqjepa.engine.runtime.provenance import commit, versions
+from seqjepa.engine.training.learner import Learner
 
 EPOCHS, TRAIN, TEST = 2000, 50_000, 10_000  # of the paper's run
 GIB = 2**30

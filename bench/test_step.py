@@ -10,8 +10,8 @@ from common import loaders_of, random_images
 from peer import Peer
 
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.runtime.accelerator import build_accelerator
+from seqjepa.engine.training.learner import Learner
 
 ON_GPU = torch.cuda.is_available()
 BATCH = 512 if ON_GPU else 64

@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from seqjepa.configs.errors import InputError, shown
+from .errors import InputError, shown
 
 __all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read_plain"]
 

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from seqjepa.configs.console import open_console
-from seqjepa.engine.compose import read_plain
-from seqjepa.engine.config import Config
-from seqjepa.engine.figures import epoch_axis, new_figure
-from seqjepa.engine.records import read_rows, write_atomically
-from seqjepa.loaders import InputError
-from seqjepa.loaders.config import leaves
+from ..configs.console import open_console
+from ..configs.errors import InputError
+from ..configs.files import write_atomically
+from ..configs.section import leaves
+from .compose import read_plain
+from .config import Config
+from .reports.figures.curves import epoch_axis, new_figure
+from .runs.metrics_file import read_rows
 
 __all__ = ["Group", "Run", "differences", "group", "main", "read_run", "to_markdown"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from seqjepa.configs import compose as configs
-from seqjepa.configs.compose import CONFIGS, Composed, describe, dump, read_plain
-from seqjepa.engine.config import Config
+from ..configs import compose as configs
+from ..configs.compose import CONFIGS, Composed, describe, dump, read_plain
+from .config import Config
 
 __all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read_plain"]
 

@@ -5,14 +5,30 @@ from __future__ import annotations
 import os
 import sys
 
+# `accelerate launch` puts this folder first, where `models` or `evaluate` would hide packages of these names
+sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.dirname(os.path.realpath(__file__))]
+
 from seqjepa.configs.console import open_console
+from seqjepa.configs.errors import InputError
+from seqjepa.configs.help import help_page
 from seqjepa.engine.compose import Composed, compose, dump
-from seqjepa.engine.wandb_environment import overruled_of_wandb, wandb_layer
-from seqjepa.loaders import InputError
+from seqjepa.engine.config import Config
+from seqjepa.engine.reports.wandb_environment import overruled_of_wandb, wandb_layer
 
 PARENT = os.getppid()  # before anything slow: a launcher that dies meanwhile must be missed
 DONE, BAD_INPUT = 0, 2
 DEFAULT_CONFIG = "configs/smoke.yaml"
+USAGE = """\
+usage: accelerate launch engine/train.py [CONFIG.yaml ...] [section.key=value ...] [--print-config] [--help]
+
+Trains seq-JEPA. YAML files merge left to right, then overrides; without a file, configs/smoke.yaml.
+  accelerate launch engine/train.py configs/data/cifar10_rot.yaml configs/tier/quick.yaml data.root=data/cifar10
+
+--print-config   show the resolved config and stop
+--help           show this page and stop
+
+Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 the machine failed the run,
+128 + signal when interrupted (`accelerate launch` makes every failure 1)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     composed = None
     try:
         if {"-h", "--help"} & set(argv):
-            from seqjepa.engine.config_help import help_page
-
-            print(help_page())
+            print(help_page(USAGE, Config))
             return DONE
         if unknown := [word for word in argv if word.startswith("-") and word != "--print-config"]:
             raise InputError(
@@ -51,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             for line in overruled_of_wandb(composed.config.tracking, os.environ):
                 print(line)
         # torch is imported from here on: the lines above answer at once
-        from seqjepa.engine.trainer import train
+        from seqjepa.engine.training.trainer import train
 
         return train(composed.config, PARENT)
     except KeyboardInterrupt:  # afterwards the run listens to it itself

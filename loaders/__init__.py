@@ -1,5 +1,5 @@
 """From images on disk to (views, actions, labels) on the device."""
 
-from seqjepa.configs.errors import InputError, shown
+from ..configs.errors import InputError, shown
 
 __all__ = ["InputError", "shown"]

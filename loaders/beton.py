@@ -8,7 +8,6 @@ generators that cannot be replayed; only its reading is used, in the order that 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import math
@@ -22,9 +21,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from seqjepa.loaders import InputError, shown
+from ..configs.errors import InputError, shown
+from ..configs.files import file_sha256
 
-__all__ = ["BetonImages", "Sidecar", "file_sha256", "has_ffcv", "open_beton", "sidecar_path"]
+__all__ = ["BetonImages", "Sidecar", "has_ffcv", "open_beton", "sidecar_path"]
 
 INSTALL_HINT = (
     "apt-get install pkg-config libopencv-dev libturbojpeg0-dev (Ubuntu: libturbojpeg-dev), "
@@ -93,11 +93,6 @@ def _header_count(path: Path) -> int | None:
 
 def sidecar_path(beton: Path) -> Path:
     return beton.with_name(beton.name + ".json")
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def has_ffcv() -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqjepa.kernels.philox import philox
+from ..kernels.philox import philox
 
 __all__ = [
     "ORDER_STREAM",

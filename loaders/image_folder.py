@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seqjepa.loaders import InputError, shown
+from ..configs.errors import InputError, shown
 
 __all__ = ["EXTENSIONS", "ImageFiles", "list_images"]
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqjepa.loaders import InputError
-from seqjepa.loaders.beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
-from seqjepa.loaders.config import ActionsConfig, DataConfig, SequenceConfig
-from seqjepa.loaders.draws import TRAIN_STREAM, VALIDATION_STREAM, words
-from seqjepa.loaders.resident import ResidentImages
-from seqjepa.loaders.sampler import Sampler, subset
-from seqjepa.loaders.sequences import Sequence, build_sequence
-from seqjepa.loaders.sources import SPLITS, Images, Tally, check_alike, check_shape, find_layout, open_images
+from ..configs.errors import InputError
+from .beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
+from .config import ActionsConfig, DataConfig, SequenceConfig
+from .draws import TRAIN_STREAM, VALIDATION_STREAM, words
+from .resident import ResidentImages
+from .sampler import Sampler, subset
+from .sequences import Sequence, build_sequence
+from .sources import SPLITS, Images, Tally, check_alike, check_shape, find_layout, open_images
 
 __all__ = ["Batch", "Loaders", "SequenceLoader", "build_loaders", "padded"]
 

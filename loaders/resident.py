@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqjepa.loaders.beton import BetonImages
-from seqjepa.loaders.sources import Images, Tally, enough_memory
+from .beton import BetonImages
+from .sources import Images, Tally, enough_memory
 
 __all__ = ["ResidentImages"]
 

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import torch
 
-from seqjepa.loaders import InputError
-from seqjepa.loaders.draws import ORDER_STREAM, philox
+from ..configs.errors import InputError
+from .draws import ORDER_STREAM, philox
 
 __all__ = ["Sampler", "subset"]
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, model_validator
 
-from seqjepa.configs.compose import Composed, compose
-from seqjepa.configs.console import open_console
-from seqjepa.configs.interruption import interruptible
-from seqjepa.loaders import InputError
-from seqjepa.loaders.config import ActionsConfig, DataConfig, Section, SequenceConfig
-from seqjepa.loaders.loader import Batch, Loaders, build_loaders
+from ..configs.compose import Composed, compose
+from ..configs.console import open_console
+from ..configs.errors import InputError
+from ..configs.interruption import interruptible
+from ..configs.section import Section
+from .config import ActionsConfig, DataConfig, SequenceConfig
+from .loader import Batch, Loaders, build_loaders
 
 __all__ = ["draw_sheet", "main"]
 

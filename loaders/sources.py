@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from seqjepa.loaders import InputError, shown
-from seqjepa.loaders.image_folder import ImageFiles, list_images
+from ..configs.errors import InputError, shown
+from .image_folder import ImageFiles, list_images
 
 __all__ = ["Images", "Layout", "Tally", "check_alike", "enough_memory", "find_layout", "open_images", "read_images"]
 

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seqjepa.configs.console import open_console
-from seqjepa.configs.interruption import interruptible
-from seqjepa.loaders import InputError
-from seqjepa.loaders.beton import INSTALL_HINT, Sidecar, file_sha256, has_ffcv, sidecar_path
-from seqjepa.loaders.sources import SHAPES, SPLITS, Images, Tally, check_alike, find_layout, open_images
+from ..configs.console import open_console
+from ..configs.errors import InputError
+from ..configs.files import file_sha256
+from ..configs.interruption import interruptible
+from .beton import INSTALL_HINT, Sidecar, has_ffcv, sidecar_path
+from .sources import SHAPES, SPLITS, Images, Tally, check_alike, find_layout, open_images
 
 __all__ = ["main", "write_beton"]
 

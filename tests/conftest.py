@@ -117,7 +117,7 @@ def interrupt_at(monkeypatch):
     """Send this process a signal in the midst of an optimiser step."""
 
     def arm(step, number=signal.SIGTERM):
-        from seqjepa.engine.learner import Learner
+        from seqjepa.engine.training.learner import Learner
 
         original = Learner.step
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seqjepa.engine.console import Reporter
+from seqjepa.engine.reports.console import Reporter
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("engine/train.py", "engine/evaluate.py", "engine/compare.py", "loaders/show.py", "loaders/write.py")

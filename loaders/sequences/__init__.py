@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from seqjepa.loaders import InputError
-from seqjepa.loaders.config import ActionsConfig, SequenceConfig
-from seqjepa.loaders.sequences.affine import Affine
-from seqjepa.loaders.sequences.augment import Augment
-from seqjepa.loaders.sequences.base import Sequence
-from seqjepa.loaders.sequences.rotation import Rotation
+from ...configs.errors import InputError
+from ..config import ActionsConfig, SequenceConfig
+from .affine import Affine
+from .augment import Augment
+from .base import Sequence
+from .rotation import Rotation
 
 __all__ = ["SEQUENCES", "Sequence", "build_sequence"]
 

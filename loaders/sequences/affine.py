@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqjepa.loaders import InputError
-from seqjepa.loaders.draws import integers, uniform
-from seqjepa.loaders.sequences.base import Sequence
+from ...configs.errors import InputError
+from ..draws import integers, uniform
+from .base import Sequence
 
 __all__ = ["Affine"]
 

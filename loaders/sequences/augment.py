@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from seqjepa.kernels.views import color_jitter_, crop, gaussian_blur, grayscale_, solarize
-from seqjepa.loaders.draws import chance, integers, uniform
-from seqjepa.loaders.sequences.base import Sequence
+from ...kernels.views import color_jitter_, crop, gaussian_blur, grayscale_, solarize
+from ..draws import chance, integers, uniform
+from .base import Sequence
 
 __all__ = ["Augment"]
 

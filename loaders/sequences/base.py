@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from seqjepa.loaders.config import ActionsConfig, SequenceConfig
-from seqjepa.loaders.draws import STATISTICS_STREAM, words
+from ..config import ActionsConfig, SequenceConfig
+from ..draws import STATISTICS_STREAM, words
 
 __all__ = ["Sequence"]
 

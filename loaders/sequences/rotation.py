@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqjepa.loaders import InputError
-from seqjepa.loaders.draws import integers
-from seqjepa.loaders.sequences.base import Sequence
+from ...configs.errors import InputError
+from ..draws import integers
+from .base import Sequence
 
 __all__ = ["Rotation"]
 

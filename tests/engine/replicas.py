@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator, open_loaders
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.runtime.accelerator import build_accelerator
+from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.loading import open_loaders
 
 STEPS = 20
 

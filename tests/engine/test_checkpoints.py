@@ -13,14 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from seqjepa.engine import checkpoint_files, manifest
-from seqjepa.engine.checkpoints import Checkpoints, find_checkpoint
-from seqjepa.engine.evaluate import _open
-from seqjepa.engine.manifest import seal
-from seqjepa.engine.records import read_rows
+from seqjepa.configs.errors import InputError
+from seqjepa.engine.evaluation.cases import open_case
+from seqjepa.engine.runs import checksums as manifest
+from seqjepa.engine.runs import tensors as checkpoint_files
+from seqjepa.engine.runs.checkpoints import Checkpoints, find_checkpoint
+from seqjepa.engine.runs.checksums import seal
+from seqjepa.engine.runs.metrics_file import read_rows
+from seqjepa.engine.runs.state import TrainingState
 from seqjepa.engine.train import main
-from seqjepa.engine.training_state import TrainingState
-from seqjepa.loaders import InputError
 
 FILES = ("model.safetensors", "probes.safetensors", "trainer.safetensors", "rng-00000.safetensors")
 FILES += ("state.json", "manifest.json")
@@ -345,6 +346,6 @@ def test_where_results_go_is_not_for_a_checkpoint_to_say(copy, tmp_path):
     (newest / "state.json").write_text(json.dumps(state))
     (newest / "manifest.json").unlink()
     seal(newest)
-    assert _open(newest, [], 0).folder == copy / "eval" / "epoch-0003-fast"
+    assert open_case(newest, [], 0).folder == copy / "eval" / "epoch-0003-fast"
     assert not elsewhere.exists()
-    assert _open(newest, [f"eval.out={elsewhere}"], 0).folder == elsewhere
+    assert open_case(newest, [f"eval.out={elsewhere}"], 0).folder == elsewhere

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from seqjepa.engine.collapse import Moments, collapse_warnings
-from seqjepa.engine.config import DiagnosticsConfig
+from seqjepa.engine.analysis.config import DiagnosticsConfig
+from seqjepa.engine.analysis.spectra import Moments, collapse_warnings
 
 
 def figures(features, parts=3):

@@ -5,11 +5,11 @@ import types
 import pytest
 import torch
 
-from seqjepa.engine import environment
-from seqjepa.engine.compilers import missing_compiler
-from seqjepa.engine.config import RunConfig
+from seqjepa.configs.errors import InputError
+from seqjepa.engine.runtime import accelerator as environment
+from seqjepa.engine.runtime.compilers import missing_compiler
+from seqjepa.engine.runtime.config import RunConfig
 from seqjepa.engine.train import main
-from seqjepa.loaders import InputError
 
 NO_RULES = "gates.rules.digits_affine=[]"
 

@@ -6,11 +6,11 @@ import sys
 import pytest
 import yaml
 
+from seqjepa.configs.errors import InputError
+from seqjepa.configs.help import help_page
 from seqjepa.engine.compose import CONFIGS, compose, dump
 from seqjepa.engine.config import Config
-from seqjepa.engine.config_help import help_page
-from seqjepa.engine.train import main
-from seqjepa.loaders import InputError
+from seqjepa.engine.train import USAGE, main
 
 RUN_CONFIGS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "accelerate")
 
@@ -167,7 +167,7 @@ def test_every_mistake_gets_a_line():
 
 
 def test_help_lists_every_field_with_its_doc():
-    page = help_page()
+    page = help_page(USAGE, Config)
     for name, section in Config.model_fields.items():
         for key, field in section.annotation.model_fields.items():
             assert f"  {name}.{key} = " in page
@@ -179,7 +179,7 @@ def test_help_lists_every_field_with_its_doc():
 
 def test_help_and_errors_do_not_wait_for_torch():
     code = (
-        "import sys; from seqjepa.engine.train import main; main(['--help']); main(['optim.lr=x']);"
+        "import sys; from seqjepa.engine.train import USAGE, main; main(['--help']); main(['optim.lr=x']);"
         "assert not {'torch', 'wandb', 'accelerate', 'matplotlib'} & set(sys.modules), 'slow imports'"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -2,10 +2,10 @@
 
 import pytest
 
-from seqjepa.engine import control
 from seqjepa.engine.compose import compose
-from seqjepa.engine.control import control_key
-from seqjepa.engine.environment import build_accelerator
+from seqjepa.engine.runtime.accelerator import build_accelerator
+from seqjepa.engine.training import untrained_control as control
+from seqjepa.engine.training.untrained_control import control_key
 from seqjepa.loaders.loader import build_loaders
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from accelerate.utils import DynamoBackend
 
+from seqjepa.configs.errors import InputError
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import PACKAGE, build_accelerator, code_digest, crowded, overruled
+from seqjepa.engine.runtime.accelerator import build_accelerator, crowded, overruled
+from seqjepa.engine.runtime.provenance import PACKAGE, code_digest
 from seqjepa.engine.train import main
-from seqjepa.loaders import InputError
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def accelerator(monkeypatch):
             monkeypatch.setenv(name, value)
         config = compose(["configs/smoke.yaml", "run.device=cpu", *words]).config
         made = build_accelerator(config.run, config.optim.accumulate)
-        return made, overruled(config, made)
+        return made, overruled(config.run, config.optim.accumulate, made)
 
     return make
 

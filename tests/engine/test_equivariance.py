@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from seqjepa.engine.equivariance import action_features, equivariance_metrics
+from seqjepa.engine.evaluation.equivariance import action_features, equivariance_metrics
 
 D, CLASSES, ROWS = 12, 3, 600
 TURN = {"rotation": slice(0, 2)}

@@ -14,15 +14,22 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from seqjepa.engine import frozen, probe_protocols
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator
-from seqjepa.engine.equivariance import read_moved
 from seqjepa.engine.evaluate import main
-from seqjepa.engine.evaluation_report import agreement, length_grid
-from seqjepa.engine.frozen import FrozenNetwork, Question, questions, untrained_network
-from seqjepa.engine.manifest import seal
-from seqjepa.engine.probe_protocols import fast_protocol, knn, logistic_regression, paper_protocol, ridge_regression
+from seqjepa.engine.evaluation import frozen
+from seqjepa.engine.evaluation import protocols as probe_protocols
+from seqjepa.engine.evaluation.equivariance import read_moved
+from seqjepa.engine.evaluation.frozen import FrozenNetwork, Question, questions, untrained_network
+from seqjepa.engine.evaluation.protocols import (
+    fast_protocol,
+    knn,
+    logistic_regression,
+    paper_protocol,
+    ridge_regression,
+)
+from seqjepa.engine.evaluation.report import agreement, length_grid
+from seqjepa.engine.runs.checksums import seal
+from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.train import main as train
 from seqjepa.loaders.loader import build_loaders
 

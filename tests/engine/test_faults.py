@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from seqjepa.engine import trainer
-from seqjepa.engine.checkpoints import find_checkpoint
-from seqjepa.engine.failures import explain
-from seqjepa.engine.learner import Learner
-from seqjepa.engine.records import MetricsFile, read_rows
+from seqjepa.engine.runs.checkpoints import find_checkpoint
+from seqjepa.engine.runs.metrics_file import MetricsFile, read_rows
+from seqjepa.engine.runtime.failures import explain
 from seqjepa.engine.train import main
+from seqjepa.engine.training import trainer
+from seqjepa.engine.training.learner import Learner
 
 TRAIN = (sys.executable, "engine/train.py")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
@@ -228,7 +228,7 @@ def test_a_checkpoint_with_a_nan_is_refused(whole, tiny, tmp_path, refused):
     """Even one whose checksums agree."""
     from safetensors.torch import load_file, save_file
 
-    from seqjepa.engine.manifest import seal
+    from seqjepa.engine.runs.checksums import seal
 
     path = shutil.copytree(find_checkpoint(whole), tmp_path / "spoilt")
     tensors = load_file(path / "model.safetensors")
@@ -295,7 +295,7 @@ def test_a_clock_that_jumps_back(tiny, tmp_path, whole, monkeypatch):
 
 CUT = """
 import os, signal, sys
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.training.learner import Learner
 from seqjepa.engine.train import main
 
 original = Learner.step

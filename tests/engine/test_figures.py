@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seqjepa.engine.figures import PANELS, draw_curves, epoch_axis, new_figure
+from seqjepa.engine.reports.figures.curves import PANELS, draw_curves, epoch_axis, new_figure
 
 NAMES = [name for _, names, _ in PANELS for name in names]
 BLUE = (31, 119, 180)  # matplotlib's C0

@@ -6,9 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.train import main
+from seqjepa.engine.training.learner import Learner
 from seqjepa.loaders.loader import build_loaders
 
 

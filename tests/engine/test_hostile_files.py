@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seqjepa.engine import checkpoint_files
-from seqjepa.engine.checkpoints import Checkpoints
+from seqjepa.configs.errors import InputError
 from seqjepa.engine.compare import group, read_run, to_markdown
 from seqjepa.engine.compose import compose
-from seqjepa.engine.manifest import seal
-from seqjepa.engine.records import MetricsFile
-from seqjepa.engine.run_folder import RunFolder
+from seqjepa.engine.runs import tensors as checkpoint_files
+from seqjepa.engine.runs.checkpoints import Checkpoints
+from seqjepa.engine.runs.checksums import seal
+from seqjepa.engine.runs.folder import RunFolder
+from seqjepa.engine.runs.metrics_file import MetricsFile
 from seqjepa.engine.train import main
-from seqjepa.loaders import InputError
 from seqjepa.loaders.beton import Sidecar, open_beton
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "tracker-id")
@@ -97,7 +97,8 @@ def read_all(folder: Path) -> None:
         if found:
             checkpoint_files.read(found)
 
-    run_folder = RunFolder(compose(["configs/smoke.yaml", f"run.dir={folder}"]).config)
+    config = compose(["configs/smoke.yaml", f"run.dir={folder}"]).config
+    run_folder = RunFolder(config, config.run, 1)
     for reader in (table, whole, lambda: run_folder.tracker_id, lambda: MetricsFile(folder / "metrics.jsonl", 1)):
         allowed(reader)
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from seqjepa.engine.interrupts import Interrupted, Interrupts
+from seqjepa.engine.runtime.interrupts import Interrupted, Interrupts
 from seqjepa.engine.train import main
 
 
@@ -92,7 +92,7 @@ import signal
 for name in ("SIGHUP", "SIGALRM", "SIGKILL", "setitimer", "ITIMER_REAL"):
     delattr(signal, name)
 import seqjepa.loaders.write
-from seqjepa.engine.interrupts import Interrupts
+from seqjepa.engine.runtime.interrupts import Interrupts
 with Interrupts(0) as interrupts, interrupts.at_once():
     print([number.name for number in interrupts.SIGNALS])
 """

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqjepa.engine.checkpoints import find_checkpoint
-from seqjepa.engine.interrupts import Interrupted, Interrupts
-from seqjepa.engine.manifest import seal
-from seqjepa.engine.records import read_rows
+from seqjepa.engine.runs.checkpoints import find_checkpoint
+from seqjepa.engine.runs.checksums import seal
+from seqjepa.engine.runs.metrics_file import read_rows
+from seqjepa.engine.runtime.interrupts import Interrupted, Interrupts
 from seqjepa.engine.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def test_a_rank_that_dies_is_named_and_ends_the_job(tiny, tmp_path):
 
 OUT_OF_MEMORY = """
 import os, sys, torch
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.training.learner import Learner
 from seqjepa.engine.train import main
 step = Learner.step
 
@@ -196,22 +196,23 @@ os._exit(code)
     [
         ("extra = ['optim.lr=1e-5'] if rank == '1' else []", "the config"),
         (
-            "import seqjepa.engine.environment as e; extra = []\nif rank == '1': e.code_digest = lambda: 'another'",
+            "from seqjepa.engine.runtime import provenance\nextra = []\n"
+            "if rank == '1': provenance.code_digest = lambda: 'another'",
             "the code",
         ),
         pytest.param(
-            "import seqjepa.engine.environment as e; extra = []\ne._use_bf16 = lambda *given: rank == '1'",
+            "from seqjepa.engine.runtime import provenance as e; extra = []\ne._use_bf16 = lambda *given: rank == '1'",
             "the precision",
             marks=pytest.mark.soak,
         ),
         pytest.param(
-            "import dataclasses, seqjepa.engine.trainer as t; extra, o = [], t.open_loaders\n"
+            "import dataclasses, seqjepa.engine.training.trainer as t; extra, o = [], t.open_loaders\n"
             "t.open_loaders = lambda *given: dataclasses.replace(o(*given), fingerprint=rank)",
             "the data",
             marks=pytest.mark.soak,
         ),
         pytest.param(
-            "import seqjepa.engine.run_folder as f; extra = ['run.resume=auto']\n"
+            "import seqjepa.engine.runs.folder as f; extra = ['run.resume=auto']\n"
             "there = lambda self, say: (self.path.parent / rank / 'checkpoints' / 'epoch-0001', [])\n"
             "f.RunFolder.checkpoint_to_resume = there",
             "the checkpoint",

@@ -128,8 +128,8 @@ def test_two_processes_share_a_run(tiny, tmp_path):
 TWO_RANKS = """
 import copy, os, sys, torch
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator, open_loaders
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.runtime.accelerator import build_accelerator, open_loaders
+from seqjepa.engine.training.learner import Learner
 
 config = compose(sys.argv[1:]).config
 accelerator = build_accelerator(config.run, config.optim.accumulate)

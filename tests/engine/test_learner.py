@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa.engine.compose import compose
-from seqjepa.engine.environment import build_accelerator
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.runtime.accelerator import build_accelerator
+from seqjepa.engine.training.learner import Learner
 from seqjepa.loaders.loader import build_loaders
 
 

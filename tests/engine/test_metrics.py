@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from sklearn.metrics import r2_score
 
-from seqjepa.engine.config import ProbesConfig
-from seqjepa.engine.metrics import R2, Mean, MetricBank, centred_cosine
-from seqjepa.engine.model import Output
-from seqjepa.engine.probes import PROBES, OnlineProbes, probe_features
+from seqjepa.engine.analysis.accumulators import R2, Mean, MetricBank, centred_cosine
+from seqjepa.engine.evaluation.config import ProbesConfig
+from seqjepa.engine.evaluation.probes import PROBES, OnlineProbes, probe_features
+from seqjepa.engine.models.seq_jepa import Output
 
 
 @pytest.fixture(scope="module")

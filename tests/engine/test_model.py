@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from seqjepa.engine.config import ModelConfig, TargetConfig
-from seqjepa.engine.model import build_model
-from seqjepa.engine.objectives import cosine_distance
-from seqjepa.engine.probes import OnlineProbes
+from seqjepa.engine.evaluation.probes import OnlineProbes
+from seqjepa.engine.models.seq_jepa import build_model
+from seqjepa.engine.objectives.terms import cosine_distance
 
 SMALL = ModelConfig(encoder="convnet", width=4, action_dim=8, num_layers=2, predictor_hidden=16)
 
@@ -53,7 +53,7 @@ def test_parameter_counts_are_the_references(action_dim, settings, trainable, wi
 
 
 def test_probe_parameter_counts_are_the_references():
-    from seqjepa.engine.config import ProbesConfig
+    from seqjepa.engine.evaluation.config import ProbesConfig
 
     probes = OnlineProbes(ProbesConfig(), 512, 640, 10, {"rotation": slice(0, 2)})
     sizes = {name: count(head) for name, head in probes.heads.items()}

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from lightly.loss.vicreg_loss import covariance_loss, variance_loss
 
 from seqjepa.engine.compose import compose
-from seqjepa.engine.model import Output, Reading
-from seqjepa.engine.objectives import Objective, cosine_distance, cross_entropy
+from seqjepa.engine.models.seq_jepa import Output, Reading
+from seqjepa.engine.objectives.terms import Objective, cosine_distance, cross_entropy
 from seqjepa.kernels import sigreg
 
 STEP = torch.tensor(0)

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from seqjepa.engine.config import ModelConfig, OptimConfig, TargetConfig
-from seqjepa.engine.model import build_model
-from seqjepa.engine.optimizers import build_optimizer, learning_rate, set_rate
+from seqjepa.engine.config import ModelConfig, TargetConfig
+from seqjepa.engine.models.seq_jepa import build_model
+from seqjepa.engine.training.config import OptimConfig
+from seqjepa.engine.training.optimizers import build_optimizer, learning_rate, set_rate
 
 
 def test_decay_spares_biases_norms_and_tokens():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from seqjepa.engine.processes import JoinedBatchNorm, join_batch_norms
+from seqjepa.engine.runtime.distributed import JoinedBatchNorm, join_batch_norms
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTED = ("model.projector_dim=8", "model.projector_hidden=16", "target.kind=shared", "objective.prediction=mse")
@@ -75,7 +75,7 @@ BATCH_NORM = """
 import os, sys, torch
 import torch.distributed as dist
 from torch import nn
-from seqjepa.engine.processes import join_batch_norms
+from seqjepa.engine.runtime.distributed import join_batch_norms
 
 dist.init_process_group("gloo")
 rank, size = dist.get_rank(), dist.get_world_size()

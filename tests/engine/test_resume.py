@@ -5,15 +5,19 @@ import re
 
 import pytest
 
+from seqjepa.configs.errors import InputError
+from seqjepa.configs.section import Operation, Section, leaves
 from seqjepa.engine.compose import compose
 from seqjepa.engine.config import Config
-from seqjepa.engine.run_folder import RunFolder
+from seqjepa.engine.runs.folder import RunFolder
 from seqjepa.engine.train import main
-from seqjepa.loaders import InputError
-from seqjepa.loaders.config import Operation, Section, leaves
 
 # 160 images in batches of 16: ten steps an epoch
 TEN_STEPS = ("data.batch_size=16", "optim.warmup_epochs=0")
+
+
+def folder_of(config) -> RunFolder:
+    return RunFolder(config, config.run, config.checkpoint.keep)
 
 
 def replaced(section, field: str):
@@ -27,7 +31,7 @@ def replaced(section, field: str):
 @pytest.mark.parametrize("field", [name for name in leaves(Config().model_dump()) if name != "gates.rules"])
 def test_no_setting_changes_without_a_word(field, tmp_path):
     saved = Config()
-    folder = RunFolder(replaced(saved, field))
+    folder = folder_of(replaced(saved, field))
     if Config.is_free(field):
         said = folder.check_same_experiment(saved.model_dump(), tmp_path)
         assert set(said) == (set() if field in ("run.resume", "run.overwrite") else {field})
@@ -52,11 +56,11 @@ def test_a_new_section_is_fixed_unless_it_says_otherwise(tmp_path):
         novelty: Novelty = Novelty()
         watching: Watching = Watching()
 
-    folder = RunFolder(Longer(novelty=Novelty(weight=50.0)))
+    folder = folder_of(Longer(novelty=Novelty(weight=50.0)))
     with pytest.raises(InputError, match=r"is 50.0, the checkpoint .* was trained with 0.1") as caught:
         folder.check_same_experiment(Longer().model_dump(), tmp_path)
     assert caught.value.field == "novelty.weight"
-    folder = RunFolder(Longer(novelty=Novelty(workers=8), watching=Watching(every=9)))
+    folder = folder_of(Longer(novelty=Novelty(workers=8), watching=Watching(every=9)))
     changed = folder.check_same_experiment(Longer().model_dump(), tmp_path)
     assert changed == {"novelty.workers": (1, 8), "watching.every": (1, 9)}
 
@@ -72,7 +76,7 @@ def test_a_new_section_is_fixed_unless_it_says_otherwise(tmp_path):
     ],
 )
 def test_what_decides_what_is_learnt_is_fixed(field, words, tmp_path):
-    folder = RunFolder(compose(["configs/smoke.yaml", *words]).config)
+    folder = folder_of(compose(["configs/smoke.yaml", *words]).config)
     with pytest.raises(InputError) as caught:
         folder.check_same_experiment(compose(["configs/smoke.yaml"]).config.model_dump(), tmp_path)
     assert caught.value.field in {field, *(word.partition("=")[0] for word in words)}

@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from seqjepa.engine.equivariance import within_share
-from seqjepa.engine.subspace_figures import Seen, draw_all
-from seqjepa.engine.subspaces import (
+from seqjepa.engine.analysis.subspaces import (
     fit_circle,
     fit_subspace,
     overlap,
@@ -15,7 +13,9 @@ from seqjepa.engine.subspaces import (
     principal_angles,
     subspace_metrics,
 )
-from seqjepa.engine.sweeps import Factor, Sweep
+from seqjepa.engine.analysis.sweeps import Factor, Sweep
+from seqjepa.engine.evaluation.equivariance import within_share
+from seqjepa.engine.reports.figures.subspaces import Seen, draw_all
 
 D, ANCHORS = 32, 40
 ANGLES = torch.arange(-180.0, 180.0, 15.0)

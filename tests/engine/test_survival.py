@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from seqjepa.engine import checkpoint_files, checkpoints, records, trainer
-from seqjepa.engine.checkpoints import find_checkpoint
-from seqjepa.engine.learner import Learner
-from seqjepa.engine.records import read_rows
-from seqjepa.engine.tracking import Trackers
+from seqjepa.engine.reports.trackers import Trackers
+from seqjepa.engine.runs import checkpoints
+from seqjepa.engine.runs import metrics_file as records
+from seqjepa.engine.runs import tensors as checkpoint_files
+from seqjepa.engine.runs.checkpoints import find_checkpoint
+from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.train import main
+from seqjepa.engine.training import trainer
+from seqjepa.engine.training.learner import Learner
 
 FORK = multiprocessing.get_context("fork")  # torch is imported once for all
 WORDS = ("run.resume=auto", "run.overwrite=false", "run.log_every=2", "checkpoint.keep=2")
@@ -121,7 +124,7 @@ MOMENTS = {
     "in the control": lambda: kill_before(Learner, "step", 3),
     "in a step": lambda: kill_before(Learner, "_record", 18),
     "in a validation": lambda: kill_before(Learner, "share_buffers", 4),
-    "while tensors are written": lambda: kill_half_way_through(checkpoint_files, "_save", 6),
+    "while tensors are written": lambda: kill_half_way_through(checkpoint_files, "save_tensors", 6),
     "before the manifest": lambda: kill_before(checkpoint_files, "seal", 2),
     "before a checkpoint is renamed": lambda: kill_before(checkpoints.Checkpoints, "publish", 2),
     "before the best is linked": lambda: kill_before(checkpoints.Checkpoints, "_link_best", 1),

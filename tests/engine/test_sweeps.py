@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seqjepa.engine.sweeps import factors_of
+from seqjepa.engine.analysis.sweeps import factors_of
 from seqjepa.loaders.config import SequenceConfig
 
 MOVES = {"rotation", "translation_x", "translation_y", "scale"}

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
+from seqjepa.configs.errors import InputError
 from seqjepa.engine.compose import compose
-from seqjepa.engine.wandb_environment import wandb_layer
-from seqjepa.loaders import InputError
+from seqjepa.engine.reports.wandb_environment import wandb_layer
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = (sys.executable, "engine/train.py")
@@ -174,8 +174,8 @@ def lines(path: Path) -> list[str]:
 KILLED_TRACKER = """
 import os, signal, sys
 from pathlib import Path
-from seqjepa.engine import trainer
-from seqjepa.engine.learner import Learner
+from seqjepa.engine.training import trainer
+from seqjepa.engine.training.learner import Learner
 from seqjepa.engine.train import main
 
 moment, words = sys.argv[1], sys.argv[2:]

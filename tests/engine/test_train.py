@@ -10,10 +10,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from seqjepa.engine import diagnostics
-from seqjepa.engine import learner as learner_module
 from seqjepa.engine.compose import compose
 from seqjepa.engine.train import main
+from seqjepa.engine.training import diagnostics
+from seqjepa.engine.training import learner as learner_module
 
 FILES = ("model", "probes", "trainer", "rng-00000")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from seqjepa.loaders import InputError
+from seqjepa.configs.errors import InputError
 from seqjepa.loaders.beton import BetonImages, has_ffcv, open_beton
 from seqjepa.loaders.config import DataConfig, SequenceConfig
 from seqjepa.loaders.loader import build_loaders

@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from seqjepa.configs.errors import InputError
 from seqjepa.engine.compose import compose, dump
 from seqjepa.engine.train import main
-from seqjepa.loaders import InputError
 from seqjepa.loaders.beton import Sidecar
 from seqjepa.loaders.image_folder import EXTENSIONS, list_images
 from seqjepa.loaders.sources import find_layout, read_images

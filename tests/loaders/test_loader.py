@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seqjepa.loaders import InputError
+from seqjepa.configs.errors import InputError
 from seqjepa.loaders.config import DataConfig, SequenceConfig
 from seqjepa.loaders.loader import Batch, build_loaders
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from seqjepa.loaders import InputError
+from seqjepa.configs.errors import InputError
 from seqjepa.loaders.sampler import Sampler, subset
 
 

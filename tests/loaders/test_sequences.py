@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import affine, center_crop
 
-from seqjepa.loaders import InputError
+from seqjepa.configs.errors import InputError
 from seqjepa.loaders.config import ActionsConfig, SequenceConfig
 from seqjepa.loaders.draws import words
 from seqjepa.loaders.sequences import SEQUENCES, build_sequence

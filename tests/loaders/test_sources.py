@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from seqjepa.loaders import InputError
+from seqjepa.configs.errors import InputError
 from seqjepa.loaders.sources import Images, find_layout, read_images
 
 

@@ -1,0 +1,108 @@
+"""Is the representation collapsing? Figures from one pass over features, and a word when they cross a threshold."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .config import DiagnosticsConfig
+
+__all__ = ["COLLAPSE_METRICS", "SEED_NAMES", "Moments", "collapse_warnings", "participation", "spectrum_figures"]
+
+COLLAPSE_METRICS = ("effective_rank", "participation", "rankme", "variance", "variance_min", "isotropy", "pair_cosine")
+# what the reference logged as rank: the participation ratio of singular values, of z and of agg
+SEED_NAMES = {"z": "rank_eq_eff", "agg": "rank_inv_eff"}
+RANKME_EPS = 1e-7
+
+
+class Moments(nn.Module):
+    """First and second moments of features [N, D] and of their directions, on the device."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(width))
+        self.register_buffer("products", torch.zeros(width, width))
+        self.register_buffer("directions", torch.zeros(width))
+        self.register_buffer("count", torch.zeros(()))
+
+    def update(self, features: Tensor) -> None:
+        """Add features [N, D]."""
+        features = features.detach().to(self.total.dtype)
+        self.total += features.sum(0)
+        self.products += features.T @ features
+        self.directions += nn.functional.normalize(features, dim=-1).sum(0)
+        self.count += len(features)
+
+    def spectrum(self) -> Tensor:
+        """Singular values of the centred features over √N, falling [D]."""
+        mean = self.total / self.count
+        covariance = self.products / self.count - torch.outer(mean, mean)
+        return torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().flip(0)
+
+    def compute(self) -> dict[str, float]:
+        """The `COLLAPSE_METRICS`, and `seed_rank`; NaN for fewer than two features, or where one is not finite.
+
+        With λ the eigenvalues of the covariance in D dimensions and σ the singular values of the features:
+
+        - effective_rank: exp of the entropy of the centred σ / Σσ (Roy & Vetterli, 2007)
+        - participation: (Σλ)² / Σλ²
+        - rankme: exp of the entropy of the uncentred σ / Σσ (Garrido et al., arXiv 2210.02885)
+        - variance, variance_min: mean and least of the dimensions' variances
+        - isotropy: participation over the directions that N features can have, min(N - 1, D); 1 for a sphere
+        - pair_cosine: mean cosine of two different features
+        - seed_rank: (Σσ)² / Σσ² of the centred σ
+        """
+        count = self.count.item()
+        if count < 2 or not self.products.isfinite().all():
+            return dict.fromkeys((*COLLAPSE_METRICS, "seed_rank"), math.nan)
+        mean = self.total / count
+        covariance = self.products / count - torch.outer(mean, mean)
+        figures = spectrum_figures(torch.linalg.eigvalsh(covariance).clamp(min=0), int(count))
+        uncentred = torch.linalg.eigvalsh(self.products).clamp(min=0).sqrt()
+        share = uncentred / uncentred.sum().clamp(min=torch.finfo(uncentred.dtype).tiny) + RANKME_EPS
+        variances = covariance.diagonal()
+        return figures | {
+            "rankme": (-(share * share.log()).sum()).exp().item(),
+            "variance": variances.mean().item(),
+            "variance_min": variances.min().clamp(min=0).item(),
+            "pair_cosine": ((self.directions.square().sum() - count) / (count * (count - 1))).item(),
+        }
+
+
+def participation(values: Tensor) -> float:
+    """(Σv)² / Σv² of values that are not negative: how many of them there effectively are; 0 if all vanish."""
+    squares = values.square().sum().item()
+    return values.sum().item() ** 2 / squares if squares else 0.0
+
+
+def spectrum_figures(eigenvalues: Tensor, count: int) -> dict[str, float]:
+    """Effective rank, participation, seed_rank and isotropy of a covariance's eigenvalues [D], of `count` features."""
+    singular = eigenvalues.sqrt()
+    share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
+    possible = max(1, min(count - 1, len(eigenvalues)))
+    return {
+        "effective_rank": (-torch.xlogy(share, share).sum()).exp().item(),
+        "participation": participation(eigenvalues),
+        "seed_rank": participation(singular),
+        "isotropy": participation(eigenvalues) / possible,
+    }
+
+
+def collapse_warnings(metrics: dict[str, float], config: DiagnosticsConfig) -> list[str]:
+    """A sentence for each sign of collapse in the metrics of a validation."""
+    found = []
+    for feature in SEED_NAMES:
+        rank, cosine = metrics[f"participation_{feature}"], metrics[f"pair_cosine_{feature}"]
+        if rank < config.min_rank:
+            found.append(
+                f"{feature} varies along {rank:.3g} direction(s) (participation_{feature}; "
+                f"diagnostics.min_rank = {config.min_rank:g})"
+            )
+        if cosine > config.max_cosine:
+            found.append(
+                f"{feature} points the same way for all images: mean cosine {cosine:.4f} (pair_cosine_{feature}; "
+                f"diagnostics.max_cosine = {config.max_cosine:g})"
+            )
+    return found

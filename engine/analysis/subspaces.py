@@ -1,0 +1,169 @@
+"""The subspaces in which factors of variation move features, and how they lie to each other.
+
+A factor's displacement is the feature less the mean of its own anchor over the sweep, so that what distinguishes the
+anchors is not in it. All computations are in double precision, on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .spectra import participation
+from .sweeps import Sweep
+
+__all__ = [
+    "Circle",
+    "Subspace",
+    "fit_circle",
+    "fit_subspace",
+    "overlap",
+    "plane_curves",
+    "principal_angles",
+    "subspace_metrics",
+]
+
+MOST_TURNS = 4
+
+
+class Subspace(NamedTuple):
+    """Principal directions of a factor's displacements."""
+
+    basis: Tensor  # [D, k], orthonormal
+    spectrum: Tensor  # [D] eigenvalues of the displacements' covariance, falling
+
+    @property
+    def explained(self) -> float:
+        """Share of the variance in the k directions."""
+        total = self.spectrum.sum().item()
+        return self.spectrum[: self.basis.shape[1]].sum().item() / total if total else math.nan
+
+    @property
+    def effective_rank(self) -> float:
+        """Participation ratio of the spectrum, (Σλ)² / Σλ²."""
+        return participation(self.spectrum)
+
+    @property
+    def coordinates(self) -> float:
+        """Participation ratio of the coordinates in the basis: k if it is axis-aligned, D if it is spread evenly."""
+        return participation(self.basis.square().sum(1))
+
+
+class Circle(NamedTuple):
+    """A circle fitted to points of a plane."""
+
+    center: Tensor  # [2]
+    radius: float
+    error: float  # root mean square distance of the points from it, over the radius
+
+
+def fit_subspace(sweep: Sweep, dims: int) -> Subspace:
+    """The `dims` principal directions of a sweep's displacements."""
+    values, vectors = sweep.principal
+    return Subspace(vectors[:, :dims], values)
+
+
+def overlap(one: Tensor, other: Tensor) -> float:
+    """Mean squared cosine of the principal angles of two bases [D, k]: 1 if one holds the other, 0 if orthogonal.
+
+    Two random subspaces overlap by about the larger k over D. The reference divides by the product of the dimensions
+    instead, so that a plane overlaps with itself by a half (defect D10).
+    """
+    return (one.T @ other).square().sum().item() / min(one.shape[1], other.shape[1])
+
+
+def principal_angles(one: Tensor, other: Tensor) -> Tensor:
+    """Principal angles of two bases [D, k] in degrees, rising, as many as the smaller k (Björck & Golub, 1973)."""
+    cosines = torch.linalg.svdvals(one.T @ other).clamp(max=1)
+    return torch.rad2deg(cosines.acos())
+
+
+def plane_curves(sweep: Sweep) -> Tensor:
+    """Displacements [N, S, 2] in their first two principal directions, each anchor's curve scaled to rms radius 1."""
+    curves = sweep.moved @ sweep.principal[1][:, :2]
+    return curves / curves.square().sum(-1).mean(1).sqrt()[:, None, None].clamp(min=torch.finfo(curves.dtype).tiny)
+
+
+def fit_circle(points: Tensor) -> Circle:
+    """The circle that is algebraically nearest to points [N, 2] (Kåsa, 1976)."""
+    design = torch.cat([2 * points, torch.ones_like(points[:, :1])], dim=1)
+    solution = torch.linalg.lstsq(design, points.square().sum(1, keepdim=True)).solution[:, 0]
+    center = solution[:2]
+    radius = (solution[2] + center.square().sum()).clamp(min=0).sqrt().item()
+    distance = (points - center).norm(dim=1) - radius
+    return Circle(center, radius, distance.square().mean().sqrt().item() / radius if radius else math.inf)
+
+
+def _phase(curves: Tensor, degrees: Tensor) -> tuple[float, int]:
+    """How well the polar angle of curves [N, S, 2] follows a multiple of the factor's angle [S], and which multiple.
+
+    1 if it does so exactly. Any smooth closed curve goes round somehow and scores 0.5 or 0.6: read it beside the
+    control. What looks the same after half a turn goes round twice.
+    """
+    polar = torch.atan2(curves[..., 1], curves[..., 0])
+    turn = torch.deg2rad(degrees.to(polar))
+    best = (0.0, 0)
+    for turns in range(1, MOST_TURNS + 1):
+        for sense in (1, -1):
+            locked = torch.polar(torch.ones_like(polar), polar - sense * turns * turn).mean(1).abs().mean().item()
+            best = max(best, (locked, turns))
+    return best
+
+
+def subspace_metrics(
+    sweeps: dict[str, Sweep], before: dict[str, Tensor] | None = None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Figures of each factor's subspace, and its basis.
+
+    - subspace_ev_<f>_<k>: variance explained by its k principal directions
+    - subspace_effrank_<f>: participation ratio of its spectrum
+    - subspace_coordpr_<f>: participation ratio of the coordinates in its basis
+    - subspace_shared_<f>: share of the variance that is the mean curve of all anchors
+    - subspace_energy_<f>: its variance over that between anchors
+    - subspace_overlap_<f>_<g>, subspace_angle_<f>_<g>: of two factors; the smallest principal angle, in degrees
+    - subspace_stability_<f>: overlap with its basis in `before`
+    - circle_error_<f>: distance of an angle's curves in their plane from the fitted circle, over its radius
+    - circle_phase_<f>, circle_turns_<f>: how well they go round with the angle, and how often in a whole turn
+
+    All but the energy are NaN for a factor that moves nothing.
+
+    Args:
+        sweeps: by the factor's name.
+        before: bases of an earlier epoch.
+    """
+    metrics, bases = {}, {}
+    for name, sweep in sweeps.items():
+        factor, energy = sweep.factor, sweep.energy
+        found = fit_subspace(sweep, factor.dims)
+        if not energy:
+            found = Subspace(torch.full_like(found.basis, math.nan), torch.full_like(found.spectrum, math.nan))
+        bases[name] = found.basis
+        anchors = sweep.z[:, factor.identity].double()
+        metrics |= {
+            f"subspace_ev_{name}_{factor.dims}": found.explained,
+            f"subspace_effrank_{name}": found.effective_rank,
+            f"subspace_coordpr_{name}": found.coordinates,
+            f"subspace_shared_{name}": _ratio(sweep.moved.mean(0).square().sum(-1).mean().item(), energy),
+            f"subspace_energy_{name}": _ratio(energy, (anchors - anchors.mean(0)).square().sum(-1).mean().item()),
+        }
+        if factor.closed:
+            curves = plane_curves(sweep)
+            error, (phase, turns) = fit_circle(curves.flatten(0, 1)).error, _phase(curves, factor.values)
+            circle = {f"circle_error_{name}": error, f"circle_phase_{name}": phase, f"circle_turns_{name}": turns}
+            metrics |= circle if energy else dict.fromkeys(circle, math.nan)
+        if before and name in before:
+            metrics[f"subspace_stability_{name}"] = overlap(found.basis, before[name].to(found.basis))
+    for one, other in combinations(bases, 2):
+        metrics[f"subspace_overlap_{one}_{other}"] = overlap(bases[one], bases[other])
+        both = sweeps[one].energy and sweeps[other].energy
+        angle = principal_angles(bases[one], bases[other])[0].item() if both else math.nan
+        metrics[f"subspace_angle_{one}_{other}"] = angle
+    return metrics, bases
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

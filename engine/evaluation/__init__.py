@@ -1,0 +1,1 @@
+"""What do the features of a network hold? Probes, online and frozen, beside an untrained control."""

@@ -1,0 +1,59 @@
+"""Checkpoints that are evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ...configs.compose import compose
+from ...configs.errors import InputError
+from ...loaders.sequences import build_sequence
+from ..config import Config
+from ..models.seq_jepa import SeqJEPA, build_model
+from ..runs.checkpoints import find_checkpoint
+from ..runs.state import TrainingState
+from ..runs.tensors import load_model, read
+from .report import make_folder
+
+__all__ = ["Case", "open_case"]
+
+
+class Case(NamedTuple):
+    """A checkpoint that can be evaluated."""
+
+    checkpoint: Path
+    state: TrainingState
+    model: SeqJEPA
+    config: Config
+    folder: Path  # of its results
+
+    @property
+    def protocols(self) -> list[str]:
+        return ["fast", "paper"] if self.config.eval.protocol == "both" else [self.config.eval.protocol]
+
+
+def open_case(path: Path, overrides: list[str], number: int) -> Case:
+    """Read a checkpoint and see that all but its data can be used; `number` is its place among several, or 0."""
+    found = find_checkpoint(path)
+    if found is None:
+        raise InputError(f"{path}: neither a checkpoint nor a run folder that has one")
+    if found.is_symlink():  # `best`: the results belong to what it points to
+        found = found.parent / found.readlink()
+    try:
+        tensors, state = read(found, files=("model",))
+        # where results go is for the user to say, not for the file
+        here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
+        saved = state.config | here
+        config = compose(overrides, Config, (f"{found}", saved)).config
+        action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # of images of any size
+        model = build_model(config.model, config.target, action_dim)
+        load_model(model, tensors["model"])
+    except InputError as error:
+        raise InputError(str(error) if str(found) in str(error) else f"{found}: {error}") from None
+    run = found.parent.parent if found.parent.name == "checkpoints" else found.parent
+    folder = run / "eval" / f"{found.name}-{'subspace' if config.eval.subspace else config.eval.protocol}"
+    if config.eval.out:
+        folder = Path(config.eval.out).expanduser()
+        folder = folder / f"{number}-{run.name}-{found.name}" if number else folder
+    make_folder(folder)
+    return Case(found, state, model, config, folder)

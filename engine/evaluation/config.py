@@ -1,0 +1,62 @@
+"""Config of the probes and of the evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ...configs.errors import InputError
+from ...configs.section import Operation, Section
+
+__all__ = ["EvalConfig", "ProbesConfig"]
+
+
+class ProbesConfig(Section):
+    """The online probes, trained on detached features beside the model."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of their one Adam; constant."""
+    hidden: int = Field(default=1024, ge=1)
+    """Hidden width of the MLP heads."""
+
+
+class EvalConfig(Operation):
+    """Validation during training, and the frozen-probe evaluation of engine/evaluate.py."""
+
+    fixed = frozenset({"best_metric", "best_mode"})
+
+    every: int = Field(default=1, ge=1)
+    """Epochs between validations; the last epoch always has one."""
+    best_metric: str = "online_linacc_test"
+    """Metric whose best epoch is kept and judged."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether more or less of it is better."""
+    lengths: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]
+    """Numbers of observed views that the aggregate is evaluated at."""
+    protocol: Literal["fast", "paper", "both"] = "fast"
+    """paper: heads trained by Adam on views rendered afresh; fast: closed form and nearest neighbours; or both."""
+    batch_size: int = Field(default=256, ge=2)
+    """Sequences in a batch of the evaluation."""
+    epochs: int = Field(default=300, ge=1)
+    """Epochs of the classifiers and of the MLP heads (protocol=paper)."""
+    linear_epochs: int = Field(default=50, ge=1)
+    """Epochs of the linear heads, those of factors of one dimension (protocol=paper)."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of their Adam (protocol=paper)."""
+    hidden: int = Field(default=1024, ge=1)
+    """Hidden width of the MLP heads (protocol=paper)."""
+    renderings: int = Field(default=2, ge=1)
+    """How often each training image is rendered (protocol=fast)."""
+    neighbours: int = Field(default=20, ge=1)
+    """Nearest neighbours that vote (protocol=fast)."""
+    subspace: bool = False
+    """Whether engine/evaluate.py asks for subspaces, equivariance and their figures instead of the protocol."""
+    out: str | None = None
+    """Folder of the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for several."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvalConfig:
+        if not self.lengths or sorted(set(self.lengths) & set(range(1, 17))) != self.lengths:
+            raise InputError("must grow within 1 to 16, such as [1, 3, 5]", "lengths")
+        return self

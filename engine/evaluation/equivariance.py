@@ -1,0 +1,137 @@
+"""Equivariance of z and invariance of agg in a frozen network: fitted on training images, judged on test images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...loaders.loader import SequenceLoader
+from ..analysis.accumulators import R2
+from .frozen import FrozenNetwork
+from .probes import mean_r2
+from .protocols import HELD_OUT, logistic_regression, ridge_regression
+
+__all__ = ["action_features", "equivariance_metrics", "read_moved", "within_share"]
+
+COMPONENTS = 64  # of z, that actions act on
+
+
+@torch.no_grad()
+def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Callable[[], None]) -> dict[str, Tensor]:
+    """Features of a loader's sequences of M + 1 observed views, of which the first may be the image as it is.
+
+    Args:
+        network: whose last length is M.
+        loader: of the sequences.
+        progress: called after each batch.
+
+    Returns:
+        By name, a row a sequence: `first` and `second`, z of the first two views; `agg` of the M views after the first;
+        `actions` from the first view to the second, which that aggregate is not told; `labels`, `index`.
+    """
+    model, length = network.model, network.lengths[-1]
+    batches = []
+    for batch in loader.epoch(0):
+        with network.accelerator.autocast():
+            z = model.encode(batch.views[:, : length + 1])
+            embedded = model.embed(batch.actions[:, :length])[:, 1:]
+            agg = model.aggregate(z[:, 1:], embedded)
+        features = {"first": z[:, 0].float(), "second": z[:, 1].float(), "agg": agg.float()}
+        batches.append(features | {"actions": batch.actions[:, 0], "labels": batch.labels, "index": batch.index})
+        progress()
+    return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+
+
+def equivariance_metrics(
+    train: dict[str, Tensor],
+    test: dict[str, Tensor],
+    again: dict[str, Tensor],
+    factors: dict[str, slice],
+    num_classes: int,
+) -> dict[str, float]:
+    """What the action does to features, and what it leaves.
+
+    - equivariance_error: of z(g x) predicted from z(x) by a map that is linear in z(x), with coefficients that depend
+      on the action (`action_features`); residual over variance, 1 no better than the mean
+    - equivariance_error_without_action: the same from z(x) alone: what knowing the action is worth
+    - invariance_error_agg, invariance_error_z: share of the variance that lies between two sequences of one image, for
+      agg of moved views and for z of one of them: 0 invariant, 1 no trace of the image
+    - probe_class_acc_inv, probe_class_acc_eq, gap_class: class from the same two, percent
+    - probe_action_r2_eq, probe_action_r2_inv, gap_action: action from the first view to the second, from the z of both
+      and from agg, which sees the second but is not told the action
+
+    Args:
+        train: of `read_moved`.
+        test: likewise, of other images.
+        again: of the same images as `test`, with other draws.
+        factors: factor to its dimensions of the action.
+        num_classes: of the labels.
+    """
+    held_out = train["index"] % HELD_OUT == 0
+    metrics: dict[str, float] = {}
+
+    mean = train["first"].mean(0)
+    directions = torch.pca_lowrank(train["first"] - mean, min(COMPONENTS, *train["first"].shape), center=False)[2]
+    source, test_source = ((part["first"] - mean) @ directions for part in (train, test))
+    moves, test_moves = (action_features(part["actions"], factors) for part in (train, test))
+    for name, inputs, test_inputs in (
+        ("equivariance_error", _products(source, moves), _products(test_source, test_moves)),
+        ("equivariance_error_without_action", source, test_source),
+    ):
+        predicted = ridge_regression(inputs, train["second"], held_out, test_inputs)
+        metrics[name] = _residual(predicted, test["second"].double())
+
+    metrics["invariance_error_agg"] = within_share(test["agg"], again["agg"])
+    metrics["invariance_error_z"] = within_share(test["second"], again["second"])
+
+    for name, feature in (("inv", "agg"), ("eq", "second")):
+        predicted = logistic_regression(
+            train[feature], train["labels"], held_out, test[feature], num_classes=num_classes
+        )
+        metrics[f"probe_class_acc_{name}"] = 100 * (predicted == test["labels"]).double().mean().item()
+    both, test_both = (torch.cat([part["first"], part["second"]], dim=1) for part in (train, test))
+    for name, rows, test_rows in (("eq", both, test_both), ("inv", train["agg"], test["agg"])):
+        predicted = ridge_regression(rows, train["actions"], held_out, test_rows)
+        score = R2(predicted.shape[1]).double().to(predicted.device)
+        score.update(predicted, test["actions"])
+        metrics[f"probe_action_r2_{name}"] = mean_r2(score.compute())
+    metrics["gap_class"] = metrics["probe_class_acc_inv"] - metrics["probe_class_acc_eq"]
+    metrics["gap_action"] = metrics["probe_action_r2_eq"] - metrics["probe_action_r2_inv"]
+    return metrics
+
+
+def action_features(actions: Tensor, factors: dict[str, slice]) -> Tensor:
+    """Actions [N, A], and within each factor of several numbers their products, [N, A'].
+
+    Of the sine and cosine of a turn that makes all functions of a turn up to the second harmonic, and any function
+    of a right angle: what an image looks like after half a turn is within reach.
+    """
+    parts = [actions]
+    for dims in factors.values():
+        numbers = actions[:, dims]
+        if (size := numbers.shape[1]) > 1:
+            rows, columns = torch.triu_indices(size, size, device=actions.device)
+            parts.append(numbers[:, rows] * numbers[:, columns])
+    return torch.cat(parts, dim=1)
+
+
+def within_share(one: Tensor, other: Tensor) -> float:
+    """Share of the variance of features [N, D] that lies within pairs of rows (1 - the intraclass correlation)."""
+    one, other = one.double(), other.double()
+    within = (one - other).square().sum() / (2 * len(one))
+    both = torch.cat([one, other])
+    whole = (both - both.mean(0)).square().sum() / len(both)
+    return (within / whole).item() if whole else math.nan
+
+
+def _products(z: Tensor, moves: Tensor) -> Tensor:
+    """z [N, C], moves [N, A] and all products of the two, [N, C + A + C A]."""
+    return torch.cat([z, moves, (z[:, :, None] * moves[:, None]).flatten(1)], dim=1)
+
+
+def _residual(predicted: Tensor, target: Tensor) -> float:
+    spread = (target - target.mean(0)).square().sum()
+    return ((target - predicted).square().sum() / spread).item() if spread else math.nan

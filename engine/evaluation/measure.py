@@ -1,0 +1,108 @@
+"""Checkpoints measured, each beside its untrained control, and then beside each other."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from ...loaders.loader import build_loaders
+from ..config import Config
+from ..models.seq_jepa import SeqJEPA
+from ..reports.console import Reporter
+from ..runtime.provenance import commit, hardware, versions
+from . import report
+from .cases import Case, open_case
+from .frozen import FrozenNetwork, leakage_length, open_evaluation, questions, untrained_network
+from .protocols import PROTOCOLS
+from .subspaces import evaluate_subspaces
+
+__all__ = ["evaluate"]
+
+
+def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> list[dict[str, Any]]:
+    """Evaluate each checkpoint, write its results, and compare them if there are several.
+
+    Args:
+        paths: of run folders and checkpoints.
+        overrides: `section.key=value`, over each checkpoint's config.
+        reporter: speaks.
+
+    Raises:
+        InputError: a checkpoint, the data or a folder of results cannot be used.
+    """
+    # all of them, before hours are spent on the first
+    cases = [open_case(path, overrides, number if len(paths) > 1 else 0) for number, path in enumerate(paths, start=1)]
+    if any(case.config.eval.subspace for case in cases):
+        return [evaluate_subspaces(case, reporter) for case in cases]
+    together = Path(cases[0].config.eval.out or "runs/comparison").expanduser()
+    if len(cases) > 1:
+        report.check_comparable(cases)
+        report.make_folder(together)
+    results, controls = [], {}
+    for case in cases:
+        result = _measure(case, controls, reporter)
+        report.write(result, case.folder, reporter)
+        results.append(result)
+    if len(results) > 1:
+        report.compare(results, together, reporter)
+    return results
+
+
+def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Reporter) -> dict[str, Any]:
+    """Answers of the trained and of the untrained network; the latter's are kept in `controls` for others like it."""
+    config, settings = case.config, case.config.eval
+    lengths, num_observed = settings.lengths, config.sequence.num_observed
+    accelerator, loaders = open_evaluation(config, max(2, *lengths), case.state.images, reporter.say)
+    asked = questions(lengths, num_observed, loaders.sequence.factors)
+    images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
+    title = " and ".join(case.protocols)
+    reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
+    if config.model.time_embedding and lengths[-1] > num_observed:
+        reporter.say(f"the embeddings of the places after {num_observed} were never trained")
+    result: dict[str, Any] = {
+        "checkpoint": str(case.checkpoint),
+        "task": config.data.name,
+        "epoch": case.state.epoch,
+        "num_observed": num_observed,
+        "lengths": lengths,
+        "leakage_length": leakage_length(lengths, num_observed),
+        "factors": list(loaders.sequence.factors),
+        "images": images,
+        "eval": settings.model_dump(),
+        "seed": config.run.seed,
+        "trained_commit": case.state.commit,
+        "commit": commit(),
+        "timing": {"hardware": hardware(accelerator), "versions": versions()},
+    }
+    steps = {"fast": settings.renderings * len(loaders.train), "paper": settings.epochs * len(loaders.train)}
+
+    def ask(name: str, network: SeqJEPA) -> dict[str, float]:
+        started = time.perf_counter()
+        reporter.advance(f"{protocol}, {name}", 0, total=steps[protocol] + len(loaders.validation))
+        network.to(accelerator.device, memory_format=torch.channels_last)
+        set_seed(config.run.seed)  # trained and untrained get the same heads
+        frozen = FrozenNetwork(network, lengths, accelerator)
+        answers = PROTOCOLS[protocol](frozen, asked, loaders, settings, reporter.advance)
+        result["timing"][f"{protocol}_{name}_seconds"] = time.perf_counter() - started
+        return answers
+
+    for protocol in case.protocols:
+        key = f"{protocol} {_control_key(config)}"
+        trained = ask("trained", case.model)
+        if key not in controls:
+            where = {"seed": config.run.seed, "device": accelerator.device}
+            training = build_loaders(config.data, config.sequence, config.actions, **where)
+            controls[key] = ask("untrained", untrained_network(config, training, accelerator))
+        result[protocol] = {"trained": trained, "untrained": controls[key]}
+    return result
+
+
+def _control_key(config: Config) -> str:
+    """What decides the untrained network's answers."""
+    sections = config.model_dump(include={"data", "sequence", "actions", "model", "target", "eval"})
+    return json.dumps([sections, config.run.seed, config.run.precision, config.run.deterministic])

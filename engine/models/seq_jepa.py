@@ -1,0 +1,296 @@
+"""seq-JEPA (arXiv 2505.03176): encoder, action embedding, aggregator, predictor, and a source of targets.
+
+Letters: B batch, M observed views, V = M + 1, C x H x W image, A action, D encoder features, P action embedding,
+T token width: D + P, or D where the aggregator is told no action. E width of predictions: D, or the projector's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig, TargetConfig
+from .encoders import build_encoder
+from .targets import Sharpening, build_target, encode
+
+__all__ = ["ActionEmbedding", "Aggregator", "Output", "Predictor", "Projector", "Reading", "SeqJEPA", "build_model"]
+
+
+class Reading(NamedTuple):
+    """What one pass over the sequence yields."""
+
+    agg: Tensor  # [B, T] aggregate of the sequence
+    prediction: Tensor  # [B, E] of the target
+    target: Tensor  # [B, E]
+
+
+class Output(NamedTuple):
+    """What a forward pass yields."""
+
+    z: Tensor  # [B, M, D] encoder features of the observed views
+    agg: Tensor  # [B, T] aggregate of the sequence
+    prediction: Tensor  # [B, E] of the target
+    target: Tensor  # [B, E] of the target view; after projection and sharpening, where there are any
+    encoded: Tensor  # [B, N, D] encoder features of the views that it saw: M, or V with the target among them
+    target_z: Tensor  # [B, n, D] features of the n targets, without gradient; the first is the last view's
+    projections: Tensor | None = None  # [B, V, E] of all views
+    backwards: Reading | None = None  # of the sequence from its last view to its first
+
+    @property
+    def readings(self) -> list[Reading]:
+        """Of the sequence forwards and, if it was read so too, backwards."""
+        forwards = Reading(self.agg, self.prediction, self.target)
+        return [forwards] if self.backwards is None else [forwards, self.backwards]
+
+    def float(self) -> Output:
+        """The same in float32."""
+        return self.each(lambda x: x.float())
+
+    def first(self, count: int) -> Output:
+        """Of the first `count` sequences."""
+        return self.each(lambda x: x[:count])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Output:
+        """With every field changed in one way."""
+        backwards = None if self.backwards is None else Reading(*map(change, self.backwards))
+        return Output(*(x if x is None else change(x) for x in self[:-1]), backwards)
+
+
+class ActionEmbedding(nn.Module):
+    """Linear map of actions, then batch norm without gain: [N, A] -> [N, P].
+
+    Each action passes once, and only real ones do: the reference normalises twice a step, and counts rows
+    that it then overwrites with zeros (defect D19).
+    """
+
+    def __init__(self, action_dim: int, width: int):
+        super().__init__()
+        self.linear = nn.Linear(action_dim, width, bias=False)
+        self.norm = nn.BatchNorm1d(width, affine=False)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        return self.norm(self.linear(actions))
+
+
+class Aggregator(nn.Module):
+    """Transformer over the views with a learnt AGG token in front: tokens [B, M, T] -> [B, T].
+
+    Post-norm layers with ReLU, and a last LayerNorm. Each layer has its own initial weights (the reference
+    copies one, defect D27). `time_embedding` adds a learnt embedding of the place; without it, order shows only
+    in the actions.
+    """
+
+    MAX_VIEWS = 16
+
+    def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float, time_embedding: bool = False):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.time = nn.Parameter(torch.empty(self.MAX_VIEWS, width).normal_(std=0.02)) if time_embedding else None
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, num_heads, 4 * width, dropout, activation="relu", batch_first=True)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.time is not None:
+            tokens = tokens + self.time[: tokens.shape[1]]
+        tokens = torch.cat([self.token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)  # [B, 1+M, T]
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.norm(tokens[:, 0])
+
+
+class Predictor(nn.Module):
+    """Two-layer MLP with batch norm: aggregate and last action, [B, T + P] -> [B, D]."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, outputs),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)
+
+
+class Projector(nn.Module):
+    """Three-layer MLP with batch norm (LeJEPA's head): features [N, D] -> [N, E], of unit length if asked."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, unit: bool = False):
+        super().__init__()
+        self.unit = unit
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, outputs),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        projections = self.layers(features)
+        return F.normalize(projections, dim=-1) if self.unit else projections
+
+
+class SeqJEPA(nn.Module):
+    """Predicts the features of a view from earlier views and the actions between them.
+
+    Args:
+        encoder: images [N, C, H, W] -> features [N, D].
+        action_embedding: actions [N, A] -> [N, P]; None where no part is told any.
+        aggregator: tokens [B, M, T] -> [B, T].
+        predictor: [B, T + P] -> [B, E], or [B, T] where it is told no action.
+        target: source of the targets.
+        projector: features [N, D] -> [N, E]; predictions are then of projections.
+        sharpening: targets [B, N, E] -> distributions.
+        num_features: D.
+        token_width: T.
+        prediction_width: E.
+        aggregator_action: whether the aggregator is told the actions between the views.
+        predictor_action: whether the predictor is told the action that leads to the target.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        action_embedding: nn.Module | None,
+        aggregator: nn.Module,
+        predictor: nn.Module,
+        target: nn.Module,
+        projector: nn.Module | None = None,
+        sharpening: nn.Module | None = None,
+        *,
+        num_features: int,
+        token_width: int,
+        prediction_width: int,
+        aggregator_action: bool = True,
+        predictor_action: bool = True,
+    ):
+        super().__init__()
+        self.num_features = num_features
+        self.token_width = token_width
+        self.prediction_width = prediction_width
+        self.aggregator_action = aggregator_action
+        self.predictor_action = predictor_action
+        self.encoder = encoder
+        self.action_embedding = action_embedding
+        self.aggregator = aggregator
+        self.predictor = predictor
+        self.target = target
+        self.projector = projector
+        self.sharpening = sharpening
+
+    def forward(self, views: Tensor, actions: Tensor, inverse_actions: Tensor | None = None) -> Output:
+        """Encode, aggregate, predict.
+
+        Args:
+            views: [B, V, C, H, W]; the last is the target.
+            actions: [B, V - 1, A]; action i carries view i to view i + 1.
+            inverse_actions: [B, V - 1, A]; action i carries view i + 1 back to view i. With them the sequence is also
+                read backwards, and view 0 predicted.
+        """
+        return self.read(*self.look(views, both=inverse_actions is not None), actions, inverse_actions)
+
+    def look(self, views: Tensor, *, both: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Features [B, N, D] by the encoder, of all views or of the observed ones; and those of the targets.
+
+        The latter are [B, 1, D], or with `both` [B, 2, D], of the last view and of view 0; None where they are among
+        the former.
+        """
+        if self.target.joint:
+            return self.encode(views), None
+        z = self.encode(views if both else views[:, :-1])
+        return z, self.target.features(self.encoder, _ends(views, both))
+
+    def read(
+        self, z: Tensor, target_z: Tensor | None, actions: Tensor, inverse_actions: Tensor | None = None
+    ) -> Output:
+        """All that follows the encoder; arguments as `look` returns and `forward` takes them."""
+        num_observed = actions.shape[1]
+        both = inverse_actions is not None
+        if target_z is None:
+            target_z = _ends(z, both)
+        projections = None
+        targets = target_z
+        if self.projector is not None:
+            projections = self.projector(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+            targets = _ends(projections, both)
+        if self.target.detached:
+            targets = targets.detach()
+        if self.sharpening is not None:
+            targets = self.sharpening(targets)
+        if not both:
+            forwards = self._reading(z[:, :num_observed], self.embed(actions), targets[:, 0])
+            backwards = None
+        else:  # one pass through the embedding's batch norm
+            embedded = self.embed(torch.cat([actions, inverse_actions.flip(1)]))
+            embedded, embedded_back = embedded.chunk(2)
+            forwards = self._reading(z[:, :num_observed], embedded, targets[:, 0])
+            backwards = self._reading(z[:, 1:].flip(1), embedded_back, targets[:, 1])
+        return Output(z[:, :num_observed], *forwards, z, target_z.detach(), projections, backwards)
+
+    def _reading(self, z: Tensor, embedded: Tensor, target: Tensor) -> Reading:
+        agg = self.aggregate(z, embedded[:, :-1])
+        inputs = torch.cat([agg, embedded[:, -1].to(agg.dtype)], dim=-1) if self.predictor_action else agg
+        return Reading(agg, self.predictor(inputs), target)
+
+    def encode(self, views: Tensor) -> Tensor:
+        """Features [B, N, D] of views [B, N, C, H, W]."""
+        return encode(self.encoder, views)
+
+    def embed(self, actions: Tensor) -> Tensor:
+        """Embedded actions [B, N, P] of actions [B, N, A]; in training, normalised over all of them."""
+        if self.action_embedding is None:
+            return actions
+        return self.action_embedding(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
+
+    def aggregate(self, z: Tensor, embedded: Tensor) -> Tensor:
+        """Aggregate [B, T] of the features of any number of views and the embedded actions between them.
+
+        Args:
+            z: [B, N, D].
+            embedded: [B, N - 1, P]; the last view's token carries none: where it leads is the predictor's question.
+        """
+        if not self.aggregator_action:
+            return self.aggregator(z)
+        none = z.new_zeros(len(z), 1, self.token_width - self.num_features)
+        carried = torch.cat([embedded.to(z.dtype), none], dim=1)
+        return self.aggregator(torch.cat([z, carried], dim=-1))
+
+
+def _ends(x: Tensor, both: bool) -> Tensor:
+    """What x [B, N, ...] has last, [B, 1, ...], or last and first, [B, 2, ...]."""
+    return torch.stack([x[:, -1], x[:, 0]], dim=1) if both else x[:, -1:]  # a list as index would wait for the device
+
+
+def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> SeqJEPA:
+    """The network that the config describes, for actions of `action_dim` numbers."""
+    encoder, features = build_encoder(config)
+    told = config.aggregator_action or config.predictor_action
+    token = features + config.action_dim * config.aggregator_action
+    width = config.projector_dim or features  # of predictions
+    unit = config.projector_norm == "unit"
+    return SeqJEPA(
+        encoder,
+        ActionEmbedding(action_dim, config.action_dim) if told else None,
+        Aggregator(token, config.num_layers, config.num_heads, config.dropout, config.time_embedding),
+        Predictor(token + config.action_dim * config.predictor_action, config.predictor_hidden, width),
+        build_target(target, encoder),
+        Projector(features, config.projector_hidden, width, unit) if config.projector_dim else None,
+        Sharpening(width, target.temperature, target.center_momentum) if target.sharpening else None,
+        num_features=features,
+        token_width=token,
+        prediction_width=width,
+        aggregator_action=config.aggregator_action,
+        predictor_action=config.predictor_action,
+    )

@@ -1,0 +1,1 @@
+"""What does training minimise? A weighted sum of named terms."""

@@ -1,0 +1,1 @@
+"""What does a person see? Console, trackers, figures."""

@@ -1,0 +1,48 @@
+"""Config of the trackers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ...configs.errors import InputError
+from ...configs.section import Operation
+
+__all__ = ["TrackingConfig"]
+
+LONGEST = 128  # name, project, entity or group that W&B takes, in characters
+
+
+class TrackingConfig(Operation):
+    """Trackers, through Accelerate; metrics.jsonl is always written. Of what is not set, W&B's environment (WANDB_MODE,
+    WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_NAME, WANDB_INIT_TIMEOUT) comes before the defaults."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """Mode of Weights & Biases."""
+    tensorboard: bool = False
+    """Whether TensorBoard files are written too."""
+    project: str = "seqjepa"
+    """W&B project."""
+    entity: str | None = None
+    """W&B entity."""
+    group: str | None = None
+    """W&B group."""
+    run_name: str | None = None
+    """Name of the run in W&B; null is run.name."""
+    init_timeout: float = Field(default=20.0, gt=0)
+    """Seconds that W&B has to answer before the run goes on offline."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrackingConfig:
+        # offline W&B takes what its server refuses when the run is uploaded
+        for field, forbidden in {"project": "/\\#?%:", "entity": "/\\#?%: ", "group": "", "run_name": ""}.items():
+            value = getattr(self, field)
+            if value is None or (
+                1 <= len(value) <= LONGEST and value.isprintable() and not set(value) & set(forbidden)
+            ):
+                continue
+            without = f", none of them one of {' '.join(forbidden.strip())}" if forbidden else ""
+            without += " or a space" if " " in forbidden else ""
+            raise InputError(f"must be one line of 1 to {LONGEST} characters{without}", field)
+        return self

@@ -1,0 +1,1 @@
+"""What is drawn? Curves of a training, frozen probes, subspaces."""

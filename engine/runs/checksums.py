@@ -1,0 +1,108 @@
+"""The manifest of a checkpoint: size and SHA-256 of each of its files, so that damage is found in time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+from pathlib import Path
+
+from ...configs.errors import InputError
+from ...configs.files import file_sha256, naming, to_json
+
+__all__ = ["MANIFEST", "Damaged", "Unreadable", "read_failure", "regular_file", "seal", "verify"]
+
+MANIFEST = "manifest.json"
+NAMES = re.compile(r"(model|probes|trainer|rng-\d{5})\.safetensors|state\.json")
+
+NEEDED = ("model.safetensors", "probes.safetensors", "trainer.safetensors", "rng-00000.safetensors", "state.json")
+
+
+class Damaged(InputError):
+    """A file of a checkpoint is missing, cut short or changed."""
+
+
+class Unreadable(InputError):
+    """A file of a checkpoint cannot be read, for a reason that says nothing of its content, such as permissions."""
+
+
+def read_failure(path: Path, error: OSError) -> InputError:
+    """What it means for a checkpoint that a file could not be opened or read: damage, or only no access."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return Damaged(f"{path}: missing", "run.resume")
+    if error.errno == errno.EIO:  # the disk has lost it
+        return Damaged(f"{path}: cannot be read ({error.strerror})", "run.resume")
+    advice = "it may be whole: let this user read it, or name another checkpoint in run.resume"
+    return Unreadable(f"{path}: cannot be read ({error.strerror}); {advice}", "run.resume")
+
+
+def regular_file(path: Path) -> os.stat_result:
+    """Status of a file of a checkpoint.
+
+    Raises:
+        Damaged: it is missing, or no file: a pipe would never end.
+        Unreadable: its folder cannot be entered.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise read_failure(path, error) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged(f"{path}: missing, there is something else of this name", "run.resume")
+    return status
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of all files in a folder, and bring everything to the disk."""
+    entries = {
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(folder.iterdir())
+    }
+    with naming(folder / MANIFEST):
+        (folder / MANIFEST).write_text(to_json(entries, indent=1) + "\n")
+    for path in [*folder.iterdir(), folder]:
+        to_disk(path)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a loss of power."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def verify(folder: Path) -> None:
+    """Compare each file of a checkpoint with its manifest.
+
+    Raises:
+        Damaged: names the first file that is missing, of another size, or changed.
+        Unreadable: names the first file that cannot be read.
+    """
+    manifest = folder / MANIFEST
+    regular_file(manifest)
+    try:
+        entries = json.loads(manifest.read_text(encoding="utf-8"))
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in entries.items()}
+    except OSError as error:
+        raise read_failure(manifest, error) from None
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise Damaged(f"{manifest}: not a manifest ({type(error).__name__})", "run.resume") from None
+    for needed in NEEDED:
+        if needed not in expected:
+            raise Damaged(f"{manifest}: does not list {needed}", "run.resume")
+    for name, (size, sha256) in expected.items():
+        path = folder / name
+        if not NAMES.fullmatch(name):  # a manifest leads nowhere else
+            raise Damaged(f"{manifest}: lists {name!r}, which is no file of a checkpoint", "run.resume")
+        found_size = regular_file(path).st_size
+        if found_size != size:
+            raise Damaged(f"{path}: {found_size} bytes, the manifest says {size}", "run.resume")
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise read_failure(path, error) from None
+        if found != sha256:
+            raise Damaged(f"{path}: changed, its checksum is not the manifest's", "run.resume")

@@ -1,0 +1,18 @@
+"""Config of what a run saves."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ...configs.section import Operation
+
+__all__ = ["CheckpointConfig"]
+
+
+class CheckpointConfig(Operation):
+    """What is saved, and how much of it is kept."""
+
+    every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints; the last, the best and an interrupted one are always saved."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept, besides the best."""

@@ -1,0 +1,60 @@
+"""metrics.jsonl: a line for each epoch of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ...configs.files import naming, to_json, write_atomically
+
+__all__ = ["MetricsFile", "read_rows"]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a metrics.jsonl, each a mapping of names to numbers; none if there is no file.
+
+    A line that is no such record is left out: a crash may have cut the last, time may have damaged another.
+    """
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if _numbers(row) and type(row.get("epoch")) is int and _numbers(row.get("timing", {})):
+                rows.append(row)
+    return rows
+
+
+def _numbers(record: Any) -> bool:
+    """Whether a record holds numbers alone, `timing` apart."""
+    if not isinstance(record, dict):
+        return False
+    return all(value is None or type(value) in (int, float) for name, value in record.items() if name != "timing")
+
+
+class MetricsFile:
+    """metrics.jsonl: a line an epoch.
+
+    Args:
+        path: of the file.
+        epochs: lines of later epochs, left by a run that is resumed from before them, are dropped.
+
+    Attributes:
+        lost: epochs up to that one whose lines are missing or damaged.
+    """
+
+    def __init__(self, path: Path, epochs: int):
+        self.path = path
+        known = {row["epoch"]: row for row in read_rows(path)}
+        self.rows = [known[epoch] for epoch in range(1, epochs + 1) if epoch in known]
+        self.lost = [epoch for epoch in range(1, epochs + 1) if epoch not in known]
+        write_atomically(path, "".join(to_json(row) + "\n" for row in self.rows))
+
+    def append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with naming(self.path), self.path.open("a") as file:
+            file.write(to_json(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

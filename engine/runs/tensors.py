@@ -1,0 +1,249 @@
+"""A checkpoint's files: tensors of model, probes, optimisers and generators, and the record beside them.
+
+Tensors are safetensors, all else is JSON: reading a checkpoint executes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ...configs.errors import InputError, shown
+from ...configs.files import naming, to_json
+from .checksums import MANIFEST, Damaged, read_failure, regular_file, seal, verify
+from .state import VERSION, TrainingState, read_state
+
+__all__ = ["check", "load_model", "read", "restore", "save_tensors", "write"]
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
+METRIC_BANKS = ("train_losses", "train_metrics")
+
+
+def check(path: Path) -> TrainingState:
+    """The record of a checkpoint whose files are whole.
+
+    Raises:
+        Damaged: one is missing, cut short or changed.
+        Unreadable: this user may not read one.
+        InputError: it is of a version that cannot be read.
+    """
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        raise read_failure(path, error) from None
+    if MANIFEST in names or "state.json" not in names:
+        verify(path)
+    state, version = read_state(path / "state.json")
+    if version > 3 and MANIFEST not in names:  # since version 4 there is always one
+        raise Damaged(f"{path / MANIFEST}: missing", "run.resume")
+    return state
+
+
+def read(
+    path: Path, rank: int = 0, files: tuple[str, ...] = ("model", "probes", "trainer")
+) -> tuple[dict[str, dict[str, Tensor]], TrainingState]:
+    """Tensors by file, and the record, of a checkpoint.
+
+    Args:
+        path: its folder.
+        rank: of the process whose generators are read; one that has none in the file starts fresh ones.
+        files: which of its files are read.
+
+    Raises:
+        Damaged: a file is missing, cut short or changed.
+        Unreadable: this user may not read one.
+        InputError: it is of another version, or holds a number that is not finite.
+    """
+    state = check(path)
+    try:
+        for name in files:
+            regular_file(path / f"{name}.safetensors")
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in files}
+        generators = path / f"rng-{rank:05d}.safetensors"
+        tensors["rng"] = load_file(generators) if generators.is_file() else {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise Damaged(f"{path}: not a readable checkpoint ({error})", "run.resume") from None
+    for file, entries in tensors.items():
+        for name, tensor in entries.items():
+            if tensor.dtype not in DTYPES:
+                raise InputError(f"{path}: {file} {shown(name)} is {tensor.dtype}", "run.resume")
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise InputError(f"{path}: {file} {shown(name)} is not finite", "run.resume")
+    return tensors, state
+
+
+def write(folder: Path, learner: Any, accelerator: Accelerator, state: dict[str, Any]) -> str | None:
+    """Write a checkpoint's files; every process calls it.
+
+    Args:
+        folder: receives them; made anew.
+        learner: whose model, probes, optimisers and metrics are saved.
+        accelerator: of the processes.
+        state: what goes into state.json.
+
+    Returns:
+        The name of a tensor that is not finite, and then nothing was written; else None.
+    """
+    tensors = {"model": learner.model.state_dict(), "probes": learner.probes.state_dict()}
+    trainer = optimizer_tensors(learner.optimizer, learner.model, "optimizer")
+    trainer |= optimizer_tensors(learner.probe_optimizer, learner.probes, "probe_optimizer")
+    for bank in METRIC_BANKS:
+        # each process holds its own part of the metrics: their sum goes into the file
+        collected = getattr(learner, bank).collect(accelerator).state_dict()
+        trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
+    tensors["trainer"] = trainer
+    for file, entries in tensors.items():
+        for name, tensor in entries.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                return f"{file} {name}"
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    save_tensors(rng_tensors(), folder / f"rng-{accelerator.process_index:05d}.safetensors")
+    if accelerator.is_main_process:
+        for file, entries in tensors.items():
+            save_tensors(entries, folder / f"{file}.safetensors")
+        with naming(folder / "state.json"):
+            (folder / "state.json").write_text(
+                to_json({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8"
+            )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        seal(folder)
+    return None
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, from the CPU, dense and in the standard layout, under the mode of the umask."""
+    with naming(path):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        # safetensors makes files that their owner alone may read; the umask decided the folder's mode
+        path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
+    """Put a learner, and this process's generators, where a checkpoint left them.
+
+    Args:
+        learner: freshly built from the same config.
+        accelerator: of the processes.
+        tensors: of `read`.
+        step: optimiser steps done.
+
+    Raises:
+        InputError: the tensors are not those of this network.
+    """
+    try:
+        load_model(learner.model, tensors["model"])
+        learner.probes.load_state_dict(tensors["probes"])
+        load_optimizer(learner.optimizer, learner.model, "optimizer", tensors["trainer"])
+        load_optimizer(learner.probe_optimizer, learner.probes, "probe_optimizer", tensors["trainer"])
+        if accelerator.is_main_process:  # the others add to the sum from zero
+            for bank in METRIC_BANKS:
+                getattr(learner, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
+    except RuntimeError as error:
+        raise InputError(f"its tensors are not this network's ({str(error).splitlines()[0]})", "run.resume") from None
+    learner.device_step.fill_(step)
+    try:
+        load_rng(tensors["rng"])
+    except (RuntimeError, ValueError, TypeError, OverflowError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"its generators' state is none ({reason})", "run.resume") from None
+
+
+def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load weights that are all of this network's, or raise an `InputError` that names one that differs."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in own | found:
+        if own.get(name) != found.get(name):
+            difference = f"{shown(name)} is {found.get(name, 'missing')}, the config asks for {own.get(name, 'none')}"
+            raise InputError(f"its tensors are not this network's ({difference})", "run.resume")
+    model.load_state_dict(tensors)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Entries whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """State of an optimiser as `<prefix>.<parameter>.<entry>`."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return {
+        f"{prefix}.{names[parameter]}.{entry}": value
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+    }
+
+
+ENTRIES = ("step", "exp_avg", "exp_avg_sq", "ema")  # of AdamW's state, and of the teacher's average
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
+) -> None:
+    """The reverse of `optimizer_tensors`; entries take their parameter's device and layout.
+
+    Optimisers believe their state: torch's fused Adam writes beyond an entry that is too short. So all is compared.
+    """
+    found = {name for name in tensors if name.startswith(f"{prefix}.")}
+    if optimizer.param_groups and not found:
+        raise InputError(f"{prefix} has no state", "run.resume")
+    for name, parameter in module.named_parameters():
+        entries = _under(f"{prefix}.{name}.", tensors)
+        if entries and not {"step", "exp_avg", "exp_avg_sq"} <= entries.keys() <= {*ENTRIES}:
+            raise InputError(f"{prefix} of {name} has {', '.join(map(shown, sorted(entries)))}", "run.resume")
+        for entry, value in entries.items():
+            shape = () if entry == "step" else tuple(parameter.shape)
+            if tuple(value.shape) != shape or value.dtype not in FLOATS:
+                given = f"{tuple(value.shape)} of {value.dtype}"
+                raise InputError(f"{prefix} of {name}: {entry} is {given}, not {shape} of floats", "run.resume")
+            if entry == "step":
+                moved = value.to(parameter.device) if optimizer.defaults.get("fused") else value
+            else:
+                moved = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
+            optimizer.state[parameter][entry] = moved.detach()
+            found.discard(f"{prefix}.{name}.{entry}")
+    if found:
+        raise InputError(f"{shown(min(found))} belongs to nothing here", "run.resume")
+
+
+def rng_tensors() -> dict[str, Tensor]:
+    """State of this process's generators: Python's, NumPy's, torch's on the CPU and on the GPU."""
+    _, keys, position, *_ = np.random.get_state()
+    state = {
+        "python": torch.tensor(random.getstate()[1], dtype=torch.int64),
+        "numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def load_rng(state: dict[str, Tensor]) -> None:
+    """The reverse of `rng_tensors`."""
+    if "python" in state:
+        random.setstate((3, tuple(state["python"].tolist()), None))
+    if "numpy" in state:
+        *keys, position = state["numpy"].tolist()
+        if len(keys) != 624 or not 0 <= position <= 624:
+            raise ValueError("numpy's is of another size")
+        np.random.set_state(("MT19937", np.array(keys, np.uint32), position))
+    if "torch" in state:
+        torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,149 @@
+"""The accelerator: device, precision, threads and compiler, settled by the config and not by the environment."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+
+from ...configs.errors import InputError
+from .compilers import missing_compiler
+from .config import RunConfig
+from .provenance import cores
+
+__all__ = [
+    "COMPILE_MODES",
+    "build_accelerator",
+    "compile_mode",
+    "crowded",
+    "overruled",
+]
+
+TRUE = ("1", "true", "yes", "y", "t", "on")
+# of Accelerate: each would replace the model, the optimiser or the backward pass by its own
+UNSUPPORTED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+DATA_PARALLEL = "accelerate launch --multi_gpu, or configs/accelerate/multi_gpu.yaml, trains on several GPUs"
+# CUDA graphs are captured over the whole step, by `graph`; torch's own would overwrite what validation keeps
+COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+
+def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
+    """Settle device, threads, precision and determinism, and start Accelerate.
+
+    Raises:
+        InputError: the device that the config names is not there, or the launcher asks for what there is not here.
+    """
+    for name, what in UNSUPPORTED.items():
+        if os.environ.get(name, "").lower() in TRUE:
+            raise InputError(f"the launcher asks for {what} ({name}), which is not supported; {DATA_PARALLEL}")
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("cuda is not there; this machine has cpu", "run.device")
+    kind = run.device
+    if kind == "auto":
+        told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE  # accelerate launch --cpu
+        kind = "cuda" if torch.cuda.is_available() and not told else "cpu"
+    # `accelerate launch` sets OMP_NUM_THREADS=1, which halves the speed of two cores
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, cores() // local_processes) if run.threads == "auto" else run.threads)
+
+    if run.compile != "none":  # compiled programs outlive the process: a restarted job does not pay for them again
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(run.compile_cache).expanduser().absolute()))
+    # the transformer's fused path for evaluation mixes bf16 with fp32 on a CPU, and fails there under torch.compile
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.use_deterministic_algorithms(run.deterministic)
+    torch.backends.cudnn.benchmark = not run.deterministic
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if kind == "cuda":
+        torch.set_float32_matmul_precision("high")
+    # a second run in one process, as in a notebook, may want another device or precision
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    GradientState._reset_state()
+    accelerator = Accelerator(
+        cpu=kind == "cpu",
+        mixed_precision="bf16" if _use_bf16(run.precision, kind) else "no",
+        # the two that Accelerate would otherwise take from the environment, or from its saved config
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
+        dynamo_plugin=TorchDynamoPlugin(
+            "no", "default", fullgraph=False, dynamic=False, use_regional_compilation=False
+        ),
+    )
+    if accelerator.device.type != kind:  # as under `accelerate launch --cpu`
+        raise InputError(f"{kind} is asked for, the launcher gave {accelerator.device.type}", "run.device")
+    return accelerator
+
+
+def overruled(run: RunConfig, accumulate: int, accelerator: Accelerator) -> list[str]:
+    """What Accelerate's launcher, environment or saved config asks for and the run's config decides otherwise."""
+    settled = {
+        "ACCELERATE_MIXED_PRECISION": ("run.precision", accelerator.mixed_precision.replace("no", "fp32")),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("optim.accumulate", str(accumulate)),
+        "ACCELERATE_DYNAMO_BACKEND": ("run.compile", compile_mode(run, accelerator)),
+    }
+    lines = []
+    for name, (field, value) in settled.items():
+        asked = os.environ.get(name, "").lower()
+        # the launcher says "no" where nothing was asked for
+        if asked not in ("", "no", value):
+            lines.append(f"{name}={asked} is not used: {field} decides, and is {value}")
+    return lines
+
+
+def crowded(threads: int) -> str | None:
+    """A line of advice if other programs keep so many cores busy that this many threads would wait for each other."""
+    if threads < 2:
+        return None
+    shares = psutil.cpu_percent(interval=0.2, percpu=True)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(shares))
+    free = sum(100 - shares[core] for core in own if core < len(shares)) / 100
+    if free > threads / 2:
+        return None
+    fewer = max(1, int(free))
+    return f"only {free:.1f} of {len(own)} cores are free: run.threads={fewer} should be faster than {threads}"
+
+
+def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
+    """`run.compile`, settled for the device and the processes.
+
+    Raises:
+        InputError: a CUDA graph is asked for on another device, or of several processes; or there is no compiler.
+    """
+    device, processes = accelerator.device.type, accelerator.num_processes
+    if run.compile == "none" or (run.compile == "auto" and (device != "cuda" or run.deterministic)):
+        return "none"
+    missing = missing_compiler(device)
+    if run.compile == "auto":
+        if missing and accelerator.is_main_process:
+            _say_once(f"{missing}; until then training is not compiled, which is slower")
+        return "none" if missing else "default"
+    if run.compile == "graph" and (device != "cuda" or processes > 1):
+        here = f"{processes} on {device}"
+        raise InputError(f"graph needs one process on cuda, here: {here}; default is allowed", "run.compile")
+    if missing:
+        raise InputError(f"{missing}; none trains without it", "run.compile")
+    return run.compile
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, flush=True)
+
+
+def _use_bf16(precision: str, device: str) -> bool:
+    if precision != "auto":
+        return precision == "bf16"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # without native instructions bf16 on a CPU is several times slower than fp32
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

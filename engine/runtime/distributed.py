@@ -1,0 +1,159 @@
+"""Several processes as one: batch statistics of the whole batch, whoever holds its rows.
+
+Each process differentiates its own loss, and data-parallel training averages the gradients. What enters a sum over the
+processes acts on the losses of all of them: the gradient of a sum is the sum of what all send back. A term that every
+process computes whole, from the rows of all, would be sent back by all alike: the gradient of joined rows is one
+process's, times their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ...configs.errors import InputError
+from ...kernels._ops import add_op_namespace_prefix
+from ...kernels.backend import group_of, name_of
+from ...kernels.coding_rate import gather_rows
+from ...kernels.transforms import differentiable
+
+__all__ = [
+    "JoinedBatchNorm",
+    "check_agreement",
+    "join_batch_norms",
+    "joined_mean",
+    "joined_rows",
+    "uneven_rows",
+    "world",
+]
+
+
+def world() -> dist.ProcessGroup | None:
+    """The group of all processes; None where there is one."""
+    return dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
+
+
+@torch.library.custom_op(add_op_namespace_prefix("sum_over_processes"), mutates_args=())
+def _sum_over_processes(x: Tensor, group: str) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group_of(group))
+    return total
+
+
+@_sum_over_processes.register_fake
+def _(x, group):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx, inputs, output):
+    ctx.group = inputs[1]
+    return ()
+
+
+def _gradient(ctx, grad):
+    return _sum(grad, ctx.group), None
+
+
+def _tangent(ctx, tangent, *_):
+    return _sum(tangent, ctx.group)
+
+
+_sum = differentiable(_sum_over_processes, _setup, _gradient, _tangent)
+
+
+def joined_mean(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Mean over the processes of each element, which need no gradient; `x` itself where there is one process."""
+    name, size = name_of(group)
+    return _sum(x, name) / size if name else x
+
+
+def joined_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Rows of all processes, [B, ...] to [processes * B, ...], in their order; each brings as many.
+
+    The gradient is that of the joined batch times the number of processes, as of `seqjepa.kernels`' `group=`.
+    """
+    name, size = name_of(group)
+    return gather_rows(x.flatten(1), name, size).unflatten(1, x.shape[1:]) if name else x
+
+
+def uneven_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Rows of all processes, in their order, without gradient; each brings as many as it has, or none."""
+    if group is None:
+        return x
+    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(group.size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device), group=group)
+    counts = [int(count) for count in counts]
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the rows of all processes: [N, C, ...] to the same. Each brings as many rows.
+
+    What `nn.SyncBatchNorm` is to a GPU, on any device; statistics and sums are float32. It keeps running statistics, by
+    a momentum; in evaluation it is torch's batch norm.
+
+    Attributes:
+        group_name: of the processes that share a batch; "" is none.
+        num_processes: how many they are.
+    """
+
+    group_name, num_processes = "", 1
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        name, size = self.group_name, self.num_processes
+        if not self.training or not name:
+            return super().forward(x)
+        axes = [0, *range(2, x.ndim)]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        count = x.numel() // x.shape[1] * size
+        mean = _sum(x.float().sum(axes), name) / count
+        centred = x.float() - mean.view(shape)
+        variance = _sum(centred.square().sum(axes), name) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            return (centred * (scale * self.weight).view(shape) + self.bias.view(shape)).to(x.dtype)
+        return (centred * scale.view(shape)).to(x.dtype)
+
+
+def join_batch_norms(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Replace every batch norm in a module by a `JoinedBatchNorm` in the same state, with the same names."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            joined = JoinedBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
+            joined.load_state_dict(child.state_dict())
+            joined.requires_grad_(child.affine and child.weight.requires_grad)
+            joined.group_name, joined.num_processes = name_of(group)
+            setattr(module, name, joined)
+        else:
+            join_batch_norms(child, group)
+
+
+def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:
+    """See that each fact, by its name, is the same on every process.
+
+    Raises:
+        InputError: names the first that is not, and the processes that differ from the first.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for name, fact in facts.items():
+        number = int.from_bytes(hashlib.sha256(fact.encode()).digest()[:7], "big")
+        found = accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist()
+        if others := [rank for rank, value in enumerate(found) if value != found[0]]:
+            ranks = ", ".join(map(str, others))
+            raise InputError(f"{name} of process {ranks} is not that of process 0: all must run the same")

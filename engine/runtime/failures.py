@@ -1,0 +1,92 @@
+"""When the machine fails a run: a full disk, no memory left, data that vanish under it. A line each, and what helps."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+
+from ...configs.errors import shown
+
+__all__ = ["LOST_TOUCH", "bus_errors_answered", "explain", "out_of_memory"]
+
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
+LOST_TOUCH = "lost touch with another process"
+NO_COMPILER = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton")  # of torch.compile
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch, on a GPU and on a CPU
+
+
+def explain(error: BaseException, batch_size: int, accumulate: int, processes: int) -> str | None:
+    """What failed and what helps, in a line; None if it is not the machine's fault.
+
+    Args:
+        error: that ended the run.
+        batch_size: sequences of a step.
+        accumulate: micro-batches of a step.
+        processes: number of processes that share a step.
+    """
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, OSError) and error.errno and (error.filename or error.errno in STORAGE):
+        where = f"{shown(error.filename)}: " if error.filename else ""
+        return f"cannot read or write: {where}{os.strerror(error.errno)}"
+    if isinstance(error, SafetensorError) and "os error" in text.lower():
+        return f"cannot read or write: {text}"
+    if out_of_memory(error):
+        batch = f"data.batch_size={batch_size} optim.accumulate={accumulate}"
+        return f"out of memory with {batch}; {_smaller(batch_size // processes, accumulate)}"
+    said = str(error).splitlines() if isinstance(error, RuntimeError) else []
+    if compiling := next((line for line in said if any(name in line for name in NO_COMPILER)), None):
+        return f"torch.compile found no compiler that works ({compiling}); run.compile=none trains without it"
+    if isinstance(error, RuntimeError) and "Failed to find C compiler" in str(error):
+        return "Triton, which the kernels for GPUs are written in, found no C compiler; apt-get install gcc brings one"
+    if isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in text.lower()):
+        return f"{LOST_TOUCH} ({text})"
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory, the host's or a GPU's, has run out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def _smaller(local_batch: int, accumulate: int) -> str:
+    """What needs less memory than this process's part of a step, cut into so many micro-batches."""
+    cuts = [number for number in range(accumulate + 1, local_batch // 2 + 1) if local_batch % number == 0]
+    if cuts:
+        return f"optim.accumulate={cuts[0]} keeps the batch and needs less"
+    return "a run with a smaller data.batch_size, or a smaller model, needs less"
+
+
+@contextlib.contextmanager
+def bus_errors_answered(line: Callable[[], str]) -> Iterator[None]:
+    """Within it: say a line, and end with 128 + SIGBUS, when a mapped file has shrunk under its reader.
+
+    Python's own handlers run between two of its instructions, and after this fault there is none: the reader would
+    fault again and again. So the handler is libc's to call, within the fault.
+
+    Args:
+        line: makes what is said, at the time of the fault.
+    """
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def handler(number: int) -> None:
+        os.write(2, f"{line()}\n".encode())
+        os._exit(128 + number)
+
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    before = libc.signal(signal.SIGBUS, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        libc.signal(signal.SIGBUS, before)

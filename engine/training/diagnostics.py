@@ -1,0 +1,75 @@
+"""Sweeps in training: now and then the encoder is asked how factors of variation move its features."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...loaders.loader import SequenceLoader
+from ..analysis.accumulators import MetricBank
+from ..analysis.subspaces import subspace_metrics
+from ..analysis.sweeps import sweep
+from ..config import Config
+from ..models.seq_jepa import SeqJEPA
+from ..reports.figures.subspaces import Seen, draw_all
+from ..runs.tensors import save_tensors
+
+__all__ = ["diagnose", "spectra"]
+
+NAME = re.compile(r"epoch-(\d{4,})\.safetensors")
+
+
+def diagnose(
+    model: SeqJEPA,
+    loader: SequenceLoader,
+    config: Config,
+    accelerator: Accelerator,
+    moments: MetricBank,
+    *,
+    epoch: int,
+    bases: Path,
+    figures: Path,
+) -> tuple[dict[str, float], list[Path]]:
+    """Sweep, measure, draw; the main process alone calls it.
+
+    Args:
+        model: is put in eval mode.
+        loader: of validation.
+        config: of the run.
+        accelerator: precision.
+        moments: of the validation's features, z and agg.
+        epoch: number of complete epochs.
+        bases: folder of the factors' subspaces, a file an epoch; stability is measured against the one before.
+        figures: folder of the figures.
+
+    Returns:
+        Metrics by name, and the paths of the figures.
+    """
+    sweeps = sweep(model.eval(), loader, config.sequence, config.diagnostics.anchors, accelerator)
+    metrics, found = subspace_metrics(sweeps, _before(bases, epoch))
+    bases.mkdir(parents=True, exist_ok=True)
+    save_tensors(found, bases / f"epoch-{epoch:04d}.safetensors")
+    seen = {f"epoch {epoch}": Seen(sweeps, spectra(moments))}
+    return metrics, draw_all(seen, figures)
+
+
+def spectra(moments: MetricBank) -> dict[str, Tensor]:
+    """Singular values of each feature."""
+    return {name: moment.spectrum() for name, moment in moments.items()}
+
+
+def _before(folder: Path, epoch: int) -> dict[str, Tensor] | None:
+    """Bases of the last sweep before an epoch; a file that cannot be read counts as none."""
+    earlier = [(int(match[1]), path) for path in folder.glob("*") if (match := NAME.fullmatch(path.name))]
+    earlier = sorted(pair for pair in earlier if pair[0] < epoch)
+    if not earlier:
+        return None
+    try:
+        return load_file(earlier[-1][1])
+    except (OSError, SafetensorError):
+        return None

@@ -1,0 +1,98 @@
+"""All that a step differentiates, as one module: the model, the terms of its objective, and the probes beside it.
+
+One module is one region for `torch.compile` and one wrapper for several processes. The probes see detached features, so
+one backward pass of the sum gives the model and the probes the gradients that each would have alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...loaders.loader import padded
+from ..evaluation.probes import OnlineProbes, probe_features
+from ..models.seq_jepa import Output, SeqJEPA
+from ..objectives.terms import Objective
+
+__all__ = ["Given", "Losses", "Measured"]
+
+
+class Given(NamedTuple):
+    """What a step goes by, of B sequences."""
+
+    views: Tensor  # [B, V, C, H, W]
+    actions: Tensor  # [B, V - 1, A], as the model is told them
+    inverse_actions: Tensor | None  # [B, V - 1, A], the way back, where it is read
+    labels: Tensor  # [B], asked of the probes
+    moves: Tensor  # [B, V - 1, A], the actions that happened; the first is asked of the probes
+
+    def split(self, parts: int) -> list[Given]:
+        """Cut into `parts` micro-batches of equal size."""
+        columns = [[None] * parts if field is None else field.chunk(parts) for field in self]
+        return [Given(*fields) for fields in zip(*columns, strict=True)]
+
+    def padded(self, size: int) -> Given:
+        """With the first sequence repeated up to `size`, so that a compiled program sees one shape."""
+        return self.each(lambda x: padded(x, size))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Given:
+        """With every field changed in one way."""
+        return Given(*(x if x is None else change(x) for x in self))
+
+
+class Measured(NamedTuple):
+    """What a step knows of its batch; all float32."""
+
+    total: Tensor  # 0-dim, of all losses: what backward starts from
+    loss: Tensor  # 0-dim, of the objective
+    terms: dict[str, Tensor]  # 0-dim, without their weights, by `loss_<term>`
+    probe_losses: dict[str, Tensor]  # 0-dim, by the probe's loss's name
+    probe_outputs: dict[str, Tensor]  # [B, ...], by the probe's name
+    features: dict[str, Tensor]  # [B, ...], what the probes see
+    output: Output  # of the model
+
+
+class Losses(nn.Module):
+    """From sequences to all losses.
+
+    Args:
+        model: whose output the objective judges.
+        objective: sum of terms.
+        probes: heads on the model's detached features.
+        train_model: False builds no graph of the model: the probes alone learn.
+    """
+
+    def __init__(self, model: SeqJEPA, objective: Objective, probes: OnlineProbes, *, train_model: bool = True):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.probes = probes
+        self.train_model = train_model
+
+    def forward(
+        self,
+        views: Tensor,
+        actions: Tensor,
+        inverse_actions: Tensor | None,
+        labels: Tensor,
+        moves: Tensor,
+        step: Tensor,
+    ) -> Measured:
+        """Losses of a batch; arguments as in `Given`, and the step (int64, 0-dim) that random terms are drawn for."""
+        with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
+            output = self.model(views, actions, inverse_actions).float()
+        return self.judge(output, labels, moves, step)
+
+    def judge(self, output: Output, labels: Tensor, moves: Tensor, step: Tensor) -> Measured:
+        """Losses of an output of the model, in float32 under autocast too."""
+        with torch.autocast(output.z.device.type, enabled=False):
+            with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
+                loss, terms = self.objective(output, step)
+            features = probe_features(output)
+            outputs = self.probes(features)
+            probe_losses = self.probes.losses(outputs, labels, moves)
+            total = loss + torch.stack(list(probe_losses.values())).sum()
+        return Measured(total, loss, terms, probe_losses, outputs, features, output)

@@ -1,0 +1,68 @@
+"""Gates: conditions on the metrics of a run, judged beside the untrained control."""
+
+from __future__ import annotations
+
+import math
+
+from ...configs.errors import InputError
+from ..config import Config
+from .config import GateRule
+
+__all__ = ["OF_THE_OBJECTIVE", "check_rules", "judge"]
+
+# beginnings of metrics that would compare two objectives rather than two networks: the control has none of them
+OF_THE_OBJECTIVE = ("ep_loss", "loss_", "val_loss", "grad_norm", "z_grad_norm_")
+
+
+def check_rules(config: Config, computed: set[str]) -> None:
+    """Refuse a gate, or another metric that the config names, that nothing computes.
+
+    Raises:
+        InputError: names the metric and what there is.
+    """
+    wanted = [("eval.best_metric", config.eval.best_metric)]
+    if config.early_stop.metric is not None:
+        wanted.append(("early_stop.metric", config.early_stop.metric))
+    for rule in config.active_rules:
+        wanted += [(f"gates.rules.{config.data.name}", name) for name in (rule.metric, rule.minus) if name]
+    for field, name in wanted:
+        if name not in computed:
+            raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field)
+    for rule in config.active_rules:
+        for name in (rule.metric, rule.minus):
+            if rule.margin is not None and name and name.startswith(OF_THE_OBJECTIVE):
+                field = f"gates.rules.{config.data.name}"
+                raise InputError(f"{name} has no untrained control; min and max are allowed", field)
+
+
+def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str, float] | None) -> list[str]:
+    """Each rule that does not hold, as a sentence; NaN and missing values fail.
+
+    Args:
+        rules: of the task.
+        metrics: of one epoch.
+        untrained: of the control; None where it was not run.
+    """
+    reasons = []
+    for rule in rules:
+        name = rule.metric if rule.minus is None else f"{rule.metric} - {rule.minus}"
+        value = _value(rule, metrics)
+        if math.isnan(value):
+            reasons.append(f"{name} is NaN")
+            continue
+        if rule.min is not None and value < rule.min:
+            reasons.append(f"{name} = {value:.4g}, at least {rule.min:g} is asked for")
+        if rule.max is not None and value > rule.max:
+            reasons.append(f"{name} = {value:.4g}, at most {rule.max:g} is asked for")
+        if rule.margin is not None:
+            control = _value(rule, untrained or {})
+            if not value - control >= rule.margin:  # a NaN control fails too
+                reasons.append(
+                    f"{name} = {value:.4g}, untrained {control:.4g}: a margin of {rule.margin:g} is asked for"
+                )
+    return reasons
+
+
+def _value(rule: GateRule, metrics: dict[str, float]) -> float:
+    value = metrics.get(rule.metric, math.nan)
+    return value if rule.minus is None else value - metrics.get(rule.minus, math.nan)

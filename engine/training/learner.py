@@ -1,0 +1,335 @@
+"""The model, its probes and their optimisers: one training step, one validation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from ...kernels import coding_rate_stats
+from ...loaders.loader import Batch, Loaders, SequenceLoader
+from ..analysis.accumulators import Mean, MetricBank, centred_cosine
+from ..analysis.spectra import COLLAPSE_METRICS, SEED_NAMES, Moments
+from ..config import Config
+from ..evaluation.probes import PROBES, OnlineProbes
+from ..models.seq_jepa import Output, build_model
+from ..objectives.terms import Objective, normalized
+from ..runtime.accelerator import COMPILE_MODES, compile_mode
+from ..runtime.cuda_graph import GraphedStep
+from ..runtime.distributed import join_batch_norms, joined_mean, uneven_rows, world
+from .forward import Given, Losses, Measured
+from .optimizers import build_optimizer, learning_rate, set_decay, set_rate
+
+__all__ = ["Diverged", "Learner", "metric_names"]
+
+PREDICTION_METRICS = ("pred_cosine_test", "pred_cosine_centred_test")
+RATE_METRICS = ("rate_agg", "rate_fraction_agg", "rate_z", "rate_fraction_z")
+
+
+class Diverged(Exception):
+    """A loss, a gradient or a weight is no longer finite."""
+
+
+class Learner:
+    """Learns from batches, and measures itself on them.
+
+    Args:
+        config: of the run.
+        loaders: what it reads from.
+        accelerator: device, precision, processes.
+        train_model: False leaves the network as it was born and trains the probes alone, for the control.
+    """
+
+    def __init__(self, config: Config, loaders: Loaders, accelerator: Accelerator, *, train_model: bool = True):
+        self.config = config
+        self.accelerator = accelerator
+        self.train_model = train_model
+        self.steps_per_epoch = len(loaders.train)
+        self.total_steps = config.run.epochs * self.steps_per_epoch
+        device = accelerator.device
+
+        self.model = build_model(config.model, config.target, loaders.sequence.action_dim)
+        self.world = world()
+        joined = self.world if config.run.batch_statistics == "global" else None
+        if joined is not None:
+            join_batch_norms(self.model, joined)
+        if self.model.sharpening is not None:
+            self.model.sharpening.group = joined
+        self.model.to(device, memory_format=torch.channels_last)
+        if config.ablation.freeze_encoder:
+            self.model.encoder.requires_grad_(False)
+        self.objective = Objective(config)
+        self.objective.join(joined)
+        self.sequence = loaders.sequence
+        self.probes = OnlineProbes(
+            config.probes,
+            self.model.num_features,
+            self.model.token_width,
+            loaders.num_classes,
+            loaders.sequence.factors,
+        ).to(device)
+        self.losses = Losses(self.model, self.objective, self.probes, train_model=train_model)
+        self.lr = torch.zeros((), dtype=torch.float64, device=device)
+        teacher = [pair for pair in self.model.target.pairs(self.model.encoder) if pair[0].requires_grad]
+        self.optimizer = build_optimizer(self.model, config.optim, self.lr, teacher)
+        self.probe_optimizer = torch.optim.Adam(
+            self.probes.parameters(), lr=config.probes.lr, fused=True, capturable=device.type == "cuda"
+        )
+        self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if not train_model:
+            self.model.requires_grad_(False)
+
+        # Accelerate patches autocast into the raw module, which validation uses, and wraps it where several
+        # processes sum their gradients, which training uses
+        self.wrapped = accelerator.prepare_model(self.losses)
+        if self.world is not None:
+            self.wrapped.broadcast_buffers = False  # those of the first process would displace the others'
+        mode = compile_mode(config.run, accelerator) if train_model else "none"
+        self.compiled = mode != "none"
+        if self.compiled:
+            self.losses.compile(mode=COMPILE_MODES[mode], dynamic=False)
+        self.graphed = GraphedStep(self._step, device) if mode == "graph" else None
+
+        losses = self.objective.names
+        pulls = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if train_model else []
+        self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *pulls)}).to(device)
+        self.pulls: dict[str, Tensor] = {}  # as last measured
+        self.moments: MetricBank | None = None  # of z and agg in the last validation
+        self.train_metrics = self.probes.metric_bank().to(device)
+        # what can diverge in a step, in the order in which `_watch` sees it
+        self.watched = (*losses, "grad_norm", *(probe.loss_name for probe in PROBES))
+        # step and number in `watched` of the first value that was not finite; -1 while there is none
+        self.divergence = torch.full((2,), -1, dtype=torch.long, device=device)
+        self.device_step = torch.zeros((), dtype=torch.long, device=device)  # counted where it is used
+
+    def step(self, batch: Batch, step: int) -> Tensor:
+        """Learn from a batch; nothing here waits for the device.
+
+        Args:
+            batch: this process's part of it.
+            step: number of the optimiser step in the whole run.
+
+        Returns:
+            The loss, 0-dim, on the device; the next step may overwrite it.
+        """
+        if not self.losses.training:
+            self.losses.train()
+        set_rate(self.optimizer, learning_rate(self.config.optim, step, self.steps_per_epoch, self.total_steps))
+        if self.train_model and (step + 1) % self.config.run.log_every == 0:
+            return self._step(batch, look=True)
+        return self._step(batch) if self.graphed is None else self.graphed(batch)
+
+    def _step(self, batch: Batch, *, look: bool = False) -> Tensor:
+        """What a step does on the device; with `look`, the pull of each term is measured too.
+
+        A CUDA graph may hold all of it: what changes from step to step is a tensor that is written in place.
+        """
+        micro_batches = self._given(batch).split(self.config.optim.accumulate)
+        parts = []
+        for number, micro in enumerate(micro_batches, start=1):
+            last = number == len(micro_batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                measured: Measured = self.wrapped(*micro, self.device_step)
+                self.accelerator.backward(measured.total)  # divides by the number of micro-batches
+            parts.append(measured)
+        if look:
+            self.pulls = self._pulls(measured.output, micro)
+            for name, norm in self.pulls.items():
+                self.train_losses[name].update(norm * len(batch.labels), len(batch.labels))
+        grad_norm = self._update() if self.train_model else torch.zeros_like(self.lr)
+        self.probe_optimizer.step()
+        self.probe_optimizer.zero_grad(set_to_none=True)
+        return self._record(batch, parts, grad_norm)
+
+    def _update(self) -> Tensor:
+        """Move the model by its gradients, and what follows it; returns their norm."""
+        optim, target = self.config.optim, self.model.target
+        decay = target.decay(self.device_step, self.total_steps)
+        set_decay(self.optimizer, decay)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.trainable, optim.clip_norm or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        target.update(self.model.encoder, decay, weights=optim.kind == "adamw")
+        return grad_norm
+
+    @torch.no_grad()
+    def _record(self, batch: Batch, parts: list[Measured], grad_norm: Tensor) -> Tensor:
+        """Add a step to the metrics of the epoch, and watch it; returns its loss."""
+        count = len(batch.labels)
+        loss = torch.stack([part.loss for part in parts]).mean()
+        terms, probe_losses = (_means([getattr(part, kind) for part in parts]) for kind in ("terms", "probe_losses"))
+        for name, value in {"ep_loss": loss, **terms, "grad_norm": grad_norm}.items():
+            self.train_losses[name].update(value * count, count)
+        outputs = {name: torch.cat([part.probe_outputs[name] for part in parts]) for name in parts[0].probe_outputs}
+        self.probes.update(self.train_metrics, outputs, batch.labels, batch.actions)
+        self._watch([*terms.values(), grad_norm, *probe_losses.values()])
+        return loss
+
+    def _given(self, batch: Batch) -> Given:
+        """What the step goes by: the batch, or under an ablation with the actions of another sequence."""
+        actions, inverse = batch.actions, None
+        if self.config.objective.symmetric:
+            inverse = self.sequence.inverse_actions(batch.params)
+        if self.config.ablation.shuffle_actions:
+            actions = actions.roll(1, 0)
+            inverse = None if inverse is None else inverse.roll(1, 0)
+        return Given(batch.views, actions, inverse, batch.labels, batch.actions)
+
+    def _pulls(self, output: Output, given: Given) -> dict[str, Tensor]:
+        """How hard each term pulls at the encoder's output: norm of the gradient of its weighted value, by name.
+
+        Of the last micro-batch; targets that passed by themselves (batch_statistics=own) count as constants.
+
+        What follows the encoder runs once more on detached features, with buffers that are put back and a generator of
+        its own: training is the same whether this is called or not.
+        """
+        model, device = self.model, self.accelerator.device
+        heads = (model.action_embedding, model.predictor, model.projector, model.sharpening)
+        buffers = [buffer for head in heads if head is not None for buffer in head.buffers()]
+        kept = [buffer.clone() for buffer in buffers]
+        z = output.encoded.detach().requires_grad_()
+        target_z = None if model.target.joint else output.target_z
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), self.accelerator.autocast():
+            output = model.read(z, target_z, given.actions, given.inverse_actions)
+        _, terms = self.objective(output, self.device_step)
+        pulls = {}
+        for name, term in terms.items():
+            weight = self.objective.terms[name.removeprefix("loss_")].weight
+            (gradient,) = torch.autograd.grad(weight * term, z, retain_graph=True)
+            square = gradient.float().square().sum()
+            if self.world is not None:  # each differentiates its own mean, or all of what is joined
+                square = joined_mean(square, self.world) / self.world.size()
+            pulls[name.replace("loss_", "z_grad_norm_", 1)] = square.sqrt()
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+        return pulls
+
+    @torch.no_grad()
+    def share_buffers(self) -> None:
+        """Average the batch-norm statistics of the processes, so that all validate, and save, one network."""
+        if self.world is None or self.config.run.batch_statistics == "global":  # they are the same
+            return
+        buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        flat = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
+        for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+    def _watch(self, values: list[Tensor]) -> None:
+        """Latch the first value that is not finite."""
+        bad = ~torch.isfinite(torch.stack([value.detach().float() for value in values]))
+        found = torch.stack([self.device_step, bad.int().argmax()])
+        self.divergence.copy_(torch.where((self.divergence[0] < 0) & bad.any(), found, self.divergence))
+        self.device_step += 1
+
+    def diverged(self) -> tuple[int, str] | None:
+        """Step and term of the first value that was not finite, on any process; waits for the device."""
+        latched = self.accelerator.gather(self.divergence).view(-1, 2).tolist()
+        found = min((pair for pair in latched if pair[0] >= 0), default=None)
+        return None if found is None else (found[0], self.watched[found[1]])
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Metrics of the training steps since the last call."""
+        losses = self.train_losses.collect(self.accelerator)
+        metrics = {name: mean.compute() for name, mean in losses.items()}
+        metrics |= self.probes.values(self.train_metrics.collect(self.accelerator), "train")
+        self.train_losses.reset()
+        self.train_metrics.reset()
+        return metrics
+
+    @torch.no_grad()
+    def validate(self, loader: SequenceLoader, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Metrics on `loader`'s sequences, in eval mode.
+
+        Args:
+            loader: of the validation sequences.
+            check: called after each batch; may raise to leave early.
+        """
+        self.losses.eval()
+        self.share_buffers()
+        device, model = self.accelerator.device, self.model
+        bank = self.probes.metric_bank().to(device)
+        means = (*(f"val_{name}" for name in ("loss", *self.objective.names)), "pred_cosine_test", *RATE_METRICS)
+        losses = MetricBank({name: Mean() for name in means}).to(device)
+        moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
+        size = loader.sampler.local_batch_size
+        predictions, targets = [], []
+        for number, batch in enumerate(loader.epoch(0)):
+            measured, given = self._measure(batch, size)
+            check()
+            if not self.accelerator.is_main_process:  # which has the rows of all, and counts them once
+                continue
+            output, features, count = measured.output, measured.features, len(given.labels)
+            if count > 1:  # one row has no variance, and may be all that is left for the last batch
+                for name, value in {"loss": measured.loss, **measured.terms}.items():
+                    losses[f"val_{name}"].update(value * count, count)
+            self.probes.update(bank, measured.probe_outputs, given.labels, given.moves)
+            moments["z"].update(features["first"])
+            moments["agg"].update(features["agg"])
+            if number == 0:  # a rate depends on the batch's size: that of training
+                for feature, rows in (("agg", output.agg), ("z", output.z.transpose(0, 1))):  # z: [M, B, D]
+                    rate = self.config.rate
+                    stats = coding_rate_stats(normalized(rows, rate), **rate.scale)
+                    losses[f"rate_{feature}"].update(stats.rate.mean(), 1)
+                    losses[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
+            prediction, target = self.objective.comparable(output.prediction), output.target
+            losses["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
+            predictions.append(prediction)
+            targets.append(target)
+        metrics = {name: mean.compute() for name, mean in losses.collect(self.accelerator).items()}
+        metrics |= self.probes.values(bank.collect(self.accelerator), "test")
+        empty = [torch.empty(0, model.prediction_width, device=device)]
+        metrics["pred_cosine_centred_test"] = centred_cosine(
+            torch.cat(predictions or empty), torch.cat(targets or empty), self.accelerator
+        )
+        self.moments = moments.collect(self.accelerator)
+        for feature, collected in self.moments.items():
+            figures = collected.compute()
+            metrics[SEED_NAMES[feature]] = figures.pop("seed_rank")
+            metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
+        metrics["agg_gain"] = model.aggregator.norm.weight.square().mean().sqrt().item()
+        if self.world is not None:  # what is decided by them is decided alike: eigenvalues may differ between machines
+            values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+            metrics = dict(zip(metrics, broadcast(values).tolist(), strict=True))
+        return metrics
+
+    def _measure(self, batch: Batch, size: int) -> tuple[Measured, Given]:
+        """What a validation knows of a batch, and what it went by: of the whole batch, whoever holds its parts.
+
+        Args:
+            batch: this process's part; the last one may be smaller than the others, or empty.
+            size: of the other parts.
+        """
+        step, count = torch.zeros_like(self.device_step), len(batch.labels)
+        (given,) = self._given(batch).split(1)  # as in a step: no two fields are the same tensor
+        if self.world is None and (count == size or not self.compiled):
+            return self.losses(*given, step), given
+        output = self.losses(*given.padded(size if self.compiled else max(count, 1)), step).output.first(count)
+        if self.world is not None:
+            output = output.each(lambda x: uneven_rows(x, self.world))
+            labels, moves = (uneven_rows(x, self.world) for x in (given.labels, given.moves))
+            given = given._replace(labels=labels, moves=moves)
+        return self.losses.judge(output, given.labels, given.moves, step), given
+
+
+def _means(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean over micro-batches of each value."""
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
+def metric_names(config: Config, factors: dict[str, slice]) -> set[str]:
+    """Names of all metrics that a validated epoch has, for gates to be checked against."""
+    losses = Objective(config).names
+    names = {"ep_loss", "grad_norm", "val_loss", "agg_gain", *losses, *(f"val_{name}" for name in losses)}
+    names |= {*PREDICTION_METRICS, *RATE_METRICS, *SEED_NAMES.values()}
+    names |= {name.replace("loss_", "z_grad_norm_", 1) for name in losses}
+    names |= {f"{name}_{feature}" for name in COLLAPSE_METRICS for feature in SEED_NAMES}
+    for probe in PROBES:
+        for split in ("train", "test"):
+            names |= {f"{probe.name}_{split}", f"{probe.loss_name}_{split}"}
+            if probe.target == "action":
+                names |= {f"{probe.name}_{factor}_{split}" for factor in factors}
+    return names

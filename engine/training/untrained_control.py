@@ -1,0 +1,150 @@
+"""The untrained control: the run's probes on the frozen network that it starts from, for as many epochs as the run
+or `control.max_epochs`.
+
+A figure means nothing without it: on CIFAR-10 rotations an untrained ResNet-18 passes the reference's gates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from pydantic import TypeAdapter
+
+from ...configs.errors import InputError
+from ...configs.files import to_json, write_atomically
+from ...configs.section import leaves
+from ...loaders.loader import Loaders
+from ..config import Config
+from ..runtime.provenance import code_digest, versions
+from .gates import OF_THE_OBJECTIVE
+from .learner import Diverged, Learner
+
+__all__ = ["control_key", "neutral", "untrained_control"]
+
+# of the sections that steer training, the fields that an untrained network's answers depend on
+ANSWERS_DEPEND_ON = {
+    "target": ("batch_statistics", "sharpening", "temperature", "center_momentum"),
+    "objective": ("temperature", "symmetric"),
+    "rate": ("normalize", "alpha", "eps"),
+    "sigreg": (),
+    "vicreg": (),
+    "optim": ("accumulate",),
+    "ablation": ("shuffle_actions",),
+    "eval": (),
+    "early_stop": (),
+}
+
+
+def control_epochs(config: Config) -> int:
+    return min(config.run.epochs, config.control.max_epochs)
+
+
+def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> str:
+    """What the control depends on, as a digest.
+
+    Every value that decides what is learnt counts, but for those that `neutral` sets back; and the images, the
+    precision, the machine's kind, the libraries and all code of the project.
+    """
+    fields = leaves(neutral(config).model_dump())
+    parts = {
+        "config": {name: value for name, value in fields.items() if not Config.is_free(name)},
+        "accumulate": config.optim.accumulate,
+        "epochs": control_epochs(config),
+        "images": loaders.fingerprint,
+        "precision": accelerator.mixed_precision,
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "versions": versions(),
+        "code": code_digest(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+METRICS = TypeAdapter(dict[str, float | None])  # of the cache; null is NaN
+
+
+def untrained_control(
+    config: Config,
+    loaders: Loaders,
+    accelerator: Accelerator,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], None],
+    check: Callable[[], None],
+) -> dict[str, float]:
+    """Metrics of the control, from the cache or run now.
+
+    Args:
+        config: of the run.
+        loaders: what the run reads from.
+        accelerator: device, precision, processes.
+        say: prints a line.
+        progress: called with a description and the total before, and with "" and 1 after each step.
+        check: called between steps; may raise to leave early.
+    """
+    path = (
+        Path(config.control.cache).expanduser() / f"{config.data.name}-{control_key(config, loaders, accelerator)}.json"
+    )
+    cached = [_read(path) if accelerator.is_main_process else None]
+    broadcast_object_list(cached)
+    if cached[0] is not None:
+        say(f"untrained control: cached in {path}")
+        return cached[0]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made ({error.strerror})", "control.cache") from None
+    epochs = control_epochs(config)
+    say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
+    set_seed(config.run.seed)
+    learner = Learner(neutral(config), loaders, accelerator, train_model=False)
+    progress("untrained control", epochs * learner.steps_per_epoch)
+    step = 0
+    for epoch in range(epochs):
+        for batch in loaders.train.epoch(epoch):
+            learner.step(batch, step)
+            step += 1
+            progress("", 1)
+            check()
+    metrics = learner.epoch_metrics() | learner.validate(loaders.validation, check)
+    metrics = {name: value for name, value in metrics.items() if not name.startswith(OF_THE_OBJECTIVE)}
+    if found := learner.diverged():
+        raise Diverged(f"diverged: the untrained control's {found[1]} was not finite at step {found[0]}")
+    if accelerator.is_main_process:
+        write_atomically(path, to_json(metrics))
+    return metrics
+
+
+def neutral(config: Config) -> Config:
+    """The config that the control is run with.
+
+    Settings that an untrained network's answers do not depend on have their defaults, so that variants share a control.
+    """
+    default = Config()
+    update = {}
+    for section, kept in ANSWERS_DEPEND_ON.items():
+        values = {field: getattr(getattr(config, section), field) for field in kept}
+        update[section] = getattr(default, section).model_copy(update=values)
+    # with or without gradient, and whichever distance compares features, an untrained network answers the same
+    if config.target.kind != "ema":
+        update["target"] = update["target"].model_copy(update={"kind": "stop_gradient"})
+    if config.objective.prediction == "cross_entropy":
+        update["objective"] = update["objective"].model_copy(update={"prediction": "cross_entropy"})
+    return config.model_copy(update=update)
+
+
+def _read(path: Path) -> dict[str, float] | None:
+    """A cached control, NaN where null stands; None if there is none or it was cut short."""
+    try:
+        metrics = METRICS.validate_json(path.read_bytes(), strict=True) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    if metrics is None:
+        return None
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
