@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # without a configuration Accelerate warns about each default that it takes
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: setup smoke gate30 seed-experiments test test-slow test-gpu test-realdata test-floor soak \
+.PHONY: setup smoke gate30 variants test test-slow test-gpu test-realdata test-floor soak \
 	bench bench-kernels bench-gpu lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
@@ -50,9 +50,9 @@ gate30: setup
 
 # the seed's variants and their controls, and the table of them; what is done is passed over. DATA is a folder of CIFAR-10.
 TIER := quick
-seed-experiments: setup
-	$(BIN)/python bench/seed_experiments.py $(TIER) --data $(DATA) $(if $(filter lite,$(TIER)),--seeds 42 0 1)
-	$(BIN)/python -m seqjepa.engine.compare runs/seed/$(TIER)/* --against exp_a_ema_rate --out runs/seed/$(TIER).md
+variants: setup
+	$(BIN)/python bench/variants.py $(TIER) --data $(DATA) $(if $(filter lite,$(TIER)),--seeds 42 0 1)
+	$(BIN)/python -m seqjepa.engine.compare runs/variants/$(TIER)/* --against exp_a_ema_rate --out runs/variants/$(TIER).md
 
 # a worker for each of two cores; a file's tests stay together and share what they set up
 test: setup

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from seqjepa.engine.compose import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
 from seqjepa.loaders.beton import has_ffcv
 from seqjepa.loaders.loader import build_loaders
 from seqjepa.loaders.sources import Images
@@ -62,12 +62,12 @@ def training_step(words: list[str], accelerator):
     """Sequences of a few optimiser steps of the paper's model, waited for."""
     config = compose([*words, f"data.batch_size={STEP_BATCH}"]).config
     loaders = build_loaders(config.data, config.sequence, config.actions, seed=0, device=accelerator.device)
-    learner = Learner(config, loaders, accelerator)
+    training = TrainingStep(config, loaders, accelerator)
     batches = [batch for batch, _ in zip(loaders.train.epoch(0), range(4), strict=False)]
 
     def work() -> int:
         for number, batch in enumerate(batches):
-            learner.step(batch, number)
+            training.step(batch, number)
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         return STEP_BATCH * len(batches)

@@ -99,7 +99,7 @@ class Peer:
         z = model.encoder(views[:, :-1].flatten(0, 1)).unflatten(0, (len(views), -1))
         with torch.no_grad():
             target = model.target.teacher(views[:, -1])
-        output = model.read(z, target[:, None], moves)
+        output = model.predict(z, target[:, None], moves)
         loss, _ = self.objective(output, self.step_number)
         loss.backward()
         self.optimizer.step()

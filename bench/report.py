@@ -25,7 +25,8 @@ from seqjepa.configs.errors import InputError
 from seqjepa.engine.compose import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator, compile_mode
 from seqjepa.engine.runtime.provenance import commit, versions
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
+from seqjepa.engine.training.validation import validate
 
 EPOCHS, TRAIN, TEST = 2000, 50_000, 10_000  # of the paper's run
 GIB = 2**30
@@ -33,7 +34,7 @@ BATCHES = {"cpu": (16, 32, 64, 128), "cuda": (64, 128, 256, 512, 1024)}
 
 
 class Run:
-    """A learner on images of noise, whose parts can be timed."""
+    """A training step on images of noise, whose parts can be timed."""
 
     def __init__(self, words: list[str], batch_size: int):
         config = compose([*words, f"data.batch_size={batch_size}"]).config
@@ -45,23 +46,23 @@ class Run:
         images = random_images(config.data.dataset, 4 * batch_size)
         compiled = self.mode != "none" and self.device.type == "cuda"
         self.loaders = loaders_of(images, config, self.device, compiled=compiled)
-        self.learner = Learner(config, self.loaders, self.accelerator)
+        self.training = TrainingStep(config, self.loaders, self.accelerator)
         self.batches = (batch for epoch in range(10**6) for batch in self.loaders.train.epoch(epoch))
         self.done = 0
 
     def step(self) -> torch.Tensor:
         """With its data."""
         self.done += 1
-        return self.learner.step(next(self.batches), self.done)
+        return self.training.step(next(self.batches), self.done)
 
     def parts(self) -> dict[str, float]:
         """Seconds of the parts of a step, each by itself and waited for; validation per batch."""
-        learner, batch = self.learner, next(self.batches)
-        learner.losses.train()
-        (given,) = learner._given(batch).split(1)
+        training, batch = self.training, next(self.batches)
+        training.losses.train()
+        (given,) = training.step_inputs(batch).split(1)
 
         def forward():
-            return learner.wrapped(*given, learner.device_step)
+            return training.wrapped(*given, training.device_step)
 
         def both():
             measured = forward()
@@ -75,37 +76,39 @@ class Run:
         def update():
             for parameter, gradient in gradients:
                 parameter.grad = gradient
-            learner._update()
+            training._update()
 
-        gradients = [(p, p.grad) for p in learner.trainable]
+        gradients = [(p, p.grad) for p in training.trainable]
         features = measured.features
         seconds["optimiser and EMA"] = seconds_of(update)
-        seconds["probes' optimiser"] = seconds_of(learner.probe_optimizer.step)
-        seconds["metrics"] = seconds_of(lambda: learner._record(batch, [measured], measured.loss))
+        seconds["probes' optimiser"] = seconds_of(training.probe_optimizer.step)
+        seconds["metrics"] = seconds_of(lambda: training._record(batch, [measured], measured.loss))
 
         def probes():
-            outputs = learner.probes(features)
-            losses = learner.probes.losses(outputs, batch.labels, batch.actions)
+            outputs = training.probes(features)
+            losses = training.probes.losses(outputs, batch.labels, batch.actions)
             torch.stack(list(losses.values())).sum().backward()
 
         seconds["(probes alone, within forward and backward)"] = seconds_of(probes)
         batches = len(self.loaders.validation)
-        seconds["(validation, a batch)"] = seconds_of(lambda: learner.validate(self.loaders.validation), 3) / batches
+        seconds["(validation, a batch)"] = (
+            seconds_of(lambda: validate(training, self.loaders.validation).metrics, 3) / batches
+        )
         return seconds
 
     def flops(self) -> float:
         """Of a sequence: all products and convolutions of the losses and their gradients, run without a compiler."""
-        learner, count = self.learner, 2
-        given = learner._given(next(self.batches))
+        training, count = self.training, 2
+        given = training.step_inputs(next(self.batches))
         small = type(given)(*(x if x is None else x[:count] for x in given))
-        forward = partial(type(learner.losses).forward, learner.losses)
-        total = training_flops(lambda: forward(*small, learner.device_step).total)
-        learner.losses.zero_grad(set_to_none=True)
+        forward = partial(type(training.losses).forward, training.losses)
+        total = training_flops(lambda: forward(*small, training.device_step).total)
+        training.losses.zero_grad(set_to_none=True)
         return total / count
 
     def roofline(self) -> float:
         """Seconds of the convolutions and batch norms of a step: a teacher's views pass without gradients."""
-        model, side = self.learner.model, self.loaders.sequence.image_size
+        model, side = self.training.model, self.loaders.sequence.image_size
         count = self.config.sequence.num_observed + model.target.joint
         views = torch.randn(self.batch_size * count, 3, *side, device=self.device)
         views = views.to(memory_format=torch.channels_last)
@@ -170,13 +173,13 @@ def measure(words: list[str], batch: int) -> dict:
         "eval_every": run.config.eval.every,
     }
     if run.device.type == "cuda":
-        run.learner._step(next(run.batches), look=True)  # a logged step, which a graph does not hold
+        run.training._step(next(run.batches), measure_gradients=True)  # a logged step, which a graph does not hold
         found["peak_memory_gib"] = torch.cuda.max_memory_reserved() / GIB
     found["rates"] = {batch: batch / step}
     for size in BATCHES[run.device.type]:
         if size != batch:
             del run
-            gc.collect()  # a learner and its graph hold each other
+            gc.collect()  # a training step and its graph hold each other
             torch.compiler.reset()
             if on_gpu:
                 torch.cuda.empty_cache()

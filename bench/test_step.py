@@ -11,7 +11,7 @@ from peer import Peer
 
 from seqjepa.engine.compose import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
 
 ON_GPU = torch.cuda.is_available()
 BATCH = 512 if ON_GPU else 64
@@ -30,7 +30,7 @@ def test_step(beside, device, task, mode):
     peer = Peer(config, images, device, WORKERS)
     accelerator = build_accelerator(config.run, 1)
     loaders = loaders_of(images, config, device, compiled=mode != "none")
-    learner = Learner(config, loaders, accelerator)
+    training = TrainingStep(config, loaders, accelerator)
     batches = (batch for epoch in range(10**6) for batch in loaders.train.epoch(epoch))
-    steps = iter(range(learner.total_steps))
-    beside(lambda: learner.step(next(batches), next(steps)), {"the peer": peer.step}, BATCH, "sequences")
+    steps = iter(range(training.total_steps))
+    beside(lambda: training.step(next(batches), next(steps)), {"the peer": peer.step}, BATCH, "sequences")

@@ -1,4 +1,4 @@
-"""Runs side by side: `python -m seqjepa.engine.compare runs/seed/quick/* --out results.md`.
+"""Runs side by side: `python -m seqjepa.engine.compare runs/variants/quick/* --out results.md`.
 
 Runs of one config that differ in the seed alone are one row: mean, and in brackets the standard deviation over seeds.
 """

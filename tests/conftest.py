@@ -117,16 +117,16 @@ def interrupt_at(monkeypatch):
     """Send this process a signal in the midst of an optimiser step."""
 
     def arm(step, number=signal.SIGTERM):
-        from seqjepa.engine.training.learner import Learner
+        from seqjepa.engine.training.step import TrainingStep
 
-        original = Learner.step
+        original = TrainingStep.step
 
         def interrupted(self, batch, at):
             if at == step and self.train_model:
                 os.kill(os.getpid(), number)
             return original(self, batch, at)
 
-        monkeypatch.setattr(Learner, "step", interrupted)
+        monkeypatch.setattr(TrainingStep, "step", interrupted)
 
     return arm
 

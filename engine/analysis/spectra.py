@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from .config import DiagnosticsConfig
 
-__all__ = ["COLLAPSE_METRICS", "SEED_NAMES", "Moments", "collapse_warnings", "participation", "spectrum_figures"]
+__all__ = ["COLLAPSE_METRICS", "REFERENCE_NAMES", "Moments", "collapse_warnings", "participation", "spectrum_figures"]
 
 COLLAPSE_METRICS = ("effective_rank", "participation", "rankme", "variance", "variance_min", "isotropy", "pair_cosine")
 # what the reference logged as rank: the participation ratio of singular values, of z and of agg
-SEED_NAMES = {"z": "rank_eq_eff", "agg": "rank_inv_eff"}
+REFERENCE_NAMES = {"z": "rank_eq_eff", "agg": "rank_inv_eff"}
 RANKME_EPS = 1e-7
 
 
@@ -42,7 +42,7 @@ class Moments(nn.Module):
         return torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().flip(0)
 
     def compute(self) -> dict[str, float]:
-        """The `COLLAPSE_METRICS`, and `seed_rank`; NaN for fewer than two features, or where one is not finite.
+        """The `COLLAPSE_METRICS`, and `reference_rank`; NaN for fewer than two features, or where one is not finite.
 
         With λ the eigenvalues of the covariance in D dimensions and σ the singular values of the features:
 
@@ -52,11 +52,11 @@ class Moments(nn.Module):
         - variance, variance_min: mean and least of the dimensions' variances
         - isotropy: participation over the directions that N features can have, min(N - 1, D); 1 for a sphere
         - pair_cosine: mean cosine of two different features
-        - seed_rank: (Σσ)² / Σσ² of the centred σ
+        - reference_rank: (Σσ)² / Σσ² of the centred σ
         """
         count = self.count.item()
         if count < 2 or not self.products.isfinite().all():
-            return dict.fromkeys((*COLLAPSE_METRICS, "seed_rank"), math.nan)
+            return dict.fromkeys((*COLLAPSE_METRICS, "reference_rank"), math.nan)
         mean = self.total / count
         covariance = self.products / count - torch.outer(mean, mean)
         figures = spectrum_figures(torch.linalg.eigvalsh(covariance).clamp(min=0), int(count))
@@ -78,14 +78,14 @@ def participation(values: Tensor) -> float:
 
 
 def spectrum_figures(eigenvalues: Tensor, count: int) -> dict[str, float]:
-    """Effective rank, participation, seed_rank and isotropy of a covariance's eigenvalues [D], of `count` features."""
+    """Effective rank, participation, the reference code's rank and isotropy of eigenvalues [D] of `count` features."""
     singular = eigenvalues.sqrt()
     share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
     possible = max(1, min(count - 1, len(eigenvalues)))
     return {
         "effective_rank": (-torch.xlogy(share, share).sum()).exp().item(),
         "participation": participation(eigenvalues),
-        "seed_rank": participation(singular),
+        "reference_rank": participation(singular),
         "isotropy": participation(eigenvalues) / possible,
     }
 
@@ -93,7 +93,7 @@ def spectrum_figures(eigenvalues: Tensor, count: int) -> dict[str, float]:
 def collapse_warnings(metrics: dict[str, float], config: DiagnosticsConfig) -> list[str]:
     """A sentence for each sign of collapse in the metrics of a validation."""
     found = []
-    for feature in SEED_NAMES:
+    for feature in REFERENCE_NAMES:
         rank, cosine = metrics[f"participation_{feature}"], metrics[f"pair_cosine_{feature}"]
         if rank < config.min_rank:
             found.append(

@@ -16,12 +16,12 @@ from ..config import Config
 from ..models.seq_jepa import SeqJEPA, build_model
 from ..runtime.accelerator import build_accelerator
 
-__all__ = ["FrozenNetwork", "Question", "leakage_length", "open_evaluation", "questions", "untrained_network"]
+__all__ = ["FrozenNetwork", "FrozenProbe", "leakage_length", "open_evaluation", "questions", "untrained_network"]
 
 CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 has 0.5 % of its start left
 
 
-class Question(NamedTuple):
+class FrozenProbe(NamedTuple):
     """Something that is predicted from a feature."""
 
     name: str  # of the metric
@@ -34,7 +34,7 @@ def leakage_length(lengths: list[int], num_observed: int) -> int:
     return num_observed if num_observed in lengths else lengths[-1]
 
 
-def questions(lengths: list[int], num_observed: int, factors: dict[str, slice]) -> list[Question]:
+def questions(lengths: list[int], num_observed: int, factors: dict[str, slice]) -> list[FrozenProbe]:
     """All that is asked of a network.
 
     Top-1 of the class from the aggregate of each length, from z of the clean image, and (leakage) from z of the first
@@ -48,11 +48,11 @@ def questions(lengths: list[int], num_observed: int, factors: dict[str, slice]) 
     """
     leaking = leakage_length(lengths, num_observed)
     return [
-        *(Question(f"agg_top1_{length}", f"agg_{length}", None) for length in lengths),
-        Question("z_top1", "clean", None),
-        Question("first_top1", "first", None),
-        *(Question(f"z_r2_{factor}", "pair", factor) for factor in factors),
-        *(Question(f"agg_r2_{factor}", f"agg_{leaking}", factor) for factor in factors),
+        *(FrozenProbe(f"agg_top1_{length}", f"agg_{length}", None) for length in lengths),
+        FrozenProbe("z_top1", "clean", None),
+        FrozenProbe("first_top1", "first", None),
+        *(FrozenProbe(f"z_r2_{factor}", "pair", factor) for factor in factors),
+        *(FrozenProbe(f"agg_r2_{factor}", f"agg_{leaking}", factor) for factor in factors),
     ]
 
 

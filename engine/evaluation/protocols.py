@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...loaders.loader import Loaders
 from ..analysis.accumulators import R2
 from .config import EvalConfig
-from .frozen import FrozenNetwork, Question
+from .frozen import FrozenNetwork, FrozenProbe
 from .probes import mean_r2, mlp
 
 __all__ = ["PROTOCOLS", "fast_protocol", "knn", "logistic_regression", "paper_protocol", "ridge_regression"]
@@ -24,7 +24,7 @@ LOGISTIC_ITERATIONS = 30
 
 def paper_protocol(
     network: FrozenNetwork,
-    asked: list[Question],
+    asked: list[FrozenProbe],
     loaders: Loaders,
     settings: EvalConfig,
     progress: Callable[[], None],
@@ -84,7 +84,7 @@ def paper_protocol(
 
 def fast_protocol(
     network: FrozenNetwork,
-    asked: list[Question],
+    asked: list[FrozenProbe],
     loaders: Loaders,
     settings: EvalConfig,
     progress: Callable[[], None],
@@ -119,7 +119,7 @@ def fast_protocol(
 PROTOCOLS: dict[str, Callable[..., dict[str, float]]] = {"fast": fast_protocol, "paper": paper_protocol}
 
 
-def _score(question: Question, predicted: Tensor, test: dict[str, Tensor], dims: dict[str, slice]) -> float:
+def _score(question: FrozenProbe, predicted: Tensor, test: dict[str, Tensor], dims: dict[str, slice]) -> float:
     """Percent of right labels, or the mean R² of the dimensions that vary; NaN if none does."""
     if question.factor is None:
         return 100 * (predicted == test["labels"]).double().mean().item()

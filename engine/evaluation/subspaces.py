@@ -9,11 +9,11 @@ import torch
 
 from ...configs.files import to_json, write_atomically
 from ...loaders.loader import build_loaders
-from ..analysis.spectra import SEED_NAMES, Moments
+from ..analysis.spectra import REFERENCE_NAMES, Moments
 from ..analysis.subspaces import subspace_metrics
 from ..analysis.sweeps import sweep
 from ..reports.console import Reporter, number
-from ..reports.figures.subspaces import Seen, draw_all
+from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from ..runtime.provenance import commit, hardware, versions
 from .cases import Case
 from .equivariance import equivariance_metrics, read_moved
@@ -52,10 +52,10 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
             moments.update(rows)
             figures = moments.cpu().compute()
             spectra[feature] = moments.spectrum()
-            found[SEED_NAMES[feature]] = figures.pop("seed_rank")
+            found[REFERENCE_NAMES[feature]] = figures.pop("reference_rank")
             found |= {f"{metric}_{feature}": value for metric, value in figures.items()}
         metrics[name] = subspace_metrics(sweeps)[0] | found
-        seen[name] = Seen(sweeps, spectra)
+        seen[name] = NetworkSweeps(sweeps, spectra)
     result = {
         "checkpoint": str(case.checkpoint),
         "task": config.data.name,

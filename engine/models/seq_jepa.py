@@ -199,9 +199,9 @@ class SeqJEPA(nn.Module):
             inverse_actions: [B, V - 1, A]; action i carries view i + 1 back to view i. With them the sequence is also
                 read backwards, and view 0 predicted.
         """
-        return self.read(*self.look(views, both=inverse_actions is not None), actions, inverse_actions)
+        return self.predict(*self.encode_views(views, both=inverse_actions is not None), actions, inverse_actions)
 
-    def look(self, views: Tensor, *, both: bool = False) -> tuple[Tensor, Tensor | None]:
+    def encode_views(self, views: Tensor, *, both: bool = False) -> tuple[Tensor, Tensor | None]:
         """Features [B, N, D] by the encoder, of all views or of the observed ones; and those of the targets.
 
         The latter are [B, 1, D], or with `both` [B, 2, D], of the last view and of view 0; None where they are among
@@ -212,10 +212,10 @@ class SeqJEPA(nn.Module):
         z = self.encode(views if both else views[:, :-1])
         return z, self.target.features(self.encoder, _ends(views, both))
 
-    def read(
+    def predict(
         self, z: Tensor, target_z: Tensor | None, actions: Tensor, inverse_actions: Tensor | None = None
     ) -> Output:
-        """All that follows the encoder; arguments as `look` returns and `forward` takes them."""
+        """All that follows the encoder; arguments as `encode_views` returns and `forward` takes them."""
         num_observed = actions.shape[1]
         both = inverse_actions is not None
         if target_z is None:
@@ -276,13 +276,13 @@ def _ends(x: Tensor, both: bool) -> Tensor:
 def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> SeqJEPA:
     """The network that the config describes, for actions of `action_dim` numbers."""
     encoder, features = build_encoder(config)
-    told = config.aggregator_action or config.predictor_action
+    uses_actions = config.aggregator_action or config.predictor_action
     token = features + config.action_dim * config.aggregator_action
     width = config.projector_dim or features  # of predictions
     unit = config.projector_norm == "unit"
     return SeqJEPA(
         encoder,
-        ActionEmbedding(action_dim, config.action_dim) if told else None,
+        ActionEmbedding(action_dim, config.action_dim) if uses_actions else None,
         Aggregator(token, config.num_layers, config.num_heads, config.dropout, config.time_embedding),
         Predictor(token + config.action_dim * config.predictor_action, config.predictor_hidden, width),
         build_target(target, encoder),

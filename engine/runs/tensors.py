@@ -83,24 +83,24 @@ def read(
     return tensors, state
 
 
-def write(folder: Path, learner: Any, accelerator: Accelerator, state: dict[str, Any]) -> str | None:
+def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str, Any]) -> str | None:
     """Write a checkpoint's files; every process calls it.
 
     Args:
         folder: receives them; made anew.
-        learner: whose model, probes, optimisers and metrics are saved.
+        training: whose model, probes, optimisers and metrics are saved.
         accelerator: of the processes.
         state: what goes into state.json.
 
     Returns:
         The name of a tensor that is not finite, and then nothing was written; else None.
     """
-    tensors = {"model": learner.model.state_dict(), "probes": learner.probes.state_dict()}
-    trainer = optimizer_tensors(learner.optimizer, learner.model, "optimizer")
-    trainer |= optimizer_tensors(learner.probe_optimizer, learner.probes, "probe_optimizer")
+    tensors = {"model": training.model.state_dict(), "probes": training.probes.state_dict()}
+    trainer = optimizer_tensors(training.optimizer, training.model, "optimizer")
+    trainer |= optimizer_tensors(training.probe_optimizer, training.probes, "probe_optimizer")
     for bank in METRIC_BANKS:
         # each process holds its own part of the metrics: their sum goes into the file
-        collected = getattr(learner, bank).collect(accelerator).state_dict()
+        collected = getattr(training, bank).collect(accelerator).state_dict()
         trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
     tensors["trainer"] = trainer
     for file, entries in tensors.items():
@@ -133,11 +133,11 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         path.chmod(path.parent.stat().st_mode & 0o666)
 
 
-def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
-    """Put a learner, and this process's generators, where a checkpoint left them.
+def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
+    """Put a training step, and this process's generators, where a checkpoint left them.
 
     Args:
-        learner: freshly built from the same config.
+        training: freshly built from the same config.
         accelerator: of the processes.
         tensors: of `read`.
         step: optimiser steps done.
@@ -146,16 +146,16 @@ def restore(learner: Any, accelerator: Accelerator, tensors: dict[str, dict[str,
         InputError: the tensors are not those of this network.
     """
     try:
-        load_model(learner.model, tensors["model"])
-        learner.probes.load_state_dict(tensors["probes"])
-        load_optimizer(learner.optimizer, learner.model, "optimizer", tensors["trainer"])
-        load_optimizer(learner.probe_optimizer, learner.probes, "probe_optimizer", tensors["trainer"])
+        load_model(training.model, tensors["model"])
+        training.probes.load_state_dict(tensors["probes"])
+        load_optimizer(training.optimizer, training.model, "optimizer", tensors["trainer"])
+        load_optimizer(training.probe_optimizer, training.probes, "probe_optimizer", tensors["trainer"])
         if accelerator.is_main_process:  # the others add to the sum from zero
             for bank in METRIC_BANKS:
-                getattr(learner, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
+                getattr(training, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
     except RuntimeError as error:
         raise InputError(f"its tensors are not this network's ({str(error).splitlines()[0]})", "run.resume") from None
-    learner.device_step.fill_(step)
+    training.device_step.fill_(step)
     try:
         load_rng(tensors["rng"])
     except (RuntimeError, ValueError, TypeError, OverflowError, IndexError) as error:

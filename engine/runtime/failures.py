@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 
 from ...configs.errors import shown
 
-__all__ = ["LOST_TOUCH", "bus_errors_answered", "explain", "out_of_memory"]
+__all__ = ["PEER_LOST", "explain", "out_of_memory", "sigbus_handler"]
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
-LOST_TOUCH = "lost touch with another process"
+PEER_LOST = "lost touch with another process"
 NO_COMPILER = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton")  # of torch.compile
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch, on a GPU and on a CPU
 
@@ -47,7 +47,7 @@ def explain(error: BaseException, batch_size: int, accumulate: int, processes: i
     if isinstance(error, RuntimeError) and "Failed to find C compiler" in str(error):
         return "Triton, which the kernels for GPUs are written in, found no C compiler; apt-get install gcc brings one"
     if isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in text.lower()):
-        return f"{LOST_TOUCH} ({text})"
+        return f"{PEER_LOST} ({text})"
     return None
 
 
@@ -67,7 +67,7 @@ def _smaller(local_batch: int, accumulate: int) -> str:
 
 
 @contextlib.contextmanager
-def bus_errors_answered(line: Callable[[], str]) -> Iterator[None]:
+def sigbus_handler(line: Callable[[], str]) -> Iterator[None]:
     """Within it: say a line, and end with 128 + SIGBUS, when a mapped file has shrunk under its reader.
 
     Python's own handlers run between two of its instructions, and after this fault there is none: the reader would

@@ -16,7 +16,7 @@ from ..analysis.subspaces import subspace_metrics
 from ..analysis.sweeps import sweep
 from ..config import Config
 from ..models.seq_jepa import SeqJEPA
-from ..reports.figures.subspaces import Seen, draw_all
+from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from ..runs.tensors import save_tensors
 
 __all__ = ["diagnose", "spectra"]
@@ -54,7 +54,7 @@ def diagnose(
     metrics, found = subspace_metrics(sweeps, _before(bases, epoch))
     bases.mkdir(parents=True, exist_ok=True)
     save_tensors(found, bases / f"epoch-{epoch:04d}.safetensors")
-    seen = {f"epoch {epoch}": Seen(sweeps, spectra(moments))}
+    seen = {f"epoch {epoch}": NetworkSweeps(sweeps, spectra(moments))}
     return metrics, draw_all(seen, figures)
 
 

@@ -17,11 +17,11 @@ from ..evaluation.probes import OnlineProbes, probe_features
 from ..models.seq_jepa import Output, SeqJEPA
 from ..objectives.terms import Objective
 
-__all__ = ["Given", "Losses", "Measured"]
+__all__ = ["StepInputs", "StepOutputs", "TrainingForward"]
 
 
-class Given(NamedTuple):
-    """What a step goes by, of B sequences."""
+class StepInputs(NamedTuple):
+    """Inputs of one step, of B sequences."""
 
     views: Tensor  # [B, V, C, H, W]
     actions: Tensor  # [B, V - 1, A], as the model is told them
@@ -29,22 +29,22 @@ class Given(NamedTuple):
     labels: Tensor  # [B], asked of the probes
     moves: Tensor  # [B, V - 1, A], the actions that happened; the first is asked of the probes
 
-    def split(self, parts: int) -> list[Given]:
+    def split(self, parts: int) -> list[StepInputs]:
         """Cut into `parts` micro-batches of equal size."""
         columns = [[None] * parts if field is None else field.chunk(parts) for field in self]
-        return [Given(*fields) for fields in zip(*columns, strict=True)]
+        return [StepInputs(*fields) for fields in zip(*columns, strict=True)]
 
-    def padded(self, size: int) -> Given:
+    def padded(self, size: int) -> StepInputs:
         """With the first sequence repeated up to `size`, so that a compiled program sees one shape."""
         return self.each(lambda x: padded(x, size))
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Given:
+    def each(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
         """With every field changed in one way."""
-        return Given(*(x if x is None else change(x) for x in self))
+        return StepInputs(*(x if x is None else change(x) for x in self))
 
 
-class Measured(NamedTuple):
-    """What a step knows of its batch; all float32."""
+class StepOutputs(NamedTuple):
+    """Outputs of one step; all float32."""
 
     total: Tensor  # 0-dim, of all losses: what backward starts from
     loss: Tensor  # 0-dim, of the objective
@@ -55,7 +55,7 @@ class Measured(NamedTuple):
     output: Output  # of the model
 
 
-class Losses(nn.Module):
+class TrainingForward(nn.Module):
     """From sequences to all losses.
 
     Args:
@@ -80,13 +80,13 @@ class Losses(nn.Module):
         labels: Tensor,
         moves: Tensor,
         step: Tensor,
-    ) -> Measured:
-        """Losses of a batch; arguments as in `Given`, and the step (int64, 0-dim) that random terms are drawn for."""
+    ) -> StepOutputs:
+        """Losses of a batch; arguments as in `StepInputs`, and the step (int64, 0-dim) that random terms use."""
         with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
             output = self.model(views, actions, inverse_actions).float()
-        return self.judge(output, labels, moves, step)
+        return self.losses_of(output, labels, moves, step)
 
-    def judge(self, output: Output, labels: Tensor, moves: Tensor, step: Tensor) -> Measured:
+    def losses_of(self, output: Output, labels: Tensor, moves: Tensor, step: Tensor) -> StepOutputs:
         """Losses of an output of the model, in float32 under autocast too."""
         with torch.autocast(output.z.device.type, enabled=False):
             with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
@@ -95,4 +95,4 @@ class Losses(nn.Module):
             outputs = self.probes(features)
             probe_losses = self.probes.losses(outputs, labels, moves)
             total = loss + torch.stack(list(probe_losses.values())).sum()
-        return Measured(total, loss, terms, probe_losses, outputs, features, output)
+        return StepOutputs(total, loss, terms, probe_losses, outputs, features, output)

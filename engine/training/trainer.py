@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from ...configs.errors import InputError
 from ...configs.files import to_json, write_atomically
+from ..analysis.accumulators import MetricBank
 from ..analysis.spectra import collapse_warnings
 from ..config import Config
 from ..reports.console import Reporter, Stopwatch
@@ -28,16 +29,17 @@ from ..runs.metrics_file import MetricsFile
 from ..runs.state import TrainingState
 from ..runtime.accelerator import build_accelerator, compile_mode, crowded, overruled
 from ..runtime.distributed import check_agreement
-from ..runtime.failures import LOST_TOUCH, bus_errors_answered, explain
+from ..runtime.failures import PEER_LOST, explain, sigbus_handler
 from ..runtime.interrupts import Interrupted, Interrupts
 from ..runtime.provenance import code_digest, commit, hardware, versions
 from .diagnostics import diagnose
 from .early_stopping import Patience, improves
 from .gates import check_rules
-from .learner import Diverged, Learner, metric_names
 from .loading import open_loaders
 from .optimizers import learning_rate
+from .step import Diverged, TrainingStep
 from .untrained_control import untrained_control
+from .validation import Validation, metric_names, validate
 from .verdict import closing_block, judge_epochs
 
 __all__ = ["DIVERGED", "DONE", "GATE_FAILED", "MACHINE_FAILED", "Trainer", "train"]
@@ -60,7 +62,7 @@ def train(config: Config, parent: int) -> int:
         Interrupts(parent) as interrupts,
         Reporter(accelerator.is_main_process) as reporter,
         RunFolder(config, config.run, config.checkpoint.keep, main=accelerator.is_main_process) as folder,
-        bus_errors_answered(lambda: f"a file that was being read has shrunk or is gone (SIGBUS); {folder.last_good}"),
+        sigbus_handler(lambda: f"a file that was being read has shrunk or is gone (SIGBUS); {folder.last_good}"),
     ):
         try:
             trainer = Trainer(config, accelerator, interrupts, reporter, folder)
@@ -86,7 +88,7 @@ def train(config: Config, parent: int) -> int:
                 reporter.say(f"{cause}; {folder.last_good}")
             else:
                 print(f"process {accelerator.process_index}: {cause}", file=sys.stderr, flush=True)
-            if cause.startswith(LOST_TOUCH):
+            if cause.startswith(PEER_LOST):
                 time.sleep(5)  # the launcher names the process that leaves first: not one that was left alone
             return MACHINE_FAILED
         finally:
@@ -172,7 +174,7 @@ class Trainer:
                 check=self._check_interrupt,
             )
         set_seed(config.run.seed)  # the control's network is the one that training starts from
-        self.learner = Learner(config, self.loaders, accelerator)
+        self.training = TrainingStep(config, self.loaders, accelerator)
         set_seed(config.run.seed, device_specific=True)  # dropout differs between processes
         if state:
             self._restore(tensors, state)
@@ -199,7 +201,7 @@ class Trainer:
         Args:
             changed: fields that differ: value of the checkpoint, value now.
         """
-        config, learner, lines = self.config, self.learner, []
+        config, training, lines = self.config, self.training, []
         if changed:
             fields = ", ".join(f"{field} from {old!r} to {new!r}" for field, (old, new) in changed.items())
             lines.append(f"changed since the checkpoint: {fields}")
@@ -210,7 +212,7 @@ class Trainer:
                 "the run goes on, but not as it would have gone"
             )
         if "run.epochs" in changed and not self.done and self.global_step:
-            totals = [number * learner.steps_per_epoch for number in changed["run.epochs"]]
+            totals = [number * training.steps_per_epoch for number in changed["run.epochs"]]
             last = self.global_step - 1
             for name, schedule in {"learning rate": self._rate, "teacher's decay": self._decay}.items():
                 before, same_step, now = (
@@ -226,15 +228,15 @@ class Trainer:
         return lines
 
     def _rate(self, step: int, total_steps: int) -> float:
-        return learning_rate(self.config.optim, step, self.learner.steps_per_epoch, total_steps)
+        return learning_rate(self.config.optim, step, self.training.steps_per_epoch, total_steps)
 
     def _decay(self, step: int, total_steps: int) -> float:
-        return self.learner.model.target.decay(torch.tensor(step), total_steps).item()
+        return self.training.model.target.decay(torch.tensor(step), total_steps).item()
 
     @property
     def global_step(self) -> int:
         """Optimiser steps done."""
-        return self.epoch * self.learner.steps_per_epoch + self.step
+        return self.epoch * self.training.steps_per_epoch + self.step
 
     @property
     def done(self) -> bool:
@@ -250,7 +252,7 @@ class Trainer:
             Interrupted: the run was asked to stop.
             Diverged: a loss or a gradient is no longer finite.
         """
-        self.reporter.advance("training", self.global_step, total=self.learner.total_steps)
+        self.reporter.advance("training", self.global_step, total=self.training.total_steps)
         while not self.done:
             self.watch = Stopwatch()
             self._train_epoch()
@@ -261,20 +263,20 @@ class Trainer:
             validated = number % self.config.eval.every == 0 or number == self.config.run.epochs
             # an interrupted validation is repeated by the resumed run; only then may the training metrics be read
             self.interrupts.new_pace()
-            metrics = self.learner.validate(self.loaders.validation, self._check_interrupt) if validated else {}
+            validation = validate(self.training, self.loaders.validation, self._check_interrupt) if validated else None
             self._refuse_divergence()
-            self.final = self.learner.epoch_metrics() | metrics
+            self.final = self.training.epoch_metrics() | (validation.metrics if validation else {})
             self.epoch, self.step = number, 0
             self.seconds += self.watch.seconds
             self.train_seconds += train_seconds
-            self._end_epoch(validated, train_seconds)
+            self._end_epoch(validation, train_seconds)
 
     def _train_epoch(self) -> None:
         log_every = self.config.run.log_every
         recent = Stopwatch()
         self.interrupts.new_pace()
         for batch in self.loaders.train.epoch(self.epoch, self.step):
-            loss = self.learner.step(batch, self.global_step)
+            loss = self.training.step(batch, self.global_step)
             self.step += 1
             self.watch.count(self.config.data.batch_size)
             recent.count(self.config.data.batch_size)
@@ -284,7 +286,7 @@ class Trainer:
                 self._refuse_divergence()
                 self._log_step(value, recent)
                 recent.restart()
-            if self.learner.compiled and not self.compile_seconds:
+            if self.training.compiled and not self.compile_seconds:
                 loss.item()  # waits for the compiler and the step
                 self.compile_seconds = self.watch.seconds
                 self.seconds += self.compile_seconds
@@ -296,22 +298,25 @@ class Trainer:
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"
         self.reporter.advance(amount=0, status=status)
-        lr = self._rate(self.global_step - 1, self.learner.total_steps)
+        lr = self._rate(self.global_step - 1, self.training.total_steps)
         values = {"step_loss": loss, "lr": lr, "sequences_per_second": recent.rate}
-        values |= {name: norm.item() for name, norm in self.learner.pulls.items()}
+        values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
         self.trackers.log(values, self.global_step)
 
-    def _end_epoch(self, validated: bool, train_seconds: float) -> None:
+    def _end_epoch(self, validation: Validation | None, train_seconds: float) -> None:
         config, metrics, watch = self.config, self.final, self.watch
+        validated = validation is not None
         is_best = validated and improves(metrics[config.eval.best_metric], self.best["value"], config.eval.best_mode)
         if validated:
             self.patience.see(metrics)
         if is_best:
             self.best = {"epoch": self.epoch, "value": metrics[config.eval.best_metric], "metrics": metrics}
         rate = watch.sequences / train_seconds
-        diagnostics, figures, seconds = self._diagnose() if validated and self._diagnosed else ({}, [], 0.0)
+        diagnostics, figures, seconds = (
+            self._diagnose(validation.moments) if validation and self._diagnosed else ({}, [], 0.0)
+        )
         timing = {"ep_time": watch.seconds, "train_time": train_seconds, "sequences_per_second": rate}
-        if self.compile_seconds and watch.steps < self.learner.steps_per_epoch:
+        if self.compile_seconds and watch.steps < self.training.steps_per_epoch:
             timing["compile_time"] = self.compile_seconds
         if diagnostics:
             timing["diagnostics_time"] = seconds
@@ -338,16 +343,16 @@ class Trainer:
         every = self.config.diagnostics.every
         return bool(every) and self.accelerator.is_main_process and (self.epoch % every == 0 or self.done)
 
-    def _diagnose(self) -> tuple[dict[str, float], list[Path], float]:
+    def _diagnose(self, moments: MetricBank) -> tuple[dict[str, float], list[Path], float]:
         """Metrics and figures of factor sweeps, and the seconds that they took."""
-        watch, learner, folder = Stopwatch(), self.learner, self.folder
+        watch, training, folder = Stopwatch(), self.training, self.folder
         try:
             metrics, figures = diagnose(
-                learner.model,
+                training.model,
                 self.loaders.validation,
                 self.config,
                 self.accelerator,
-                learner.moments,
+                moments,
                 epoch=self.epoch,
                 bases=folder.bases,
                 figures=folder.figures,
@@ -360,10 +365,10 @@ class Trainer:
         return metrics, figures, watch.seconds
 
     def _refuse_divergence(self) -> None:
-        found = self.learner.diverged()
+        found = self.training.diverged()
         if found is not None:
             step, term = found
-            epoch = step // self.learner.steps_per_epoch + 1
+            epoch = step // self.training.steps_per_epoch + 1
             raise Diverged(f"diverged: {term} was not finite at step {step} (epoch {epoch})")
 
     def _check_interrupt(self) -> None:
@@ -395,11 +400,11 @@ class Trainer:
             "commit": self.commit,
             "config": self.config.model_dump(),
         }
-        self.learner.share_buffers()
+        self.training.share_buffers()
         checkpoints = self.folder.checkpoints
         partial, final = checkpoints.partial(self.epoch, self.step)
         try:
-            broken = files.write(partial, self.learner, self.accelerator, state)
+            broken = files.write(partial, self.training, self.accelerator, state)
             if broken:
                 raise Diverged(f"diverged: {broken} is not finite")
             if self.accelerator.is_main_process:
@@ -418,12 +423,12 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, dict[str, Any]], state: TrainingState) -> None:
         self.epoch, self.step = state.epoch, state.step
-        if self.step > self.learner.steps_per_epoch:
-            raise InputError(f"is at step {self.step} of {self.learner.steps_per_epoch}", "run.resume")
+        if self.step > self.training.steps_per_epoch:
+            raise InputError(f"is at step {self.step} of {self.training.steps_per_epoch}", "run.resume")
         self.best, self.final = state.best.model_dump(), state.final
         self.patience.load(state.patience.model_dump())
         self.seconds, self.train_seconds = state.seconds, state.train_seconds
-        files.restore(self.learner, self.accelerator, tensors, self.global_step)
+        files.restore(self.training, self.accelerator, tensors, self.global_step)
 
     # -- the verdict
 

@@ -23,7 +23,8 @@ from ...loaders.loader import Loaders
 from ..config import Config
 from ..runtime.provenance import code_digest, versions
 from .gates import OF_THE_OBJECTIVE
-from .learner import Diverged, Learner
+from .step import Diverged, TrainingStep
+from .validation import validate
 
 __all__ = ["control_key", "neutral", "untrained_control"]
 
@@ -103,18 +104,18 @@ def untrained_control(
     epochs = control_epochs(config)
     say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
     set_seed(config.run.seed)
-    learner = Learner(neutral(config), loaders, accelerator, train_model=False)
-    progress("untrained control", epochs * learner.steps_per_epoch)
+    training = TrainingStep(neutral(config), loaders, accelerator, train_model=False)
+    progress("untrained control", epochs * training.steps_per_epoch)
     step = 0
     for epoch in range(epochs):
         for batch in loaders.train.epoch(epoch):
-            learner.step(batch, step)
+            training.step(batch, step)
             step += 1
             progress("", 1)
             check()
-    metrics = learner.epoch_metrics() | learner.validate(loaders.validation, check)
+    metrics = training.epoch_metrics() | validate(training, loaders.validation, check).metrics
     metrics = {name: value for name, value in metrics.items() if not name.startswith(OF_THE_OBJECTIVE)}
-    if found := learner.diverged():
+    if found := training.diverged():
         raise Diverged(f"diverged: the untrained control's {found[1]} was not finite at step {found[0]}")
     if accelerator.is_main_process:
         write_atomically(path, to_json(metrics))

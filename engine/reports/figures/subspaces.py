@@ -14,7 +14,7 @@ from ...analysis.subspaces import fit_circle, fit_subspace, overlap, plane_curve
 from ...analysis.sweeps import Sweep
 from .curves import new_figure
 
-__all__ = ["Seen", "draw_all"]
+__all__ = ["NetworkSweeps", "draw_all"]
 
 TRAJECTORIES = 8  # anchors drawn one by one
 SPECTRUM = 32
@@ -22,14 +22,14 @@ SINGULAR_VALUES = 50
 COLUMNS = 4  # of factors side by side
 
 
-class Seen(NamedTuple):
+class NetworkSweeps(NamedTuple):
     """What was seen of a network."""
 
     sweeps: dict[str, Sweep]
     spectra: dict[str, Tensor]  # of z and agg: singular values of centred features, falling
 
 
-def draw_all(networks: dict[str, Seen], folder: Path) -> list[Path]:
+def draw_all(networks: dict[str, NetworkSweeps], folder: Path) -> list[Path]:
     """Draw all figures of the networks, by their titles, to `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     factors = list(next(iter(networks.values())).sweeps)
@@ -47,7 +47,7 @@ def draw_all(networks: dict[str, Seen], folder: Path) -> list[Path]:
     return [folder / f"{name}.png" for name in figures]
 
 
-def _panels(networks: dict[str, Seen], width: float, height: float, rows: int = 1):
+def _panels(networks: dict[str, NetworkSweeps], width: float, height: float, rows: int = 1):
     """A figure with a column for each network: (figure, axes [rows, columns])."""
     figure = new_figure(width * len(networks), height * rows)
     return figure, figure.subplots(rows, len(networks), squeeze=False)
@@ -65,7 +65,7 @@ def _curves(sweep: Sweep) -> tuple[Tensor, float]:
     return sweep.moved @ plane.basis, plane.explained
 
 
-def draw_trajectories(networks: dict[str, Seen], name: str):
+def draw_trajectories(networks: dict[str, NetworkSweeps], name: str):
     """Paths of single images through their plane: an equivariant encoder draws the same path for all of them."""
     figure, axes = _panels(networks, 4.4, 4.6)
     for column, (title, seen) in zip(axes[0], networks.items(), strict=True):
@@ -88,7 +88,7 @@ def draw_trajectories(networks: dict[str, Seen], name: str):
     return figure
 
 
-def draw_circle(networks: dict[str, Seen], name: str):
+def draw_circle(networks: dict[str, NetworkSweeps], name: str):
     """All points of an angle's curves in their plane, coloured by the angle, with the fitted circle."""
     figure, axes = _panels(networks, 4.6, 4.8)
     for column, (title, seen) in zip(axes[0], networks.items(), strict=True):
@@ -113,7 +113,7 @@ def draw_circle(networks: dict[str, Seen], name: str):
     return figure
 
 
-def draw_combined(networks: dict[str, Seen], factors: list[str]):
+def draw_combined(networks: dict[str, NetworkSweeps], factors: list[str]):
     """Every factor's points in its own plane, coloured by the factor's value; a row for each network."""
     lines = [factors[start : start + COLUMNS] for start in range(0, len(factors), COLUMNS)]
     cells = [(title, seen, line) for line in lines for title, seen in networks.items()]
@@ -141,7 +141,7 @@ def draw_combined(networks: dict[str, Seen], factors: list[str]):
     return figure
 
 
-def draw_spectrum(networks: dict[str, Seen], name: str):
+def draw_spectrum(networks: dict[str, NetworkSweeps], name: str):
     """Eigenvalues of a factor's displacements, linear above and logarithmic below."""
     figure, axes = _panels(networks, 4.4, 2.4, rows=2)
     for place, (title, seen) in enumerate(networks.items()):
@@ -162,7 +162,7 @@ def draw_spectrum(networks: dict[str, Seen], name: str):
     return figure
 
 
-def draw_overlap(networks: dict[str, Seen], factors: list[str]):
+def draw_overlap(networks: dict[str, NetworkSweeps], factors: list[str]):
     """Overlap of the factors' subspaces, 0 orthogonal to 1 one within the other."""
     figure, axes = _panels(networks, 1.6 + 0.75 * len(factors), 2.2 + 0.7 * len(factors))
     for column, (title, seen) in zip(axes[0], networks.items(), strict=True):
@@ -184,7 +184,7 @@ def draw_overlap(networks: dict[str, Seen], factors: list[str]):
     return figure
 
 
-def draw_ranks(networks: dict[str, Seen]):
+def draw_ranks(networks: dict[str, NetworkSweeps]):
     """Singular values of z and of agg over the test images, each normalised by their sum."""
     figure = new_figure(9.0, 3.6)
     features = list(next(iter(networks.values())).spectra)

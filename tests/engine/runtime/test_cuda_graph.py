@@ -8,7 +8,8 @@ from torch.utils._pytree import tree_leaves
 from seqjepa.engine.compose import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.train import main
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
+from seqjepa.engine.training.validation import validate
 from seqjepa.loaders.loader import build_loaders
 
 
@@ -50,17 +51,17 @@ def build(tiny):
         )
         accelerator = build_accelerator(config.run, config.optim.accumulate)
         torch.manual_seed(0)
-        return Learner(config, loaders, accelerator), loaders
+        return TrainingStep(config, loaders, accelerator), loaders
 
     return make
 
 
-def state(learner: Learner) -> list[torch.Tensor]:
-    optimizers = (learner.optimizer, learner.probe_optimizer)
+def state(training: TrainingStep) -> list[torch.Tensor]:
+    optimizers = (training.optimizer, training.probe_optimizer)
     moments = [value for o in optimizers for values in o.state.values() for value in values.values()]
-    modules = (learner.losses, learner.train_losses, learner.train_metrics)
+    modules = (training.losses, training.train_losses, training.train_metrics)
     weights = [value for module in modules for value in module.state_dict().values()]
-    return [x.clone() for x in (*weights, *moments, learner.device_step, learner.divergence)]
+    return [x.clone() for x in (*weights, *moments, training.device_step, training.divergence)]
 
 
 VARIANTS = {
@@ -95,13 +96,13 @@ class RecordedStep:
             self.recording.replay()
 
 
-def five_steps(learner, loaders, *, recorded: bool) -> list[torch.Tensor]:
+def five_steps(training, loaders, *, recorded: bool) -> list[torch.Tensor]:
     """State after five steps; where they are recorded, the last two repeat the third."""
-    learner.graphed = RecordedStep(learner._step, before=2) if recorded else None
+    training.graphed = RecordedStep(training._step, before=2) if recorded else None
     for number, batch in enumerate(loaders.train.epoch(0)):
-        learner.step(batch, number)
+        training.step(batch, number)
     assert number == 4
-    return state(learner)
+    return state(training)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -123,22 +124,22 @@ def test_the_recording_notices_a_number(build):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_losses_are_one_region(build, variant):
     """Dynamo traces model, objective and probes without a break."""
-    learner, loaders = build(*VARIANTS[variant], "optim.accumulate=1")
-    given = learner._given(next(loaders.train.epoch(0)))
-    eager = learner.losses(*given, learner.device_step)
-    traced = torch.compile(learner.losses, backend="eager", fullgraph=True, dynamic=False)
+    training, loaders = build(*VARIANTS[variant], "optim.accumulate=1")
+    given = training.step_inputs(next(loaders.train.epoch(0)))
+    eager = training.losses(*given, training.device_step)
+    traced = torch.compile(training.losses, backend="eager", fullgraph=True, dynamic=False)
     torch._dynamo.reset()
-    assert traced(*given, learner.device_step).total.shape == eager.total.shape
+    assert traced(*given, training.device_step).total.shape == eager.total.shape
 
 
 def test_a_padded_tail_changes_nothing(build):
     """70 test images in batches of 32: the last has 6, which a compiled network sees as 32."""
-    learner, loaders = build("run.deterministic=false")
-    plain = learner.validate(loaders.validation)
-    learner.compiled = True
+    training, loaders = build("run.deterministic=false")
+    plain = validate(training, loaders.validation).metrics
+    training.compiled = True
     seen = []
-    learner.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    padded = learner.validate(loaders.validation)
+    training.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    padded = validate(training, loaders.validation).metrics
     assert seen == [32, 32, 32]
     assert set(plain) == set(padded)
     for name, value in plain.items():
@@ -185,20 +186,20 @@ def test_a_graph_needs_a_gpu(tiny, refused):
 @pytest.mark.gpu
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gpu_graph_is_the_compiled_step(build, variant):
-    """With looks at the terms' pulls, and validations, between the replays."""
+    """With measurements of the terms' gradients, and validations, between the replays."""
     words = ("run.device=cuda", "run.deterministic=false", "run.log_every=4", "model.dropout=0.0")
     found = []
     for mode in ("default", "graph"):
         torch.compiler.reset()  # else variants share one limit of recompilations, beyond which nothing is compiled
-        learner, loaders = build(*words, *VARIANTS[variant], f"run.compile={mode}", device="cuda", compiled=True)
+        training, loaders = build(*words, *VARIANTS[variant], f"run.compile={mode}", device="cuda", compiled=True)
         number, epochs = 0, []
         for epoch in range(4):
             for batch in loaders.train.epoch(epoch):
-                learner.step(batch, number)
+                training.step(batch, number)
                 number += 1
-            epochs.append(learner.epoch_metrics() | learner.validate(loaders.validation))
+            epochs.append(training.epoch_metrics() | validate(training, loaders.validation).metrics)
         found.append(epochs)
-    assert learner.graphed.graph is not None
+    assert training.graphed.graph is not None
     for compiled, graphed in zip(*found, strict=True):
         for name in ("ep_loss", "val_loss", "grad_norm", "online_linloss_train"):
             assert graphed[name] == pytest.approx(compiled[name], rel=1e-3), name

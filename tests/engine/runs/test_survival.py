@@ -19,7 +19,7 @@ from seqjepa.engine.runs.checkpoints import find_checkpoint
 from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.train import main
 from seqjepa.engine.training import trainer
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
 
 FORK = multiprocessing.get_context("fork")  # torch is imported once for all
 WORDS = ("run.resume=auto", "run.overwrite=false", "run.log_every=2", "checkpoint.keep=2")
@@ -121,9 +121,9 @@ def kill_half_way_through_a_folder(place, name, calls):
 
 
 MOMENTS = {
-    "in the control": lambda: kill_before(Learner, "step", 3),
-    "in a step": lambda: kill_before(Learner, "_record", 18),
-    "in a validation": lambda: kill_before(Learner, "share_buffers", 4),
+    "in the control": lambda: kill_before(TrainingStep, "step", 3),
+    "in a step": lambda: kill_before(TrainingStep, "_record", 18),
+    "in a validation": lambda: kill_before(TrainingStep, "share_buffers", 4),
     "while tensors are written": lambda: kill_half_way_through(checkpoint_files, "save_tensors", 6),
     "before the manifest": lambda: kill_before(checkpoint_files, "seal", 2),
     "before a checkpoint is renamed": lambda: kill_before(checkpoints.Checkpoints, "publish", 2),

@@ -8,7 +8,7 @@ from seqjepa.configs.errors import InputError
 from seqjepa.engine.config import Config
 from seqjepa.engine.training.config import GateRule
 from seqjepa.engine.training.gates import check_rules, judge
-from seqjepa.engine.training.learner import metric_names
+from seqjepa.engine.training.validation import metric_names
 
 METRICS = {"a": 0.5, "b": 0.2, "broken": math.nan}
 UNTRAINED = {"a": 0.45, "b": 0.4, "broken": 0.0}

@@ -1,10 +1,10 @@
 """The seed's experiments again: each variant and its controls, on CIFAR-10 rotations, one process a run.
 
-    python bench/seed_experiments.py quick run.threads=1 --data data/cifar10 --jobs 2
-    python bench/seed_experiments.py lite --data data/cifar10 --seeds 42 0 1
+    python bench/variants.py quick run.threads=1 --data data/cifar10 --jobs 2
+    python bench/variants.py lite --data data/cifar10 --seeds 42 0 1
 
-Runs stand in runs/seed/<tier>/<name>-<seed>. What is finished is passed over and what was stopped goes on, so the same
-command may be given again. `python -m seqjepa.engine.compare runs/seed/quick/*` makes the table.
+Runs stand in runs/variants/<tier>/<name>-<seed>. What is finished is passed over and what was stopped goes on, so
+the same command may be given again. `python -m seqjepa.engine.compare runs/variants/quick/*` makes the table.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> int:
 
     def train(run: tuple[Experiment, int]) -> int:
         experiment, seed = run
-        folder = Path("runs/seed") / args.tier / f"{experiment.name}-{seed}"
+        folder = Path("runs/variants") / args.tier / f"{experiment.name}-{seed}"
         if (folder / "summary.json").exists():
             print(f"{folder}: done before", flush=True)
             return 0

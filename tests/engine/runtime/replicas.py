@@ -14,8 +14,9 @@ from torch import nn
 
 from seqjepa.engine.compose import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
-from seqjepa.engine.training.learner import Learner
 from seqjepa.engine.training.loading import open_loaders
+from seqjepa.engine.training.step import TrainingStep
+from seqjepa.engine.training.validation import validate
 
 STEPS = 20
 
@@ -32,18 +33,23 @@ def train(words: list[str]) -> dict:
     accelerator = build_accelerator(config.run, config.optim.accumulate)
     loaders = open_loaders(config, accelerator)
     torch.manual_seed(0)
-    learner = Learner(config, loaders, accelerator)
+    training = TrainingStep(config, loaders, accelerator)
     if accelerator.num_processes == 1:
-        for module in learner.model.modules():
+        for module in training.model.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = ExactBatchNorm
     losses, order = [], []
     batches = (batch for epoch in range(STEPS) for batch in loaders.train.epoch(epoch))
     for step, batch in zip(range(STEPS), batches, strict=False):
-        loss = learner.step(batch, step)
+        loss = training.step(batch, step)
         losses.append(accelerator.reduce(loss, "mean").item())
         order += accelerator.gather(batch.index).tolist()
-    return {"losses": losses, "order": order, **learner.epoch_metrics(), **learner.validate(loaders.validation)}
+    return {
+        "losses": losses,
+        "order": order,
+        **training.epoch_metrics(),
+        **validate(training, loaders.validation).metrics,
+    }
 
 
 if __name__ == "__main__":

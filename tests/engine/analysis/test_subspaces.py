@@ -15,7 +15,7 @@ from seqjepa.engine.analysis.subspaces import (
 )
 from seqjepa.engine.analysis.sweeps import Factor, Sweep
 from seqjepa.engine.evaluation.equivariance import within_share
-from seqjepa.engine.reports.figures.subspaces import Seen, draw_all
+from seqjepa.engine.reports.figures.subspaces import NetworkSweeps, draw_all
 
 D, ANCHORS = 32, 40
 ANGLES = torch.arange(-180.0, 180.0, 15.0)
@@ -191,7 +191,7 @@ def test_what_lies_within_pairs():
 
 def test_every_figure_is_drawn(tmp_path):
     axes = basis()
-    seen = Seen(
+    seen = NetworkSweeps(
         {"rotation": circle(axes[:, :2]), "x": line("x", axes[:, 2])}, {"z": LINE.abs() + 1, "agg": LINE.abs() + 1}
     )
     paths = draw_all({"trained": seen, "untrained": seen}, tmp_path)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from seqjepa.engine.compose import compose
 from seqjepa.engine.train import main
 from seqjepa.engine.training import diagnostics
-from seqjepa.engine.training import learner as learner_module
+from seqjepa.engine.training import step as step_module
+from seqjepa.engine.training.validation import metric_names
 
 FILES = ("model", "probes", "trainer", "rng-00000")
 
@@ -70,7 +71,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
     assert final["best"]["online_r2_test"] == max(line["online_r2_test"] for line in lines)
     assert float(block["online_r2_test"]) == pytest.approx(final["final"]["online_r2_test"], rel=1e-5)
     # every metric that gates may ask for is there, and no other
-    names = learner_module.metric_names(
+    names = metric_names(
         compose(tiny()).config, {n: slice(0, 1) for n in ("rotation", "translation_x", "translation_y", "scale")}
     )
     assert set(final["final"]) == names
@@ -167,7 +168,7 @@ def test_resuming_from_a_path_goes_back(tiny, tmp_path, capsys, refused, interru
 
 
 def test_signals_that_are_passed_on_twice_count_once(tiny, tmp_path, capsys, monkeypatch):
-    original = learner_module.Learner.step
+    original = step_module.TrainingStep.step
 
     def twice(self, batch, at):
         if at == 3 and self.train_model:
@@ -175,7 +176,7 @@ def test_signals_that_are_passed_on_twice_count_once(tiny, tmp_path, capsys, mon
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch, at)
 
-    monkeypatch.setattr(learner_module.Learner, "step", twice)
+    monkeypatch.setattr(step_module.TrainingStep, "step", twice)
     assert main(tiny()) == 143
     assert "saved" in capsys.readouterr().out
 
@@ -200,14 +201,14 @@ def test_an_enforced_gate_decides_the_exit_code(tiny, tmp_path, capsys):
 
 
 def test_divergence_ends_with_3_and_saves_no_nan(tiny, tmp_path, capsys, monkeypatch):
-    original = learner_module.Learner.step
+    original = step_module.TrainingStep.step
 
     def poisoned(self, batch, step):
         if step == 7:
             batch.views[0, 0, 0, 0, 0] = torch.nan
         return original(self, batch, step)
 
-    monkeypatch.setattr(learner_module.Learner, "step", poisoned)
+    monkeypatch.setattr(step_module.TrainingStep, "step", poisoned)
     assert main(tiny("run.log_every=1000")) == 3
     printed = capsys.readouterr().out
     good = tmp_path / "run" / "checkpoints" / "epoch-0001"
@@ -223,14 +224,14 @@ def test_a_gradient_alone_can_diverge(tiny, capsys, monkeypatch):
     def poison(parameter):
         parameter.register_hook(lambda gradient: gradient * torch.inf)
 
-    original = learner_module.Learner.__init__
+    original = step_module.TrainingStep.__init__
 
     def built(self, *args, **kwargs):
         original(self, *args, **kwargs)
         if self.train_model:
             poison(self.model.predictor.layers[0].weight)
 
-    monkeypatch.setattr(learner_module.Learner, "__init__", built)
+    monkeypatch.setattr(step_module.TrainingStep, "__init__", built)
     assert main(tiny("run.log_every=1")) == 3
     assert "diverged: grad_norm was not finite at step 0 (epoch 1); nothing was saved" in capsys.readouterr().out
 

@@ -1,41 +1,34 @@
-"""The model, its probes and their optimisers: one training step, one validation."""
+"""The model, its probes and their optimisers, and one step of training them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor
 
-from ...kernels import coding_rate_stats
-from ...loaders.loader import Batch, Loaders, SequenceLoader
-from ..analysis.accumulators import Mean, MetricBank, centred_cosine
-from ..analysis.spectra import COLLAPSE_METRICS, SEED_NAMES, Moments
+from ...loaders.loader import Batch, Loaders
+from ..analysis.accumulators import Mean, MetricBank
 from ..config import Config
 from ..evaluation.probes import PROBES, OnlineProbes
 from ..models.seq_jepa import Output, build_model
-from ..objectives.terms import Objective, normalized
+from ..objectives.terms import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
-from ..runtime.distributed import join_batch_norms, joined_mean, uneven_rows, world
-from .forward import Given, Losses, Measured
+from ..runtime.distributed import join_batch_norms, joined_mean, world
+from .forward import StepInputs, StepOutputs, TrainingForward
 from .optimizers import build_optimizer, learning_rate, set_decay, set_rate
 
-__all__ = ["Diverged", "Learner", "metric_names"]
-
-PREDICTION_METRICS = ("pred_cosine_test", "pred_cosine_centred_test")
-RATE_METRICS = ("rate_agg", "rate_fraction_agg", "rate_z", "rate_fraction_z")
+__all__ = ["Diverged", "TrainingStep"]
 
 
 class Diverged(Exception):
     """A loss, a gradient or a weight is no longer finite."""
 
 
-class Learner:
-    """Learns from batches, and measures itself on them.
+class TrainingStep:
+    """Owns model, probes and optimisers, and does one training step at a time.
 
     Args:
         config: of the run.
@@ -72,7 +65,7 @@ class Learner:
             loaders.num_classes,
             loaders.sequence.factors,
         ).to(device)
-        self.losses = Losses(self.model, self.objective, self.probes, train_model=train_model)
+        self.losses = TrainingForward(self.model, self.objective, self.probes, train_model=train_model)
         self.lr = torch.zeros((), dtype=torch.float64, device=device)
         teacher = [pair for pair in self.model.target.pairs(self.model.encoder) if pair[0].requires_grad]
         self.optimizer = build_optimizer(self.model, config.optim, self.lr, teacher)
@@ -95,10 +88,9 @@ class Learner:
         self.graphed = GraphedStep(self._step, device) if mode == "graph" else None
 
         losses = self.objective.names
-        pulls = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if train_model else []
-        self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *pulls)}).to(device)
-        self.pulls: dict[str, Tensor] = {}  # as last measured
-        self.moments: MetricBank | None = None  # of z and agg in the last validation
+        norms = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if train_model else []
+        self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms)}).to(device)
+        self.term_grad_norms: dict[str, Tensor] = {}  # as last measured
         self.train_metrics = self.probes.metric_bank().to(device)
         # what can diverge in a step, in the order in which `_watch` sees it
         self.watched = (*losses, "grad_norm", *(probe.loss_name for probe in PROBES))
@@ -120,25 +112,25 @@ class Learner:
             self.losses.train()
         set_rate(self.optimizer, learning_rate(self.config.optim, step, self.steps_per_epoch, self.total_steps))
         if self.train_model and (step + 1) % self.config.run.log_every == 0:
-            return self._step(batch, look=True)
+            return self._step(batch, measure_gradients=True)
         return self._step(batch) if self.graphed is None else self.graphed(batch)
 
-    def _step(self, batch: Batch, *, look: bool = False) -> Tensor:
-        """What a step does on the device; with `look`, the pull of each term is measured too.
+    def _step(self, batch: Batch, *, measure_gradients: bool = False) -> Tensor:
+        """What a step does on the device; with `measure_gradients`, the pull of each term is measured too.
 
         A CUDA graph may hold all of it: what changes from step to step is a tensor that is written in place.
         """
-        micro_batches = self._given(batch).split(self.config.optim.accumulate)
+        micro_batches = self.step_inputs(batch).split(self.config.optim.accumulate)
         parts = []
         for number, micro in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                measured: Measured = self.wrapped(*micro, self.device_step)
+                measured: StepOutputs = self.wrapped(*micro, self.device_step)
                 self.accelerator.backward(measured.total)  # divides by the number of micro-batches
             parts.append(measured)
-        if look:
-            self.pulls = self._pulls(measured.output, micro)
-            for name, norm in self.pulls.items():
+        if measure_gradients:
+            self.term_grad_norms = self._term_grad_norms(measured.output, micro)
+            for name, norm in self.term_grad_norms.items():
                 self.train_losses[name].update(norm * len(batch.labels), len(batch.labels))
         grad_norm = self._update() if self.train_model else torch.zeros_like(self.lr)
         self.probe_optimizer.step()
@@ -157,7 +149,7 @@ class Learner:
         return grad_norm
 
     @torch.no_grad()
-    def _record(self, batch: Batch, parts: list[Measured], grad_norm: Tensor) -> Tensor:
+    def _record(self, batch: Batch, parts: list[StepOutputs], grad_norm: Tensor) -> Tensor:
         """Add a step to the metrics of the epoch, and watch it; returns its loss."""
         count = len(batch.labels)
         loss = torch.stack([part.loss for part in parts]).mean()
@@ -169,7 +161,7 @@ class Learner:
         self._watch([*terms.values(), grad_norm, *probe_losses.values()])
         return loss
 
-    def _given(self, batch: Batch) -> Given:
+    def step_inputs(self, batch: Batch) -> StepInputs:
         """What the step goes by: the batch, or under an ablation with the actions of another sequence."""
         actions, inverse = batch.actions, None
         if self.config.objective.symmetric:
@@ -177,10 +169,10 @@ class Learner:
         if self.config.ablation.shuffle_actions:
             actions = actions.roll(1, 0)
             inverse = None if inverse is None else inverse.roll(1, 0)
-        return Given(batch.views, actions, inverse, batch.labels, batch.actions)
+        return StepInputs(batch.views, actions, inverse, batch.labels, batch.actions)
 
-    def _pulls(self, output: Output, given: Given) -> dict[str, Tensor]:
-        """How hard each term pulls at the encoder's output: norm of the gradient of its weighted value, by name.
+    def _term_grad_norms(self, output: Output, given: StepInputs) -> dict[str, Tensor]:
+        """Norm of each weighted term's gradient with respect to the encoder's output, by name.
 
         Of the last micro-batch; targets that passed by themselves (batch_statistics=own) count as constants.
 
@@ -194,19 +186,19 @@ class Learner:
         z = output.encoded.detach().requires_grad_()
         target_z = None if model.target.joint else output.target_z
         with torch.random.fork_rng([device] if device.type == "cuda" else []), self.accelerator.autocast():
-            output = model.read(z, target_z, given.actions, given.inverse_actions)
+            output = model.predict(z, target_z, given.actions, given.inverse_actions)
         _, terms = self.objective(output, self.device_step)
-        pulls = {}
+        term_grad_norms = {}
         for name, term in terms.items():
             weight = self.objective.terms[name.removeprefix("loss_")].weight
             (gradient,) = torch.autograd.grad(weight * term, z, retain_graph=True)
             square = gradient.float().square().sum()
             if self.world is not None:  # each differentiates its own mean, or all of what is joined
                 square = joined_mean(square, self.world) / self.world.size()
-            pulls[name.replace("loss_", "z_grad_norm_", 1)] = square.sqrt()
+            term_grad_norms[name.replace("loss_", "z_grad_norm_", 1)] = square.sqrt()
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
-        return pulls
+        return term_grad_norms
 
     @torch.no_grad()
     def share_buffers(self) -> None:
@@ -240,96 +232,7 @@ class Learner:
         self.train_metrics.reset()
         return metrics
 
-    @torch.no_grad()
-    def validate(self, loader: SequenceLoader, check: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Metrics on `loader`'s sequences, in eval mode.
-
-        Args:
-            loader: of the validation sequences.
-            check: called after each batch; may raise to leave early.
-        """
-        self.losses.eval()
-        self.share_buffers()
-        device, model = self.accelerator.device, self.model
-        bank = self.probes.metric_bank().to(device)
-        means = (*(f"val_{name}" for name in ("loss", *self.objective.names)), "pred_cosine_test", *RATE_METRICS)
-        losses = MetricBank({name: Mean() for name in means}).to(device)
-        moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
-        size = loader.sampler.local_batch_size
-        predictions, targets = [], []
-        for number, batch in enumerate(loader.epoch(0)):
-            measured, given = self._measure(batch, size)
-            check()
-            if not self.accelerator.is_main_process:  # which has the rows of all, and counts them once
-                continue
-            output, features, count = measured.output, measured.features, len(given.labels)
-            if count > 1:  # one row has no variance, and may be all that is left for the last batch
-                for name, value in {"loss": measured.loss, **measured.terms}.items():
-                    losses[f"val_{name}"].update(value * count, count)
-            self.probes.update(bank, measured.probe_outputs, given.labels, given.moves)
-            moments["z"].update(features["first"])
-            moments["agg"].update(features["agg"])
-            if number == 0:  # a rate depends on the batch's size: that of training
-                for feature, rows in (("agg", output.agg), ("z", output.z.transpose(0, 1))):  # z: [M, B, D]
-                    rate = self.config.rate
-                    stats = coding_rate_stats(normalized(rows, rate), **rate.scale)
-                    losses[f"rate_{feature}"].update(stats.rate.mean(), 1)
-                    losses[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
-            prediction, target = self.objective.comparable(output.prediction), output.target
-            losses["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
-            predictions.append(prediction)
-            targets.append(target)
-        metrics = {name: mean.compute() for name, mean in losses.collect(self.accelerator).items()}
-        metrics |= self.probes.values(bank.collect(self.accelerator), "test")
-        empty = [torch.empty(0, model.prediction_width, device=device)]
-        metrics["pred_cosine_centred_test"] = centred_cosine(
-            torch.cat(predictions or empty), torch.cat(targets or empty), self.accelerator
-        )
-        self.moments = moments.collect(self.accelerator)
-        for feature, collected in self.moments.items():
-            figures = collected.compute()
-            metrics[SEED_NAMES[feature]] = figures.pop("seed_rank")
-            metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
-        metrics["agg_gain"] = model.aggregator.norm.weight.square().mean().sqrt().item()
-        if self.world is not None:  # what is decided by them is decided alike: eigenvalues may differ between machines
-            values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
-            metrics = dict(zip(metrics, broadcast(values).tolist(), strict=True))
-        return metrics
-
-    def _measure(self, batch: Batch, size: int) -> tuple[Measured, Given]:
-        """What a validation knows of a batch, and what it went by: of the whole batch, whoever holds its parts.
-
-        Args:
-            batch: this process's part; the last one may be smaller than the others, or empty.
-            size: of the other parts.
-        """
-        step, count = torch.zeros_like(self.device_step), len(batch.labels)
-        (given,) = self._given(batch).split(1)  # as in a step: no two fields are the same tensor
-        if self.world is None and (count == size or not self.compiled):
-            return self.losses(*given, step), given
-        output = self.losses(*given.padded(size if self.compiled else max(count, 1)), step).output.first(count)
-        if self.world is not None:
-            output = output.each(lambda x: uneven_rows(x, self.world))
-            labels, moves = (uneven_rows(x, self.world) for x in (given.labels, given.moves))
-            given = given._replace(labels=labels, moves=moves)
-        return self.losses.judge(output, given.labels, given.moves, step), given
-
 
 def _means(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Mean over micro-batches of each value."""
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-
-
-def metric_names(config: Config, factors: dict[str, slice]) -> set[str]:
-    """Names of all metrics that a validated epoch has, for gates to be checked against."""
-    losses = Objective(config).names
-    names = {"ep_loss", "grad_norm", "val_loss", "agg_gain", *losses, *(f"val_{name}" for name in losses)}
-    names |= {*PREDICTION_METRICS, *RATE_METRICS, *SEED_NAMES.values()}
-    names |= {name.replace("loss_", "z_grad_norm_", 1) for name in losses}
-    names |= {f"{name}_{feature}" for name in COLLAPSE_METRICS for feature in SEED_NAMES}
-    for probe in PROBES:
-        for split in ("train", "test"):
-            names |= {f"{probe.name}_{split}", f"{probe.loss_name}_{split}"}
-            if probe.target == "action":
-                names |= {f"{probe.name}_{factor}_{split}" for factor in factors}
-    return names

@@ -20,7 +20,7 @@ from seqjepa.configs.errors import InputError
 from seqjepa.engine.compose import compose
 from seqjepa.engine.reports.wandb_environment import wandb_layer
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TRAIN = (sys.executable, "engine/train.py")
 KEY = "c0ffee" + "0" * 28 + "c0ffee"  # of 40 characters, as a real one
 BLOCK = 32768  # of a .wandb file: LevelDB's log format, after a header of 7 bytes
@@ -175,7 +175,7 @@ KILLED_TRACKER = """
 import os, signal, sys
 from pathlib import Path
 from seqjepa.engine.training import trainer
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.train import main
 
 moment, words = sys.argv[1], sys.argv[2:]
@@ -190,7 +190,7 @@ def kill():
             os.kill(int(status.parent.name), signal.SIGKILL)
             print("killed", flush=True)
 
-step, end = Learner.step, trainer.end_tracking
+step, end = TrainingStep.step, trainer.end_tracking
 
 def deadly_step(self, batch, at):
     if at == 7 and self.train_model:
@@ -202,7 +202,7 @@ def deadly_end(*args):
     end(*args)
 
 if moment == "training":
-    Learner.step = deadly_step
+    TrainingStep.step = deadly_step
 else:
     trainer.end_tracking = deadly_end
 sys.exit(main(words))

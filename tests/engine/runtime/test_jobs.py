@@ -20,7 +20,7 @@ from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.runtime.interrupts import Interrupted, Interrupts
 from seqjepa.engine.train import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def last_row(run: Path) -> dict:
@@ -64,16 +64,16 @@ def test_a_rank_that_dies_is_named_and_ends_the_job(tiny, tmp_path):
 
 OUT_OF_MEMORY = """
 import os, sys, torch
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.train import main
-step = Learner.step
+step = TrainingStep.step
 
 def failing(self, batch, at):
     if at == 3 and self.train_model and os.environ["RANK"] == "1":
         torch.empty(2**50)
     return step(self, batch, at)
 
-Learner.step = failing
+TrainingStep.step = failing
 code = main(sys.argv[1:])
 sys.stderr.flush()
 os._exit(code)

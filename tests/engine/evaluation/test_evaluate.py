@@ -19,7 +19,7 @@ from seqjepa.engine.evaluate import main
 from seqjepa.engine.evaluation import frozen
 from seqjepa.engine.evaluation import protocols as probe_protocols
 from seqjepa.engine.evaluation.equivariance import read_moved
-from seqjepa.engine.evaluation.frozen import FrozenNetwork, Question, questions, untrained_network
+from seqjepa.engine.evaluation.frozen import FrozenNetwork, FrozenProbe, questions, untrained_network
 from seqjepa.engine.evaluation.protocols import (
     fast_protocol,
     knn,
@@ -221,9 +221,9 @@ def test_linear_heads_of_one_number_rest_after_their_epochs(parts):
     for epochs, linear_epochs in ((1, 1), (3, 1), (3, 3)):
         settings = config.eval.model_copy(update={"epochs": epochs, "linear_epochs": linear_epochs})
         torch.manual_seed(0)
-        asked = [Question("scale", "pair", "scale")]
+        asked = [FrozenProbe("scale", "pair", "scale")]
         # an MLP beside it goes on
-        asked.append(Question("turn", "pair", "rotation"))
+        asked.append(FrozenProbe("turn", "pair", "rotation"))
         scores.append(paper_protocol(network, asked, loaders, settings, lambda: None))
     once, rested, trained = scores
     assert once["scale"] == rested["scale"] != trained["scale"]

@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa.engine.compose import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
+from seqjepa.engine.training.validation import validate
 from seqjepa.loaders.loader import build_loaders
 
 
@@ -27,17 +28,17 @@ def build(tiny):
         loaders = build_loaders(config.data, config.sequence, config.actions, seed=0, device=torch.device(device))
         accelerator = build_accelerator(config.run, config.optim.accumulate)
         torch.manual_seed(0)
-        return Learner(config, loaders, accelerator), loaders
+        return TrainingStep(config, loaders, accelerator), loaders
 
     return make
 
 
 def test_a_step_reads_nothing_back(build):
-    learner, loaders = build("optim.clip_norm=1.0", "optim.accumulate=2")
+    training, loaders = build("optim.clip_norm=1.0", "optim.accumulate=2")
     batches = list(loaders.train.epoch(0))
-    learner.step(batches[0], 0)  # optimisers make their state in the first step
+    training.step(batches[0], 0)  # optimisers make their state in the first step
     with CountReads() as counter:
-        learner.step(batches[1], 1)
+        training.step(batches[1], 1)
         # the same instrument does see a read
         assert counter.reads == 0
         batches[0].labels.sum().item()
@@ -53,11 +54,11 @@ def test_drawing_reads_nothing_back(build):
 
 def test_a_step_is_adamw_and_then_the_teacher(build):
     """Adam's first step moves each weight by the learning rate; then the teacher follows the new weights."""
-    learner, loaders = build("optim.lr=0.01", "optim.warmup_epochs=0", "optim.weight_decay=0.0", "target.decay=0.9")
+    training, loaders = build("optim.lr=0.01", "optim.warmup_epochs=0", "optim.weight_decay=0.0", "target.decay=0.9")
     batch = next(loaders.train.epoch(0))
-    encoder, teacher = learner.model.encoder, learner.model.target.teacher
+    encoder, teacher = training.model.encoder, training.model.target.teacher
     before = encoder[0].weight.detach().clone()
-    learner.step(batch, 0)
+    training.step(batch, 0)
     moved = encoder[0].weight - before
     torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.01), rtol=0.05, atol=0)
     torch.testing.assert_close(teacher[0].weight, 0.9 * before + 0.1 * encoder[0].weight)
@@ -67,28 +68,28 @@ def test_probes_do_not_touch_the_model(build):
     """The model's gradient and weights are the same whatever the probes learn."""
     weights = []
     for lr in (1e-3, 1.0):
-        learner, loaders = build(f"probes.lr={lr}", "model.dropout=0.0")
+        training, loaders = build(f"probes.lr={lr}", "model.dropout=0.0")
         for step, batch in enumerate(loaders.train.epoch(0)):
-            learner.step(batch, step)
-        weights.append([p.detach().clone() for p in learner.model.parameters()])
-        probe = learner.probes.heads["online_linacc"].weight.detach().clone()
+            training.step(batch, step)
+        weights.append([p.detach().clone() for p in training.model.parameters()])
+        probe = training.probes.heads["online_linacc"].weight.detach().clone()
         weights[-1].append(probe)
     assert all(torch.equal(a, b) for a, b in zip(weights[0][:-1], weights[1][:-1], strict=True))
     assert not torch.equal(weights[0][-1], weights[1][-1])
 
 
 def test_shuffled_actions_reach_the_model_but_not_the_probes(build):
-    learner, loaders = build("ablation.shuffle_actions=true")
+    training, loaders = build("ablation.shuffle_actions=true")
     batch = next(loaders.train.epoch(0))
-    given = learner._given(batch)
+    given = training.step_inputs(batch)
     assert torch.equal(given.actions, torch.roll(batch.actions, 1, 0))
     assert torch.equal(given.views, batch.views)
     seen = {}
-    original = learner.probes.losses
-    learner.probes.losses = lambda outputs, labels, actions: (
+    original = training.probes.losses
+    training.probes.losses = lambda outputs, labels, actions: (
         seen.update(actions=actions) or original(outputs, labels, actions)
     )
-    learner.step(batch, 0)
+    training.step(batch, 0)
     assert torch.equal(seen["actions"], batch.actions)
 
 
@@ -108,12 +109,12 @@ def test_pulls_are_measured_without_a_trace(build, variant):
     """The step is the same whether the terms' gradients are looked at or not."""
     states = []
     for log_every in (1, 1000):
-        learner, loaders = build(f"run.log_every={log_every}", *VARIANTS[variant])
+        training, loaders = build(f"run.log_every={log_every}", *VARIANTS[variant])
         for step, batch in zip(range(3), loaders.train.epoch(0), strict=False):
-            learner.step(batch, step)
-        states.append(learner.model.state_dict())
-        assert set(learner.pulls) == (
-            {name.replace("loss_", "z_grad_norm_") for name in learner.objective.names} if log_every == 1 else set()
+            training.step(batch, step)
+        states.append(training.model.state_dict())
+        assert set(training.term_grad_norms) == (
+            {name.replace("loss_", "z_grad_norm_") for name in training.objective.names} if log_every == 1 else set()
         )
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
@@ -121,33 +122,33 @@ def test_pulls_are_measured_without_a_trace(build, variant):
 
 def test_pulls_are_the_slopes_of_the_terms(build):
     """Against finite differences along the gradient of the total."""
-    learner, loaders = build("run.log_every=1", "model.dropout=0.0", "rate.weight=0.1")
+    training, loaders = build("run.log_every=1", "model.dropout=0.0", "rate.weight=0.1")
     batch = next(loaders.train.epoch(0))
-    given = learner._given(batch)
-    model = learner.model.double().train()
+    given = training.step_inputs(batch)
+    model = training.model.double().train()
     given = given._replace(views=given.views.double(), actions=given.actions.double())
     output = model(given.views, given.actions)
-    pulls = learner._pulls(output, given)
+    term_grad_norms = training._term_grad_norms(output, given)
     for name in ("prediction", "rate"):
 
         def value(z, name=name):
-            read = model.read(z, output.target_z, given.actions)
-            return learner.objective.terms[name](read, learner.device_step).double()
+            read = model.predict(z, output.target_z, given.actions)
+            return training.objective.terms[name](read, training.device_step).double()
 
         z = output.encoded.detach().requires_grad_()
         (direction,) = torch.autograd.grad(value(z), z)
         direction = direction / direction.norm()
         with torch.no_grad():
             slope = (value(z + 1e-2 * direction) - value(z - 1e-2 * direction)).item() / 2e-2
-        assert pulls[f"z_grad_norm_{name}"].item() == pytest.approx(
-            learner.objective.terms[name].weight * slope, rel=0.02
+        assert term_grad_norms[f"z_grad_norm_{name}"].item() == pytest.approx(
+            training.objective.terms[name].weight * slope, rel=0.02
         )
 
 
 def test_symmetric_training_is_told_the_way_back(build):
-    learner, loaders = build("objective.symmetric=true", "ablation.shuffle_actions=true")
+    training, loaders = build("objective.symmetric=true", "ablation.shuffle_actions=true")
     batch = next(loaders.train.epoch(0))
-    given = learner._given(batch)
+    given = training.step_inputs(batch)
     inverse = loaders.sequence.inverse_actions(batch.params)
     assert torch.equal(given.inverse_actions, inverse.roll(1, 0))
     two = given.split(2)
@@ -156,12 +157,12 @@ def test_symmetric_training_is_told_the_way_back(build):
 
 def test_a_gain_is_told_from_a_rank(build):
     """Doubling the LayerNorm's gain raises the rate and `agg_gain`; the other figures hardly move."""
-    learner, loaders = build()
-    before = learner.validate(loaders.validation)
+    training, loaders = build()
+    before = validate(training, loaders.validation).metrics
     with torch.no_grad():
-        learner.model.aggregator.norm.weight.mul_(2)
-        learner.model.aggregator.norm.bias.mul_(2)
-    after = learner.validate(loaders.validation)
+        training.model.aggregator.norm.weight.mul_(2)
+        training.model.aggregator.norm.bias.mul_(2)
+    after = validate(training, loaders.validation).metrics
     assert after["agg_gain"] == pytest.approx(2 * before["agg_gain"])
     growth = after["rate_agg"] / before["rate_agg"]
     assert growth > 1.3
@@ -175,18 +176,18 @@ def test_a_gain_is_told_from_a_rank(build):
 @pytest.mark.parametrize("kind", ["rotation", "affine"])
 def test_gpu_step_never_waits_and_draws_as_the_cpu(build, tiny, kind, variant):
     words = (f"sequence.kind={kind}", "gates.rules.digits_affine=[]", "run.deterministic=false", *VARIANTS[variant])
-    learner, loaders = build(*words, "run.device=cuda", device="cuda")
+    training, loaders = build(*words, "run.device=cuda", device="cuda")
     config = compose(tiny(*words)).config
     on_cpu = build_loaders(config.data, config.sequence, config.actions, seed=0, device=torch.device("cpu"))
     batches = loaders.train.epoch(0)
     for step, expected in enumerate(on_cpu.train.epoch(0)):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may set up
         batch = next(batches)
-        learner.step(batch, step)
+        training.step(batch, step)
         torch.cuda.set_sync_debug_mode("default")
         assert torch.equal(batch.params.cpu(), expected.params)
         torch.testing.assert_close(batch.views.cpu(), expected.views, rtol=0, atol=1e-3)
-    assert learner.diverged() is None
+    assert training.diverged() is None
 
 
 @pytest.mark.gpu

@@ -27,7 +27,7 @@ def with_spectrum(deviations, count=64):
 def test_a_known_spectrum():
     found = figures(with_spectrum([2.0, 1.0]))
     assert found["participation"] == pytest.approx((4 + 1) ** 2 / (16 + 1))
-    assert found["seed_rank"] == pytest.approx((2 + 1) ** 2 / (4 + 1))
+    assert found["reference_rank"] == pytest.approx((2 + 1) ** 2 / (4 + 1))
     entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
     assert found["effective_rank"] == pytest.approx(math.exp(entropy))
     assert found["rankme"] == pytest.approx(math.exp(entropy), rel=1e-5)  # the mean is zero
@@ -37,11 +37,11 @@ def test_a_known_spectrum():
 
 def test_a_sphere_and_a_line():
     ball = figures(with_spectrum([3.0] * 8))
-    for name in ("participation", "seed_rank", "effective_rank"):
+    for name in ("participation", "reference_rank", "effective_rank"):
         assert ball[name] == pytest.approx(8)
     assert ball["isotropy"] == pytest.approx(1)
     line = figures(torch.outer(torch.linspace(-1, 1, 64), torch.ones(8)))
-    for name in ("participation", "seed_rank", "effective_rank"):
+    for name in ("participation", "reference_rank", "effective_rank"):
         assert line[name] == pytest.approx(1, abs=1e-3)
     assert line["isotropy"] == pytest.approx(1 / 8)
 
@@ -60,7 +60,7 @@ def test_an_offset_is_seen_by_rankme_and_the_cosine_alone():
 
 def test_scale_does_not_matter_to_ranks():
     small, large = figures(with_spectrum([2e-4, 1e-4])), figures(with_spectrum([2e4, 1e4]))
-    for name in ("participation", "seed_rank", "effective_rank", "rankme", "isotropy", "pair_cosine"):
+    for name in ("participation", "reference_rank", "effective_rank", "rankme", "isotropy", "pair_cosine"):
         assert small[name] == pytest.approx(large[name], rel=1e-3, abs=1e-6)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from seqjepa.engine.runtime.distributed import JoinedBatchNorm, join_batch_norms
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROJECTED = ("model.projector_dim=8", "model.projector_hidden=16", "target.kind=shared", "objective.prediction=mse")
 VARIANTS = {
     "teacher": ("target.buffers=average",),
@@ -43,7 +43,7 @@ def measure(tiny_for_module, ranks):
 
     @functools.cache
     def by(number: int) -> dict[str, dict]:
-        result = ranks(number, "tests/engine/replicas.py", words)
+        result = ranks(number, "tests/engine/runtime/replicas.py", words)
         assert result.returncode == 0, result.stderr
         return dict(zip(VARIANTS, json.loads(result.stdout.splitlines()[-1]), strict=True))
 

@@ -20,7 +20,7 @@ from seqjepa.engine.runs.metrics_file import MetricsFile, read_rows
 from seqjepa.engine.runtime.failures import explain
 from seqjepa.engine.train import main
 from seqjepa.engine.training import trainer
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
 
 TRAIN = (sys.executable, "engine/train.py")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
@@ -104,7 +104,7 @@ def test_disk_full_while_metrics_are_written(tiny, small_disk, capsys, monkeypat
 @needs_root
 def test_a_disk_that_becomes_read_only(tiny, small_disk, whole, capsys, refused, monkeypatch):
     words = tiny("run.epochs=4", f"run.dir={small_disk / 'run'}", "run.overwrite=false", "run.resume=auto")
-    original = Learner.step
+    original = TrainingStep.step
 
     def step(self, batch, at):
         if at == 12 and self.train_model:
@@ -112,7 +112,7 @@ def test_a_disk_that_becomes_read_only(tiny, small_disk, whole, capsys, refused,
                 subprocess.run(["mount", *words, str(small_disk)], check=True)
         return original(self, batch, at)
 
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainingStep, "step", step)
     assert main(words) == 4
     assert "cannot read or write: " in (line := capsys.readouterr().out.splitlines()[-1])
     assert "Read-only file system; last good checkpoint: " in line
@@ -187,31 +187,31 @@ def test_advice_on_memory_is_what_the_next_command_takes():
         assert f"; {word}" in explain(MemoryError(), *sizes)
 
 
-def spoil_image(learner, batch):
+def spoil_image(training, batch):
     batch.views[0, 0, 0, 0, 0] = float("nan")
 
 
-def spoil_teacher(learner, batch):
-    weight = next(learner.model.target.parameters()).data
+def spoil_teacher(training, batch):
+    weight = next(training.model.target.parameters()).data
     weight[(0,) * weight.ndim] = float("nan")
 
 
-def spoil_gradient(learner, batch):
-    parameter = learner.trainable[0]
+def spoil_gradient(training, batch):
+    parameter = training.trainable[0]
     handle = parameter.register_hook(lambda gradient: (handle.remove(), gradient * float("nan"))[1])
 
 
 @pytest.mark.parametrize("spoil", [spoil_image, spoil_teacher, spoil_gradient])
 def test_a_number_that_is_none(tiny, tmp_path, whole, capsys, monkeypatch, spoil):
     """It ends the run by the end of the epoch, nothing of it is saved, and from what was the run goes on."""
-    original = Learner.step
+    original = TrainingStep.step
 
     def step(self, batch, at):
         if at == 12 and self.train_model:
             spoil(self, batch)
         return original(self, batch, at)
 
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainingStep, "step", step)
     words = tiny("run.epochs=4", "run.overwrite=false", "run.resume=auto")
     assert main(words) == 3
     line = capsys.readouterr().out.splitlines()[-1]
@@ -295,17 +295,17 @@ def test_a_clock_that_jumps_back(tiny, tmp_path, whole, monkeypatch):
 
 CUT = """
 import os, signal, sys
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.train import main
 
-original = Learner.step
+original = TrainingStep.step
 
 def step(self, batch, at):
     if at == 50 and self.train_model:
         {fault}
     return original(self, batch, at)
 
-Learner.step = step
+TrainingStep.step = step
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -6,7 +6,7 @@ import pytest
 
 from seqjepa.engine.train import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

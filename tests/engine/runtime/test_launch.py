@@ -13,7 +13,7 @@ import torch
 
 from seqjepa.engine.train import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = (
     sys.executable,
     "-m",
@@ -129,22 +129,23 @@ TWO_RANKS = """
 import copy, os, sys, torch
 from seqjepa.engine.compose import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator, open_loaders
-from seqjepa.engine.training.learner import Learner
+from seqjepa.engine.training.step import TrainingStep
+from seqjepa.engine.training.validation import validate
 
 config = compose(sys.argv[1:]).config
 accelerator = build_accelerator(config.run, config.optim.accumulate)
 loaders = open_loaders(config, accelerator)
 torch.manual_seed(0)
-learner = Learner(config, loaders, accelerator)
-seen, untrained = [], copy.deepcopy(learner.model)
+training = TrainingStep(config, loaders, accelerator)
+seen, untrained = [], copy.deepcopy(training.model)
 for step, batch in enumerate(loaders.train.epoch(0)):
-    learner.step(batch, step)
+    training.step(batch, step)
     untrained(batch.views, batch.actions)
     seen.append(batch.index)
-pairs = zip(learner.model.encoder.buffers(), untrained.encoder.buffers())
+pairs = zip(training.model.encoder.buffers(), untrained.encoder.buffers())
 strayed = max((a - b).abs().max().item() for a, b in pairs)
-learner.validate(loaders.validation)
-tensors = [*learner.model.state_dict().values(), *learner.probes.state_dict().values()]
+validate(training, loaders.validation).metrics
+tensors = [*training.model.state_dict().values(), *training.probes.state_dict().values()]
 weights = accelerator.gather(torch.cat([t.double().flatten() for t in tensors])[None])
 index = accelerator.gather(torch.cat(seen)[None])
 if accelerator.is_main_process:
