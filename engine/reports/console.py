@@ -6,12 +6,13 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Reporter", "Stopwatch", "number"]
+__all__ = ["Reporter", "Stopwatch", "closing_block", "number"]
 
 SHOWN = (
     "online_linacc",
@@ -21,6 +22,14 @@ SHOWN = (
     "matched_agg_r2",
     "leakage_r2",
     "matched_z_r2",
+)
+
+CLOSING_METRICS = (
+    "online_linacc_test",
+    "leakage_linacc_test",
+    "online_r2_test",
+    "leakage_r2_test",
+    "pred_cosine_centred_test",
 )
 
 
@@ -141,3 +150,25 @@ def number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def closing_block(run: str, summary: dict[str, Any]) -> str:
+    """The last lines of a run: `---`, then a `key: value` line each."""
+    values: dict[str, Any] = {"run": run, "epochs": summary["epochs"], "best_epoch": summary["best_epoch"]}
+    for name in CLOSING_METRICS:
+        values[name] = _number(summary["final"].get(name))
+        if summary["untrained"]:
+            values[f"untrained_{name}"] = _number(summary["untrained"].get(name))
+    values["gate_pass"] = summary["gate_pass"]
+    values["seconds"] = summary["timing"]["seconds"]
+    values["sequences_per_second"] = summary["timing"]["sequences_per_second"]
+    return "\n".join(["---", *(f"{key}: {_plain(value)}" for key, value in values.items())])
+
+
+def _number(value: float | None) -> float:
+    """A metric; files hold null where it is NaN."""
+    return math.nan if value is None else value
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ from ...configs.errors import InputError
 from ..config import Config
 from .config import GateRule
 
-__all__ = ["OF_THE_OBJECTIVE", "check_rules", "judge"]
+__all__ = ["OF_THE_OBJECTIVE", "check_rules", "judge", "judge_epochs"]
 
 # beginnings of metrics that would compare two objectives rather than two networks: the control has none of them
 OF_THE_OBJECTIVE = ("ep_loss", "loss_", "val_loss", "grad_norm", "z_grad_norm_")
@@ -66,3 +66,29 @@ def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str,
 def _value(rule: GateRule, metrics: dict[str, float]) -> float:
     value = metrics.get(rule.metric, math.nan)
     return value if rule.minus is None else value - metrics.get(rule.minus, math.nan)
+
+
+def judge_epochs(
+    task: str,
+    rules: list[GateRule],
+    epochs: dict[str, dict[str, float | None]],
+    untrained: dict[str, float] | None,
+) -> tuple[bool | None, list[str]]:
+    """Whether all epochs meet the rules, and why not.
+
+    Args:
+        task: whose rules they are.
+        rules: its gate.
+        epochs: metrics by the name of the epoch; null stands for NaN.
+        untrained: metrics of the control.
+
+    Returns:
+        True, False, or None where there is no rule; and a sentence for each that does not hold.
+    """
+    if not rules:
+        return None, [f"no rules for {task}: nothing was judged"]
+    reasons = []
+    for title, metrics in epochs.items():
+        numbers = {name: math.nan if value is None else value for name, value in metrics.items()}
+        reasons += [f"{title}: {reason}" for reason in judge(rules, numbers, untrained)]
+    return not reasons, reasons

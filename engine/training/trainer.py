@@ -19,7 +19,7 @@ from ...configs.files import to_json, write_atomically
 from ..analysis.accumulators import MetricBank
 from ..analysis.spectra import collapse_warnings
 from ..config import Config
-from ..reports.console import Reporter, Stopwatch
+from ..reports.console import Reporter, Stopwatch, closing_block
 from ..reports.figures.curves import draw_curves
 from ..reports.trackers import Trackers, end_tracking
 from ..runs import tensors as files
@@ -34,13 +34,12 @@ from ..runtime.interrupts import Interrupted, Interrupts
 from ..runtime.provenance import code_digest, commit, hardware, versions
 from .diagnostics import diagnose
 from .early_stopping import Patience, improves
-from .gates import check_rules
+from .gates import check_rules, judge_epochs
 from .loading import open_loaders
 from .optimizers import learning_rate
 from .step import Diverged, TrainingStep
 from .untrained_control import untrained_control
 from .validation import Validation, metric_names, validate
-from .verdict import closing_block, judge_epochs
 
 __all__ = ["DIVERGED", "DONE", "GATE_FAILED", "MACHINE_FAILED", "Trainer", "train"]
 
