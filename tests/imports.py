@@ -6,8 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # the rooms of the house, lowest first: a module imports from its own room and from those below it
-ENGINE = [f"engine.{name}" for name in ["runtime", "runs", "models", "objectives", "analysis", "reports", "evaluation", "training"]]
-ROOMS = ["kernels", "kernels.drop_in", "configs", "loaders", "engine config", *ENGINE, "commands"]
+ENGINE = ["runtime", "runs", "models", "objectives", "analysis", "reports", "evaluation", "training"]
+ROOMS = ["kernels", "kernels.drop_in", "configs", "loaders", "engine config"]
+ROOMS += [*(f"engine.{name}" for name in ENGINE), "commands"]
 
 
 def room(module: str) -> str:
