@@ -121,7 +121,7 @@ MOMENTS = {
     "in the control": lambda: kill_before(Learner, "step", 3),
     "in a step": lambda: kill_before(Learner, "_record", 18),
     "in a validation": lambda: kill_before(Learner, "share_buffers", 4),
-    "while tensors are written": lambda: kill_half_way_through(checkpoint_files, "_save", 6),
+    "while tensors are written": lambda: kill_half_way_through(checkpoint_files, "save_tensors", 6),
     "before the manifest": lambda: kill_before(checkpoint_files, "seal", 2),
     "before a checkpoint is renamed": lambda: kill_before(checkpoints.Checkpoints, "publish", 2),
     "before the best is linked": lambda: kill_before(checkpoints.Checkpoints, "_link_best", 1),
