@@ -12,13 +12,15 @@ import pkgutil
 
 import pytest
 import torch
+import torch._dynamo.trace_rules
 
 import seqjepa.kernels
 from seqjepa.kernels import backend
 
-# torch remembers the constructors that `with torch.device(...)` changes when it first looks at them: before a test
-# patches one of them
+# torch remembers its functions when `with torch.device(...)` and torch.compile first look at them: that must be before
+# a test patches one
 torch.utils._device._device_constructors()
+torch._dynamo.trace_rules.get_torch_obj_rule_map()
 
 LAUNCHES: collections.Counter[str] = collections.Counter()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.parallel import DistributedDataParallel
@@ -151,6 +152,7 @@ def network() -> nn.Sequential:
 
 
 def prepared(net):
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of an earlier test may have another precision
     return Accelerator(cpu=True, mixed_precision="bf16").prepare(net)
 
 

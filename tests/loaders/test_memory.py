@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from seqjepa.configs.errors import InputError, sources
+from seqjepa.configs.errors import InputError
+from seqjepa.loaders import sources
 from seqjepa.loaders.config import DataConfig, SequenceConfig
 from seqjepa.loaders.loader import build_loaders
 from seqjepa.loaders.sources import Images, enough_memory, find_layout, read_images

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from seqjepa.engine.compose import compose
 from seqjepa.engine.evaluate import main
-from seqjepa.engine.evaluation import frozen
+from seqjepa.engine.evaluation import measure
 from seqjepa.engine.evaluation import protocols as probe_protocols
 from seqjepa.engine.evaluation.equivariance import read_moved
 from seqjepa.engine.evaluation.frozen import FrozenNetwork, FrozenProbe, questions, untrained_network
@@ -261,7 +261,7 @@ def test_the_control_is_the_network_that_training_starts_from(tiny, tmp_path, va
         made.append(untrained_network(*args))
         return made[-1]
 
-    monkeypatch.setattr(frozen, "untrained_network", watched)
+    monkeypatch.setattr(measure, "untrained_network", watched)
     assert main([str(tmp_path / "run"), *SMALL]) == 0
     (control,) = made
     trained = load_file(tmp_path / "run" / "checkpoints" / "epoch-0010" / "model.safetensors")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from seqjepa.engine.config import ModelConfig, TargetConfig
 from seqjepa.engine.evaluation.probes import OnlineProbes
+from seqjepa.engine.models.config import ModelConfig, TargetConfig
 from seqjepa.engine.models.seq_jepa import build_model
 from seqjepa.engine.objectives.terms import cosine_distance
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from seqjepa.engine.config import ModelConfig, TargetConfig
+from seqjepa.engine.models.config import ModelConfig, TargetConfig
 from seqjepa.engine.models.seq_jepa import build_model
 from seqjepa.engine.training.config import OptimConfig
 from seqjepa.engine.training.optimizers import build_optimizer, learning_rate, set_rate
