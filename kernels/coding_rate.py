@@ -29,7 +29,7 @@ from .buffers import BufferedModule
 from .checks import check_positive, readable
 from .cholesky import inverse_logdet
 from .matmul import gram, matmul
-from .transforms import differentiable, fold_vmap, transformed
+from .transforms import differentiable, transformed
 
 __all__ = ["CodingRate", "CodingRateStats", "coding_rate", "coding_rate_reference", "coding_rate_stats"]
 
@@ -61,6 +61,11 @@ def _empty(mass: Tensor) -> Tensor:
     return mass < torch.finfo(mass.dtype).tiny * 2**40
 
 
+def _root(weights: Tensor) -> Tensor:
+    """√w, never zero: a row without weight has a gradient in it, and 2⁻¹²⁸ is none beside the identity."""
+    return weights.sqrt().clamp(min=2**-64)
+
+
 def _rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
     """diag(√w) (Z - mean) [S, B, d]; `mean` is float64 [S, d], `root` is √w or empty.
 
@@ -79,7 +84,8 @@ def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     if not center:
         return z.new_zeros((z.shape[0], z.shape[2]), dtype=torch.float64), mass
     mean = z.sum(-2, dtype=torch.float64) / max(z.shape[1], 1)  # of several processes one may have no rows
-    if weights.numel():  # products are rounded, so the rows come near zero first
+    # products are rounded, so the rows come near zero first: once to the mean of their class, once to its last digit
+    for _ in range(2 if weights.numel() else 0):
         shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=torch.float64)
         mean = mean + torch.where(_empty(mass)[:, None], 0.0, shift / mass[:, None])
     return mean, mass
@@ -94,7 +100,7 @@ def _forward(
     Where there are no weights they are [S, 0], and the inverse is [S, 0, 0] where it is not asked for.
     """
     mean, mass = _moments(z, weights, center)
-    y = _rows(z, weights.sqrt(), center, mean)
+    y = _rows(z, _root(weights), center, mean)
     sides = y if samples else y.mT
     if group:
         local = gram(sides, torch.ones_like(mass), identity=False)
@@ -106,6 +112,7 @@ def _forward(
     else:
         matrix = gram(sides, c, identity=True)
     rate, inverse_matrix, info = inverse_logdet(matrix, inverse=inverse)
+    c = torch.where(info > 0, float("nan"), c)  # a failed factor left an inverse of finite numbers behind
     return rate, info, mean, mass, c, inverse_matrix
 
 
@@ -147,14 +154,15 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of z and, if `weighted`, of the weights, else [S, 0]."""
     factor = (2 * grad * c)[:, None]  # [S, 1]
+    root = _root(weights)
     if not weighted:
-        root = weights.sqrt()
         y = _rows(z, root, center, mean)
-        rows = factor * root if weights.numel() else factor.expand(z.shape[:2])
+        rows = factor * weights / root if weights.numel() else factor.expand(z.shape[:2])
         dz = matmul(inverse, y, rows) if samples else matmul(y, inverse, rows)
         return dz.to(z.dtype), weights.new_empty((len(z), 0))
     y = _rows(z, weights.new_empty(0), center, mean)
-    solved = matmul(y, inverse)  # rows z_i M⁻¹
+    # rows z_i M⁻¹; with Y = diag(√w) Z they are those of diag(√w)⁻¹ (I + c Y Yᵀ)⁻¹ Y
+    solved = matmul(inverse, root[..., None] * y, 1 / root) if samples else matmul(y, inverse)
     dz = (factor * weights)[..., None] * solved
     # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹) = c Σ w_i z_i M⁻¹ z_iᵀ, whose terms
     # are not negative, where d - tr M⁻¹ would cancel
@@ -213,8 +221,6 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
 
 
 _rate = differentiable(_forward, _setup, _differentiate, _tangent)
-fold_vmap(_forward)
-fold_vmap(_backward)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("gather_rows"), mutates_args=())
@@ -250,12 +256,11 @@ def _gather_tangent(ctx, tangent, *_):
     return gather_rows(tangent, ctx.group, ctx.size)
 
 
-gather_rows = differentiable(_gather_rows, _gather_setup, _gather_gradient, _gather_tangent)
+def _gather_vmap(call):
+    return lambda info, in_dims, z, group, size: (call(z.movedim(in_dims[0], 0), group, size), 0)
 
 
-@_gather_rows.register_vmap
-def _(info, in_dims, z, group, size):
-    return _gather_rows(z.movedim(in_dims[0], 0), group, size), 0
+gather_rows = differentiable(_gather_rows, _gather_setup, _gather_gradient, _gather_tangent, _gather_vmap)
 
 
 def coding_rate(
@@ -280,7 +285,7 @@ def coding_rate(
         center: whether to subtract the mean of the rows.
         weights: membership of the rows, [..., B], not negative, broadcast against the leading dimensions of `z`: with
             z [B, d] and weights [k, B] there are k rates. B is then the sum of the weights; a class without members
-            has rate 0. Their own gradient costs a factor of side d.
+            has rate 0.
         group: processes whose rows are one batch; one may bring more than another, or none. The rate is that of the
             joined batch on every process, and gradients are those of the joined batch times the number of processes,
             so that the averaging of data-parallel training makes them exact. The factor has side d, whatever B is.
@@ -317,10 +322,10 @@ def joint_rate(
         lead = torch.broadcast_shapes(lead, weights.shape[:-1])
         z = z.expand(*lead, *z.shape[-2:])
         weights = weights.to(scale.dtype).expand(*lead, rows).reshape(math.prod(lead), rows)
-    follows_weights = weights is not None and (weights.requires_grad or transformed())
-    differentiates = transformed() or (torch.is_grad_enabled() and (z.requires_grad or follows_weights))
+    followed = z.requires_grad or (weights is not None and weights.requires_grad)
+    differentiates = transformed() or (torch.is_grad_enabled() and followed)
     # over several processes the side may not depend on the rows, whose number is each one's own
-    samples = rows < z.shape[-1] and not name and not follows_weights
+    samples = rows < z.shape[-1] and not name
     flat = z.reshape(math.prod(lead), *z.shape[-2:])
     given = scale.new_empty((len(flat), 0)) if weights is None else weights
     rate, info, _, mass, *_ = _rate(flat, given, scale.expand(len(flat)), center, samples, differentiates, name, size)

@@ -30,7 +30,7 @@ from .backend import group_of, jit, launch, name_of, tl, triton, uses_triton
 from .buffers import BufferedModule
 from .directions import directions, sincos
 from .matmul import matmul
-from .transforms import count_up, differentiable, fold_vmap, transformed
+from .transforms import count_up, differentiable, folded, transformed
 
 __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
 
@@ -286,7 +286,7 @@ def _setup(ctx, inputs, output):
     return z, *output[2:]
 
 
-_gradient = differentiable(_backward)
+_gradient = differentiable(_backward, vmap=folded(shared=(2,)))
 
 
 def _differentiate(ctx, grad, *_):
@@ -304,9 +304,7 @@ def _tangent(ctx, z_tangent, *_):
     return (dz.to(x.dtype) * z_tangent).sum((-2, -1)), None, None, None, None
 
 
-_statistic = differentiable(_forward, _setup, _differentiate, _tangent)
-fold_vmap(_forward, shared=(1,), alike=(2,))
-fold_vmap(_backward, shared=(2,))
+_statistic = differentiable(_forward, _setup, _differentiate, _tangent, folded(shared=(1,), alike=(2,)))
 
 
 def sigreg(

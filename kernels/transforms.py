@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["count_up", "differentiable", "fold_vmap", "transformed"]
+__all__ = ["count_up", "differentiable", "folded", "transformed"]
 
 
 def transformed() -> bool:
@@ -31,8 +31,52 @@ def _count_below(counter: Tensor, number: int) -> Tensor:
         return counter.add_(number)
 
 
+def folded(shared: tuple[int, ...] = (), alike: tuple[int, ...] = ()) -> Callable:
+    """A rule by which `vmap` calls an operator once, its dimension folded into the first one of every tensor.
+
+    Args:
+        shared: places of arguments that the whole batch shares. Where they differ, there is a call for each.
+        alike: places of results that the whole batch shares.
+
+    Returns:
+        From what is to be called to the rule, as `torch.library.register_vmap` and an `autograd.Function` take it.
+    """
+
+    def of(call: Callable) -> Callable:
+        def rule(info, in_dims, *inputs):
+            size = info.batch_size
+            if any(in_dims[place] is not None for place in shared):
+                columns = [[x] * size if dim is None else x.unbind(dim) for x, dim in zip(inputs, in_dims, strict=True)]
+                calls = [call(*row) for row in zip(*columns, strict=True)]
+                if isinstance(calls[0], Tensor):
+                    return torch.stack(calls), 0
+                return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(calls[0])
+
+            def fold(place, x, dim):
+                if not isinstance(x, Tensor) or place in shared:
+                    return x
+                return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+            def unfold(place, x):
+                return x if place in alike else x.unflatten(0, (size, x.shape[0] // size))
+
+            results = call(*map(fold, range(len(inputs)), inputs, in_dims))
+            if isinstance(results, Tensor):
+                return unfold(0, results), 0
+            dims = tuple(None if place in alike else 0 for place in range(len(results)))
+            return tuple(map(unfold, range(len(results)), results)), dims
+
+        return rule
+
+    return of
+
+
 def differentiable(
-    operator, setup: Callable = lambda *_: (), backward: Callable | None = None, jvp: Callable | None = None
+    operator,
+    setup: Callable = lambda *_: (),
+    backward: Callable | None = None,
+    jvp: Callable | None = None,
+    vmap: Callable = folded(),
 ) -> Callable:
     """Give an operator its derivatives, under `torch.func` as well.
 
@@ -40,6 +84,7 @@ def differentiable(
         operator: what `torch.library.custom_op` returns; its arguments are positional.
         setup: of (ctx, inputs, output), returns the tensors to save.
         backward, jvp: as an `autograd.Function` has them. Without them every derivative is refused.
+        vmap: what `folded` returns, or the like.
 
     Returns:
         What to call in place of the operator.
@@ -63,10 +108,13 @@ def differentiable(
         "setup_context": save_twice,
         "backward": backward or refuse,
         "jvp": jvp or refuse,
+        # torch's own rule fails where forward mode is outside of vmap and a result is of integers
+        "vmap": vmap(lambda *inputs: function.apply(*inputs)),
     }
     operator.register_autograd(methods["backward"], setup_context=save)
+    operator.register_vmap(vmap(operator))
     members = {name: staticmethod(method) for name, method in methods.items()}
-    function = type(operator._name, (torch.autograd.Function,), {"generate_vmap_rule": True, **members})
+    function = type(operator._name, (torch.autograd.Function,), members)
 
     @torch.compiler.allow_in_graph  # torch.compile does not trace into a Function that has a jvp
     def apply(*inputs):
@@ -76,37 +124,3 @@ def differentiable(
         return apply(*inputs) if transformed() else operator(*inputs)
 
     return call
-
-
-def fold_vmap(operator, shared: tuple[int, ...] = (), alike: tuple[int, ...] = ()) -> None:
-    """Let `vmap` call an operator once, with its dimension folded into the first one of every tensor.
-
-    Args:
-        operator: what `torch.library.custom_op` returns.
-        shared: places of arguments that the whole batch shares. Where they differ, there is a call for each.
-        alike: places of results that the whole batch shares.
-    """
-
-    @operator.register_vmap
-    def rule(info, in_dims, *inputs):
-        size = info.batch_size
-        if any(in_dims[place] is not None for place in shared):
-            columns = [[x] * size if dim is None else x.unbind(dim) for x, dim in zip(inputs, in_dims, strict=True)]
-            calls = [operator(*row) for row in zip(*columns, strict=True)]
-            if isinstance(calls[0], Tensor):
-                return torch.stack(calls), 0
-            return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(calls[0])
-
-        def fold(place, x, dim):
-            if not isinstance(x, Tensor) or place in shared:
-                return x
-            return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-
-        def unfold(place, x):
-            return x if place in alike else x.unflatten(0, (size, x.shape[0] // size))
-
-        results = operator(*map(fold, range(len(inputs)), inputs, in_dims))
-        if isinstance(results, Tensor):
-            return unfold(0, results), 0
-        dims = tuple(None if place in alike else 0 for place in range(len(results)))
-        return tuple(map(unfold, range(len(results)), results)), dims

@@ -188,6 +188,95 @@ def test_class_gradients(device):
         assert (got - expected).norm() / expected.norm() < 1e-5
 
 
+def by_rows(z, weights, c):
+    """log det(I + c √W Z Zᵀ √W) in float64, of weights that are not zero: as good where B is far below d."""
+    y = weights.double().sqrt()[..., None] * z.double()
+    return torch.linalg.slogdet(torch.eye(z.shape[-2], device=z.device) + c[..., None, None] * y @ y.mT).logabsdet
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode loads scripts
+@pytest.mark.parametrize(("rows", "width"), [(16, 1024), pytest.param(5, 40, marks=triton)])
+def test_few_rows_with_weights(rows, width, device):
+    """Whatever is differentiated and however, the factor is of the rows' side: that of 1024 columns would fail."""
+    torch.manual_seed(0)
+    z = torch.randn(rows, width, device=device)
+    weights = torch.rand(3, rows, device=device) + 0.1
+    x, w = (value.double().requires_grad_() for value in (z, weights))
+    expected = by_rows(x, w, width / 0.01 / w.sum(-1))
+    dx, dw = torch.autograd.grad(expected.sum(), (x, w))
+
+    def rate(z, weights=weights):
+        return coding_rate(z, eps=0.01, center=False, weights=weights)
+
+    def total(*inputs):
+        return rate(*inputs).sum()
+
+    def compare(got, expected):
+        assert (got - expected).norm() <= 1e-5 * expected.norm()
+
+    compare(rate(z), expected)
+    compare(torch.func.grad(total)(z), dx)
+    compare(torch.func.vmap(lambda w: rate(z, w))(weights), expected)
+    compare(torch.func.jvp(rate, (z,), (z,))[1].sum(), (dx * z).sum())
+    for got in (
+        torch.func.grad(total, argnums=(0, 1))(z, weights),
+        torch.autograd.grad(total(*(inputs := (z.requires_grad_(), weights.requires_grad_()))), inputs),
+    ):
+        compare(got[0], dx)
+        compare(got[1], dw)
+
+
+@triton
+@pytest.mark.parametrize(("rows", "width"), [(6, 9), (9, 6)])
+@pytest.mark.parametrize("center", [True, False])
+def test_gradient_of_weights_that_are_zero(rows, width, center, device):
+    """A hard class as a parameter: what a row outside would add, c (zᵢ M⁻¹ zᵢᵀ - tr(I - M⁻¹) / (c Σ w))."""
+    torch.manual_seed(0)
+    z, weights = torch.randn(rows, width, device=device), torch.ones(rows, device=device)
+    weights[1::2] = 0
+    coding_rate(z, eps=0.5, center=center, weights=weights.requires_grad_()).backward()
+    x, members, c = z.double(), weights.detach().double(), width / 0.5 / weights.sum().item()
+    if center:
+        x = x - (members @ x) / members.sum()
+    inverse = torch.linalg.inv(torch.eye(width, device=device) + c * x.mT @ (members[:, None] * x))
+    expected = c * ((x @ inverse) * x).sum(-1) - (width - inverse.trace()) / members.sum()
+    torch.testing.assert_close(weights.grad.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@triton
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e5])
+@pytest.mark.parametrize("others", [3, 63])
+def test_a_class_of_one_member_has_no_rate(others, scale, device):
+    """Far from the mean of the rows as it may be, it is its own mean."""
+    torch.manual_seed(0)
+    z = scale * torch.randn(1 + others, 16, device=device)
+    weights = torch.zeros(1 + others, device=device)
+    weights[0] = 1
+    assert coding_rate(z, eps=1e-4, weights=weights).abs() <= 2**-21 * 16
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode loads scripts
+@triton
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(30, 20), (20, 30), (300, 280)])
+def test_a_factor_that_fails_has_no_gradient_either(rows, width, weighted, device):
+    """Two equal rows of 1e6: beside them the identity is lost. The other batch is as it is alone."""
+    z = torch.randn(2, rows, width, device=device)
+    z[1, :] = 1e6 * z[1, :1] + 1e-2 * z[1]
+    z.requires_grad_()
+    weights = torch.ones(rows, device=device, requires_grad=True) if weighted else None
+    rate, info = coding_rate(z, eps=0.1, center=False, weights=weights, return_info=True)
+    assert (info > 0).tolist() == [False, True]
+    assert rate.isnan().tolist() == [False, True]
+    rate.sum().backward()
+    assert z.grad[1].isnan().all()
+    assert z.grad[0].isfinite().all()
+    if weighted:
+        assert weights.grad.isnan().all()
+    tangent = torch.func.jvp(lambda z: coding_rate(z, eps=0.1, center=False), (z.detach(),), (z.detach(),))[1]
+    assert tangent.isnan().tolist() == [False, True]
+
+
 @triton
 def test_an_empty_class_has_no_gradient(device):
     z = torch.randn(8, 4, device=device, requires_grad=True)
@@ -308,7 +397,8 @@ def test_opcheck(device):
         z = torch.randn(2, rows, width, device=device, requires_grad=True)
         torch.library.opcheck(ops.coding_rate.default, (z, nothing, scale, True, samples, True, "", 1))
     z, weights = torch.randn(2, 8, 5, device=device), torch.rand(2, 8, device=device, requires_grad=True)
-    torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, False, True, "", 1))
+    for samples in (False, True):
+        torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, samples, True, "", 1))
 
 
 def test_compiles_whole_and_does_not_recompile(device):

@@ -66,6 +66,11 @@ TRANSFORMS = {
     "jvp": lambda f, z, t: func.jvp(f, (z,), (t,))[1],
     "jacfwd": lambda f, z, t: func.jacfwd(f)(z),
     "vmap of jvp": lambda f, z, t: func.vmap(lambda z, t: func.jvp(f, (z,), (t,))[1])(z, t),
+    "jvp of vmap": lambda f, z, t: func.jvp(func.vmap(f), (z,), (t,))[1],
+    "jacfwd of vmap": lambda f, z, t: func.jacfwd(func.vmap(f))(z),
+    "vmap of jvp of vmap": lambda f, z, t: func.vmap(
+        lambda z, t: func.jvp(func.vmap(lambda z: f(z[None])[0]), (z,), (t,))[1]
+    )(torch.stack([z, t]), torch.stack([t, z])),
     "linearize": lambda f, z, t: func.linearize(f, z)[1](t),
     "dual": dual,
 }
