@@ -76,7 +76,7 @@ def differentiable(
     setup: Callable = lambda *_: (),
     backward: Callable | None = None,
     jvp: Callable | None = None,
-    vmap: Callable = folded(),
+    vmap: Callable | None = None,
 ) -> Callable:
     """Give an operator its derivatives, under `torch.func` as well.
 
@@ -84,7 +84,7 @@ def differentiable(
         operator: what `torch.library.custom_op` returns; its arguments are positional.
         setup: of (ctx, inputs, output), returns the tensors to save.
         backward, jvp: as an `autograd.Function` has them. Without them every derivative is refused.
-        vmap: what `folded` returns, or the like.
+        vmap: a rule as `folded` returns it, which is the default.
 
     Returns:
         What to call in place of the operator.
@@ -103,6 +103,7 @@ def differentiable(
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
+    vmap = vmap or folded()
     methods = {
         "forward": lambda *inputs: operator(*inputs),
         "setup_context": save_twice,

@@ -35,6 +35,39 @@ print("each its own")
 """
 
 
+RELOADED = """
+import gc, sys, torch
+from torch import func
+import seqjepa.kernels as first
+from seqjepa.kernels._ops import ops
+
+z = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+
+def outcome(kernels):
+    def rate(z):
+        return kernels.coding_rate(z, eps=0.5).sum()
+
+    leaf = z.clone().requires_grad_()
+    return [
+        rate(z), func.grad(rate)(z), *torch.autograd.grad(rate(leaf), leaf), func.vmap(rate)(z[None])[0],
+        torch.compile(rate, fullgraph=True, backend="aot_eager")(z), kernels.sigreg(z, num_slices=4, seed=1),
+    ]
+
+expected = outcome(first)
+for number in range(3):
+    for name in [name for name in sys.modules if name.split(".")[0] == "seqjepa"]:
+        del sys.modules[name]
+    import seqjepa.kernels as kernels
+    from seqjepa.kernels._ops import ops as new
+    assert kernels is not first and new.name != ops.name
+    gc.collect()
+    torch._dynamo.reset()
+    for which in (kernels, first):
+        torch.testing.assert_close(outcome(which), expected)
+print("old and new")
+"""
+
+
 @pytest.fixture
 def copies(tmp_path):
     """A folder with copies whose rate is multiplied: `vendored` by 2, `other` by 3, a second `vendored` by 5."""
@@ -51,6 +84,12 @@ def test_copies_and_versions_do_not_clash(copies, run_process):
     program = f"import os; os.chdir({str(copies)!r})\n{PROGRAM}"
     result = run_process(sys.executable, "-c", program)
     assert result.stdout == "each its own\n", result.stderr
+
+
+def test_functions_of_before_an_import_anew_still_run(run_process):
+    """As where a notebook purges sys.modules: somebody holds the functions of the first import."""
+    result = run_process(sys.executable, "-c", RELOADED)
+    assert result.stdout == "old and new\n", result.stderr
 
 
 def test_names_are_a_function_of_the_source(copies):
