@@ -14,6 +14,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from ._ops import add_op_namespace_prefix
 from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
+from .checks import check_positive, readable
 from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
@@ -184,7 +186,8 @@ def ema_update_(
 
     Raises:
         ValueError: decay is out of range; the two differ in number, names, shapes, devices or sharding; a tensor is
-            not floating-point; `buffers` is unknown, or given without modules.
+            not floating-point, or is to be written and expanded; `buffers` is unknown, or given without modules; an
+            iterator has been read before.
     """
     _check_buffers(buffers)
     copied: list[tuple[Tensor, Tensor]] = []
@@ -193,7 +196,7 @@ def ema_update_(
     if isinstance(live, nn.Module):
         if buffers != "ignore":
             raise ValueError("live modules hold parameters alone: buffers must be 'ignore'")
-        live = live.parameters()
+        live = list(live.parameters())
     if isinstance(teacher, nn.Module):
         for module in (*teacher.modules(), *student.modules()):
             if hasattr(module, "reshard"):  # FSDP2's: after a forward pass alone it still holds gathered weights
@@ -207,19 +210,21 @@ def ema_update_(
     else:
         if buffers != "ignore":
             raise ValueError(f"buffers = {buffers!r} needs modules")
-        teacher, student = list(teacher), list(student)
+        teacher, student = listed("teacher", teacher), listed("student", student)
         if len(teacher) != len(student):
             raise ValueError(f"{len(teacher)} teacher tensors and {len(student)} student tensors")
         pairs = list(zip(teacher, student, strict=True))
-    live = [] if live is None else list(live)
+    live = [] if live is None else listed("live", live)
     if live and len(live) != len(pairs):
         raise ValueError(f"{len(pairs)} teacher tensors and {len(live)} live copies")
     for number, (t, s) in enumerate(copied):
         _check_alike(number, t, s)
     for number, (t, s) in enumerate(pairs):
         _check_pair(number, t, s)
+        check_written(t)
         if live:
             _check_pair(number, t, live[number])
+            check_written(live[number])
     if not pairs:
         return
     decay = as_scalar("decay", decay, pairs[0][0].device)
@@ -237,14 +242,30 @@ def as_scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
                 f"{name} must be a floating 0-dim tensor on {device} like the teacher, "
                 f"got {value.dtype} {list(value.shape)} on {value.device}"
             )
+        check_unit(name, value)
         return value
     if torch.compiler.is_compiling():  # the value is not known yet
         scalar = on_device(value, device)
         torch._assert_async((scalar >= 0) & (scalar <= 1), f"{name} must be in [0, 1]")
         return scalar
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
+    check_unit(name, value)
     return on_device(value, device)
+
+
+def check_unit(name: str, value: float | Tensor) -> None:
+    """Refuse what is not in [0, 1], as far as looking at it is free."""
+    if torch.compiler.is_compiling() or (isinstance(value, Tensor) and not readable(value)):
+        return
+    if not 0.0 <= real(name, value) <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def real(name: str, value) -> Real:
+    """A number as it is, or the one in a 0-dim tensor or NumPy array."""
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    if not isinstance(number, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return number
 
 
 def check_decay(name: str, decay: float | Tensor) -> None:
@@ -257,7 +278,28 @@ def on_device(value: float, device: torch.device) -> Tensor:
     """A number as a 0-dim float64 tensor on the device, without waiting for it."""
     if torch.compiler.is_compiling():  # full would be compiled anew for each value
         return torch.ones((), dtype=torch.float64, device=device) * value
-    return torch.full((), value, dtype=torch.float64, device=device)
+    return torch.full((), float(value), dtype=torch.float64, device=device)
+
+
+def listed(name: str, tensors: Iterable) -> list:
+    """What an iterable yields; none at all is right in a list, and a mistake in an iterator.
+
+    Raises:
+        ValueError: names the iterator.
+    """
+    found = list(tensors)
+    if not found and hasattr(tensors, "__next__"):
+        raise ValueError(f"{name} is an iterator that yields nothing: was it read before? A list can be read twice")
+    return found
+
+
+def check_written(tensor: Tensor) -> None:
+    """Refuse a tensor whose elements share memory where they are to be written."""
+    steps = tensor.stride()
+    if 0 in steps and any(step == 0 and size > 1 for step, size in zip(steps, tensor.shape, strict=True)):
+        raise ValueError(
+            f"a teacher or live copy of shape {list(tensor.shape)} is expanded, its elements share memory: clone it"
+        )
 
 
 def _check_buffers(buffers: str) -> None:
@@ -279,7 +321,7 @@ def _named(module: nn.Module, kind: str, prefix: str = "", seen: set[Tensor] | N
         if tensor is not None and tensor not in seen:  # shared ones once
             seen.add(tensor)
             named[prefix + name] = tensor
-    wraps = _wrapped(module) is not None
+    wraps = _wrapped(module) is not None and not getattr(module, f"_{kind}")  # whose names might be its child's
     for name, child in module.named_children():
         named |= _named(child, kind, prefix if wraps else f"{prefix}{name}.", seen)
     return named
@@ -316,12 +358,20 @@ def cosine_decay(step: Tensor, *, start: float, end: float = 1.0, total_steps: i
 
     Args:
         step: integer, 0-dim, on any device; what lies beyond the last step stays at `end`.
+        start, end: in [0, 1].
+        total_steps: of the schedule, positive.
 
     Returns:
         float64, 0-dim, on the device of `step`.
 
+    Raises:
+        ValueError: a number is out of range.
+
     Source: BYOL (arXiv 2006.07733), section 3.2.
     """
+    check_unit("start", start)
+    check_unit("end", end)
+    check_positive(total_steps=total_steps)
     progress = (step.double() / max(total_steps - 1, 1)).clamp(max=1.0)
     return end - (end - start) * (1 + torch.cos(math.pi * progress)) / 2
 
@@ -389,6 +439,17 @@ class EMA(nn.Module):
         device = self.decay.device
         self.decay = decay if device.type == "meta" else decay.to(device)
         return self
+
+    def __getstate__(self) -> dict:
+        """With the decay as a number too: `torch.load(map_location="meta")` leaves the buffer without a value."""
+        known = type(self.decay) is Tensor and not self.decay.is_meta
+        return {**self.__dict__, "_saved_decay": self.decay.item() if known else None}
+
+    def __setstate__(self, state: dict) -> None:
+        saved = state.pop("_saved_decay", None)
+        super().__setstate__(state)
+        if self.decay.is_meta and saved is not None:
+            self.decay = torch.full_like(self.decay, saved, device="cpu")
 
     def update(self, student: nn.Module, skip: Tensor | None = None) -> None:
         """Follow the student, which may be wrapped, by one step; call after the optimiser's."""

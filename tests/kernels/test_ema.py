@@ -1,6 +1,7 @@
 """EMA update against the formula in double precision."""
 
 import copy
+import io
 import math
 
 import numpy as np
@@ -243,6 +244,60 @@ def test_buffers_of_other_shapes_are_refused():
             ema_update_(teacher, student, 0.5, buffers=buffers)
 
 
+class Counted(nn.Module):
+    """A module round another, with a buffer of its own whose name the other may have too."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("count", torch.zeros(()))
+
+
+@pytest.mark.parametrize(("buffers", "share"), [("copy", 1.0), ("average", 0.25)])
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.Sequential, torch.compile, AveragedModel])
+def test_buffers_of_one_name_in_a_module_and_its_child(wrap, buffers, share):
+    """Each follows its own; a module with a buffer of its own is no wrapper whose name could be left out."""
+    teacher = Counted(Counted(nn.Sequential(Counted(nn.Linear(2, 2)))))
+    student = copy.deepcopy(teacher)
+    counts = [(name, number + 1.0) for number, (name, _) in enumerate(student.named_buffers())]
+    for name, number in counts:
+        student.get_buffer(name).fill_(number)
+    ema_update_(teacher, wrap(student), 0.75, buffers=buffers)
+    assert [(name, t.item()) for name, t in teacher.named_buffers()] == [(name, share * n) for name, n in counts]
+    assert len(counts) == 3
+
+
+def test_a_count_of_updates_inside_another():
+    student = AveragedModel(AveragedModel(nn.Linear(2, 2)))
+    ema = EMA(student, buffers="copy")
+    student.n_averaged.fill_(7)
+    student.module.n_averaged.fill_(5)
+    ema.update(student)
+    assert (ema.teacher.n_averaged, ema.teacher.module.n_averaged) == (7, 5)
+
+
+def test_iterators_that_were_read_before():
+    """They yield nothing the second time, and the teacher would stand still."""
+    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
+    one, other = teacher.parameters(), student.parameters()
+    ema_update_(one, other, 0.0)
+    assert torch.equal(teacher.weight, student.weight)
+    with pytest.raises(ValueError, match="teacher is an iterator that yields nothing: was it read before"):
+        ema_update_(one, other, 0.0)
+    with pytest.raises(ValueError, match="live is an iterator that yields nothing"):
+        ema_update_(list(teacher.parameters()), list(student.parameters()), 0.0, live=one)
+    ema_update_([], [], 0.5)
+    ema_update_(nn.ReLU(), nn.ReLU(), 0.5)
+
+
+def test_a_decay_from_numpy():
+    for decay in (np.float64(0.75), np.float32(0.75), np.array(0.75), np.array(0.75, dtype=np.float32)):
+        teacher = torch.zeros(2)
+        ema_update_([teacher], [torch.ones(2)], decay)
+        assert torch.equal(teacher, torch.full((2,), 0.25))
+        assert EMA(nn.Linear(2, 2), decay).decay == 0.75
+
+
 def test_shared_weights_move_once():
     def tied():
         net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
@@ -282,6 +337,23 @@ def test_the_meta_device_leaves_the_decay(ema):
     assert again.decay == 0.9
 
 
+@pytest.mark.parametrize("schedule", [None, 0.25])
+def test_a_saved_ema_is_loaded_on_the_meta_device(schedule):
+    """The decay that it had when it was saved comes back, whatever a schedule has made of it."""
+    ema = EMA(network(), 0.9)
+    if schedule is not None:
+        ema.decay.fill_(schedule)
+    file = io.BytesIO()
+    torch.save(ema, file)
+    file.seek(0)
+    loaded = torch.load(file, map_location="meta", weights_only=False)
+    assert loaded.teacher[0].weight.is_meta
+    loaded.to_empty(device="cpu")
+    assert loaded.decay == (schedule or 0.9)
+    assert loaded.decay.dtype == torch.float64
+    assert loaded.state_dict().keys() == ema.state_dict().keys()
+
+
 @pytest.mark.parametrize(
     ("student", "settings", "message"),
     [
@@ -293,6 +365,10 @@ def test_the_meta_device_leaves_the_decay(ema):
         (nn.Linear(2, 2), {"decay": math.nan}, r"decay must be in \[0, 1\], got nan"),
         (nn.Linear(2, 2), {"decay": torch.tensor(math.nan)}, r"decay must be in \[0, 1\], got nan"),
         (nn.Linear(2, 2), {"decay": torch.full((1,), 0.9)}, r"decay must be a floating 0-dim tensor .* got .* \[1\]"),
+        (nn.Linear(2, 2), {"decay": "0.9"}, "decay must be a number, got '0.9'"),
+        (nn.Linear(2, 2), {"decay": None}, "decay must be a number, got None"),
+        (nn.Linear(2, 2), {"decay": 1j}, "decay must be a number, got 1j"),
+        (nn.Linear(2, 2), {"decay": np.array([0.9])}, r"decay must be a number, got array\(\[0.9\]\)"),
         (nn.Linear(2, 2), {"decay": torch.tensor(1)}, r"decay must be a floating 0-dim tensor .* got torch.int64"),
     ],
 )
@@ -338,6 +414,21 @@ def test_cosine_decay(device):
     got = [cosine_decay(torch.tensor(s, device=device), start=0.99, total_steps=101).item() for s in steps]
     expected = [0.99, 1 - 0.01 * (1 + math.cos(math.pi / 4)) / 2, 0.995, 1.0, 1.0]
     assert got == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"start": math.nan}, r"start must be in \[0, 1\], got nan"),
+        ({"start": "0.9"}, "start must be a number, got '0.9'"),
+        ({"end": 1.1}, r"end must be in \[0, 1\], got 1.1"),
+        ({"total_steps": 0}, "total_steps must be positive, got 0"),
+        ({"total_steps": math.nan}, "total_steps must be positive, got nan"),
+    ],
+)
+def test_cosine_decay_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        cosine_decay(torch.tensor(0), **{"start": 0.9, "total_steps": 10, **settings})
 
 
 def test_opcheck(device):
@@ -400,6 +491,11 @@ class Scaled(nn.Module):
     [
         ([torch.zeros(1)], [torch.zeros(1)], {"decay": 1.5}, r"decay must be in \[0, 1\], got 1.5"),
         ([torch.zeros(1)], [torch.zeros(1)], {"decay": math.nan}, r"decay must be in \[0, 1\], got nan"),
+        ([torch.zeros(1)], [torch.zeros(1)], {"decay": torch.tensor(1.5)}, r"decay must be in \[0, 1\], got 1.5"),
+        ([torch.zeros(1)], [torch.zeros(1)], {"decay": np.array(1.5)}, r"decay must be in \[0, 1\], got 1.5"),
+        ([torch.zeros(1)], [torch.zeros(1)], {"decay": "x"}, "decay must be a number, got 'x'"),
+        ([torch.zeros(1).expand(2, 3)], [torch.zeros(2, 3)], {}, r"of shape \[2, 3\] is expanded"),
+        ([torch.zeros(2)], [torch.zeros(2)], {"live": [torch.zeros(1).expand(2)]}, r"of shape \[2\] is expanded"),
         ([torch.zeros(1)] * 2, [torch.zeros(1)], {}, "2 teacher tensors and 1 student"),
         ([torch.zeros(2)], [torch.zeros(3)], {}, r"teacher tensor 0 is \[2\] on cpu, its student \[3\] on cpu"),
         ([torch.zeros(2, dtype=torch.int64)], [torch.zeros(2)], {}, "tensor 0 must be floating-point"),
