@@ -20,6 +20,11 @@ def exact(z: Tensor) -> Tensor:
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
+def mean_of_rows(values: Tensor) -> Tensor:
+    """Mean of all values; zero on a process that has no rows, where `mean` is NaN."""
+    return values.sum() / max(values.numel(), 1)
+
+
 def world() -> ProcessGroup | None:
     """All processes, where torch.distributed is initialised."""
     return torch.distributed.group.WORLD if torch.distributed.is_initialized() else None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..buffers import BufferedModule
 from ..checks import check_count
 from ..sigreg import joint_sigreg
 from ..transforms import count_up
-from .common import agree, exact, world
+from .common import agree, exact, mean_of_rows, world
 
 
 class BCS(BufferedModule):
@@ -43,5 +42,5 @@ class BCS(BufferedModule):
         )
         count_up(self.step)
         bcs = (statistic / samples).mean()
-        invariance = F.mse_loss(z[0], z[1])
+        invariance = mean_of_rows((z[0] - z[1]).square())
         return {"loss": invariance + self.lmbd * bcs, "bcs_loss": bcs, "invariance_loss": invariance}

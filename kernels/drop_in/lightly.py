@@ -13,7 +13,7 @@ from ..buffers import BufferedModule
 from ..checks import check_positive
 from ..coding_rate import coding_rate
 from ..sigreg import sigreg
-from .common import agree, exact, hold_knots, world
+from .common import agree, exact, hold_knots, mean_of_rows, world
 
 
 class EMPSSLLoss(nn.Module):
@@ -110,11 +110,12 @@ class LeJEPALoss(nn.Module):
     def forward(self, *, local_proj: Tensor, global_proj: Tensor) -> Tensor:
         """Loss of projections [V_local, N, D] and [V_global, N, D]."""
         shapes = local_proj.shape, global_proj.shape
-        if any(len(shape) != 3 or 0 in shape for shape in shapes) or shapes[0][1:] != shapes[1][1:]:
+        # of several processes one may have no samples: without the others the statistic refuses that
+        if any(len(shape) != 3 or 0 in (shape[0], shape[2]) for shape in shapes) or shapes[0][1:] != shapes[1][1:]:
             raise ValueError(
                 "local_proj and global_proj must be [V, N, D] with at least one view each and the same N and D, "
                 f"got {list(shapes[0])} and {list(shapes[1])}"
             )
         views = exact(torch.cat([global_proj, local_proj]))
-        distance = (views - views[: len(global_proj)].mean(0)).square().mean()
+        distance = mean_of_rows((views - views[: len(global_proj)].mean(0)).square())
         return self.lambda_param * self.sigreg(views) + (1 - self.lambda_param) * distance

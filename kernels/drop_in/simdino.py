@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..backend import name_of
 from ..checks import check_count, check_positive
 from ..coding_rate import joint_rate
-from .common import exact, world
+from .common import exact, mean_of_rows, world
 
 
 def compression(student: Tensor, teacher: Tensor, no_diag: bool = True) -> tuple[Tensor, Tensor]:
@@ -33,9 +33,9 @@ def compression(student: Tensor, teacher: Tensor, no_diag: bool = True) -> tuple
     T, S = len(teacher), len(student)
     same = min(T, S)
     # sums over views first: no product for each pair
-    pairs = (teacher.sum(0) * student.sum(0)).sum(-1).mean()
-    pairs_global = (teacher.sum(0) * student[:T].sum(0)).sum(-1).mean()
-    diagonal = (teacher[:same] * student[:same]).sum((0, -1)).mean() if no_diag else 0
+    pairs = mean_of_rows((teacher.sum(0) * student.sum(0)).sum(-1))
+    pairs_global = mean_of_rows((teacher.sum(0) * student[:T].sum(0)).sum(-1))
+    diagonal = mean_of_rows((teacher[:same] * student[:same]).sum((0, -1))) if no_diag else 0
     return (pairs - diagonal) / (T * S - same), ((pairs_global - diagonal) / T).detach()
 
 
@@ -64,6 +64,8 @@ class Expansion(nn.Module):
         else:
             if not self.local_gram and not torch.compiler.is_compiling():
                 _announce_local_gram(processes)
+            if not views.shape[1]:  # a process without rows adds nothing to what the processes' gradients average
+                return views.sum()
             rates, _, rows = joint_rate(views, None, eps * processes, False, None, None)
             rows = rows * processes
         gamma = 1 / views.shape[-1] + 1 / rows
@@ -110,8 +112,8 @@ class MCRLoss(Expansion):
 
     def forward(self, student_feat: Tensor, teacher_feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, and compression and expansion detached, of rows [ncrops * m, p] and [2 * m, p], view after view."""
-        student = exact(student_feat).unflatten(0, (self.ncrops, -1))
-        teacher = exact(teacher_feat).unflatten(0, (2, -1))
+        student = exact(student_feat).unflatten(0, (self.ncrops, len(student_feat) // self.ncrops))
+        teacher = exact(teacher_feat).unflatten(0, (2, len(teacher_feat) // 2))
         # 1e-8: shorter rows count as such in the original's cosine
         comp, _ = compression(F.normalize(student, dim=-1, eps=1e-8), F.normalize(teacher, dim=-1, eps=1e-8))
         expa = self.expansion(student, teacher)

@@ -509,11 +509,28 @@ def compare_processes(rank, store):
             torch.testing.assert_close(
                 got, wanted, rtol=0, atol=ROUNDING * scale, msg=lambda m, name=name: f"{name}: {m}"
             )
-    for name, loss in joined.items():
-        value, gradient = value_and_gradient(loss, z[:, uneven])
+    everything = (slice(10), slice(10, 10))[rank]  # and the other process has no rows
+    for (name, loss), rows in product(joined.items(), (uneven, everything)):
+        value, gradient = value_and_gradient(loss, z[:, rows])
         torch.testing.assert_close(value, expected[name][0], rtol=ROUNDING, atol=0, msg=lambda m, name=name: name + m)
-        wanted = 2 * expected[name][1][:, uneven]  # which averaging over processes halves
-        torch.testing.assert_close(gradient, wanted, rtol=0, atol=ROUNDING * wanted.abs().max().item())
+        wanted = 2 * expected[name][1]  # which averaging over processes halves
+        torch.testing.assert_close(gradient, wanted[:, rows], rtol=0, atol=ROUNDING * wanted.abs().max().item())
+    # of losses with terms of one process's own rows, the other one's are zero
+    some, views = z[:, everything], lightly.LeJEPALoss(0.2, gather_distributed=True, sigreg_num_vectors=8)
+    v1, v2 = simdino.MCRLoss(4, local_gram=True), simdinov2.MCRLoss(3, eps=0.5, local_gram=True)
+    comp, _, expa = simdino_formula(z[:4], z[4:], 0.5, 0, cosine, processes=2)
+    inner_comp, *_ = simdino_formula(z[:4], z[4:], 0.5, 0, inner)
+    for name, value, wanted in (
+        ("simdino", shared["simdino"](some), -comp),
+        ("simdinov2", shared["simdinov2"](some), -inner_comp),
+        ("eb_jepa", shared["eb_jepa"](some), (z[0] - z[1]).square().mean()),
+        ("lightly", views(local_proj=some[2:], global_proj=some[:2]), 0.8 * (z - z[:2].mean(0)).square().mean()),
+        ("local Gram", v1(some[:4].flatten(0, 1), some[4:].flatten(0, 1))[0], -comp - expa),
+        ("local Gram, v2", v2(some[:4].unbind(), some[4:].unbind())[0], -inner_comp - expa),
+    ):
+        difference = value if rank == 0 else -value
+        torch.distributed.all_reduce(difference)
+        torch.testing.assert_close(difference, wanted, rtol=ROUNDING, atol=0, msg=lambda m, name=name: name + m)
     # the original's default: rows of one process, over the number of all
     student, teacher = unit_rows(4, 5, 3, seed=rank), unit_rows(2, 5, 3, seed=2 + rank)
     flat = student.flatten(0, 1), teacher.flatten(0, 1)
