@@ -11,6 +11,7 @@ sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path
 from seqjepa.configs.console import open_console
 from seqjepa.configs.errors import InputError
 from seqjepa.configs.help import help_page
+from seqjepa.configs.interruption import interruptible
 from seqjepa.engine.compose import Composed, compose, dump
 from seqjepa.engine.config import Config
 from seqjepa.engine.reports.wandb_environment import overruled_of_wandb, wandb_layer
@@ -31,6 +32,7 @@ Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 the ma
 128 + signal when interrupted (`accelerate launch` makes every failure 1)."""
 
 
+@interruptible("nothing was trained")  # once it trains, the run listens to signals itself
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
@@ -54,23 +56,20 @@ def main(argv: list[str] | None = None) -> int:
             )
         words = [word for word in argv if word != "--print-config"]
         if all("=" in word for word in words):
-            if "--print-config" not in argv and int(os.environ.get("RANK", 0)) == 0:
+            if "--print-config" not in argv and os.environ.get("RANK", "0") in ("", "0"):
                 print(f"no config given: training {DEFAULT_CONFIG} (--help lists what can be set)")
             words = [DEFAULT_CONFIG, *words]
         composed = compose(words, wandb_layer(os.environ))
         if "--print-config" in argv:
             print(dump(composed.config), end="")
             return DONE
-        if int(os.environ.get("RANK", 0)) == 0:
+        if os.environ.get("RANK", "0") in ("", "0"):
             for line in overruled_of_wandb(composed.config.tracking, os.environ):
                 print(line)
         # torch is imported from here on: the lines above answer at once
         from seqjepa.engine.training.trainer import train
 
         return train(composed.config, PARENT)
-    except KeyboardInterrupt:  # afterwards the run listens to it itself
-        print("interrupted by SIGINT: nothing was trained", file=sys.stderr)
-        return 130
     except InputError as error:
         for line in str(error).splitlines():
             print(f"error: {_located(line, error.field, composed)}", file=sys.stderr)

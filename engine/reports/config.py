@@ -38,6 +38,8 @@ class TrackingConfig(Operation):
         # offline W&B takes what its server refuses when the run is uploaded
         for field, forbidden in {"project": "/\\#?%:", "entity": "/\\#?%: ", "group": "", "run_name": ""}.items():
             value = getattr(self, field)
+            if self.wandb == "disabled" and field != "project":  # TensorBoard has a folder of the project's name
+                continue
             if value is None or (
                 1 <= len(value) <= LONGEST and value.isprintable() and not set(value) & set(forbidden)
             ):

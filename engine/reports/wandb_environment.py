@@ -37,6 +37,8 @@ def wandb_layer(environment: Mapping[str, str]) -> tuple[str, dict[str, Any]] | 
         found["wandb"] = MODES.get(found["wandb"], found["wandb"])
     if environment.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
         found["wandb"] = "disabled"
+    if found.get("wandb") == "disabled":  # what else it says is for nobody
+        found = {"wandb": "disabled"}
     with contextlib.suppress(KeyError, ValueError):  # what is no number is refused as what it is
         found["init_timeout"] = float(found["init_timeout"])
     return ("W&B's environment", {"tracking": found}) if found else None

@@ -13,7 +13,7 @@ from ...configs.errors import InputError, shown
 from ...configs.section import Section
 from .checksums import Damaged, read_failure, regular_file
 
-__all__ = ["VERSION", "TrainingState", "read_state"]
+__all__ = ["VERSION", "Settled", "TrainingState", "read_state"]
 
 VERSION = 4
 
@@ -33,6 +33,15 @@ class Waiting(Section):
 
     best: float | None
     waited: int = Field(ge=0)
+
+
+class Settled(Section):
+    """What the machine made of the config, where that says auto or nothing."""
+
+    processes: int = Field(ge=1)
+    device: str
+    precision: str
+    compile: str
 
 
 class TrainingState(Section):
@@ -55,6 +64,8 @@ class TrainingState(Section):
     wandb_id: str | None = Field(pattern=r"^[\w-]{1,128}$")
     commit: str | None
     config: dict[str, Any]
+    settled: Settled | None = None
+    """Missing in older records."""
 
 
 def _from_3(state: dict[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,12 @@ UNSUPPORTED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
 DATA_PARALLEL = "accelerate launch --multi_gpu, or configs/accelerate/multi_gpu.yaml, trains on several GPUs"
+# variables by which launchers tell a process that it is one of several
+OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE")
+OF_LAUNCHERS += ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # CUDA graphs are captured over the whole step, by `graph`; torch's own would overwrite what validation keeps
 COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
@@ -54,7 +58,7 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
         told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE  # accelerate launch --cpu
         kind = "cuda" if torch.cuda.is_available() and not told else "cpu"
     # `accelerate launch` sets OMP_NUM_THREADS=1, which halves the speed of two cores
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local_processes = _whole_number("LOCAL_WORLD_SIZE", 1)
     torch.set_num_threads(max(1, cores() // local_processes) if run.threads == "auto" else run.threads)
 
     if run.compile != "none":  # compiled programs outlive the process: a restarted job does not pay for them again
@@ -70,15 +74,21 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     # a second run in one process, as in a notebook, may want another device or precision
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     GradientState._reset_state()
-    accelerator = Accelerator(
-        cpu=kind == "cpu",
-        mixed_precision="bf16" if _use_bf16(run.precision, kind) else "no",
-        # the two that Accelerate would otherwise take from the environment, or from its saved config
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
-        dynamo_plugin=TorchDynamoPlugin(
-            "no", "default", fullgraph=False, dynamic=False, use_regional_compilation=False
-        ),
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=kind == "cpu",
+            mixed_precision="bf16" if _use_bf16(run.precision, kind) else "no",
+            # the two that Accelerate would otherwise take from the environment, or from its saved config
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
+            dynamo_plugin=TorchDynamoPlugin(
+                "no", "default", fullgraph=False, dynamic=False, use_regional_compilation=False
+            ),
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        found = [f"{name}={os.environ[name]}" for name in OF_LAUNCHERS if name in os.environ]
+        left = f"; of launchers there are {', '.join(found)}: unset what was left over" if found else ""
+        raise InputError(f"Accelerate cannot start ({reason}){left}") from None
     if accelerator.device.type != kind:  # as under `accelerate launch --cpu`
         raise InputError(f"{kind} is asked for, the launcher gave {accelerator.device.type}", "run.device")
     return accelerator
@@ -138,6 +148,14 @@ def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
 @functools.cache
 def _say_once(line: str) -> None:
     print(line, flush=True)
+
+
+def _whole_number(name: str, default: int) -> int:
+    """A variable of the environment that a launcher may have set."""
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{name}={text} in the environment: must be a whole number >= 1, or unset")
+    return int(text)
 
 
 def _use_bf16(precision: str, device: str) -> bool:

@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 
 from ...configs.errors import shown
 
-__all__ = ["PEER_LOST", "explain", "out_of_memory", "sigbus_handler"]
+__all__ = ["PEER_LOST", "VALIDATION", "during", "explain", "out_of_memory", "sigbus_handler"]
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
 PEER_LOST = "lost touch with another process"
 NO_COMPILER = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton")  # of torch.compile
+VALIDATION = "in the validation"
+SMALLER = "a run with a smaller data.batch_size, or a smaller model, needs less"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch, on a GPU and on a CPU
 
 
@@ -40,6 +42,8 @@ def explain(error: BaseException, batch_size: int, accumulate: int, processes: i
         return f"cannot read or write: {text}"
     if out_of_memory(error):
         batch = f"data.batch_size={batch_size} optim.accumulate={accumulate}"
+        if VALIDATION in getattr(error, "__notes__", ()):  # whose batches are not cut
+            return f"out of memory in the validation, with {batch}; {SMALLER}"
         return f"out of memory with {batch}; {_smaller(batch_size // processes, accumulate)}"
     said = str(error).splitlines() if isinstance(error, RuntimeError) else []
     if compiling := next((line for line in said if any(name in line for name in NO_COMPILER)), None):
@@ -63,7 +67,17 @@ def _smaller(local_batch: int, accumulate: int) -> str:
     cuts = [number for number in range(accumulate + 1, local_batch // 2 + 1) if local_batch % number == 0]
     if cuts:
         return f"optim.accumulate={cuts[0]} keeps the batch and needs less"
-    return "a run with a smaller data.batch_size, or a smaller model, needs less"
+    return SMALLER
+
+
+@contextlib.contextmanager
+def during(phase: str) -> Iterator[None]:
+    """Let an error that leaves know in which phase it arose, for `explain`."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(phase)
+        raise
 
 
 @contextlib.contextmanager

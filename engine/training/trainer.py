@@ -26,7 +26,7 @@ from ..runs import tensors as files
 from ..runs.checksums import MANIFEST
 from ..runs.folder import RunFolder
 from ..runs.metrics_file import MetricsFile
-from ..runs.state import TrainingState
+from ..runs.state import Settled, TrainingState
 from ..runtime.accelerator import build_accelerator, compile_mode, crowded, overruled
 from ..runtime.distributed import check_agreement
 from ..runtime.failures import PEER_LOST, explain, sigbus_handler
@@ -126,8 +126,11 @@ class Trainer:
         changed = {}
         if state:
             changed = self.folder.check_same_experiment(state.config, resumed)
-            if state.epoch > config.run.epochs:
-                raise InputError(f"is {config.run.epochs}, {resumed} has {state.epoch} already", "run.epochs")
+            begun = state.epoch + (state.step > 0)
+            if begun > config.run.epochs:
+                reached = f"is in epoch {begun}" if state.step else f"has {begun}"
+                allowed = f"at least {begun} is allowed"
+                raise InputError(f"is {config.run.epochs}, {resumed} {reached} already; {allowed}", "run.epochs")
         with self.interrupts.at_once():  # images are read for minutes, and nothing asks meanwhile
             self.loaders = open_loaders(config, accelerator)
         sums = (resumed / MANIFEST).read_text() if resumed and (resumed / MANIFEST).exists() else f"{resumed}"
@@ -178,7 +181,7 @@ class Trainer:
         if state:
             self._restore(tensors, state)
             reporter.say(f"resumed from {resumed}: epoch {self.epoch + 1}, step {self.step}")
-            for line in self._news(changed):
+            for line in self._news(changed, state.settled):
                 reporter.say(line)
         self.metrics_file = MetricsFile(self.folder.metrics, self.epoch) if accelerator.is_main_process else None
         if self.metrics_file and self.metrics_file.lost:
@@ -194,18 +197,43 @@ class Trainer:
             f"{accelerator.num_processes} process(es)"
         )
 
-    def _news(self, changed: dict[str, tuple[Any, Any]]) -> list[str]:
+    @property
+    def _settled(self) -> Settled:
+        """What this machine makes of the config."""
+        accelerator = self.accelerator
+        return Settled(
+            processes=accelerator.num_processes,
+            device=accelerator.device.type,
+            precision=accelerator.mixed_precision.replace("no", "fp32"),
+            compile=compile_mode(self.config.run, accelerator),
+        )
+
+    def _rows(self, accumulate: int, processes: int) -> int:
+        """Sequences that batch norm and the terms of the objective see at a time."""
+        shared = processes if self.config.run.batch_statistics == "process" else 1
+        return self.config.data.batch_size // accumulate // shared
+
+    def _news(self, changed: dict[str, tuple[Any, Any]], settled: Settled | None) -> list[str]:
         """What a resumed run does otherwise than the one that saved the checkpoint, a line each.
 
         Args:
             changed: fields that differ: value of the checkpoint, value now.
+            settled: what the checkpoint's machine had made of the config; None where it does not say.
         """
         config, training, lines = self.config, self.training, []
+        now = self._settled
+        before = settled or now
+        for name in ("device", "precision", "compile"):
+            if (old := getattr(before, name)) != (new := getattr(now, name)):
+                changed.setdefault(f"run.{name}", (old, new))
+        if before.processes != now.processes:
+            changed["the number of processes"] = (before.processes, now.processes)
         if changed:
             fields = ", ".join(f"{field} from {old!r} to {new!r}" for field, (old, new) in changed.items())
             lines.append(f"changed since the checkpoint: {fields}")
-        if "optim.accumulate" in changed:
-            old, new = (config.data.batch_size // number for number in changed["optim.accumulate"])
+        accumulate, _ = changed.get("optim.accumulate", (config.optim.accumulate, None))
+        old, new = self._rows(accumulate, before.processes), self._rows(config.optim.accumulate, now.processes)
+        if old != new:
             lines.append(
                 f"batch norm and the terms of the objective now see {new} sequences at a time instead of {old}: "
                 "the run goes on, but not as it would have gone"
@@ -398,6 +426,7 @@ class Trainer:
             "wandb_id": self.folder.tracker_id,
             "commit": self.commit,
             "config": self.config.model_dump(),
+            "settled": self._settled.model_dump(),
         }
         self.training.share_buffers()
         checkpoints = self.folder.checkpoints

@@ -118,7 +118,10 @@ def untrained_control(
     if found := training.diverged():
         raise Diverged(f"diverged: the untrained control's {found[1]} was not finite at step {found[0]}")
     if accelerator.is_main_process:
-        write_atomically(path, to_json(metrics))
+        try:
+            write_atomically(path, to_json(metrics))
+        except OSError as error:  # no reason to lose the run
+            say(f"untrained control: not cached in {path} ({error.strerror}); the next run makes it again")
     return metrics
 
 

@@ -16,6 +16,7 @@ from ..config import Config
 from ..evaluation.probes import PROBES
 from ..objectives.terms import Objective, normalized
 from ..runtime.distributed import uneven_rows
+from ..runtime.failures import VALIDATION, during
 from .forward import StepInputs, StepOutputs
 from .step import TrainingStep
 
@@ -32,6 +33,7 @@ class Validation(NamedTuple):
     moments: MetricBank  # of z and agg, on the CPU
 
 
+@during(VALIDATION)
 @torch.no_grad()
 def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[], None] = lambda: None) -> Validation:
     """Measure a network on `loader`'s sequences, in eval mode.

@@ -1,6 +1,7 @@
 """Faults that are brought about for real: one clear line, the right exit code, and nothing lost."""
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -14,13 +15,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from seqjepa.engine.runs.checkpoints import find_checkpoint
 from seqjepa.engine.runs.metrics_file import MetricsFile, read_rows
 from seqjepa.engine.runtime.failures import explain
 from seqjepa.engine.train import main
-from seqjepa.engine.training import trainer
+from seqjepa.engine.training import trainer, untrained_control
 from seqjepa.engine.training.step import TrainingStep
+from seqjepa.loaders.loader import SequenceLoader
 
 TRAIN = (sys.executable, "engine/train.py")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
@@ -174,6 +177,30 @@ def test_out_of_memory_gives_advice(tiny, tmp_path):
     assert line.endswith("nothing was saved")
 
 
+def test_a_validation_without_memory_is_not_cut_smaller(tiny, capsys, monkeypatch):
+    """Its batches are whole: more micro-batches would not help."""
+    original = SequenceLoader.epoch
+
+    def epoch(self, *args):
+        if not self.sampler.train:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return original(self, *args)
+
+    monkeypatch.setattr(SequenceLoader, "epoch", epoch)
+    assert main(tiny("control.enabled=false", "gates.rules.digits_affine=[]")) == 4
+    assert "out of memory in the validation" in (line := capsys.readouterr().out.splitlines()[-1])
+    assert "a run with a smaller data.batch_size" in line
+
+
+def test_a_cache_of_controls_that_cannot_be_written_costs_a_word(tiny, capsys, monkeypatch):
+    def fail(*args):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(untrained_control, "write_atomically", fail)
+    assert main(tiny("run.epochs=1")) == 0
+    assert "(Permission denied); the next run makes it again" in capsys.readouterr().out
+
+
 def test_advice_on_memory_is_what_the_next_command_takes():
     """The next larger number of micro-batches that divides a process's part and leaves batch norm two sequences."""
     for sizes, word in (
@@ -296,6 +323,7 @@ def test_a_clock_that_jumps_back(tiny, tmp_path, whole, monkeypatch):
 CUT = """
 import os, signal, sys
 from seqjepa.engine.training.step import TrainingStep
+from seqjepa.loaders.loader import SequenceLoader
 from seqjepa.engine.train import main
 
 original = TrainingStep.step

@@ -1,7 +1,9 @@
 """What a resumed run may change, and what is said of it."""
 
+import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,11 +11,17 @@ from seqjepa.configs.errors import InputError
 from seqjepa.configs.section import Operation, Section, leaves
 from seqjepa.engine.compose import compose
 from seqjepa.engine.config import Config
+from seqjepa.engine.runs.checkpoints import find_checkpoint
+from seqjepa.engine.runs.checksums import seal
 from seqjepa.engine.runs.folder import RunFolder
 from seqjepa.engine.train import main
 
 # 160 images in batches of 16: ten steps an epoch
 TEN_STEPS = ("data.batch_size=16", "optim.warmup_epochs=0")
+
+
+def folder(words) -> Path:
+    return Path(next(word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")))
 
 
 def folder_of(config) -> RunFolder:
@@ -120,3 +128,32 @@ def test_what_a_lack_of_memory_is_answered_with_is_taken(tiny, capsys):
     printed = capsys.readouterr().out
     assert "optim.accumulate from 1 to 2" in printed
     assert "batch norm and the terms of the objective now see 8 sequences at a time instead of 16" in printed
+
+
+def test_what_another_machine_makes_of_the_config_is_said(tiny, capsys, monkeypatch):
+    """run.precision=auto is bf16 where a CPU has it, and the number of processes is no field of the config."""
+    words = tiny(*TEN_STEPS, "run.precision=auto", "run.batch_statistics=process")
+    bf16 = "seqjepa.engine.runtime.accelerator._use_bf16"
+    monkeypatch.setattr(bf16, lambda precision, device: True)
+    assert main([*words, "run.epochs=1"]) == 0
+    state = find_checkpoint(folder(words)) / "state.json"
+    saved = json.loads(state.read_text())
+    assert saved["settled"] == {"processes": 1, "device": "cpu", "precision": "bf16", "compile": "none"}
+    state.write_text(json.dumps(saved | {"settled": saved["settled"] | {"processes": 2}}))
+    (state.parent / "manifest.json").unlink()
+    seal(state.parent)
+    capsys.readouterr()
+    monkeypatch.setattr(bf16, lambda precision, device: False)
+    assert main([*words, "run.epochs=2", "run.resume=auto"]) == 0
+    printed = capsys.readouterr().out
+    assert "run.precision from 'bf16' to 'fp32'" in printed
+    assert "the number of processes from 2 to 1" in printed
+    assert "now see 16 sequences at a time instead of 8" in printed
+
+
+def test_fewer_epochs_than_have_begun_are_refused(tiny, interrupt_at, refused):
+    """Also in the middle of one: its steps would be dropped in silence."""
+    words = tiny(*TEN_STEPS, "run.epochs=3", "run.overwrite=false")
+    interrupt_at(14)
+    assert main(words) == 143
+    refused([*words, "run.epochs=1", "run.resume=auto"], "run.epochs: is 1, ", "is in epoch 2 already; at least 2")

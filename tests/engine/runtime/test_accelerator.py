@@ -61,7 +61,7 @@ def test_the_config_decides_on_the_precision(accelerator, asked):
     assert said == []
 
 
-@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+@pytest.mark.parametrize("name", ["DEEPSPEED", "SAGEMAKER", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_what_cannot_be_honoured_is_refused(accelerator, name, tiny, refused, tmp_path):
     with pytest.raises(InputError, match=f"ACCELERATE_USE_{name}"):
         accelerator(**{f"ACCELERATE_USE_{name}": "true"})
@@ -110,3 +110,24 @@ def test_a_change_of_any_module_changes_the_code_digest(tmp_path):
     (tmp_path / "kernels" / "new.py").unlink()
     (tmp_path / "loaders" / "draws.py").rename(tmp_path / "loaders" / "drawn.py")
     assert code_digest(tmp_path) != whole
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "part"),
+    [
+        ("LOCAL_RANK", "0", "unset what was left over"),
+        ("LOCAL_WORLD_SIZE", "x", "LOCAL_WORLD_SIZE=x in the environment: must be a whole number"),
+        ("LOCAL_WORLD_SIZE", "0", "LOCAL_WORLD_SIZE=0 in the environment: must be a whole number"),
+    ],
+)
+def test_what_a_launcher_left_over_is_one_line(tiny, run_process, variable, value, part):
+    result = run_process(sys.executable, "-W", "ignore", "engine/train.py", *tiny(), **{variable: value})
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert part in result.stderr
+
+
+def test_an_empty_rank_is_none(tiny, monkeypatch):
+    monkeypatch.setenv("RANK", "")
+    assert main(["--print-config"]) == 0
+    assert main(tiny("run.epochs=1")) == 0
