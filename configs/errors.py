@@ -1,6 +1,12 @@
 """What a user is told when something that they gave cannot be used."""
 
-__all__ = ["InputError", "shown"]
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["InputError", "readable", "shown"]
 
 
 class InputError(ValueError):
@@ -19,3 +25,14 @@ class InputError(ValueError):
 def shown(name: object) -> str:
     """A name of unknown origin, in one line."""
     return text if (text := str(name)).isprintable() else repr(text)
+
+
+@contextlib.contextmanager
+def readable(path: Path | str, field: str) -> Iterator[None]:
+    """Within it, what the system refuses to read at `path`, which the config's `field` names, is an InputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # some readers raise it for what is inside
+            raise
+        raise InputError(f"{shown(error.filename or path)}: cannot be read ({error.strerror})", field) from None

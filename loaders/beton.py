@@ -21,7 +21,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from ..configs.errors import InputError, shown
+from ..configs.errors import InputError, readable, shown
 from ..configs.files import file_sha256
 
 __all__ = ["BetonImages", "Sidecar", "has_ffcv", "open_beton", "sidecar_path"]
@@ -56,15 +56,17 @@ class Sidecar:
         """Read the sidecar at `path`.
 
         Raises:
-            InputError: it is missing or not a sidecar.
+            InputError: it is missing, cannot be read, or is no sidecar.
         """
+        with readable(path, "data.root"):
+            if not path.exists():
+                raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root")
+            if not path.is_file():  # a pipe would never end
+                raise InputError(f"{path}: not a sidecar (not a file)", "data.root")
+            text = path.read_bytes()
         try:
-            if path.exists() and not path.is_file():  # a pipe would never end
-                raise ValueError("not a file")
-            return TypeAdapter(cls).validate_json(path.read_bytes(), strict=True)
-        except FileNotFoundError:
-            raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root") from None
-        except (OSError, ValueError, RecursionError) as error:
+            return TypeAdapter(cls).validate_json(text, strict=True)
+        except (ValueError, RecursionError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
             raise InputError(f"{path}: not a sidecar ({reason})", "data.root") from None
 
@@ -104,9 +106,15 @@ def open_beton(folder: Path, dataset: str, split: str) -> tuple[Path, Sidecar]:
     """Find, and check against its sidecar, the beton of `split` in `folder`.
 
     Raises:
-        InputError: missing, damaged, or of another dataset.
+        InputError: missing, damaged, not to be read, or of another dataset.
     """
     path = folder / f"{split}.beton"
+    with readable(path, "data.root"):
+        return path, _checked(path, dataset, split)
+
+
+def _checked(path: Path, dataset: str, split: str) -> Sidecar:
+    """The sidecar of a beton that is as it says."""
     if not path.is_file():
         raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root")
     sidecar = Sidecar.read(sidecar_path(path))
@@ -117,7 +125,7 @@ def open_beton(folder: Path, dataset: str, split: str) -> tuple[Path, Sidecar]:
     _check_size(path, sidecar)
     if file_sha256(path) != sidecar.file_sha256:
         raise InputError(f"{path}: damaged, its checksum differs from the sidecar's; write it again", "data.root")
-    return path, sidecar
+    return sidecar
 
 
 def _check_size(path: Path, sidecar: Sidecar) -> None:

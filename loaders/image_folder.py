@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..configs.errors import InputError, shown
+from ..configs.errors import InputError, readable, shown
 
 __all__ = ["EXTENSIONS", "ImageFiles", "list_images"]
 
@@ -39,8 +40,8 @@ def list_images(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
         Names of the classes, path of each image, class of each image (int64).
 
     Raises:
-        InputError: there is no class, a class without images, a folder of two classes at once, a folder that cannot be
-            read, or something that is neither a file nor a folder.
+        InputError: there is no class, a class without images, a folder or an image of two classes at once, a folder
+            that cannot be read, or something that is neither a file nor a folder.
     """
     walk = _Walk(folder)
     classes, outside = walk.look_into(str(folder), None)
@@ -68,8 +69,9 @@ class _Walk:
 
     def __init__(self, folder: Path):
         self.others: list[str] = []
-        self.images: set[tuple[int, int]] = set()  # by device and inode
-        self.folders: dict[tuple[int, int], tuple[str, str | None]] = {}  # each one's path and class
+        # path and class of each, by device and inode
+        self.images: dict[tuple[int, int], tuple[str, str | None]] = {}
+        self.folders: dict[tuple[int, int], tuple[str, str | None]] = {}
         for above in folder.resolve().parents:
             with contextlib.suppress(OSError):
                 self.folders[_identity(os.stat(above))] = str(above), None
@@ -77,14 +79,10 @@ class _Walk:
     def look_into(self, folder: str, top: str | None) -> tuple[list[str], list[str]]:
         """Paths of the folders and of the images in a folder of the class `top`, sorted; the rest is noted."""
         folders, images = [], []
-        try:
+        with readable(folder, "data.root"):
             here = _identity(os.stat(folder))
             if here in self.folders:
-                first, other = self.folders[here]
-                if other not in (None, top):
-                    both = f"{shown(folder)} and {shown(first)}: one folder in two classes, by a link"
-                    raise InputError(both, "data.root")
-                self.others.append(f"{folder} (again {first})")
+                self.others.append(f"{folder} (again {self._first(self.folders[here], folder, top, 'folder')})")
                 return [], []
             self.folders[here] = folder, top
             with os.scandir(folder) as entries:
@@ -98,14 +96,19 @@ class _Walk:
                         raise InputError(nothing, "data.root")
                     elif entry.name.lower().endswith(EXTENSIONS):
                         images.append(entry.path)
-                        linked = entry.is_symlink()
-                        self.images.add(_identity(entry.stat()) if linked else (here[0], entry.inode()))
+                        image = _identity(entry.stat()) if entry.is_symlink() else (here[0], entry.inode())
+                        self._first(self.images.setdefault(image, (entry.path, top)), entry.path, top, "image")
                     else:
                         self.others.append(entry.path)
-        except OSError as error:
-            where = shown(error.filename or folder)
-            raise InputError(f"{where}: cannot be read ({error.strerror})", "data.root") from None
         return folders, images
+
+    @staticmethod
+    def _first(seen: tuple[str, str | None], path: str, top: str | None, kind: str) -> str:
+        """Where something was come upon before; what two classes hold has no label."""
+        first, other = seen
+        if other not in (None, top):
+            raise InputError(f"{shown(path)} and {shown(first)}: one {kind} in two classes, by a link", "data.root")
+        return first
 
     def _pass_over(self, entry: os.DirEntry[str]) -> None:
         inside = []
@@ -146,8 +149,17 @@ class ImageFiles:
     def __init__(self, paths: list[str]):
         self.paths = paths
         with _bombs_ignored():
-            self.shape = (len(paths), *_decode(paths[0]).shape)
+            try:
+                height, width, _ = _decode(paths[0]).shape
+            except MemoryError:  # a header needs none; who reads the pixels says how many they are
+                with _opened(paths[0]) as image:
+                    width, height = image.size
+        self.shape = (len(paths), height, width, 3)
         self.nbytes = math.prod(self.shape)
+
+    def identities(self) -> list[tuple[int, int]]:
+        """Device and inode of each file: equal for links to one file."""
+        return [_identity(os.stat(path)) for path in self.paths]
 
     def __getitem__(self, part: slice) -> np.ndarray:
         """Pixels of some of the images, uint8 [n, H, W, 3]."""
@@ -175,25 +187,34 @@ class ImageFiles:
 
 
 def _bombs_ignored() -> warnings.catch_warnings:
-    """Pillow's warning of large images: `_decode` has an error of one line for them."""
+    """Pillow's warning of large images: `_opened` has an error of one line for them."""
     return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
 
 
 def _decode(path: str) -> np.ndarray:
     """Pixels of an image file, uint8 [H, W, 3]."""
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """An image file whose header has been read; within it, what its decoder says is told in one line."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with readable(path, "data.root"), Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise InputError(f"{shown(path)}: {image.width}x{image.height} pixels; {TOO_LARGE}", "data.root")
             if image.mode.startswith(("I", "F")) or _is_deep(image):
                 raise InputError(f"{shown(path)}: {image.mode} pixels; 8 bits a channel are allowed", "data.root")
-            return np.asarray(image.convert("RGB"))
+            yield image
     except (InputError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise InputError(f"{shown(path)}: {TOO_LARGE}", "data.root") from None
     except Exception as error:  # Pillow's plugins raise whatever they like
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "out of memory" in reason:  # of a decoder
+            raise MemoryError from None
         raise InputError(f"{shown(path)}: not a readable image ({reason})", "data.root") from None
 
 

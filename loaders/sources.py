@@ -211,7 +211,7 @@ def enough_memory(shape: tuple[int, ...], device: str = "cpu") -> Iterator[None]
 
 
 def check_alike(root: Path | None, splits: Mapping[str, Any]) -> None:
-    """Refuse splits, anything with `classes` and a `shape`, that differ in classes or in the size of their images."""
+    """Refuse splits, anything with `classes` and a `shape`, that differ in classes or image size, or share a file."""
     for one, other in (SPLITS, SPLITS[::-1]):
         if only := sorted(set(splits[one].classes) - set(splits[other].classes)):
             some = ", ".join(map(shown, only[:3])) + (", ..." if len(only) > 3 else "")
@@ -221,6 +221,11 @@ def check_alike(root: Path | None, splits: Mapping[str, Any]) -> None:
     sizes = [f"{width}x{height}" for _, height, width, _ in (splits[split].shape for split in SPLITS)]
     if sizes[0] != sizes[1]:
         raise InputError(f"{root}: train and test differ in image size: {' and '.join(sizes)}", "data.root")
+    train, test = (getattr(splits[split], "pixels", None) for split in SPLITS)
+    if isinstance(train, ImageFiles) and isinstance(test, ImageFiles):
+        known = set(train.identities())
+        if seen := [path for path, file in zip(test.paths, test.identities(), strict=True) if file in known]:
+            raise InputError(f"{shown(seen[0])}: {len(seen)} test images are training images, by a link", "data.root")
 
 
 def check_shape(dataset: str, root: str, size: tuple[int, int], num_classes: int) -> None:

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import warnings
 
 import numpy as np
@@ -200,6 +201,24 @@ def test_refuses_missing_and_foreign(copied):
     sidecar.write_text(text)
     (copied / "test.beton").unlink()
     refuse(copied, "test.beton: missing")
+
+
+@pytest.mark.parametrize("name", ["train.beton", "train.beton.json", "test.beton"])
+def test_what_cannot_be_read_is_said_to_be_so(copied, name, monkeypatch):
+    """By somebody whom modes keep out, as they do not root; the folders above are not theirs either."""
+    monkeypatch.chdir(copied)
+    copied.chmod(0o755)
+    (copied / name).chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        with pytest.raises(InputError) as caught:
+            loaders(".")
+    finally:
+        os.seteuid(user)
+    assert str(caught.value) == f"{name}: cannot be read (Permission denied)"
+    assert caught.value.field == "data.root"
 
 
 def test_a_file_that_shrinks_under_a_run_is_noticed_at_the_next_epoch(copied):

@@ -127,7 +127,8 @@ def test_ordinary_folders_are_listed_as_torchvision_does(tmp_path):
     for name in ("0.png", "more/0.png"):
         (elsewhere / name).write_bytes(b"")
     (tmp_path / "linked").symlink_to(elsewhere)
-    (tmp_path / "b" / "single.png").symlink_to(elsewhere / "more" / "0.png")
+    (tmp_path.parent / "lone.png").write_bytes(b"")
+    (tmp_path / "b" / "single.png").symlink_to(tmp_path.parent / "lone.png")
     theirs = ImageFolder(tmp_path)
     classes, paths, labels = list_images(tmp_path)
     assert classes == theirs.classes
@@ -205,6 +206,48 @@ def test_images_that_links_repeat_are_counted(folder, capsys):
     assert capsys.readouterr().err == f"{folder / 'train'}: 8 images; 2 of them repeat another by a link\n"
 
 
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_an_image_in_two_classes_is_refused(folder, link):
+    link(folder / "train" / "dog" / "1.png", folder / "train" / "cat" / "x.png")
+    with pytest.raises(InputError, match=r"dog/1\.png and .*cat/x\.png: one image in two classes, by a link"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "shared", "first"),
+    [
+        ("test", "train", 6, "test/cat/0.png"),
+        ("test/cat", "../train/cat", 3, "test/cat/0.png"),
+        ("train/cat/test", "../../test/cat", 3, "test/cat/0.png"),
+        ("train/dog/x.png", "../../test/dog/2.png", 1, "test/dog/2.png"),
+        ("test/dog/x.png", "../../train/dog/0.png", 1, "test/dog/x.png"),
+    ],
+)
+def test_test_images_that_are_training_images_are_refused(folder, tiny, refused, link, target, shared, first):
+    """Numbers on images that were trained on would say nothing of others."""
+    if (folder / link).is_dir():
+        shutil.rmtree(folder / link)
+    (folder / link).symlink_to(target)
+    words = tiny("data.dataset=imagefolder", f"data.root={folder}", "data.train_subset=null", "data.batch_size=4")
+    refused(words, f"data.root: {folder}/{first}: {shared} test images are training images, by a link")
+
+
+def test_copies_in_both_splits_are_no_links(folder, tmp_path, capsys):
+    """Data sets of a few pixels have equal images; hard links are one, and betons of them are not written."""
+    pytest.importorskip("ffcv")
+    from seqjepa.loaders.write import main as write
+
+    image, out = folder / "test" / "cat" / "x.png", tmp_path / "out"
+    shutil.copy(folder / "train" / "cat" / "0.png", image)
+    assert write([str(folder), str(out / "copies")]) == 0
+    image.unlink()
+    os.link(folder / "train" / "cat" / "0.png", image)
+    capsys.readouterr()
+    assert write([str(folder), str(out / "links")]) == 2
+    assert capsys.readouterr().err == f"error: {image}: 1 test images are training images, by a link\n"
+    assert not (out / "links").exists()
+
+
 UNPRIVILEGED = """
 import os, sys
 from PIL import PngImagePlugin
@@ -235,7 +278,7 @@ def test_what_cannot_be_read_is_refused_by_name(folder, run_process, python):
     assert len(lines) == len(names), result.stderr
     for name, line in zip(names, lines, strict=True):
         assert line.startswith(f"{name}: "), line
-        assert "Permission denied" in line
+        assert line.endswith(": cannot be read (Permission denied)")
 
 
 def test_links_to_nothing_and_what_is_no_file_are_refused_by_name(folder):
