@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from .errors import InputError, shown
 
-__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read_plain"]
+__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read"]
 
 CONFIGS = Path(__file__).resolve().parent  # in a checkout and in site-packages alike
 
@@ -33,12 +33,17 @@ FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 wants a 
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """PyYAML's safe loader, but 3e-4 is a number, dates are text, and a key that stands twice is an error."""
+    """PyYAML's safe loader, but 3e-4 is a number, dates and all keys are text, and a key twice is an error."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         if twice := next((key for number, key in enumerate(keys) if key in keys[:number]), None):
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands there twice", node.start_mark)
+        if keys:
+            self.flatten_mapping(node)  # `<<` is no name
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    key.tag = "tag:yaml.org,2002:str"  # a task named 4711, or on
         return super().construct_mapping(node, deep)
 
 
@@ -121,8 +126,27 @@ def dump(config: BaseModel) -> str:
     return yaml.dump(config.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def read_plain(text: str) -> Any:
-    """What a YAML text holds; a ValueError for one that would take minutes, or gigabytes, to read."""
+def read(text: str, schema: type[BaseModel], place: list[str] | None = None) -> Any:
+    """What a YAML text says of the config, or of a place in it.
+
+    Where a field asks for text, what YAML takes for a number or a boolean is the text that was written.
+
+    Args:
+        text: YAML.
+        schema: model of the whole config.
+        place: names of the sections and of the field, from the outermost in; None for the whole.
+
+    Raises:
+        ValueError: it would take minutes, or gigabytes, to read.
+        yaml.YAMLError: it is no YAML. Values that cannot be constructed raise other errors: `UNREADABLE`.
+    """
+    values, texts = _read_plain(text), yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+    for key in reversed(place or []):
+        values, texts = {key: values}, {key: texts}
+    return _in_words(values, texts, schema)
+
+
+def _read_plain(text: str) -> Any:
     if len(text) > LARGEST_CONFIG:  # the parser takes minutes for a hundred thousand brackets
         raise ValueError(f"{len(text)} characters, at most {LARGEST_CONFIG} are read")
     if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader)) > MOST_ALIASES:
@@ -147,7 +171,7 @@ def _layers(words: list[str], schema: type[BaseModel]) -> Iterator[tuple[str, di
     """The files and then the overrides, each as nested mappings, with its name."""
     for name in (word for word in words if "=" not in word):
         try:
-            layer = _read(_find(name).read_text(encoding="utf-8"), schema)
+            layer = read(_find(name).read_text(encoding="utf-8"), schema)
         except InputError:
             raise
         except UNREADABLE as error:
@@ -164,35 +188,35 @@ def _layers(words: list[str], schema: type[BaseModel]) -> Iterator[tuple[str, di
         if " #" in value and value.lstrip()[0] not in "'\"":
             raise InputError(f"override {word}: {name}: ' #' begins a comment; quotes keep it: {name}='\"...\"'")
         try:
-            yield f"override {word}", _read(value, schema, name.split("."))
+            yield f"override {word}", read(value, schema, name.split("."))
         except UNREADABLE as error:
-            raise InputError(f"override {word}: {name}: not readable as YAML ({_reason(error)})") from None
+            problem = f"override {word}: {name}: not readable as YAML ({_reason(error)})"
+            tagged = isinstance(error, yaml.constructor.ConstructorError) and "tag:" in problem  # as = and << are
+            raise InputError(problem + (_quoted(name, value) if tagged else "")) from None
+
+
+def _quoted(name: str, value: str) -> str:
+    """What to write on a command line, whose shell takes a pair of quotes away, where YAML sees no text."""
+    return f"; quotes make it text: {name}='\"{value}\"'"
 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _read(text: str, schema: type[BaseModel], place: list[str] | None = None) -> Any:
-    """What a YAML text says of the config, or of a place in it.
-
-    Where a field asks for text, what YAML takes for a number or a boolean is the text that was written.
-    """
-    values, texts = read_plain(text), yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
-    for key in reversed(place or []):
-        values, texts = {key: values}, {key: texts}
-    return _in_words(values, texts, schema)
-
-
-def _in_words(values: Any, texts: Any, schema: Any) -> Any:
-    if isinstance(values, dict) and isinstance(texts, dict) and isinstance(schema, type):
-        fields = schema.model_fields if issubclass(schema, BaseModel) else {}
-        return {
-            key: _in_words(value, texts.get(key), fields[key].annotation if key in fields else None)
-            for key, value in values.items()
-        }
-    asks_for_text = schema is str or {*typing.get_args(schema)} == {str, type(None)}
-    return texts if asks_for_text and isinstance(values, (bool, int, float)) and isinstance(texts, str) else values
+def _in_words(values: Any, texts: Any, kind: Any) -> Any:
+    """What was read of a field of a kind, its numbers and booleans as the texts that were written where it asks so."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType) and len(rest := [arg for arg in args if arg is not type(None)]) == 1:
+        return _in_words(values, texts, rest[0])
+    if isinstance(values, dict) and isinstance(texts, dict):
+        kinds = dict.fromkeys(values, args[1]) if origin is dict else {}
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kinds = {name: field.annotation for name, field in kind.model_fields.items()}
+        return {key: _in_words(value, texts.get(key), kinds.get(key)) for key, value in values.items()}
+    if isinstance(values, list) and isinstance(texts, list) and origin is list:
+        return [_in_words(*pair, args[0]) for pair in zip(values, texts, strict=True)]
+    return texts if kind is str and isinstance(values, (bool, int, float)) and isinstance(texts, str) else values
 
 
 def _merge(below: dict[str, Any], layer: dict[str, Any], label: str, prefix: str = "") -> dict[str, Any]:
@@ -253,6 +277,8 @@ def _explain(error: dict[str, Any], draft: Composed, merged: dict[str, Any]) -> 
         location, field = _field(type(draft.config), location)
         value = _lookup(merged, ".".join(location))
         problem = f"must be {describe(field)}" if field else "must be a section, a mapping of keys to values"
+        if value is None and field and field.annotation is str:
+            problem += _quoted(".".join(location), "null")
     dotted = shown(".".join(location))
     given = "" if error["type"] == "missing" else f" = {_short(value)}"
     origin = next((o for n in range(len(location), 0, -1) if (o := draft.origin(".".join(location[:n])))), None)

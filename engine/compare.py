@@ -15,13 +15,14 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..configs.compose import read
 from ..configs.console import open_console
 from ..configs.errors import InputError
 from ..configs.files import write_atomically
+from ..configs.interruption import interruptible
 from ..configs.section import leaves
-from .compose import read_plain
 from .config import Config
 from .reports.figures.curves import epoch_axis, new_figure
 from .runs.metrics_file import read_rows
@@ -50,8 +51,9 @@ class ControlSettings(Needed):
 
 
 class Settings(Needed):
-    """config.yaml: sections of settings."""
+    """Sections of settings."""
 
+    model_config = ConfigDict(title="config.yaml")
     __pydantic_extra__: dict[str, dict[str, Any]]
     run: RunSettings
     control: ControlSettings
@@ -62,8 +64,9 @@ class Timing(Needed):
 
 
 class Summary(Needed):
-    """summary.json."""
+    """What a run has ended with."""
 
+    model_config = ConfigDict(title="summary.json")
     gate_pass: bool | None
     commit: str | None
     untrained: dict[str, float | None] | None
@@ -111,8 +114,9 @@ class Group(NamedTuple):
     runs: list[Run]
 
 
+@interruptible("nothing was written by halves")
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 bad input."""
+    """Run the command line and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
     open_console()
     parser = argparse.ArgumentParser(prog="python -m seqjepa.engine.compare", description=__doc__.split("\n")[2])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
@@ -167,14 +171,16 @@ def read_run(path: Path) -> Run:
         run = Run(path, config, read_rows(path / "metrics.jsonl"), _read_summary(summary) if summary.exists() else None)
         _ = run.seconds  # what is missing should show here
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path}: not the folder of a run ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from None
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{error.title}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(f"{path}: not the folder of a run ({reason})") from None
     return run
 
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    config = read_plain(path.read_text(encoding="utf-8"))
+    config = read(path.read_text(encoding="utf-8"), Config)
     json.dumps(config, sort_keys=True)  # what runs are grouped by
     Settings.model_validate(config)
     return config

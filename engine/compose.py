@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..configs import compose as configs
-from ..configs.compose import CONFIGS, Composed, describe, dump, read_plain
+from ..configs.compose import CONFIGS, Composed, describe, dump
 from .config import Config
 
-__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read_plain"]
+__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump"]
 
 
 def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) -> Composed[Config]:

@@ -3,12 +3,14 @@
 import json
 import math
 import re
+import signal
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from seqjepa.engine import compare
 from seqjepa.engine.compare import differences, draw, group, main, read_run, to_markdown
 from seqjepa.engine.compose import compose, dump
 
@@ -143,7 +145,7 @@ def test_bad_input_is_one_line(make, tmp_path, capsys):
     (broken / "config.yaml").write_text(yaml.safe_dump({"run": {}}))
     for words, message in (
         ([str(tmp_path / "nothing")], "not the folder of a run"),
-        ([str(broken)], "not the folder of a run"),
+        ([str(broken)], "not the folder of a run (config.yaml: run.seed: Field required)"),
         ([good, good], "seed 1 of this config was given before"),
         ([good, "--against", "z"], "--against z: there are a"),
         ([good, "--metrics", "accuracy"], "--metrics accuracy: no run has it"),
@@ -154,6 +156,28 @@ def test_bad_input_is_one_line(make, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_a_file_is_read_as_training_reads_it(make, capsys):
+    """A name that YAML takes for a number."""
+    path = make("a", 1, [20.0])
+    text = (path / "config.yaml").read_text().replace("name: a-1", "name: 4711")
+    (path / "config.yaml").write_text(text)
+    assert main([str(path)]) == 0
+    assert cells(capsys.readouterr().out, "4711")[1] == "1"
+    (path / "config.yaml").write_text(text.replace("seed: 1", "seed: one"))
+    assert main([str(path)]) == 2
+    assert "(config.yaml: run.seed: Input should be a valid integer)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_a_line(make, tmp_path, capsys, monkeypatch, number):
+    """It arrives while the figure is drawn."""
+    out = tmp_path / "out" / "results.md"
+    monkeypatch.setattr(compare, "draw", lambda *_: signal.raise_signal(number))
+    assert main([str(make("a", 1, [20.0])), "--out", str(out)]) == 128 + number
+    assert capsys.readouterr() == ("", f"interrupted by {number.name}: nothing was written by halves\n")
+    assert not out.exists()
 
 
 def test_a_name_is_shown_as_it_is(make, tmp_path):

@@ -199,6 +199,22 @@ def test_text_stays_as_it_was_written(name, tmp_path):
     assert compose(["configs/smoke.yaml", "tracking.group=null"]).config.tracking.group is None
 
 
+@pytest.mark.parametrize("name", ["4711", "on", "1.0", "1", "null", "2020-01-01", "0x1f"])
+def test_keys_and_lists_stay_as_they_were_written(name, tmp_path):
+    """A task may have any name, and a rule any metric; 1 and on would even be one key."""
+    rules = f"{{{name}: [{{metric: {name}, minus: {name}, min: 1}}], yes: []}}"
+    if name == "null":  # of minus it is the default
+        rules = rules.replace("metric: null, minus: null", "metric: 'null'")
+    (tmp_path / "by_hand.yaml").write_text(f"data: {{name: '{name}'}}\ngates:\n  rules: {rules}\n")
+    for words in ([f"data.name='{name}'", f"gates.rules={rules}"], [str(tmp_path / "by_hand.yaml")]):
+        config = compose(["configs/smoke.yaml", *words]).config
+        assert config.gates.rules.keys() >= {name, "yes"}
+        (rule,) = config.active_rules
+        assert (rule.metric, rule.minus) == (name, None if name == "null" else name)
+        (tmp_path / "config.yaml").write_text(dump(config))
+        assert compose([str(tmp_path / "config.yaml")]).config == config
+
+
 def test_numbers_without_a_point_are_numbers(tmp_path):
     (tmp_path / "a.yaml").write_text("optim: {lr: 3e-4, min_lr: 1E-6, weight_decay: 1e2, warmup_epochs: .5}\n")
     optim = compose([str(tmp_path / "a.yaml"), "optim.clip_norm=+2.e+1"]).config.optim
