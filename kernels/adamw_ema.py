@@ -12,20 +12,33 @@ Source: AdamW (arXiv 1711.05101), algorithm 2, in torch.optim.AdamW's order of o
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from ._ops import add_op_namespace_prefix
 from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .ema import FLOATS, as_scalar, check_decay, ema_update_, lerp, on_device, torch_update, update_lists
-from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
+from .checks import readable
+from .ema import (
+    FLOATS,
+    as_scalar,
+    check_decay,
+    check_unit,
+    check_written,
+    ema_update_,
+    lerp,
+    listed,
+    on_device,
+    real,
+    torch_update,
+    update_lists,
+)
+from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout, sent
 
 __all__ = ["AdamWEMA", "adamw_ema_", "adamw_ema_reference"]
 
@@ -47,10 +60,9 @@ def _advance_kernel(
     table,  # pointer to int64 [T, 3]: in the last column the address of a float32 step
     scalars,  # pointer to float32 [T, 2]: lr / (1 - β₁ᵏ) and 1 / √(1 - β₂ᵏ)
     lr,  # pointer to a float64 or float32
+    settings,  # pointer to float64 [4]: β₁, β₂, ε, λ
     found_inf,  # pointer to a number: no step unless it is zero
     T,
-    log2_beta1,
-    log2_beta2,
     FOUND_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -64,8 +76,8 @@ def _advance_kernel(
         b_step += 1.0
     tl.store(p_step, b_step, mask=m)
     b_step = tl.maximum(b_step, 1.0).to(tl.float64)  # 1 - βᵏ cancels in float32; zero steps have nothing to correct
-    b_bias1 = 1.0 - tl.exp2(b_step * log2_beta1)
-    b_bias2 = 1.0 - tl.exp2(b_step * log2_beta2)
+    b_bias1 = 1.0 - tl.exp2(b_step * tl.log2(tl.load(settings)))
+    b_bias2 = 1.0 - tl.exp2(b_step * tl.log2(tl.load(settings + 1)))
     tl.store(scalars + 2 * o, (tl.load(lr).to(tl.float64) / b_bias1).to(tl.float32), mask=m)
     tl.store(scalars + 2 * o + 1, (1.0 / tl.sqrt(b_bias2)).to(tl.float32), mask=m)
 
@@ -75,14 +87,10 @@ def _adamw_ema_kernel(
     table,  # pointer to int64 [T, 7]: parameter, gradient, m, v, teacher (address 0 where there is none)
     scalars,  # pointer to float32 [T, 2], from _advance_kernel
     lr,  # pointer to a float64 or float32
+    settings,  # pointer to float64 [4]: β₁, β₂, ε, λ
     ema_decay,  # pointer to a float64 or float32
     found_inf,  # pointer to a number: nothing is written unless it is zero
     grad_scale,  # pointer to a number by which the gradients are divided, and written back
-    weight_decay,
-    rest1,  # 1 - β₁
-    beta2,
-    rest2,  # 1 - β₂
-    eps,
     T,
     PARAMETER: tl.constexpr,  # dtypes; the moments have the parameter's
     GRAD: tl.constexpr,
@@ -97,7 +105,11 @@ def _adamw_ema_kernel(
     i_tensor, row, first = find_piece(table, T, 7, PIECE, BLOCK_T)
     step_size = tl.load(scalars + 2 * i_tensor)
     inverse_root_bias2 = tl.load(scalars + 2 * i_tensor + 1)
-    shrink = (1.0 - tl.load(lr).to(tl.float64) * weight_decay).to(tl.float32)
+    rest1 = (1.0 - tl.load(settings)).to(tl.float32)
+    beta2 = tl.load(settings + 1).to(tl.float32)
+    rest2 = (1.0 - tl.load(settings + 1)).to(tl.float32)
+    eps = tl.load(settings + 2).to(tl.float32)
+    shrink = (1.0 - tl.load(lr).to(tl.float64) * tl.load(settings + 3)).to(tl.float32)
     weight = (1.0 - tl.load(ema_decay).to(tl.float64)).to(tl.float32)
     count = tl.load(row) - first
     if FOUND_INF:
@@ -131,23 +143,23 @@ def _adamw_ema_kernel(
 
 def _step(
     columns: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
-    beta1: float, beta2: float, eps: float, weight_decay: float,
+    settings: Tensor,
 ) -> None:  # fmt: skip
     """Two launches over tensors of one device, one layout by rows, and one dtype in each column."""
     *lists, steps = columns
     device = lists[0][0].device
     table, step_table = address_table(lists, device), address_table([steps], device)
     scalars = torch.empty((len(steps), 2), dtype=torch.float32, device=device)
+    if settings.device != device:
+        settings = sent((tuple(settings.view(torch.int64).tolist()),), device).view(torch.float64)
     launch(
-        _advance_kernel, (triton.cdiv(len(steps), 128),), step_table.rows, scalars,
-        lr, lr if found_inf is None else found_inf, len(steps),
-        *(math.log2(beta) if beta else -1e4 for beta in (beta1, beta2)), FOUND_INF=found_inf is not None, BLOCK=128,
+        _advance_kernel, (triton.cdiv(len(steps), 128),), step_table.rows, scalars, lr, settings,
+        lr if found_inf is None else found_inf, len(steps), FOUND_INF=found_inf is not None, BLOCK=128,
     )  # fmt: skip
     taught = next((tensor for tensor in lists[4] if tensor.numel()), lists[0][0])
     launch(
-        _adamw_ema_kernel, (table.num_pieces,), table.rows, scalars, lr, ema_decay,
-        lr if found_inf is None else found_inf, lr if grad_scale is None else grad_scale,
-        weight_decay, 1 - beta1, beta2, 1 - beta2, eps, table.num_tensors,
+        _adamw_ema_kernel, (table.num_pieces,), table.rows, scalars, lr, settings, ema_decay,
+        lr if found_inf is None else found_inf, lr if grad_scale is None else grad_scale, table.num_tensors,
         PARAMETER=triton_dtype(lists[0][0]), GRAD=triton_dtype(lists[1][0]), TEACHER=triton_dtype(taught),
         FOUND_INF=found_inf is not None, GRAD_SCALE=grad_scale is not None, ALIGNED=table.aligned,
         PIECE=PIECE, BLOCK=1024, BLOCK_T=triton.next_power_of_2(table.num_tensors),
@@ -156,9 +168,10 @@ def _step(
 
 def _torch_step(
     columns: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
-    beta1: float, beta2: float, eps: float, weight_decay: float,
+    settings: Tensor,
 ) -> None:  # fmt: skip
     """The same in two passes, by torch's fused AdamW and EMA's."""
+    beta1, beta2, eps, weight_decay = settings.tolist()
     params, grads, exp_avgs, exp_avg_sqs, teachers, steps = columns
     adamw(
         params, grads, exp_avgs, exp_avg_sqs, [], steps, fused=True, grad_scale=grad_scale, found_inf=found_inf,
@@ -177,7 +190,7 @@ def _torch_step(
 def adamw_ema_(
     params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
     steps: list[Tensor], teachers: list[Tensor], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None,
-    grad_scale: Tensor | None, beta1: float, beta2: float, eps: float, weight_decay: float,
+    grad_scale: Tensor | None, settings: Tensor,
 ) -> None:  # fmt: skip
     """One step of AdamW on lists of tensors, and of their teachers' moving average, in place.
 
@@ -191,7 +204,8 @@ def adamw_ema_(
         ema_decay: weight of the teacher, 0-dim; float64 keeps 1 - decay exact.
         found_inf: nothing moves where it is not zero, or none.
         grad_scale: what the gradients are to be divided by, or none.
-        beta1, beta2, eps, weight_decay: as in torch.optim.AdamW.
+        settings: float64 [4], betas, eps and weight_decay as in torch.optim.AdamW: a tensor, for `torch.compile`
+            makes a graph for each value of a number. On the CPU, or beside the parameters.
     """
     scalars = (lr, ema_decay, found_inf, grad_scale)
     buckets = defaultdict(lambda: ([], [], [], [], [], []))
@@ -213,7 +227,7 @@ def adamw_ema_(
     for (*_, device), columns in buckets.items():
         there = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in scalars]
         update = _step if uses_triton(columns[0][0]) else _torch_step
-        update(list(columns), *there, beta1, beta2, eps, weight_decay)
+        update(list(columns), *there, settings)
     for tensor, flat in written_back:
         tensor.copy_(flat)
     for g, flat in scaled_back if grad_scale is not None else ():
@@ -254,16 +268,18 @@ class AdamWEMA(Optimizer):
         ema_decay: weight of the teacher in [0, 1], a number or a 0-dim tensor on the device (float64 is best); also a
             key of each parameter group, for schedules to write on.
         teacher: pairs of a parameter and the tensor that follows it, of its shape, in any floating dtype; parameters
-            that are not among them have no teacher. None gives every parameter a teacher, a copy at its first step,
-            in float32, which lies in the optimiser's state under `ema` and in its `state_dict`. Teachers that you
-            bring are saved with your module, not here. Parameters that are added later have none.
+            that are not among them have no teacher, so an empty list gives none at all. None gives every parameter a
+            teacher, a copy at its first step, in float32, which lies in the optimiser's state under `ema` and in its
+            `state_dict`. Teachers that you bring are saved with your module, not here. Parameters that are added
+            later have none.
 
     Teachers in a module that FSDP2 shards need `fully_shard(..., reshard_after_forward=True)`: it runs no backward
     pass, and its root would keep the weights that its first forward pass has gathered. Where you use
     torch.distributed.checkpoint, load them after the optimiser's state, which it builds by a step.
 
     Raises:
-        ValueError: a number is out of range, an option is not supported, a teacher does not fit its parameter. At a
+        ValueError: a number is out of range, an option is not supported, a teacher does not fit its parameter, or
+            shares memory with a parameter or another teacher; `teacher` is an iterator that was read before. At a
             step also: a parameter that has a teacher is in no group any more.
 
     Example:
@@ -307,11 +323,14 @@ class AdamWEMA(Optimizer):
         """Add a group, as in any torch optimiser.
 
         Raises:
-            ValueError: a number is out of range, an option or a dtype is not supported.
+            ValueError: a number is out of range, an option or a dtype is not supported, a teacher shares memory with
+                one of the parameters.
         """
         super().add_param_group(param_group)
         try:
             _check_group(self.param_groups[-1])
+            if self._teachers:
+                _check_apart(self.param_groups[-1]["params"], self._teachers.values())
         except ValueError:
             self.param_groups.pop()
             raise
@@ -343,6 +362,7 @@ class AdamWEMA(Optimizer):
         self._find_taught("in no group any more: make the optimiser anew once parameters are replaced")
         for group in self.param_groups:
             _check_options(group)
+            _check_numbers(group)
         for group in self.param_groups:
             active = [p for p in group["params"] if p.grad is not None]
             for p in active:
@@ -357,7 +377,6 @@ class AdamWEMA(Optimizer):
             if active:
                 lr = group["lr"] if isinstance(group["lr"], Tensor) else on_device(group["lr"], device)
                 states = [self.state[p] for p in active]
-                beta1, beta2 = group["betas"]
                 adamw_ema_(
                     [local(p, p) for p in active],
                     [local(p.grad, p, redistribute=True) for p in active],
@@ -369,10 +388,7 @@ class AdamWEMA(Optimizer):
                     ema_decay,
                     found_inf,
                     grad_scale,
-                    float(beta1),
-                    float(beta2),
-                    group["eps"],
-                    group["weight_decay"],
+                    _settings(group, active[0]),
                 )
             if idle:
                 ema_update_([self.teacher_of(p) for p in idle], idle, ema_decay, skip=found_inf)
@@ -433,18 +449,62 @@ def _check_options(group: Mapping[str, Any]) -> None:
         raise ValueError("fused must be True: for a step in parts take torch.optim.AdamW and ema_update_")
 
 
+def _check_numbers(group: Mapping[str, Any], wait: bool = False) -> None:
+    """Refuse numbers out of range; those on a device only where waiting for it does no harm."""
+    if torch.compiler.is_compiling():
+        return
+    for name in ("lr", "eps", "weight_decay"):
+        value = group[name]
+        if isinstance(value, Tensor) and not (wait or readable(value)):
+            continue
+        if not real(name, value.squeeze() if isinstance(value, Tensor) else value) >= 0:  # nor NaN
+            raise ValueError(f"{name} must be at least 0, got {value}")
+    try:
+        betas = list(group["betas"])
+    except TypeError:
+        betas = []
+    if len(betas) != 2 or not all(0 <= real("betas", beta) < 1 for beta in betas):
+        raise ValueError(f"betas must be in [0, 1), one for each moment, got {group['betas']}")
+    (check_decay if wait else check_unit)("ema_decay", group["ema_decay"])
+
+
 def _check_group(group: Mapping[str, Any]) -> None:
     _check_options(group)
-    for name in ("lr", "eps", "weight_decay"):
-        if not group[name] >= 0:  # nor NaN
-            raise ValueError(f"{name} must be at least 0, got {group[name]}")
-    betas = group["betas"]
-    if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas must be in [0, 1), one for each moment, got {betas}")
-    check_decay("ema_decay", group["ema_decay"])
+    _check_numbers(group, wait=True)
     for p in group["params"]:
         if p.is_complex():
             raise ValueError(f"parameters must be floating-point, got {p.dtype}")
+
+
+def _settings(group: Mapping[str, Any], parameter: Tensor) -> Tensor:
+    """Betas, eps and weight decay as float64 [4]; where torch traces, on the device, so that its graphs follow them."""
+    numbers = (*group["betas"], group["eps"], group["weight_decay"])
+    if not torch.compiler.is_compiling():
+        return torch.tensor([float(number) for number in numbers], dtype=torch.float64, device="cpu")
+    kernels = parameter.is_cuda and parameter.dtype != torch.float64  # torch's own step reads them on the host
+    device = parameter.device if kernels else torch.device("cpu")
+    return torch.stack([on_device(number, device) for number in numbers])
+
+
+@torch.no_grad()
+def _check_apart(parameters: Iterable[Tensor], teachers: Iterable[Tensor]) -> None:
+    """Refuse teachers whose memory is a parameter's or another teacher's too."""
+    spans = []
+    for taught, tensors in enumerate((parameters, teachers)):
+        for tensor in tensors:
+            here = local(tensor, tensor)
+            if type(here) in (Tensor, nn.Parameter) and here.numel() and not here.is_meta:
+                extent = 1 + sum(step * (size - 1) for step, size in zip(here.stride(), here.shape, strict=True))
+                start = here.data_ptr()
+                spans.append((start, start + extent * here.element_size(), taught, list(tensor.shape)))
+    ends = [0, 0]  # of the parameters and of the teachers that start earlier
+    for start, end, taught, shape in sorted(spans):
+        if start < ends[1] or (taught and start < ends[0]):
+            raise ValueError(
+                f"a teacher shares memory with another tensor of shape {shape}: give each teacher a tensor of its own, "
+                "from copy.deepcopy(model) for example"
+            )
+        ends[taught] = max(ends[taught], end)
 
 
 def _pairs(teacher: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
@@ -455,7 +515,7 @@ def _pairs(teacher: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
     """
     teachers = {}
     given = teacher.items() if isinstance(teacher, Mapping) else teacher
-    for pair in given if isinstance(given, Iterable) else [given]:
+    for pair in listed("teacher", given) if isinstance(given, Iterable) else [given]:
         if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(tensor, Tensor) for tensor in pair)):
             raise ValueError(
                 "teacher must hold pairs of a parameter and the tensor that follows it, "
@@ -467,7 +527,7 @@ def _pairs(teacher: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
                 f"a teacher is {t.dtype} {list(t.shape)} on {t.device}, "
                 f"its parameter {p.dtype} {list(p.shape)} on {p.device}"
             )
-        local(t, p)
+        check_written(local(t, p))
         if p in teachers:
             raise ValueError(f"a parameter of shape {list(p.shape)} has two teachers")
         teachers[p] = t

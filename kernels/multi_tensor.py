@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .backend import jit, tl
 
-__all__ = ["PIECE", "Table", "address_table", "find_piece", "local", "pointer", "same_layout"]
+__all__ = ["PIECE", "Table", "address_table", "find_piece", "local", "pointer", "same_layout", "sent"]
 
 PIECE = 4096  # elements that one program takes
 KEPT = 4096  # tables, a few kilobytes each
@@ -112,11 +112,11 @@ def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> Ta
         rows.append((count, num_pieces, *(tensor.data_ptr() if tensor.numel() else 0 for tensor in row)))
         num_pieces += -(-count // PIECE)
     aligned = all(address % 16 == 0 for row in rows for address in row[2:])
-    return Table(_on_device(tuple(rows), device), len(rows), num_pieces, aligned)
+    return Table(sent(tuple(rows), device), len(rows), num_pieces, aligned)
 
 
-def _on_device(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """The rows as a tensor, sent without waiting; those of the last calls are still there."""
+def sent(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """The rows as an int64 tensor, sent without waiting; those of the last calls are still there."""
     if device.type != "cuda":
         return torch.tensor(rows, dtype=torch.int64, device="cpu")
     if torch.cuda.is_current_stream_capturing():

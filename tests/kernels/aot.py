@@ -45,7 +45,7 @@ def manifest(architecture: int) -> dict[str, tuple]:
     gram = {**precision, **matmul.GRAM_BLOCKS}
     factor = "*fp32 *fp32 *fp32 *i32 i32"
     average = "*i64 *fp64 *fp32 i32"
-    step = "*i64 *fp32 *fp64 *fp64 *fp32 *fp32 fp32 fp32 fp32 fp32 fp32 i32"
+    step = "*i64 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32 i32"
     one_stage = {"num_stages": 1}
     return {
         "matmul": (matmul._matmul_kernel, "*fp32 " * 4 + "i32 " * 7, {"SCALED": True, **gemm}, matmul.OPTIONS),
@@ -86,7 +86,7 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "ema and live copy": (ema._ema_kernel, average, {"LISTS": 3, "SKIP": True, **pair, **lists}, {}),
         "advance": (
             adamw_ema._advance_kernel,
-            "*i64 *fp32 *fp64 *fp32 i32 fp32 fp32",
+            "*i64 *fp32 *fp64 *fp64 *fp32 i32",
             {"FOUND_INF": True, "BLOCK": 128},
             {},
         ),

@@ -230,7 +230,8 @@ def arguments(device):
     teachers = [torch.randn(5, device=device), torch.zeros(0, device=device)]
     scalars = [torch.tensor(value, device=device) for value in (0.01, 0.9)]
     second = [t.abs() for t in make()]
-    return (make(), make(), make(), second, steps, teachers, *scalars, None, None, 0.9, 0.999, 1e-8, 0.1)
+    settings = torch.tensor([0.9, 0.999, 1e-8, 0.1], dtype=torch.float64)
+    return (make(), make(), make(), second, steps, teachers, *scalars, None, None, settings)
 
 
 def test_opcheck(device):
@@ -247,8 +248,8 @@ def test_compiles_whole(device):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize(("number", "graphs"), [(float, 2), (np.float64, 2)])
-def test_compiles_once_for_a_schedule_of_numbers(number, graphs):
+@pytest.mark.parametrize("number", [float, np.float64, np.float32])
+def test_compiles_once_for_a_schedule_of_numbers(number):
     """The first step makes the state. With numbers of NumPy that is all that is compiled anew, and with floats the
     second graph, which takes any number, comes with it.
     """
@@ -262,12 +263,36 @@ def test_compiles_once_for_a_schedule_of_numbers(number, graphs):
         give_gradients(theirs, count)
         for group in (*compiled.param_groups, *eager.param_groups):
             group["lr"], group["ema_decay"] = number(1e-3 * (count + 1)), number(0.9 - 0.05 * count)
+            group["eps"], group["weight_decay"] = number(1e-8 * (count + 1)), number(0.02 * count)
+            group["betas"] = (number(0.95 - 0.01 * count), number(0.999 - 1e-3 * count))
         step()
         eager.step()
     for p, q in zip(ours, theirs, strict=True):
         assert torch.equal(p, q)
         assert torch.equal(compiled.teacher_of(p), eager.teacher_of(q))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@triton
+def test_the_numbers_of_a_group_may_change(device):
+    """Each step takes those that stand there, of whatever kind they are."""
+    kinds = (float, np.float32, np.float64, np.array, torch.tensor)
+    ours, exact = parameters(device), [p.detach().double() for p in parameters(device)]
+    moments = [(0.0, 0.0) for _ in exact]
+    optimizer = AdamWEMA(ours, teacher=[])
+    for step, kind in enumerate(kinds):
+        settings = {"lr": 0.01 * (step + 1), "eps": 0.1 / (step + 1), "weight_decay": 0.25 * step}
+        optimizer.param_groups[0].update({name: kind(value) for name, value in settings.items()})
+        optimizer.param_groups[0]["betas"] = np.array([0.5 + 0.05 * step, 0.75])
+        give_gradients(ours, step)
+        for number, p in enumerate(ours):  # moments that forget at other rates than their corrections say
+            exact[number], *moments[number], _ = adamw_ema_reference(
+                exact[number], p.grad.double(), *moments[number], step + 1, exact[number],
+                beta1=0.5 + 0.05 * step, beta2=0.75, ema_decay=1.0, **settings,
+            )  # fmt: skip
+        optimizer.step()
+    for p, e in zip(ours, exact, strict=True):
+        torch.testing.assert_close(p.detach().double(), e, rtol=1e-5, atol=1e-5)
 
 
 def test_arguments_are_those_of_torch():
@@ -326,6 +351,15 @@ def test_options_are_refused_wherever_they_are_written(option):
         ({"eps": math.nan}, "eps must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
         ({"weight_decay": math.nan}, "weight_decay must be at least 0"),
+        ({"lr": "0.1"}, "lr must be a number, got '0.1'"),
+        ({"lr": 1j}, "lr must be a number, got 1j"),
+        ({"eps": None}, "eps must be a number, got None"),
+        ({"weight_decay": np.array(-0.5)}, "weight_decay must be at least 0, got -0.5"),
+        ({"betas": (0.9, "a")}, "betas must be a number, got 'a'"),
+        ({"betas": np.array([0.9, 1.0])}, r"betas must be in \[0, 1\)"),
+        ({"betas": (1.5, 0.9)}, r"betas must be in \[0, 1\)"),
+        ({"ema_decay": "x"}, "ema_decay must be a number, got 'x'"),
+        ({"ema_decay": np.array(1.1)}, r"ema_decay must be in \[0, 1\], got 1.1"),
         ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
         ({"betas": (math.nan, 0.9)}, r"betas must be in \[0, 1\)"),
         ({"betas": (0.9,)}, "one for each moment, got"),
@@ -334,7 +368,7 @@ def test_options_are_refused_wherever_they_are_written(option):
         ({"ema_decay": 1.1}, r"ema_decay must be in \[0, 1\], got 1.1"),
         ({"ema_decay": math.nan}, r"ema_decay must be in \[0, 1\], got nan"),
         ({"ema_decay": torch.tensor(1.5)}, r"ema_decay must be in \[0, 1\], got 1.5"),
-        ({"ema_decay": torch.full((1,), 0.5)}, "ema_decay must be a floating 0-dim tensor"),
+        ({"ema_decay": torch.full((1,), 0.5)}, "ema_decay must be a (floating 0-dim tensor|number)"),
         ({"fused": False}, "fused must be True: for a step in parts take"),
     ],
 )
@@ -347,6 +381,14 @@ def test_refusals(settings, message, where):
     }[where]
     with pytest.raises(ValueError, match=message):
         give()
+    p = group["params"][0]
+    optimizer = AdamWEMA([p])
+    p.grad = torch.ones(2)
+    optimizer.param_groups[0].update(settings)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert (p == 0).all()
+    assert not optimizer.state
 
 
 def test_other_keys_of_a_group_are_left_alone():
@@ -456,12 +498,32 @@ LINEAR = nn.Linear(2, 2)
         (lambda: [(LINEAR.bias, torch.zeros(2, dtype=torch.int32))], "a teacher is torch.int32"),
         (lambda: [(LINEAR.bias, torch.zeros(2).to(torch.float8_e5m2))], "a teacher is torch.float8_e5m2"),
         (lambda: [(LINEAR.bias, torch.zeros(2, device="meta"))], r"a teacher is torch.float32 \[2\] on meta"),
+        (lambda: [(LINEAR.bias, LINEAR.bias)], "a teacher shares memory with another tensor of shape"),
+        (lambda: [(LINEAR.bias, LINEAR.bias.detach())], "a teacher shares memory with another tensor"),
+        (lambda: [(LINEAR.bias, LINEAR.weight.detach()[0])], "a teacher shares memory with another tensor"),
+        (lambda: zip(LINEAR.parameters(), LINEAR.parameters(), strict=True), "a teacher shares memory with another"),
+        (lambda: [(LINEAR.bias, torch.zeros(1).expand(2))], r"of shape \[2\] is expanded, its elements share memory"),
+        (lambda: iter([]), "teacher is an iterator that yields nothing: was it read before"),
         (lambda: [(LINEAR.bias, torch.zeros(2))] * 2, r"a parameter of shape \[2\] has two teachers"),
     ],
 )
 def test_refuses_teachers_that_do_not_fit(teacher, message):
     with pytest.raises(ValueError, match=message):
         AdamWEMA(LINEAR.parameters(), teacher=teacher())
+
+
+def test_refuses_one_teacher_for_two():
+    """Each would pull it towards itself; two parts of one memory are two teachers."""
+    p, q, memory = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2)), torch.zeros(5)
+    for first, second in ((memory[:2], memory[:2]), (memory[1:3], memory[2:4])):
+        with pytest.raises(ValueError, match=r"a teacher shares memory with another tensor of shape \[2\]"):
+            AdamWEMA([p, q], teacher=[(p, first), (q, second)])
+    optimizer = AdamWEMA([p, q], ema_decay=0.5, teacher=[(p, memory[:2]), (q, memory[2:4])])
+    optimizer.step()
+    assert memory.tolist() == [0, 0, 0.5, 0.5, 0]
+    with pytest.raises(ValueError, match="a teacher shares memory with another tensor"):
+        optimizer.add_param_group({"params": [nn.Parameter(memory[3:])]})
+    assert len(optimizer.param_groups) == 1
 
 
 def test_refuses_complex_parameters_and_sparse_gradients():
