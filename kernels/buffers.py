@@ -13,14 +13,17 @@ class BufferedModule(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self._first_values: dict[str, Tensor] = {}
+        # Python's numbers: `torch.load(..., map_location="meta")` would take the values of tensors too
+        self._first_values: dict[str, tuple[int | float | list[float], torch.dtype]] = {}
 
-    def hold(self, name: str, value, *, dtype: torch.dtype, persistent: bool = True) -> None:
-        """Register a buffer, under `torch.device("meta")` too; `value` is what `torch.tensor` takes."""
-        first = torch.tensor(value, dtype=dtype, device="cpu")
-        self._first_values[name] = first
-        buffer = torch.empty_like(first, device=torch.get_default_device()).copy_(first)
-        self.register_buffer(name, buffer, persistent=persistent)
+    def hold(self, name: str, value: int | float | list[float], *, dtype: torch.dtype, persistent: bool = True) -> None:
+        """Register a buffer, under `torch.device("meta")` too."""
+        self._first_values[name] = value, dtype
+        self.register_buffer(name, self._first(name, torch.get_default_device()), persistent=persistent)
+
+    def _first(self, name: str, device: torch.device) -> Tensor:
+        value, dtype = self._first_values[name]
+        return torch.tensor(value, dtype=dtype, device=device)
 
     def _apply(self, function, recurse: bool = True):
         before = {name: getattr(self, name) for name in self._first_values}
@@ -28,5 +31,12 @@ class BufferedModule(nn.Module):
         for name, old in before.items():
             device = getattr(self, name).device
             from_meta = old.is_meta and device.type != "meta"
-            setattr(self, name, self._first_values[name].to(device, copy=True) if from_meta else old.to(device))
+            setattr(self, name, self._first(name, device) if from_meta else old.to(device))
         return self
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        if local_metadata.get("assign_to_params_buffers"):  # what is not in a state dict would stay on meta
+            for name in self._non_persistent_buffers_set & self._first_values.keys():
+                if getattr(self, name).is_meta:
+                    setattr(self, name, self._first(name, torch.get_default_device()))

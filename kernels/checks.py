@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from numbers import Integral, Real
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from .transforms import transformed
 
-__all__ = ["check_count", "check_positive", "readable"]
+__all__ = ["check_count", "check_finite", "check_positive", "plain", "readable", "real"]
 
 
 def readable(tensor: Tensor) -> bool:
@@ -20,21 +21,49 @@ def readable(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "cpu"
 
 
-def check_positive(**values: float | Tensor) -> None:
-    """See that numbers, by their names, are positive and finite.
+def plain(value: float | Tensor) -> float | Tensor:
+    """A setting as arithmetic with tensors takes it: a 0-dim array of NumPy is a number, except to a tensor."""
+    if torch.compiler.is_compiling() or isinstance(value, Tensor):  # to torch.compile such an array is a tensor
+        return value
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def real(value) -> Real | None:
+    """A number as it is, or the one in a 0-dim tensor or array; none where there is another thing, a bool included."""
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    return number if isinstance(number, Real) and not isinstance(number, bool) else None
+
+
+def _read(values: dict[str, float | Tensor]) -> Iterator[tuple[str, float | Tensor, Real | None]]:
+    if torch.compiler.is_compiling():  # a number that changes would be a graph for each of its values
+        return
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.ndim or readable(value):
+            yield name, value, real(value)
+
+
+def check_finite(**values: float | Tensor) -> None:
+    """See that settings, by their names, are finite numbers.
 
     Raises:
         ValueError: names the first that is not.
     """
-    if torch.compiler.is_compiling():  # a number that changes would be a graph for each of its values
-        return
-    for name, value in values.items():
-        if isinstance(value, Tensor) and (value.ndim or not readable(value)):
-            continue
-        if not isinstance(value, (Real, Tensor)) or not value > 0:
+    for name, value, number in _read(values):
+        if number is None or not -math.inf < number < math.inf:
+            raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def check_positive(**values: float | Tensor) -> None:
+    """See that settings, by their names, are positive numbers with which float32 can compute.
+
+    Raises:
+        ValueError: names the first that is not.
+    """
+    for name, value, number in _read(values):
+        if number is None or not number > 0:
             raise ValueError(f"{name} must be positive, got {value}")
-        if value == math.inf:
-            raise ValueError(f"{name} must be finite, got {value}")
+        if not 1e-30 <= number <= 1e30:
+            raise ValueError(f"{name} must lie between 1e-30 and 1e30, got {value}")
 
 
 def check_count(least: int, **values: int) -> None:
@@ -44,5 +73,5 @@ def check_count(least: int, **values: int) -> None:
         ValueError: names the first that is not.
     """
     for name, value in values.items():
-        if not isinstance(value, Integral) or value < least:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be a whole number, {least} at least, got {value}")

@@ -26,7 +26,7 @@ from torch.distributed import ProcessGroup
 from ._ops import add_op_namespace_prefix
 from .backend import full_precision, group_of, name_of
 from .buffers import BufferedModule
-from .checks import check_positive, readable
+from .checks import check_positive, plain, readable
 from .cholesky import inverse_logdet
 from .matmul import gram, matmul
 from .transforms import differentiable, transformed
@@ -346,7 +346,7 @@ def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, 
         )
     check_positive(**{name: value})
     if not isinstance(value, Tensor):
-        value = z.new_ones((), dtype=_exact(z)) * value  # torch.full would be a graph for each value
+        value = z.new_ones((), dtype=_exact(z)) * plain(value)  # torch.full would be a graph for each value
     value = value.to(_exact(z))  # NumPy's numbers are tensors to torch.compile
     return value if eps is None else z.shape[-1] / value
 

@@ -28,6 +28,7 @@ from torch.distributed import ProcessGroup
 from ._ops import add_op_namespace_prefix
 from .backend import group_of, jit, launch, name_of, tl, triton, uses_triton
 from .buffers import BufferedModule
+from .checks import check_count, check_positive, plain, real
 from .directions import directions, sincos
 from .matmul import matmul
 from .transforms import count_up, differentiable, folded, transformed
@@ -371,7 +372,7 @@ def joint_sigreg(
 
 
 def check_seed(seed: int) -> None:
-    if not isinstance(seed, Integral):
+    if not isinstance(real(seed), Integral):
         raise ValueError(f"seed must be a whole number, or int64 on the device, got {seed!r}")
 
 
@@ -385,17 +386,14 @@ def _seed_on(device: torch.device, seed: int) -> Tensor:
         # an integer that was computed from a float, as of a schedule, becomes an input of the graph only as a float
         if guard_or_false(abs(seed) < 2**53):
             return (torch.ones((), dtype=torch.float64, device=device) * float(seed)).long()
-    return torch.zeros((), dtype=torch.int64, device=device) + seed
+    return torch.zeros((), dtype=torch.int64, device=device) + plain(seed)
 
 
 def check_settings(num_slices: int, t_max: float, num_points: int, span: str) -> None:
     """See that these are settings of `sigreg`."""
-    whole = isinstance(num_slices, Integral) and isinstance(num_points, Integral)
-    if not whole or num_slices < 1 or num_points < 2 or not 0 < t_max < math.inf:
-        raise ValueError(
-            "num_slices must be at least 1, num_points at least 2, both whole numbers, and t_max positive, "
-            f"got {num_slices}, {num_points} and {t_max}"
-        )
+    check_count(1, num_slices=num_slices)
+    check_count(2, num_points=num_points)
+    check_positive(t_max=t_max)
     if span not in ("half", "full"):
         raise ValueError(f"span must be 'half' or 'full', got {span!r}")
 
@@ -433,7 +431,7 @@ class SIGReg(BufferedModule):
         check_seed(seed)
         self.num_slices, self.t_max, self.num_points, self.span, self.group = num_slices, t_max, num_points, span, group
         self.degenerate = degenerate_value(t_max, num_points, span)
-        self.hold("step", seed, dtype=torch.int64)
+        self.hold("step", int(seed), dtype=torch.int64)
         self.hold("stuck", 0, dtype=torch.int64)
         self._calls = 0
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None

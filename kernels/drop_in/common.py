@@ -41,7 +41,7 @@ def hold_knots(module: BufferedModule, t_max: float, num_points: int) -> None:
 
     The weights are doubled, so that they integrate an even function over [-t_max, t_max].
     """
-    step = t_max / (num_points - 1)
+    step = float(t_max) / (num_points - 1)
     t = [number * step for number in range(num_points)]
     phi = [math.exp(-(knot**2) / 2) for knot in t]
     doubled = [step, *[2 * step] * (num_points - 2), step]

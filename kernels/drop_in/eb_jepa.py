@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..buffers import BufferedModule
-from ..checks import check_count
+from ..checks import check_count, check_finite, plain
 from ..sigreg import joint_sigreg
 from ..transforms import count_up
 from .common import agree, exact, mean_of_rows, world
@@ -28,6 +28,7 @@ class BCS(BufferedModule):
     def __init__(self, num_slices: int = 256, lmbd: float = 10.0):
         super().__init__()
         check_count(1, num_slices=num_slices)
+        check_finite(lmbd=lmbd)
         self.num_slices, self.lmbd = num_slices, lmbd
         self.hold("step", 0, dtype=torch.int64, persistent=False)
 
@@ -43,4 +44,4 @@ class BCS(BufferedModule):
         count_up(self.step)
         bcs = (statistic / samples).mean()
         invariance = mean_of_rows((z[0] - z[1]).square())
-        return {"loss": invariance + self.lmbd * bcs, "bcs_loss": bcs, "invariance_loss": invariance}
+        return {"loss": invariance + plain(self.lmbd) * bcs, "bcs_loss": bcs, "invariance_loss": invariance}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..checks import check_positive
+from ..checks import check_finite, check_positive, plain
 from ..coding_rate import coding_rate
 from .common import class_rate, exact, memberships
 
@@ -41,6 +41,7 @@ class MaximalCodingRateReduction(nn.Module):
     def __init__(self, eps: float = 0.01, gamma: float = 1):
         super().__init__()
         check_positive(eps=eps)
+        check_finite(gamma=gamma)
         self.eps, self.gamma = eps, gamma
 
     def forward(self, X: Tensor, Y: Tensor, num_classes: int | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -58,4 +59,4 @@ class MaximalCodingRateReduction(nn.Module):
         members = memberships(Y, num_classes, X) if Y.ndim == 1 else Y.T.to(X.dtype)
         batch = coding_rate(X, eps=self.eps, center=False) / 2
         classes = class_rate(X, members, self.eps)
-        return self.gamma * classes - batch, [batch.detach(), classes.detach()]
+        return plain(self.gamma) * classes - batch, [batch.detach(), classes.detach()]

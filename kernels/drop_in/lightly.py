@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..buffers import BufferedModule
-from ..checks import check_positive
+from ..checks import check_count, check_finite, check_positive, plain
 from ..coding_rate import coding_rate
 from ..sigreg import sigreg
 from .common import agree, exact, hold_knots, mean_of_rows, world
@@ -30,13 +29,14 @@ class EMPSSLLoss(nn.Module):
     def __init__(self, tcr_eps: float = 0.2, inv_coef: float = 200.0):
         super().__init__()
         check_positive(tcr_eps=tcr_eps)
+        check_finite(inv_coef=inv_coef)
         self.tcr_eps, self.inv_coef = tcr_eps, inv_coef
 
     def forward(self, z_views: Sequence[Tensor]) -> Tensor:
         """Loss of rows [B, d] of each view."""
         z = exact(torch.stack(tuple(z_views)))
         cosine = F.cosine_similarity(z, z.mean(0, keepdim=True), dim=-1).mean()
-        return coding_rate(z, eps=self.tcr_eps, center=False).mean() / 2 - self.inv_coef * cosine
+        return coding_rate(z, eps=self.tcr_eps, center=False).mean() / 2 - plain(self.inv_coef) * cosine
 
 
 class SIGReg(BufferedModule):
@@ -56,11 +56,9 @@ class SIGReg(BufferedModule):
         self, *, knots: int = 17, t_max: float = 3.0, num_vectors: int = 1024, gather_distributed: bool = False
     ):
         super().__init__()
-        if knots < 2 or not 0 < t_max < math.inf or num_vectors < 1:
-            raise ValueError(
-                "knots must be at least 2, t_max positive and num_vectors at least 1, "
-                f"got {knots}, {t_max} and {num_vectors}"
-            )
+        check_count(2, knots=knots)
+        check_count(1, num_vectors=num_vectors)
+        check_positive(t_max=t_max)
         self.knots, self.t_max, self.num_vectors = knots, t_max, num_vectors
         self.gather_distributed = gather_distributed
         hold_knots(self, t_max, knots)
@@ -97,6 +95,7 @@ class LeJEPALoss(nn.Module):
         sigreg_num_vectors: int = 1024,
     ):
         super().__init__()
+        check_finite(lambda_param=lambda_param)
         if not 0 <= lambda_param <= 1:
             raise ValueError(f"lambda_param must be in [0, 1], got {lambda_param}")
         self.lambda_param = lambda_param
@@ -118,4 +117,5 @@ class LeJEPALoss(nn.Module):
             )
         views = exact(torch.cat([global_proj, local_proj]))
         distance = mean_of_rows((views - views[: len(global_proj)].mean(0)).square())
-        return self.lambda_param * self.sigreg(views) + (1 - self.lambda_param) * distance
+        weight = plain(self.lambda_param)
+        return weight * self.sigreg(views) + (1 - weight) * distance

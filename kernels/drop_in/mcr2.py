@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..checks import check_positive
+from ..checks import check_finite, check_positive, plain
 from ..coding_rate import coding_rate
 from .common import class_rate, exact, memberships
 
@@ -24,6 +24,7 @@ class MaximalCodingRateReduction(nn.Module):
     def __init__(self, gam1: float = 1.0, gam2: float = 1.0, eps: float = 0.01):
         super().__init__()
         check_positive(gam1=gam1, eps=eps)
+        check_finite(gam2=gam2)
         self.gam1, self.gam2, self.eps = gam1, gam2, eps
 
     def forward(
@@ -41,9 +42,9 @@ class MaximalCodingRateReduction(nn.Module):
         """
         X = exact(X)
         classes = class_rate(X, memberships(Y, num_classes, X), self.eps)
-        batch = coding_rate(X, eps=self.eps / self.gam1, center=False) / 2
+        batch = coding_rate(X, eps=self.eps / plain(self.gam1), center=False) / 2
         # only a plain number can be compared: torch.compile takes NumPy's for tensors
         same = isinstance(self.gam1, (int, float)) and self.gam1 == 1
-        plain = batch if same else coding_rate(X.detach(), eps=self.eps, center=False) / 2
-        loss = classes - self.gam2 * batch
-        return loss, [batch.detach(), classes.detach()], [plain.detach(), classes.detach()]
+        alike = batch if same else coding_rate(X.detach(), eps=self.eps, center=False) / 2
+        loss = classes - plain(self.gam2) * batch
+        return loss, [batch.detach(), classes.detach()], [alike.detach(), classes.detach()]

@@ -10,14 +10,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_positive
+from ..checks import check_finite, check_positive, plain
 from ..coding_rate import coding_rate
 from .common import exact
 
 
+def _check(alpha: float | Tensor, eps: float | Tensor) -> None:
+    check_positive(alpha=alpha)
+    check_finite(eps=eps)
+    check_positive(**{"1 + eps": 1 + plain(eps)})
+
+
 def coding_rate_loss(Z: Tensor, alpha: float = 1.0, eps: float = 1e-4) -> Tensor:
     """-log det(I + alpha C + eps I) of rows Z [B, d]; of Z [..., B, d], one a batch."""
-    rate = coding_rate(Z, alpha=alpha / (1 + eps))
+    _check(alpha, eps)
+    eps = plain(eps)
+    rate = coding_rate(Z, alpha=plain(alpha) / (1 + eps))
     shift = torch.log1p(torch.ones_like(rate) * eps).to(rate.dtype)
     return -(rate + Z.shape[-1] * shift)
 
@@ -28,7 +36,8 @@ def coding_rate_loss_stable(Z: Tensor, alpha: float = 1.0, eps: float = 1e-4) ->
     Another function than `coding_rate_loss`, which does not fail where this one was of use: directions with λ < eps
     have no gradient, and each adds a constant.
     """
-    Z = exact(Z)
+    _check(alpha, eps)
+    Z, alpha, eps = exact(Z), plain(alpha), plain(eps)
     with torch.autocast(Z.device.type, enabled=False):
         Z = Z - Z.mean(-2, keepdim=True)
         eigenvalues = torch.linalg.eigvalsh(Z.mT @ Z / Z.shape[-2])
@@ -55,7 +64,8 @@ class CodingRateLoss(nn.Module):
         use_stable: bool = False,
     ):
         super().__init__()
-        check_positive(alpha=alpha)
+        _check(alpha, eps)
+        check_finite(lambda_rate=lambda_rate)
         if target not in ("agg_out", "z_t", "both"):
             raise ValueError(f"target must be 'agg_out', 'z_t' or 'both', got {target!r}")
         self.alpha, self.eps, self.target, self.lambda_rate = alpha, eps, target, lambda_rate
@@ -71,4 +81,4 @@ class CodingRateLoss(nn.Module):
         names = ("agg_out", "z_t") if self.target == "both" else (self.target,)
         loss = coding_rate_loss_stable if self.use_stable else coding_rate_loss
         losses = [loss(given[name], self.alpha, self.eps) for name in names if given[name] is not None]
-        return self.lambda_rate * sum(losses, 0.0)
+        return plain(self.lambda_rate) * sum(losses, 0.0)

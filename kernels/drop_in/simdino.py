@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend import name_of
-from ..checks import check_count, check_positive
+from ..checks import check_count, check_finite, check_positive, plain
 from ..coding_rate import joint_rate
 from .common import exact, mean_of_rows, world
 
@@ -49,6 +49,7 @@ class Expansion(nn.Module):
         if reduce_cov not in (0, 1):
             raise ValueError(f"reduce_cov must be 0 or 1 (the Gram matrix of all processes), got {reduce_cov}")
         check_positive(eps=eps)
+        check_finite(coeff=coeff)
         self.expa_type, self.reduce_cov, self.local_gram = expa_type, reduce_cov, local_gram
         self.eps, self.coeff = eps, coeff
 
@@ -57,7 +58,7 @@ class Expansion(nn.Module):
         views = student[: len(teacher)]
         if self.expa_type == 1:
             views = (views + teacher) / 2
-        group, eps = world(), self.eps
+        group, eps = world(), plain(self.eps)
         _, processes = name_of(group)
         if self.reduce_cov == 1 or processes == 1:
             rates, _, rows = joint_rate(views, None, eps, False, None, group)
@@ -117,4 +118,4 @@ class MCRLoss(Expansion):
         # 1e-8: shorter rows count as such in the original's cosine
         comp, _ = compression(F.normalize(student, dim=-1, eps=1e-8), F.normalize(teacher, dim=-1, eps=1e-8))
         expa = self.expansion(student, teacher)
-        return -self.coeff * comp - expa, comp.detach(), expa.detach()
+        return -plain(self.coeff) * comp - expa, comp.detach(), expa.detach()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import plain
 from .common import exact
 from .simdino import Expansion, compression
 
@@ -66,6 +67,6 @@ class MCRLoss(Expansion):
             student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
         comp, global_comp = compression(student, teacher, no_diag)
         expa = self.expansion(student, teacher)
-        loss = -self.coeff * comp - expa
+        loss = -plain(self.coeff) * comp - expa
         parts = {"loss": loss, "comp_loss": comp, "global_comp_loss": global_comp, "expa_loss": expa}
         return loss, {name: part.detach() for name, part in parts.items()}

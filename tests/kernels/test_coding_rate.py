@@ -1,5 +1,6 @@
 """Coding rate and its gradient against closed forms in float64, on the spectra on which others break."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -495,8 +496,11 @@ def test_stats_agree_with_the_rate(device):
         ({"alpha": torch.ones(2)}, r"alpha must be 0-dim, without gradient, on cpu like z, got \[2\] on cpu"),
         ({"alpha": torch.tensor(1.0, requires_grad=True)}, "with gradient"),
         ({"eps": torch.tensor(-1.0)}, "eps must be positive, got -1.0"),
-        ({"eps": float("inf")}, "eps must be finite, got inf"),
+        ({"eps": float("inf")}, "eps must lie between 1e-30 and 1e30, got inf"),
         ({"eps": "small"}, "eps must be positive, got small"),
+        ({"eps": True}, "eps must be positive, got True"),
+        ({"eps": np.array([0.5])}, r"eps must be positive, got \[0.5\]"),
+        ({"eps": 1e-50}, "eps must lie between 1e-30 and 1e30, got 1e-50"),  # zero in float32
         ({"alpha": 1.0, "weights": torch.tensor([1.0] * 7 + [-0.5])}, "weights must not be negative, got -0.5"),
         ({"alpha": 1.0, "weights": torch.ones(8, dtype=torch.complex64)}, "weights must be floating-point"),
         ({"alpha": 1.0, "weights": torch.ones(3)}, r"weights must be floating-point \[..., 8\], one a row of z"),
@@ -527,7 +531,10 @@ def test_stats_of_no_batches():
     assert [tuple(value.shape) for value in stats] == [(0,), (0,), (0,), (0, 3)]
 
 
-@pytest.mark.parametrize("settings", [{"eps": 0}, {"eps": -1.0}, {"alpha": float("nan")}, {"eps": torch.tensor(-1.0)}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"eps": 0}, {"eps": -1.0}, {"alpha": float("nan")}, {"eps": torch.tensor(-1.0)}, {"eps": torch.ones(1)}],
+)
 def test_a_module_refuses_what_its_calls_would(settings):
     with pytest.raises(ValueError, match="must be positive, got"):
         CodingRate(**settings)

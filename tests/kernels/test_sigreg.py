@@ -14,7 +14,7 @@ from seqjepa.kernels._ops import ops
 from seqjepa.kernels.sigreg import degenerate_value, directions, knots
 
 triton = pytest.mark.triton
-GRIDS = [(3.0, 17, "half"), (3.0, 10, "full"), (3.0, 9, "full"), (5.0, 2, "half")]
+GRIDS = [(3.0, 17, "half"), (3.0, 10, "full"), (3.0, 9, "full"), (5.0, 2, "half"), (0.5, 17, "half"), (3.0, 3, "full")]
 
 
 def seed_on(device: torch.device, value: int = 1234567890123) -> Tensor:
@@ -39,7 +39,7 @@ def definition(z: Tensor, unit: Tensor, t_max: float, num_points: int, span: str
 @pytest.mark.parametrize(("t_max", "num_points", "span"), GRIDS)
 @pytest.mark.parametrize(
     ("shape", "scale"),
-    [((40, 50), 1.5), ((3, 33, 20), 1.5), ((130, 7), 1.5), ((1, 5), 1.5), ((2, 1), 30), ((1, 1), 30)],
+    [((40, 50), 1.5), ((3, 33, 20), 1.5), ((130, 7), 1.5), ((1, 5), 1.5), ((2, 1), 30), ((1, 1), 30), ((2, 1), 1)],
 )
 def test_statistic_and_gradient(shape, scale, t_max, num_points, span, device):
     """The bounds of kernels/README."""
@@ -54,7 +54,9 @@ def test_statistic_and_gradient(shape, scale, t_max, num_points, span, device):
     assert got.shape == shape[:-2]
     # 16 rotations of float32, each of which adds about one rounding; and an angle is rounded by its own size
     angle = t_max * (exact.detach() @ directions(seed, shape[-1], 70).double()).abs().max().item()
-    torch.testing.assert_close(got.double(), expected, rtol=2e-6 + 2**-24 * angle, atol=0)
+    # where T is small, at knots near zero or just a few, means of cosines are near φ: a rounding of them counts
+    floor = 2**-21 * (shape[-2] * expected).sqrt() + 2**-44 * shape[-2]
+    assert ((got - expected).abs() <= (2e-6 + 2**-24 * angle) * expected + floor).all()
     # terms of both signs cancel: 0.6 of the floor was measured
     assert (z.grad - exact.grad).norm() <= 2e-6 * exact.grad.norm() + 2**-24 * (16 + angle) * shape[-2] ** 0.5
 
@@ -238,12 +240,14 @@ def test_warns_when_stuck_and_only_then():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_slices": 0}, "num_slices must be at least 1"),
-        ({"num_slices": 2.5}, "both whole numbers.* got 2.5, 17 and 3.0"),
-        ({"num_points": 1}, "num_points at least 2"),
-        ({"t_max": float("nan")}, "t_max positive"),
+        ({"num_slices": 0}, "num_slices must be a whole number, 1 at least, got 0"),
+        ({"num_slices": 2.5}, "num_slices must be a whole number, 1 at least, got 2.5"),
+        ({"num_points": 1}, "num_points must be a whole number, 2 at least, got 1"),
+        ({"t_max": float("nan")}, "t_max must be positive, got nan"),
         ({"seed": 1.5}, "seed must be a whole number, or int64 on the device, got 1.5"),
-        ({"t_max": 0.0}, "t_max positive"),
+        ({"t_max": 0.0}, "t_max must be positive, got 0.0"),
+        ({"num_slices": True}, "num_slices must be a whole number, 1 at least, got True"),
+        ({"seed": True}, "seed must be a whole number, or int64 on the device, got True"),
         ({"span": "whole"}, "span must be 'half' or 'full', got 'whole'"),
         ({"seed": torch.tensor(1.0)}, "seed must be int64, 0-dim, on cpu like z, got torch.float32"),
     ],
