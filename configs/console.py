@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -10,20 +11,30 @@ __all__ = ["open_console"]
 
 
 class _Stream(io.FileIO):
-    """What is written for a reader that has left, as `head` does, is lost, and no error."""
+    """What it cannot write is lost, and no error: the command's work matters more.
+
+    A reader that has left, as `head` does, wants no more; of any other failure, as of a full disk, stderr has a line.
+    """
+
+    failed = False
 
     def write(self, data):
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError) and not self.failed:
+                self.failed = True
+                with contextlib.suppress(OSError):
+                    os.write(2, f"output is lost: {error.strerror}\n".encode())
             return memoryview(data).nbytes
 
 
 def open_console() -> None:
     """Let every command say what it has to say.
 
-    Letters that the console's encoding lacks are shown as escapes (`gr\\xf6\\xdfe`), and a reader that leaves before
-    the end is no error. A stream that stands in for the console's, as in a notebook, is left alone.
+    Letters that the console's encoding lacks are shown as escapes (`gr\\xf6\\xdfe`), and neither a reader that leaves
+    before the end nor a full disk is an error. A stream that stands in for the console's, as in a notebook, is left
+    alone.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed one: the next file would take its place,
         pass  # and receive what C code and other programs say

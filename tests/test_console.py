@@ -69,11 +69,34 @@ with open({str(path)!r}, "w") as file:
     assert path.read_bytes() == b""
 
 
-def test_a_full_disk_is_an_error():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_a_full_disk_is_said_once_and_no_error(lines, unbuffered):
     with open("/dev/full", "wb") as full:
-        result = speak(1, full)
-    assert result.returncode != 0
-    assert b"No space left on device" in result.stderr
+        result = speak(lines, full, unbuffered, PYTHONIOENCODING="utf-8")
+    assert result.returncode == 0
+    assert sorted(result.stderr.decode().splitlines()) == ["größe", "output is lost: No space left on device"]
+
+
+def test_a_terminal_that_is_gone_is_no_error():
+    reader, terminal = os.openpty()
+    os.close(reader)
+    try:
+        result = speak(1, terminal, PYTHONIOENCODING="utf-8")
+    finally:
+        os.close(terminal)
+    assert result.returncode == 0
+    assert sorted(result.stderr.decode().splitlines()) == ["größe", "output is lost: Input/output error"]
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["train", "--print-config"], ["train", "optim.lr=x"]])
+def test_exit_codes_do_not_depend_on_the_disk(words):
+    command = [sys.executable, "-m", f"seqjepa.engine.{words[0]}", *words[1:]]
+    codes = []
+    for path in (os.devnull, "/dev/full"):
+        with open(path, "wb") as file:
+            codes.append(subprocess.run(command, stdout=file, stderr=file, timeout=60).returncode)
+    assert codes == [2 if "optim.lr=x" in words else 0] * 2
 
 
 @pytest.fixture
