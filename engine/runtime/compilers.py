@@ -12,6 +12,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from ...configs.errors import shown
+
 __all__ = ["missing_compiler"]
 
 
@@ -25,24 +27,38 @@ def missing_compiler(device: str) -> str | None:
         device: cuda, for which Triton calls a C compiler; or cpu, for which Inductor calls a C++ compiler.
     """
     if device == "cuda":
-        language, suffix = "C", ".c"
-        command = [os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "gcc"]
+        language, suffix, variable = "C", ".c", "CC"
+        default = shutil.which("gcc") or shutil.which("clang") or "gcc"
     else:
-        language, suffix = "C++", ".cpp"
-        command = shlex.split(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, f"probe{suffix}")
-        source.write_text("#include <Python.h>\n", encoding="utf-8")
-        command += ["-shared", "-fPIC", f"-I{sysconfig.get_paths()['include']}", str(source), "-o", f"{source}.so"]
-        try:
-            subprocess.run(command, capture_output=True, check=True, timeout=60, cwd=folder)
-            return None
-        except subprocess.CalledProcessError as error:
-            said = error.stderr.decode(errors="replace").splitlines()
-            reason = next((line for line in said if "error" in line), f"exit code {error.returncode}")
-        except (OSError, subprocess.TimeoutExpired) as error:
-            reason = getattr(error, "strerror", None) or "no answer"
+        language, suffix, variable = "C++", ".cpp", "CXX"
+        default = "clang++" if sys.platform == "darwin" else "g++"
+    compiler = os.environ.get(variable, default)  # set to nothing, it is taken at its word
+    try:
+        command = [compiler] if device == "cuda" else shlex.split(compiler)  # as Triton and Inductor do
+        reason = _failure(command, suffix) if compiler.strip() else f"{variable} is set and empty"
+    except ValueError as error:  # a quote that is not closed
+        reason = str(error)
+    if reason is None:
+        return None
     return (
-        f"torch.compile needs a {language} compiler and Python's headers, and {command[0]} fails ({reason.strip()}); "
+        f"torch.compile needs a {language} compiler and Python's headers, and {shown(compiler)} fails ({reason}); "
         f"apt-get install {'gcc' if language == 'C' else 'g++'} python3-dev brings them"
     )
+
+
+def _failure(command: list[str], suffix: str) -> str | None:
+    """Why a compiler makes no library of a file; None if it does."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, f"probe{suffix}"), Path(folder, "probe.so")
+        source.write_text("#include <Python.h>\n", encoding="utf-8")
+        include = sysconfig.get_paths()["include"]
+        arguments = ["-shared", "-fPIC", f"-I{include}", str(source), "-o", str(library)]
+        try:
+            subprocess.run([*command, *arguments], capture_output=True, check=True, timeout=60, cwd=folder)
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").splitlines()
+            return next((line for line in said if "error" in line), f"exit code {error.returncode}").strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return getattr(error, "strerror", None) or "no answer"
+        written = library.is_file() and library.stat().st_size > 0
+        return None if written else "it says that it is done, and has written nothing"

@@ -50,6 +50,28 @@ def test_a_compiler_is_tried(device, variable, name, monkeypatch, script):
         assert "\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("device", "variable", "value", "said"),
+    [
+        ("cpu", "CXX", 'g++ "', 'g++ " fails (No closing quotation)'),
+        ("cpu", "CXX", "/bin/true", "/bin/true fails (it says that it is done, and has written nothing)"),
+        ("cuda", "CC", "/bin/true", "/bin/true fails (it says that it is done, and has written nothing)"),
+        ("cpu", "CXX", "", " fails (CXX is set and empty)"),
+        ("cpu", "CXX", " ", " fails (CXX is set and empty)"),
+        ("cuda", "CC", "", " fails (CC is set and empty)"),
+        ("cuda", "CC", "gcc -O1", "gcc -O1 fails (No such file or directory)"),  # which torch would split
+    ],
+)
+def test_what_is_no_compiler_is_found_out(device, variable, value, said, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    assert said in missing_compiler(device)
+
+
+def test_a_compiler_may_have_options(monkeypatch):
+    monkeypatch.setenv("CXX", "g++ -O1 '-DA=\"b c\"'")
+    assert missing_compiler("cpu") is None
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_compiler_on_the_path(device, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -85,7 +107,8 @@ def test_what_auto_would_compile_on_a_gpu_goes_on_eagerly(monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_compiler_that_fails_later_is_one_line(tiny, monkeypatch, capsys, script):
     """It compiles the probe, and nothing else."""
-    compiler = script('case "$*" in *probe.cpp*|*--version*) exit 0;; esac; echo "error: no space" >&2; exit 1')
+    cases = '*probe.cpp*) exec g++ "$@";; *--version*) exit 0;;'
+    compiler = script(f'case "$*" in {cases} esac; echo "error: no space" >&2; exit 1')
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, compiler))
     torch.compiler.reset()
