@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
-from ...configs.errors import InputError
+from ...configs.errors import InputError, shown
 from ...configs.files import to_json, write_atomically
 from ..analysis.accumulators import MetricBank
 from ..analysis.spectra import collapse_warnings
@@ -485,8 +485,12 @@ class Trainer:
                 },
             }
             write_atomically(self.folder.summary, to_json(summary, indent=1) + "\n")
-            draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves)
-            self.trackers.log_figure("curves", self.folder.curves, self.global_step)
+            try:
+                draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves)
+                self.trackers.log_figure("curves", self.folder.curves, self.global_step)
+            except OSError as error:  # of a run that has all but its picture
+                where = shown(error.filename or self.folder.curves)
+                self.reporter.say(f"curves are not drawn: {where} cannot be written ({error.strerror})")
             self.trackers.summarise({"gate_pass": passed, "gate_reasons": reasons, "best_epoch": self.best["epoch"]})
             for reason in reasons:
                 self.reporter.say(f"gate: {reason}")

@@ -361,6 +361,19 @@ def test_sweeps_are_made_now_and_then_and_at_the_end(tiny, tmp_path, monkeypatch
     assert not any("subspace_ev_rotation_2" in row for row in rows(tmp_path / "full"))
 
 
+def test_curves_that_cannot_be_written_fail_no_run(tiny, tmp_path, capsys):
+    assert main(tiny("run.epochs=1")) == 0
+    curves = tmp_path / "run" / "figures" / "curves.png"
+    curves.unlink()
+    curves.mkdir()
+    for epochs in (1, 2):
+        capsys.readouterr()
+        assert main(tiny("run.resume=auto", f"run.epochs={epochs}")) == 0
+        said = capsys.readouterr().out
+        assert f"curves are not drawn: {curves} cannot be written (Is a directory)" in said
+        assert f"epochs: {epochs}" in said
+
+
 def test_a_run_that_has_ended_ends_in_the_same_words(tiny, capsys):
     """Also where a metric is NaN, which files hold as null: one angle alone leaves no action to predict."""
     one_angle = ("sequence.kind=rotation", "sequence.angles=[0]", "actions.normalization=none")
