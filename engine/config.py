@@ -1,4 +1,4 @@
-"""The config: one strict model, validated once. Imports no torch: `--help` must be instant."""
+"""The whole config: one strict model, validated once. It does not import torch, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -64,25 +64,27 @@ class Config(Section):
                 "gates.enforce",
             )
         if not self.control.enabled and any(rule.margin is not None for rule in self.active_rules):
-            raise InputError("a gate asks for a margin over the control; true is allowed", "control.enabled")
+            raise InputError("a gate asks for a margin over the control; only true is allowed", "control.enabled")
         if self.data.batch_size % self.optim.accumulate:
             raise InputError(f"does not divide data.batch_size = {self.data.batch_size}", "optim.accumulate")
         if self.data.batch_size // self.optim.accumulate < 2:
-            raise InputError("leaves one sequence, which batch norm cannot normalise", "optim.accumulate")
+            raise InputError(
+                "leaves one sequence per micro-batch, which batch norm cannot normalise", "optim.accumulate"
+            )
         if self.data.train_subset is not None and self.data.batch_size > self.data.train_subset:
             raise InputError(f"is larger than data.train_subset = {self.data.train_subset}", "data.batch_size")
         if self.tracking.wandb != "disabled" and len(self.tracking.run_name or self.run.name) > LONGEST:
-            ways = "tracking.run_name names the run there, tracking.wandb=disabled does without"
+            ways = "set a shorter tracking.run_name, or tracking.wandb=disabled"
             raise InputError(f"is longer than the {LONGEST} characters that W&B takes; {ways}", "run.name")
         check_method(self)
         return self
 
 
 def check_method(config: Config) -> None:
-    """Refuse combinations that cannot work.
+    """Refuse combinations of settings that cannot work.
 
     Raises:
-        InputError: names the field, what it clashes with, and what is allowed.
+        InputError: names the field, what it conflicts with, and what is allowed.
     """
     model, target, objective = config.model, config.target, config.objective
     features = 512 if model.encoder == "resnet18" else 4 * model.width
@@ -92,32 +94,39 @@ def check_method(config: Config) -> None:
         raise InputError(f"does not divide the token width {width} ({parts})", "model.num_heads")
     if model.aggregator_action and not model.predictor_action and config.sequence.num_observed == 1:
         raise InputError(
-            "leaves no action with one observed view; model.aggregator_action=false says so, or observe two",
+            "with one observed view no action would be used; set model.aggregator_action=false to train without "
+            "actions, or sequence.num_observed to at least 2",
             "model.predictor_action",
         )
     if objective.prediction == "mse" and target.sharpening:
         raise InputError(
-            "compares features, and target.sharpening=true makes the target a distribution; cosine or "
+            "compares features, but target.sharpening=true makes the target a distribution; cosine or "
             "cross_entropy is allowed",
             "objective.prediction",
         )
     if objective.prediction == "cross_entropy" and not target.sharpening:
         raise InputError(
-            "compares distributions; with target.sharpening=false cosine or mse is allowed",
+            "compares distributions, but target.sharpening is false; set it to true, or choose cosine or mse",
             "objective.prediction",
         )
     if objective.prediction_weight is not None and config.sigreg.weight:
-        raise InputError("sigreg.weight sets it to 1 - sigreg.weight; null is allowed", "objective.prediction_weight")
+        raise InputError(
+            "with sigreg.weight set, the weight is 1 - sigreg.weight; only null is allowed",
+            "objective.prediction_weight",
+        )
     if model.projector_dim is not None:
         if target.kind == "ema":
             raise InputError(
-                "a teacher has no projector; null, or target.kind=shared or stop_gradient, is allowed",
+                "an EMA teacher has no projector; set it to null, or target.kind to shared or stop_gradient",
                 "model.projector_dim",
             )
         if target.batch_statistics == "own":
-            raise InputError("leaves the target out of the projections; joint is allowed", "target.batch_statistics")
+            raise InputError(
+                "does not work with model.projector_dim, which projects the target too; only joint is allowed",
+                "target.batch_statistics",
+            )
     if model.projector_norm == "unit" and model.projector_dim is None:
-        raise InputError("there is no projector; none is allowed, or set model.projector_dim", "model.projector_norm")
+        raise InputError("there is no projector; set it to none, or set model.projector_dim", "model.projector_norm")
     terms = {
         "sigreg.weight": config.sigreg.weight,
         "vicreg.variance": config.vicreg.variance,
@@ -125,13 +134,14 @@ def check_method(config: Config) -> None:
     }
     if model.projector_dim is not None and target.kind == "stop_gradient" and not any(terms.values()):
         raise InputError(
-            f"no gradient would reach it; null, or a weight for {' or '.join(terms)}", "model.projector_dim"
+            f"no gradient would reach the projector; set it to null, or give {' or '.join(terms)} a weight",
+            "model.projector_dim",
         )
     for field, weight in terms.items():
         if weight and model.projector_dim is None:
             raise InputError("needs projections; set model.projector_dim, as in configs/variant/sigreg.yaml", field)
         if weight and model.projector_norm == "unit":
             raise InputError(
-                f"takes away the scale that {field} = {weight:g} is to set; none is allowed",
+                f"removes the scale that {field} = {weight:g} regularises; only none is allowed",
                 "model.projector_norm",
             )

@@ -1,4 +1,4 @@
-"""Typed config of the data and of the action sequences. Imports no torch: `--help` must be instant."""
+"""Typed config of the data and the action sequences. It does not import torch, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 Dataset = Literal["digits", "cifar10", "cifar100", "mnist", "imagefolder"]
 
-# widest that a range of the sequences may be
+# the widest range that each field may have
 RANGES = {
     "rotation": (-180, 180),
     "translation": (-64, 64),
@@ -31,27 +31,27 @@ RANGES = {
 
 
 class DataConfig(Section):
-    """Which images, from where, how many, in what batches."""
+    """Which images to train on, how many, and in what batches."""
 
     free = frozenset({"root", "loader", "download"})
 
     name: str = "digits_affine"
-    """Name of the task; tier files keep their gates under it. A data set that it begins with follows `dataset`:
-    cifar100_aug of an ImageFolder is imagefolder_aug, which CIFAR-100's gates do not judge."""
+    """Name of the task, under which tier files keep its gates. If it begins with the name of a dataset, that part
+    follows `dataset`: cifar100_aug of an ImageFolder is imagefolder_aug, which CIFAR-100's gates do not judge."""
     dataset: Dataset = "digits"
-    """Images: scikit-learn's digits (embedded), CIFAR-10, CIFAR-100, MNIST, or any ImageFolder."""
+    """Source of the images: scikit-learn's digits (embedded), CIFAR-10, CIFAR-100, MNIST, or any ImageFolder."""
     root: str | None = None
     """Folder with train/ and test/ (ImageFolder), a .beton or its folder, or torchvision's own layout."""
     loader: Literal["auto", "ffcv", "resident"] = "auto"
-    """Which loader: ffcv reads betons, resident keeps uint8 on the device; auto is ffcv where it can be."""
+    """ffcv reads betons, resident keeps the images as uint8 on the device; auto is ffcv where that is possible."""
     download: bool = False
     """Whether torchvision may download CIFAR or MNIST into `root`."""
     batch_size: int = Field(default=64, ge=2)
-    """Sequences in one optimiser step, over all processes and accumulated micro-batches."""
+    """Number of sequences in one optimiser step, over all processes and accumulated micro-batches."""
     train_subset: int | None = Field(default=None, ge=1)
-    """Number of training images, drawn by `subset_seed`; null takes all."""
+    """Number of training images, drawn with `subset_seed`; null takes all."""
     val_subset: int | None = Field(default=None, ge=1)
-    """Number of test images, drawn by `subset_seed` + 1; null takes all."""
+    """Number of test images, drawn with `subset_seed` + 1; null takes all."""
     subset_seed: int = Field(default=42, ge=0)
     """Seed of the subsets."""
 
@@ -72,41 +72,41 @@ class SequenceConfig(Section):
     kind: Literal["rotation", "affine", "augment"] = "affine"
     """rotation: right angles, exact; affine: rotation, translation, scale; augment: crop, jitter, blur and the like."""
     num_observed: int = Field(default=3, ge=1, le=16)
-    """Number M of observed views; the target is one more."""
+    """Number M of observed views; the target is one more view."""
     angles: list[int] = Field(default=[0, 90, 180, 270], min_length=1)
-    """Degrees that kind=rotation chooses from; multiples of 90."""
+    """Degrees from which kind=rotation chooses; multiples of 90."""
     rotation: Range = [-75.0, 75.0]
-    """Degrees, lowest and highest, of kind=affine."""
+    """Lowest and highest angle of kind=affine, in degrees."""
     translation: WholeRange = [-4, 4]
-    """Whole pixels, lowest and highest, of kind=affine, along x and y."""
+    """Lowest and highest shift of kind=affine along x and y, in whole pixels."""
     scale: Range = [0.6, 1.0]
-    """Lowest and highest zoom of kind=affine; drawn log-uniformly."""
+    """Lowest and highest zoom of kind=affine, drawn log-uniformly."""
     padding: Literal["zeros", "reflect"] = "zeros"
     """What kind=affine shows beyond the image: black, or the image mirrored at its outermost pixels."""
     crop_area: Range = [0.2, 1.0]
-    """Area of the crop of kind=augment, as a fraction of the image's."""
+    """Area of the crop of kind=augment, as a fraction of the image's area."""
     crop_ratio: Range = [0.75, 1.3333333333333333]
-    """Width over height of the crop of kind=augment; drawn log-uniformly."""
+    """Width over height of the crop of kind=augment, drawn log-uniformly."""
     flip: Probability = 0.5
     """Probability with which kind=augment mirrors a view left to right."""
     jitter: Probability = 0.8
     """Probability of the colour jitter of kind=augment; its four operations come in random order."""
     brightness: Range = [0.6, 1.4]
-    """Factor of the brightness of kind=augment."""
+    """Factor by which kind=augment multiplies the brightness."""
     contrast: Range = [0.6, 1.4]
-    """Factor of the contrast of kind=augment."""
+    """Factor by which kind=augment multiplies the contrast."""
     saturation: Range = [0.8, 1.2]
-    """Factor of the saturation of kind=augment."""
+    """Factor by which kind=augment multiplies the saturation."""
     hue: Range = [-0.1, 0.1]
-    """Shift of the hue of kind=augment, in turns of the colour wheel."""
+    """Amount by which kind=augment shifts the hue, in turns of the colour wheel."""
     grayscale: Probability = 0.2
     """Probability with which kind=augment removes the colour."""
     blur: Range = [1.0, 0.1]
-    """Probability of the Gaussian blur of kind=augment: in observed views, in the target."""
+    """Probability of the Gaussian blur of kind=augment: of observed views, of the target."""
     blur_sigma: Range = [0.1, 2.0]
     """Sigma of the blur in pixels; its kernel has 2 round((H - 10) / 20) + 1 taps, 3 at 32 pixels."""
     solarize: Range = [0.0, 0.2]
-    """Probability of solarising in kind=augment: in observed views, in the target."""
+    """Probability of solarising in kind=augment: of observed views, of the target."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> SequenceConfig:
@@ -123,9 +123,10 @@ class SequenceConfig(Section):
 
 
 class ActionsConfig(Section):
-    """How the moves between views are told to the model and asked of the probes."""
+    """How the actions between views are encoded, for the model and for the probes."""
 
     normalization: Literal["standard", "view_l2", "none"] = "standard"
-    """standard: over a constant, the deviation of its draws; view_l2: the reference's, which leaks the target; none."""
+    """standard: divided by the constant standard deviation of their draws; view_l2: divided by their norm over the
+    views, as in the reference code, which leaks the target; none: unchanged."""
     full: bool = False
-    """Whether flip, grayscale and solarise of kind=augment are told too; the paper leaves them out."""
+    """Whether actions include flip, grayscale and solarise of kind=augment; the paper leaves them out."""

@@ -1,4 +1,4 @@
-"""Config of what is measured about features."""
+"""Config of the diagnostics of the features."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["DiagnosticsConfig"]
 
 
 class DiagnosticsConfig(Operation):
-    """Collapse warnings at each validation; factor sweeps, subspaces and their figures now and then."""
+    """Collapse warnings at each validation; factor sweeps, subspaces and their figures every `every` epochs."""
 
     every: int = Field(default=100, ge=0)
-    """Epochs between sweeps, where there is a validation; the last epoch always has one; 0 makes none."""
+    """Epochs between sweeps, made at epochs with a validation; the last epoch always has one; 0 turns them off."""
     anchors: int = Field(default=32, ge=8, le=1024)
-    """Test images that are swept."""
+    """Number of test images that are swept."""
     min_rank: float = Field(default=1.5, ge=1)
-    """Effective rank (participation ratio of the spectrum) of z or agg below which a collapse is told of."""
+    """Warn of collapse if the effective rank (participation ratio of the spectrum) of z or agg is below this."""
     max_cosine: float = Field(default=0.99, gt=0, le=1)
-    """Mean cosine between the features of two images above which a collapse is told of."""
+    """Warn of collapse if the mean cosine between the features of two images is above this."""

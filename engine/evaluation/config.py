@@ -16,7 +16,7 @@ class ProbesConfig(Section):
     """The online probes, trained on detached features beside the model."""
 
     lr: float = Field(default=1e-3, gt=0)
-    """Learning rate of their one Adam; constant."""
+    """Constant learning rate of the Adam that trains all of them."""
     hidden: int = Field(default=1024, ge=1)
     """Hidden width of the MLP heads."""
 
@@ -31,27 +31,27 @@ class EvalConfig(Operation):
     best_metric: str = "online_linacc_test"
     """Metric whose best epoch is kept and judged."""
     best_mode: Literal["max", "min"] = "max"
-    """Whether more or less of it is better."""
+    """Whether a higher or a lower value of it is better."""
     lengths: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]
-    """Numbers of observed views that the aggregate is evaluated at."""
+    """Numbers of observed views at which the aggregate is evaluated."""
     protocol: Literal["fast", "paper", "both"] = "fast"
-    """paper: heads trained by Adam on views rendered afresh; fast: closed form and nearest neighbours; or both."""
+    """paper: heads trained by Adam on freshly rendered views; fast: regressions and nearest neighbours; or both."""
     batch_size: int = Field(default=256, ge=2)
-    """Sequences in a batch of the evaluation."""
+    """Number of sequences in a batch of the evaluation."""
     epochs: int = Field(default=300, ge=1)
-    """Epochs of the classifiers and of the MLP heads (protocol=paper)."""
+    """Epochs for which classifiers and MLP heads are trained (protocol=paper)."""
     linear_epochs: int = Field(default=50, ge=1)
-    """Epochs of the linear heads, those of factors of one dimension (protocol=paper)."""
+    """Epochs for which the linear heads of one-dimensional factors are trained (protocol=paper)."""
     lr: float = Field(default=1e-3, gt=0)
-    """Learning rate of their Adam (protocol=paper)."""
+    """Learning rate of the Adam that trains the heads (protocol=paper)."""
     hidden: int = Field(default=1024, ge=1)
     """Hidden width of the MLP heads (protocol=paper)."""
     renderings: int = Field(default=2, ge=1)
     """How often each training image is rendered (protocol=fast)."""
     neighbours: int = Field(default=20, ge=1)
-    """Nearest neighbours that vote (protocol=fast)."""
+    """Number of nearest neighbours that vote (protocol=fast)."""
     subspace: bool = False
-    """Whether engine/evaluate.py asks for subspaces, equivariance and their figures instead of the protocol."""
+    """Whether engine/evaluate.py measures and draws subspaces and equivariance instead of running the protocol."""
     out: str | None = None
     """Folder of the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for several."""
 

@@ -13,18 +13,18 @@ __all__ = ["ModelConfig", "TargetConfig"]
 
 
 class ModelConfig(Section):
-    """The network (spec of the paper's appendix; defaults are its CIFAR setting)."""
+    """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
     encoder: Literal["resnet18", "convnet"] = "resnet18"
     """resnet18 with the CIFAR stem (512 features), or a four-layer convnet for small images."""
     width: int = Field(default=32, ge=4, le=512)
-    """Channels of the convnet's first layer; its features are four times as many."""
+    """Channels of the convnet's first layer; it has four times as many features."""
     action_dim: int = Field(default=128, ge=1)
     """Width of the action embedding."""
     aggregator_action: bool = True
-    """Whether the aggregator is told the actions between the views."""
+    """Whether the aggregator receives the actions between the views."""
     predictor_action: bool = True
-    """Whether the predictor is told the action that leads to the target."""
+    """Whether the predictor receives the action that leads to the target."""
     num_layers: int = Field(default=3, ge=1)
     """Transformer layers of the aggregator."""
     num_heads: int = Field(default=4, ge=1)
@@ -34,9 +34,9 @@ class ModelConfig(Section):
     predictor_hidden: int = Field(default=1024, ge=1)
     """Hidden width of the predictor."""
     time_embedding: bool = False
-    """Whether tokens carry a learnt embedding of their place (the paper's have none)."""
+    """Whether tokens carry a learnt position embedding (the paper's have none)."""
     projector_dim: int | None = Field(default=None, ge=2)
-    """Width of a projection of z in which prediction, SIGReg and VICReg live; null has none, and they live in z."""
+    """Width of the projection of z on which prediction, SIGReg and VICReg act; null: no projection, they act on z."""
     projector_hidden: int = Field(default=2048, ge=1)
     """Width of the projector's two hidden layers."""
     projector_norm: Literal["none", "unit"] = "none"
@@ -49,19 +49,19 @@ class TargetConfig(Section):
     kind: Literal["ema", "stop_gradient", "shared"] = "ema"
     """ema: a teacher that averages the encoder; stop_gradient: the encoder itself; shared: the same, with gradient."""
     decay: float | None = Field(default=None, ge=0, le=1)
-    """Decay of the teacher, ema only; null is 0.996."""
+    """Decay of the teacher (kind=ema only); null is 0.996."""
     schedule: Literal["constant", "cosine"] | None = None
-    """Decay over training, ema only: constant, or a cosine from `decay` to 1; null is constant."""
+    """Decay over training (kind=ema only): constant, or a cosine from `decay` to 1; null is constant."""
     buffers: Literal["ignore", "copy", "average"] | None = None
-    """Batch-norm statistics of the teacher, ema only: its own, the encoder's, or their average; null is ignore."""
+    """Batch-norm statistics of the teacher (kind=ema only): its own, the encoder's, or an average; null is ignore."""
     update: Literal["kernel", "torch"] | None = None
-    """How the teacher is moved where optim.kind=adamw leaves it to this, ema only: in one launch (seqjepa.kernels), or
-    tensor by tensor; null is kernel."""
+    """How the teacher is updated under optim.kind=adamw (kind=ema only): in one launch (seqjepa.kernels), or tensor by
+    tensor; null is kernel."""
     batch_statistics: Literal["joint", "own"] | None = None
-    """Batch norm of the target view, without a teacher: with the observed views, or as a batch of its own, as in the
-    reference; null is joint."""
+    """Batch norm of the target view (not for kind=ema): together with the observed views, or as a batch of its own, as
+    in the reference code; null is joint."""
     sharpening: bool = False
-    """Whether the target is centred and made a distribution: softmax((target - center) / temperature)."""
+    """Whether the target is centred and turned into a distribution: softmax((target - center) / temperature)."""
     temperature: float | None = Field(default=None, gt=0)
     """Temperature of the sharpening; null is 0.04."""
     center_momentum: float | None = Field(default=None, ge=0, lt=1)
@@ -78,18 +78,18 @@ class TargetConfig(Section):
         teacher = {"decay": 0.996, "schedule": "constant", "buffers": "ignore", "update": "kernel"}
         softmax = {"temperature": 0.04, "center_momentum": 0.9}
         for applies, reason, defaults in (
-            (kind == "ema", f"is a teacher's, and target.kind={kind} has none", teacher),
+            (kind == "ema", f"only applies with target.kind=ema (it is {kind})", teacher),
             (
                 kind != "ema",
-                "is for targets without a teacher, and target.kind=ema has one",
+                "only applies with target.kind=stop_gradient or shared (it is ema)",
                 {"batch_statistics": "joint"},
             ),
-            (sharpening, "is the sharpening's, and target.sharpening is false", softmax),
+            (sharpening, "only applies with target.sharpening=true (it is false)", softmax),
         ):
             if applies:
                 values = {**values, **{key: value for key, value in defaults.items() if values.get(key) is None}}
                 continue
             for key in defaults:
                 if values.get(key) is not None:
-                    raise InputError(f"{reason}; null is allowed", key)
+                    raise InputError(f"{reason}; remove it or set it to null", key)
         return values

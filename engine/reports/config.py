@@ -15,8 +15,8 @@ LONGEST = 128  # name, project, entity or group that W&B takes, in characters
 
 
 class TrackingConfig(Operation):
-    """Trackers, through Accelerate; metrics.jsonl is always written. Of what is not set, W&B's environment (WANDB_MODE,
-    WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_NAME, WANDB_INIT_TIMEOUT) comes before the defaults."""
+    """Trackers, through Accelerate; metrics.jsonl is always written. For a field that is not set, W&B's environment
+    (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_NAME, WANDB_INIT_TIMEOUT) replaces the default."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Mode of Weights & Biases."""
@@ -31,11 +31,11 @@ class TrackingConfig(Operation):
     run_name: str | None = None
     """Name of the run in W&B; null is run.name."""
     init_timeout: float = Field(default=20.0, gt=0)
-    """Seconds that W&B has to answer before the run goes on offline."""
+    """Seconds to wait for W&B's answer before the run continues offline."""
 
     @model_validator(mode="after")
     def _check(self) -> TrackingConfig:
-        # offline W&B takes what its server refuses when the run is uploaded
+        # offline W&B accepts what its server refuses when the run is uploaded
         for field, forbidden in {"project": "/\\#?%:", "entity": "/\\#?%: ", "group": "", "run_name": ""}.items():
             value = getattr(self, field)
             if self.wandb == "disabled" and field != "project":  # TensorBoard has a folder of the project's name

@@ -15,4 +15,4 @@ class CheckpointConfig(Operation):
     every: int = Field(default=1, ge=1)
     """Epochs between checkpoints; the last, the best and an interrupted one are always saved."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints kept, besides the best."""
+    """Number of newest checkpoints that are kept, besides the best."""

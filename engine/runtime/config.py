@@ -1,4 +1,4 @@
-"""Config of where and on what a run is carried out."""
+"""Config of where and on which hardware a run is carried out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["RunConfig"]
 
 
 class RunConfig(Operation):
-    """Where the run lives, how long it lasts, and on what it runs."""
+    """Where a run is stored, how long it trains, and on which hardware."""
 
     fixed = frozenset({"seed", "batch_statistics"})
 
@@ -24,29 +24,30 @@ class RunConfig(Operation):
     epochs: int = Field(default=1, ge=1)
     """Passes over the training images."""
     seed: int = Field(default=42, ge=0, lt=2**32)
-    """Seed of the weights, of every draw and of the order."""
+    """Seed of the weights, of all random draws and of the order of the images."""
     resume: str = "none"
     """none, auto (the newest checkpoint in the run's folder, if any), or the path of a checkpoint or a run."""
     overwrite: bool = False
-    """Whether a run that stands in the folder is replaced; otherwise it is resumed or refused."""
+    """Whether to replace a run that exists in the folder; otherwise it is resumed, or the new run refused."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto takes CUDA where it is there."""
+    """Device to train on; auto is cuda where it is available."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast; auto is bf16 on GPUs that have it and on CPUs whose oneDNN does, else fp32."""
+    """Autocast; auto is bf16 on GPUs that support it and on CPUs whose oneDNN does, else fp32."""
     compile: Literal["auto", "none", "default", "max-autotune", "graph"] = "auto"
     """torch.compile of the losses and the views; graph also captures the whole step as a CUDA graph. auto is default on
     GPUs and none elsewhere."""
     compile_cache: str = "runs/.compiled"
-    """Folder of compiled programs, kept between runs; the environment's TORCHINDUCTOR_CACHE_DIR comes first."""
+    """Folder of compiled programs, kept between runs; TORCHINDUCTOR_CACHE_DIR in the environment overrides it."""
     deterministic: bool = False
-    """Bit-for-bit repeatable: deterministic algorithms, compile off."""
+    """Whether runs repeat bit for bit: deterministic algorithms, no compilation."""
     threads: Literal["auto"] | int = "auto"
-    """CPU threads of a process; auto is the cores over the local processes."""
+    """CPU threads per process; auto divides the cores among the processes of the machine."""
     batch_statistics: Literal["global", "process"] = "global"
-    """With several processes: batch norm, rate, SIGReg, variance, covariance and the center of the whole batch, as one
-    process has them, or of each process's part, which talks less and makes results depend on their number."""
+    """Scope of batch norm, rate, SIGReg, variance, covariance and center with several processes. global: the whole
+    batch, as with one process; process: each process's part, with less communication, but results then depend on the
+    number of processes."""
     log_every: int = Field(default=50, ge=1)
-    """Steps between looks at the device (loss on the console and in the tracker, divergence)."""
+    """Steps between host syncs, at which the loss is logged and checked for divergence."""
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

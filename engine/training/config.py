@@ -1,4 +1,4 @@
-"""Config of the optimiser, and of what watches, judges and ends a training."""
+"""Config of the optimiser, the ablations, the untrained control, the gates and early stopping."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ class OptimConfig(Section):
     free = frozenset({"accumulate"})
 
     kind: Literal["adamw_ema", "adamw"] = "adamw_ema"
-    """adamw_ema: AdamW and the teacher's average in one pass (seqjepa.kernels); adamw: torch's, then target.update."""
+    """adamw_ema: AdamW and the teacher's EMA in one pass (seqjepa.kernels); adamw: torch's AdamW, then
+    target.update."""
     lr: float = Field(default=4e-4, ge=0)
     """Peak learning rate."""
     min_lr: float = Field(default=0.0, ge=0)
     """Learning rate at the end of the cosine."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warm-up."""
     warmup_epochs: float = Field(default=0.0, ge=0, le=1e6)
     """Epochs of linear warm-up from 0."""
     weight_decay: float = Field(default=1e-3, ge=0)
-    """AdamW's, on weight matrices and kernels; never on biases, norms and the AGG token."""
+    """AdamW's weight decay of weight matrices and kernels; biases, norms and the AGG token have none."""
     betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
-    """AdamW's."""
+    """AdamW's decay rates of the first and second moment."""
     clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of the gradient; null does not clip. The norm is logged either way."""
+    """Gradient norm above which gradients are clipped; null does not clip. The norm is logged either way."""
     accumulate: int = Field(default=1, ge=1)
-    """Micro-batches that a step's batch is cut into."""
+    """Number of micro-batches into which the batch of a step is split."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimConfig:
@@ -46,10 +47,10 @@ class OptimConfig(Section):
 
 
 class AblationConfig(Section):
-    """Controls that must fail a gate which means something."""
+    """Negative controls, which a meaningful gate must fail."""
 
     shuffle_actions: bool = False
-    """Whether the model sees the actions of another sequence; the probes' targets stay true."""
+    """Whether the model receives the actions of another sequence; the probes' targets stay correct."""
     freeze_encoder: bool = False
     """Whether the encoder keeps its initial weights."""
 
@@ -58,9 +59,9 @@ class ControlConfig(Operation):
     """The untrained control: the same probes on the frozen initial network."""
 
     enabled: bool = True
-    """Whether it is run (once; then cached) and reported as untrained_*."""
+    """Whether the control is run (once, then cached) and reported as untrained_*."""
     max_epochs: int = Field(default=5, ge=1)
-    """Most epochs that its probes get; fewer if the run is shorter."""
+    """Largest number of epochs for which its probes are trained; a shorter run trains them as long as it lasts."""
     cache: str = "runs/.untrained"
     """Folder of the cached controls."""
 
@@ -71,13 +72,13 @@ class GateRule(Section):
     metric: str
     """Metric that is judged."""
     minus: str | None = None
-    """Metric subtracted from it: the rule judges the gap."""
+    """Metric that is subtracted from it, so that the rule judges the gap."""
     min: float | None = None
-    """Least value allowed."""
+    """Smallest value allowed."""
     max: float | None = None
     """Largest value allowed."""
     margin: float | None = None
-    """Least excess over the untrained control."""
+    """Smallest excess over the untrained control that is allowed."""
 
     @model_validator(mode="after")
     def _check(self) -> GateRule:
@@ -96,15 +97,15 @@ class GatesConfig(Operation):
 
 
 class EarlyStopConfig(Operation):
-    """When a run that no longer improves is ended."""
+    """When to end a run that no longer improves."""
 
     fixed = frozenset({"metric", "mode"})
 
     metric: str | None = None
-    """Metric of the validation that must improve; null never stops early."""
+    """Validation metric that must improve; null never stops early."""
     mode: Literal["max", "min"] = "max"
-    """Whether more or less of it is better."""
+    """Whether a higher or a lower value of it is better."""
     patience: int = Field(default=10, ge=1)
     """Validations without improvement after which the run ends."""
     min_delta: float = Field(default=0.0, ge=0)
-    """Least change that counts as an improvement."""
+    """Smallest change that counts as an improvement."""

@@ -66,14 +66,17 @@ PROJECTED = ("model.projector_dim=8", "target.kind=shared", "objective.predictio
         (["objective.prediction=cross_entropy"], ["objective.prediction = 'cross_entropy': compares distributions"]),
         (
             [*PROJECTED, "sigreg.weight=0.1", "model.projector_norm=unit"],
-            ["model.projector_norm = 'unit': takes away the scale", "sigreg.weight = 0.1", "none is allowed"],
+            ["model.projector_norm = 'unit': removes the scale", "sigreg.weight = 0.1", "only none is allowed"],
         ),
         (
             [*PROJECTED, "vicreg.variance=1.0", "model.projector_norm=unit"],
-            ["model.projector_norm = 'unit': takes away"],
+            ["model.projector_norm = 'unit': removes the scale"],
         ),
         (["model.projector_norm=unit"], ["model.projector_norm = 'unit': there is no projector"]),
-        (["objective.temperature=0.2"], ["objective.temperature = 0.2: is cross_entropy's"]),
+        (
+            ["objective.temperature=0.2"],
+            ["objective.temperature = 0.2: only applies with objective.prediction=cross_entropy"],
+        ),
         (
             ["gates.rules.digits_affine=[{metric: val_loss, margin: 0}]"],
             ["gates.rules.digits_affine: val_loss has no untrained control"],
@@ -81,27 +84,30 @@ PROJECTED = ("model.projector_dim=8", "target.kind=shared", "objective.predictio
         (["sigreg.weight=0.1"], ["sigreg.weight = 0.1: needs projections", "model.projector_dim"]),
         (
             [*PROJECTED, "sigreg.weight=0.1", "objective.prediction_weight=2"],
-            ["objective.prediction_weight = 2: sigreg.weight sets it"],
+            ["objective.prediction_weight = 2: with sigreg.weight set"],
         ),
-        (["model.projector_dim=8"], ["model.projector_dim = 8: a teacher has no projector"]),
+        (["model.projector_dim=8"], ["model.projector_dim = 8: an EMA teacher has no projector"]),
         (
             ["model.projector_dim=8", "target.kind=stop_gradient"],
-            ["model.projector_dim = 8: no gradient would reach it"],
+            ["model.projector_dim = 8: no gradient would reach the projector"],
         ),
         (
             ["model.projector_dim=8", "target.kind=stop_gradient", "target.batch_statistics=own"],
-            ["target.batch_statistics = 'own': leaves the target out", "joint is allowed"],
+            ["target.batch_statistics = 'own': does not work with model.projector_dim", "only joint is allowed"],
         ),
         (["rate.weight=0.1", "data.batch_size=1"], ["data.batch_size = 1: must be a whole number >= 2"]),
         (["rate.weight=0.1", "optim.accumulate=32"], ["optim.accumulate = 32: leaves one sequence"]),
-        (["rate.alpha=1", "rate.eps=0.5"], ["rate.alpha = 1 says it already"]),
+        (["rate.alpha=1", "rate.eps=0.5"], ["set rate.alpha or rate.eps, not both"]),
         (["rate.target=y"], ["rate.target", "agg|z|both"]),
-        (["target.batch_statistics=own"], ["target.batch_statistics", "without a teacher"]),
-        (["target.kind=shared", "target.decay=0.9"], ["target.decay", "target.kind=shared has none"]),
-        (["target.temperature=0.1"], ["target.temperature", "target.sharpening is false"]),
+        (
+            ["target.batch_statistics=own"],
+            ["target.batch_statistics", "target.kind=stop_gradient or shared (it is ema)"],
+        ),
+        (["target.kind=shared", "target.decay=0.9"], ["target.decay", "target.kind=ema (it is shared)"]),
+        (["target.temperature=0.1"], ["target.temperature", "only applies with target.sharpening=true"]),
         (
             ["model.predictor_action=false", "sequence.num_observed=1"],
-            ["model.predictor_action = False: leaves no action with one observed view"],
+            ["model.predictor_action = False: with one observed view no action would be used"],
         ),
         (
             ["model.aggregator_action=false", "model.num_heads=3"],
