@@ -1,9 +1,9 @@
-# Two commands on a fresh machine: `make smoke` trains, `make test` tests. Both set everything up first.
+# On a fresh machine, `make smoke` trains and `make test` runs the tests. Both set everything up first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
-# without a configuration Accelerate warns about each default that it takes
+# Without these options Accelerate warns about each default that it uses.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: setup smoke gate30 variants test test-slow test-gpu test-realdata test-floor soak \
@@ -13,7 +13,7 @@ setup: $(VENV)/.installed $(VENV)/.ffcv
 
 $(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; PYTHON=/path/to/it chooses one")'
-	@# Debian and Ubuntu keep what makes environments in a package of its own
+	@# Debian and Ubuntu ship venv in a package of its own
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy python3-venv; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
@@ -25,8 +25,8 @@ $(VENV)/.installed: $(VENV)/.pip pyproject.toml
 	$(BIN)/pip install -qq -e '.[dev]'
 	@touch $@
 
-# FFCV builds against OpenCV and libturbojpeg (whose package Debian and Ubuntu name differently). Where it cannot be had,
-# the resident loader takes over; `rm .venv/.ffcv` tries again at the next set-up.
+# FFCV builds against OpenCV and libturbojpeg (whose package Debian and Ubuntu name differently). Where it cannot be
+# built, the resident loader is used; after `rm .venv/.ffcv` the next set-up tries again.
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 $(VENV)/.ffcv: $(VENV)/.installed
 	@echo "installing FFCV (log: $(VENV)/ffcv.log)"
@@ -42,19 +42,19 @@ $(VENV)/.ffcv: $(VENV)/.installed
 smoke: setup
 	$(LAUNCH) engine/train.py
 
-# thirty epochs of CIFAR-100, then frozen probes: for a GPU. DATA is a folder of CIFAR-100.
+# Thirty epochs of CIFAR-100, then frozen probes; needs a GPU. DATA is a folder of CIFAR-100.
 gate30: setup
 	$(LAUNCH) engine/train.py configs/data/cifar100_aug.yaml configs/tier/gate30.yaml configs/variant/baseline.yaml \
 	  data.root=$(DATA) run.name=gate30 run.resume=auto
 	$(LAUNCH) engine/evaluate.py runs/gate30
 
-# the seed's variants and their controls, and the table of them; what is done is passed over. DATA is a folder of CIFAR-10.
+# Every variant and its controls, and a table of them; finished runs are skipped. DATA is a folder of CIFAR-10.
 TIER := quick
 variants: setup
 	$(BIN)/python bench/variants.py $(TIER) --data $(DATA) $(if $(filter lite,$(TIER)),--seeds 42 0 1)
 	$(BIN)/python -m seqjepa.engine.compare runs/variants/$(TIER)/* --against exp_a_ema_rate --out runs/variants/$(TIER).md
 
-# a worker for each of two cores; a file's tests stay together and share what they set up
+# One worker for each of two cores; the tests of a file stay together and share their fixtures.
 test: setup
 	$(BIN)/pytest -n 2 --dist loadscope
 
@@ -64,14 +64,14 @@ test-slow: setup
 test-gpu: setup
 	$(BIN)/pytest -m gpu
 
-# the long half of the faults: RELIABILITY.md has the figures of the last one
+# The long fault tests; RELIABILITY.md has the results of the last run.
 soak: setup
 	$(BIN)/pytest -m soak -v --durations=0
 
 test-realdata: setup
 	$(BIN)/pytest -m 'realdata and not slow'
 
-# the oldest Python, torch and triton that pyproject.toml admits; triton 3.6's interpreter fails on NumPy 2.4
+# The oldest Python, torch and triton that pyproject.toml allows; triton 3.6's interpreter fails with NumPy 2.4.
 FLOOR_PYTHON := $(shell command -v python3.11 || echo $(PYTHON))
 test-floor: $(VENV)-floor/.installed
 	$(VENV)-floor/bin/pytest -n 2 --dist loadscope
@@ -83,15 +83,15 @@ $(VENV)-floor/.installed: pyproject.toml
 	$(VENV)-floor/bin/pip install -qq 'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' 'numpy<2.4' -e '.[dev]'
 	@touch $@
 
-# the step beside the peer's, loaders and kernels beside what they replace: under five minutes on two cores
+# The training step, loaders and kernels, each beside what it replaces: under five minutes on two cores.
 bench: setup
 	$(BIN)/pytest bench
 
-# every kernel at every shape: a table, and a CSV in bench/history
+# Every kernel at every shape: prints a table, and writes a CSV to bench/history.
 bench-kernels: setup
 	$(BIN)/python bench/kernel_table.py
 
-# all that a GPU can say: where a step's time goes, the step by each mode beside the peer, loaders, kernels, figures
+# Everything to measure on a GPU: where a step's time goes, the step in each mode beside the peer, loaders, kernels, figures.
 bench-gpu: setup
 	$(BIN)/python bench/report.py run.compile=graph
 	$(BIN)/python bench/report.py --task cifar10_rot run.compile=graph
