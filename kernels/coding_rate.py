@@ -363,6 +363,45 @@ def _check_weights(z: Tensor, weights: Tensor) -> None:
         raise ValueError(f"weights must not be negative, got {weights.min().item()}")
 
 
+@torch.library.custom_op(add_op_namespace_prefix("coding_rate_gram"), mutates_args=())
+def _gram(z: Tensor, center: bool, samples: bool, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gram matrix [S, n, n], mean [S, d] and number [S] of the rows of all processes, z [S, B, d]."""
+    nothing = z.new_empty(0, dtype=_exact(z))
+    mean, mass = _moments(z, nothing, center)
+    y = _rows(z, nothing, center, mean)
+    matrix = gram(y if samples else y.mT, torch.ones_like(mass), identity=False)
+    return _join(matrix, mean, mass, group, size) if group else (matrix, mean, mass)
+
+
+@_gram.register_fake
+def _(z, center, samples, group, size):
+    batch, rows, width = z.shape
+    n = rows if samples else width
+    mass = z.new_empty(batch, dtype=_exact(z))
+    return mass.new_empty((batch, n, n)), mass.new_empty((batch, width), dtype=torch.float64), mass
+
+
+def _gram_setup(ctx, inputs, output):
+    z, ctx.center, ctx.samples, ctx.group, _ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    return z, output[1]
+
+
+def _gram_tangent(ctx, tangent, *_):
+    if ctx.group:
+        raise RuntimeError("coding_rate_stats has no forward-mode derivative over several processes")
+    z, mean = ctx.saved_tensors
+    y, tangent = _rows(z, mean.new_empty(0), ctx.center, mean), tangent.to(_exact(z))
+    if ctx.center:
+        tangent = tangent - tangent.mean(-2, keepdim=True)
+    with full_precision(z.device):
+        half = tangent @ y.mT if ctx.samples else tangent.mT @ y
+    return half + half.mT, None, None
+
+
+_stats_gram = differentiable(_gram, _gram_setup, jvp=_gram_tangent)
+
+
 class CodingRateStats(NamedTuple):
     """What `coding_rate_stats` returns; leading dimensions as in `z`."""
 
@@ -388,7 +427,8 @@ def coding_rate_stats(
 ) -> CodingRateStats:
     """Rate, share of its maximum, effective rank and spectrum, all from one Gram matrix.
 
-    For logs and evaluations: eigenvalues take longer than the rate alone, and on a GPU they wait for the device.
+    For logs and evaluations: eigenvalues take longer than the rate alone, and on a GPU they wait for the device. To
+    reverse mode they are constants, forward mode follows them.
 
     Args:
         z: features [..., B, d], as `coding_rate` takes them; likewise the other arguments.
@@ -400,15 +440,12 @@ def coding_rate_stats(
     scale = _scale(z, alpha, eps, name)
     lead, (rows, width) = z.shape[:-2], z.shape[-2:]
     flat = z.reshape(math.prod(lead), rows, width)
-    mean, mass = _moments(flat, scale.new_empty(0), center)
-    y = _rows(flat, scale.new_empty(0), center, mean)
-    matrix = gram(y if rows < width and not name else y.mT, torch.ones_like(mass), identity=False)
+    matrix, _, mass = _stats_gram(flat, center, rows < width and not name, name, size)
     if name:
-        matrix, _, mass = _join(matrix, mean, mass, name, size)
         rows = int(mass.amax()) if len(mass) else 0
     finite = matrix.isfinite().all(-1).all(-1)[:, None]
-    with full_precision(z.device):  # a NaN among the matrices would fail them all
-        values = torch.linalg.eigvalsh(torch.where(finite[..., None], matrix, 0.0)).flip(-1).clamp(min=0)
+    # a NaN among the matrices would fail them all
+    values = torch.linalg.eigvalsh(torch.where(finite[..., None], matrix, 0.0)).flip(-1).clamp(min=0)
     rank = max(min(rows - int(center), width), 1)  # centring takes a dimension from the rows
     values = values[:, : min(rows, width)]
     values[:, rank:] = 0
@@ -416,7 +453,7 @@ def coding_rate_stats(
     energy = spectrum.sum(-1)
     rate = torch.log1p(scale * spectrum).sum(-1)
     largest = rank * torch.log1p(scale * energy / rank)
-    singular = spectrum.sqrt()
+    singular = spectrum[:, :rank].sqrt()  # without those that are always zero, where a root has no slope
     share = torch.where(energy[:, None] == 0, 0.0, singular / singular.sum(-1, keepdim=True))
     entropy = -torch.xlogy(share, share).sum(-1)
     rate_fraction = torch.where(largest == 0, 0.0, rate / largest)

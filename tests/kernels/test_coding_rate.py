@@ -397,6 +397,7 @@ def test_opcheck(device):
     for rows, width, samples in ((8, 5, False), (5, 8, True)):
         z = torch.randn(2, rows, width, device=device, requires_grad=True)
         torch.library.opcheck(ops.coding_rate.default, (z, nothing, scale, True, samples, True, "", 1))
+        torch.library.opcheck(ops.coding_rate_gram.default, (z.detach(), True, samples, "", 1))
     z, weights = torch.randn(2, 8, 5, device=device), torch.rand(2, 8, device=device, requires_grad=True)
     for samples in (False, True):
         torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, samples, True, "", 1))
@@ -484,6 +485,32 @@ def test_stats_agree_with_the_rate(device):
         assert stats.effective_rank.item() == pytest.approx((-(share * share.log()).sum()).exp().item(), rel=1e-3)
         assert stats.spectrum.shape == (min(rows, 20),)
         assert 0 < stats.rate_fraction < 1
+
+
+@triton
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode loads scripts
+@pytest.mark.parametrize(("rows", "width"), [(12, 5), (5, 12)])
+def test_stats_under_transforms(rows, width, device):
+    """A loss that logs them is differentiated: constants to reverse mode, and to forward mode their slope."""
+    torch.manual_seed(0)
+    z, tangent = torch.randn(2, 3, rows, width, device=device)
+
+    def stats(z):
+        return torch.stack(coding_rate_stats(z, eps=0.5)[:3])
+
+    for part, one in zip(torch.func.vmap(stats, out_dims=1)(z).unbind(1), z, strict=True):
+        torch.testing.assert_close(part, stats(one))
+    assert not torch.func.grad(lambda z: stats(z).sum())(z).any()
+    slope = (stats(z.double() + 1e-6 * tangent) - stats(z.double() - 1e-6 * tangent)) / 2e-6
+    got = torch.func.jvp(stats, (z,), (tangent,))[1]
+    torch.testing.assert_close(got.double(), slope, rtol=1e-4, atol=1e-5)
+
+
+def test_stats_compile_whole(device):
+    torch._dynamo.reset()
+    z = torch.randn(3, 12, 5, device=device)
+    whole = torch.compile(lambda z: coding_rate_stats(z, eps=0.5), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(z), coding_rate_stats(z, eps=0.5))
 
 
 @pytest.mark.parametrize(
