@@ -69,16 +69,19 @@ def factors_of(
     """The sequences that render a task's sweeps, each with its grids.
 
     Every task is swept along rotation, shifts and scale, mirrored at the border unless its own sequences are black
-    there; right-angle rotations also along the four turns that they are trained on, and augmentations along theirs.
+    there, if its images have two rows and columns; right-angle rotations also along the four turns that they are
+    trained on, and augmentations along theirs.
 
     Args:
         config: of the task's sequences.
         image_size: (H, W).
         device: where views are rendered.
     """
-    padding = config.padding if config.kind == "affine" else "reflect"
-    affine = build_sequence(SequenceConfig(kind="affine", padding=padding), image_size, device=device)
-    found = [(affine, _affine_moves(image_size, device))]
+    found = []
+    if min(image_size) > 1:
+        padding = config.padding if config.kind == "affine" else "reflect"
+        affine = build_sequence(SequenceConfig(kind="affine", padding=padding), image_size, device=device)
+        found.append((affine, _affine_moves(image_size, device)))
     if config.kind == "rotation":
         turns = [-180.0, -90.0, 0.0, 90.0]
         grid = _grid([0.0], 0, turns, device)
@@ -124,7 +127,7 @@ def _augmentations(image_size: tuple[int, int], device: torch.device) -> list[Fa
     found.append(Factor("hue", "turns", torch.tensor(hues), 4, _grid(whole, 7, hues, device), 1))
     found.append(Factor("blur", "sigma, pixels", torch.tensor(sigmas), 0, _grid(whole, 8, sigmas, device), 1))
     # a crop of three quarters moves about the middle; a centred crop grows to the whole image
-    side, room = 3 * min(height, width) // 4, min(height, width) // 4
+    side, room = max(3 * min(height, width) // 4, 1), min(height, width) // 4
     places = [float(step) for step in range(room + 1)]
     middle = float(room // 2)
     box = [middle, middle, float(side), float(side), *whole[4:]]

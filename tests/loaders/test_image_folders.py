@@ -359,11 +359,13 @@ def test_one_class_only(tiny, tmp_path):
     assert main(tiny(*words)) == 0
 
 
-def test_images_of_one_pixel(tiny, tmp_path, refused):
+def test_images_of_one_pixel(tiny, tmp_path, refused, capsys):
     root = write(tmp_path / "images", count=4, size=(1, 1))
     words = ("data.dataset=imagefolder", f"data.root={root}", "data.train_subset=null", "data.batch_size=4")
     refused(tiny(*words), "data.root: images are 1x1, sequence.kind=affine needs two rows and columns")
-    assert main(tiny(*words, "sequence.kind=augment", "run.epochs=1")) == 0
+    assert main(tiny(*words, "sequence.kind=augment", "run.epochs=1", "diagnostics.every=1")) == 0
+    assert "no sweeps" not in capsys.readouterr().out
+    assert (tmp_path / "run" / "figures" / "sweep_traj_brightness.png").exists()
 
 
 def test_fewer_images_than_a_batch(tiny, tmp_path, refused):

@@ -46,6 +46,20 @@ def test_each_grid_holds_the_identity_and_moves_one_factor(kind, size):
     assert names == KINDS[kind]
 
 
+@pytest.mark.parametrize("image_size", [(1, 16), (16, 1), (1, 1), (2, 3)])
+def test_images_a_pixel_wide_or_high_are_swept_along_what_they_can_be(image_size):
+    """A single row can be neither turned nor shifted between its pixels."""
+    pixels = torch.randint(0, 256, (2, *image_size, 3), dtype=torch.uint8)
+    names = set()
+    for sequence, factors in factors_of(SequenceConfig(kind="augment"), image_size, torch.device("cpu")):
+        for factor in factors:
+            names.add(factor.name)
+            views = sequence.render(pixels, factor.params[None].expand(len(pixels), -1, -1))
+            assert views.shape == (2, len(factor.values), 3, *image_size)
+            assert views.isfinite().all()
+    assert names == (AUGMENTATIONS if 1 in image_size else AUGMENTATIONS | MOVES)
+
+
 def test_angles_go_round_once():
     closed = {factor.name: (factor, views) for factor, _, views in render("rotation") if factor.closed}
     assert closed.keys() == {"rotation", "right_angles"}
