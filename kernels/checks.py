@@ -8,6 +8,7 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .transforms import transformed
 
@@ -16,7 +17,7 @@ __all__ = ["check_count", "check_finite", "check_positive", "plain", "readable",
 
 def readable(tensor: Tensor) -> bool:
     """Whether looking at the numbers of a tensor is free: they are on the host, no tracer or transform in between."""
-    if torch.compiler.is_compiling() or transformed():
+    if torch.compiler.is_compiling() or transformed() or is_in_torch_dispatch_mode():
         return False
     return type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "cpu"
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import func
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from seqjepa.kernels import CodingRate, SIGReg, coding_rate, sigreg
 from seqjepa.kernels.coding_rate import coding_rate_reference
@@ -118,6 +119,16 @@ def test_weights(shape, places):
     ours = of(lambda z, w: coding_rate(z, eps=EPS, weights=w))
     formula = of(lambda z, w: coding_rate_reference(z.expand(4, *z.shape), z.new_tensor(shape[-1] / EPS), w))
     torch.testing.assert_close(ours, formula, rtol=1e-8, atol=1e-10)
+
+
+def test_a_tracer_does_not_look_at_numbers():
+    """`make_fx`, by which `linearize` and ahead-of-time compilers trace, refuses that a value is read."""
+    z, weights, scale = draw(6, 5), draw(6, seed=1).sigmoid(), draw().exp()
+
+    def rate(z):
+        return coding_rate(z, eps=scale, weights=weights)
+
+    torch.testing.assert_close(make_fx(rate)(z)(z + 1), rate(z + 1))
 
 
 def test_vmap_over_scales_and_seeds():
