@@ -209,12 +209,13 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
         raise RuntimeError("coding_rate has no forward-mode derivative over several processes; reverse mode is there")
     z, weights, mean, mass, *rest = ctx.saved_tensors
     weighted = weights_tangent is not None
+    z = z.to(mass.dtype)  # so that its gradient is not rounded to bfloat16 first
     dz, dw = _gradient(
         torch.ones_like(mass), z, weights, mean, mass, *rest, ctx.center, ctx.samples, weighted, ctx.group
     )
     tangent = torch.zeros_like(mass)
     if z_tangent is not None:
-        tangent = tangent + (dz.to(mass.dtype) * z_tangent).sum((-2, -1))
+        tangent = tangent + (dz * z_tangent).sum((-2, -1))
     if weighted:
         tangent = tangent + (dw * weights_tangent).sum(-1)
     return tangent, None, None, None, None, None

@@ -301,8 +301,9 @@ def _tangent(ctx, z_tangent, *_):
     if ctx.group:
         raise RuntimeError("sigreg has no forward-mode derivative over several processes; reverse mode is there")
     z, unit, x, difference = ctx.saved_tensors
-    dz = _gradient(x.new_ones(len(x)), z, unit, x, difference, *ctx.settings)
-    return (dz.to(x.dtype) * z_tangent).sum((-2, -1)), None, None, None, None
+    # of z in the precision of x, so that its gradient is not rounded to bfloat16 first
+    dz = _gradient(x.new_ones(len(x)), z.to(x.dtype), unit, x, difference, *ctx.settings)
+    return (dz * z_tangent).sum((-2, -1)), None, None, None, None
 
 
 _statistic = differentiable(_forward, _setup, _differentiate, _tangent, folded(shared=(1,), alike=(2,)))
