@@ -10,20 +10,23 @@ import argparse
 import difflib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import ConfigDict, model_validator
 
 from ..configs.compose import Composed, compose
 from ..configs.console import open_console
-from ..configs.errors import InputError
+from ..configs.errors import InputError, shown
 from ..configs.interruption import interruptible
 from ..configs.section import Section
 from .config import ActionsConfig, DataConfig, SequenceConfig
-from .loader import Batch, Loaders, build_loaders
+
+if TYPE_CHECKING:
+    from .loader import Loaders
 
 __all__ = ["draw_sheet", "main"]
+
+MOST_ROWS = 64  # half a minute to draw, at 17 views each
 
 
 class _Config(Section):
@@ -56,7 +59,7 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     from matplotlib.figure import Figure
 
     loader, factors = loaders.train, loaders.sequence.factors
-    batch: Batch = next(loader.epoch(0))
+    batch = next(loader.epoch(0))
     views = (batch.views * loader.std + loader.mean).clamp(0, 1).permute(0, 1, 3, 4, 2)[:rows].cpu()
     num_views = views.shape[1]
     # a text column is as wide as its longest line
@@ -110,20 +113,29 @@ def _read(words: list[str]) -> Composed[_Config]:
 
 @interruptible("nothing was drawn")
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns 0, or 2 for bad input."""
+    """Command line; returns 0, 2 for bad input, or 4 for want of memory."""
     open_console()
     summary, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.show", description=summary, epilog=details)
     parser.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and section.key=value")
     parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="the PNG (default: sheet.png)")
-    parser.add_argument("--rows", type=int, default=6, help="number of sequences (default: 6)")
+    parser.add_argument("--rows", type=int, default=6, help=f"number of sequences, up to {MOST_ROWS} (default: 6)")
     parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
     args = parser.parse_intermixed_args(argv)
     composed = None
     try:
-        if args.rows < 1:
-            raise InputError(f"--rows {args.rows}: must be at least 1")
+        if not 1 <= args.rows <= MOST_ROWS:
+            raise InputError(f"--rows {args.rows}: must be from 1 to {MOST_ROWS}")
+        if not 0 <= args.seed < 2**32:
+            raise InputError(f"--seed {args.seed}: must be from 0 to 2**32 - 1")
+        if args.out.suffix.lower() != ".png":
+            raise InputError(f"--out {shown(args.out)}: must be the name of a PNG, such as sheet.png")
         composed = _read(args.words)
+        # torch is imported from here on: the lines above answer at once
+        import torch
+
+        from .loader import build_loaders
+
         config = composed.config
         data = config.data.model_copy(update={"batch_size": args.rows, "train_subset": None})
         device = torch.device("cpu")
@@ -134,8 +146,15 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {args.out}: {error.strerror}", file=sys.stderr)
+        print(f"error: {shown(error.filename or args.out)}: {error.strerror}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        from .sources import lacks_memory
+
+        if not lacks_memory(error):
+            raise
+        print("out of memory; smaller images, or fewer --rows, need less; nothing was drawn", file=sys.stderr)
+        return 4
     print(args.out)
     return 0
 

@@ -17,7 +17,17 @@ from rich.progress import track
 from ..configs.errors import InputError, shown
 from .image_folder import ImageFiles, list_images
 
-__all__ = ["Images", "Layout", "Tally", "check_alike", "enough_memory", "find_layout", "open_images", "read_images"]
+__all__ = [
+    "Images",
+    "Layout",
+    "Tally",
+    "check_alike",
+    "enough_memory",
+    "find_layout",
+    "lacks_memory",
+    "open_images",
+    "read_images",
+]
 
 SPLITS = ("train", "test")
 
@@ -197,9 +207,8 @@ def enough_memory(shape: tuple[int, ...], device: str = "cpu") -> Iterator[None]
     """Within it, images of a shape are read: where memory does not suffice, say how large they are and what helps."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
-        words = ("out of memory", "allocate memory", "enough memory", "new thread")
-        if not isinstance(error, MemoryError) and not any(part in str(error) for part in words):
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
             raise
         count, height, width, _ = shape
         raise InputError(
@@ -208,6 +217,12 @@ def enough_memory(shape: tuple[int, ...], device: str = "cpu") -> Iterator[None]
             "smaller images need less",
             "data.root",
         ) from None
+
+
+def lacks_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether an error says that memory has run out; torch's are RuntimeErrors."""
+    words = ("out of memory", "allocate memory", "enough memory", "new thread")
+    return isinstance(error, MemoryError) or any(part in str(error) for part in words)
 
 
 def check_alike(root: Path | None, splits: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,11 +21,12 @@ from ..configs.console import open_console
 from ..configs.errors import InputError
 from ..configs.files import file_sha256
 from ..configs.interruption import interruptible
-from .beton import INSTALL_HINT, Sidecar, has_ffcv, sidecar_path
-from .sources import SHAPES, SPLITS, Images, Tally, check_alike, find_layout, open_images
+
+if TYPE_CHECKING:
+    from .beton import Sidecar
+    from .sources import Images
 
 __all__ = ["main", "write_beton"]
-
 
 PAGE = 1 << 23  # bytes: FFCV's files grow by pages, none of which an image may cross
 LARGEST_SIDE = 2**16 - 1  # FFCV keeps it in 16 bits
@@ -46,6 +47,9 @@ def write_beton(
     Raises:
         InputError: the images are larger than FFCV can store.
     """
+    from .beton import Sidecar, sidecar_path
+    from .sources import Tally
+
     count, height, width, _ = images.shape
     if max(height, width) > LARGEST_SIDE:
         raise InputError(f"images are {width}x{height}, a beton takes at most {LARGEST_SIDE} pixels a side")
@@ -157,9 +161,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 @interruptible("what was finished is written, nothing by halves")
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns 0, or 2 for bad input."""
+    """Command line; returns 0, 2 for bad input, or 4 for want of memory."""
     open_console()
     args = _parse(argv)
+    # torch is imported from here on: --help answers at once
+    from .beton import INSTALL_HINT, has_ffcv
+    from .sources import SHAPES, SPLITS, check_alike, find_layout, lacks_memory, open_images
+
     try:
         if not has_ffcv():
             raise InputError(f"writing betons needs ffcv; {INSTALL_HINT}")
@@ -186,6 +194,11 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        print("out of memory; smaller images need less; what was finished is written", file=sys.stderr)
+        return 4
     return 0
 
 

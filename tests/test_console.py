@@ -119,6 +119,15 @@ def test_help_is_for_any_console_and_any_reader(command, left):
     assert (result.returncode, result.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_a_command_imports_first_is_light(command):
+    """A signal that arrives before its main function has begun is told of by nobody."""
+    module = f"seqjepa.{command.removesuffix('.py').replace('/', '.')}"
+    heavy = "{'torch', 'matplotlib', 'accelerate', 'torchvision', 'ffcv'}"
+    code = f"import sys, {module}; assert not {heavy} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 def test_a_run_may_have_any_name_on_any_console(tiny, tmp_path):
     """Its files are UTF-8 whatever the console speaks; brackets, colons and dollars are no markup."""
     name = "größe [bold] :smile: $a^$ 大"

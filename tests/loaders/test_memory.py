@@ -1,5 +1,6 @@
 """What reading costs: no copy of all pixels, only the chosen images kept, and advice where memory does not suffice."""
 
+import contextlib
 import resource
 import shutil
 import tracemalloc
@@ -15,7 +16,9 @@ from seqjepa.configs.errors import InputError
 from seqjepa.loaders import sources
 from seqjepa.loaders.config import DataConfig, SequenceConfig
 from seqjepa.loaders.loader import build_loaders
+from seqjepa.loaders.show import main as show
 from seqjepa.loaders.sources import Images, enough_memory, find_layout, read_images
+from seqjepa.loaders.write import main as write
 
 CPU = torch.device("cpu")
 
@@ -51,6 +54,18 @@ def test_no_copy_of_all_pixels_is_made(question):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 26e6  # a channel of 8 MiB of pixels, as NumPy counts it in int64; all pixels are 111 MB
+
+
+@contextlib.contextmanager
+def memory_left(size):
+    """Within it, this process can take so many bytes more."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.fixture
@@ -94,13 +109,35 @@ def test_images_that_fit_no_memory(tmp_path, tiny, refused):
         for number in range(1, 400):
             shutil.copy(tmp_path / split / "a" / "0.png", tmp_path / split / "a" / f"{number}.png")  # of 18 KB
     words = tiny("data.dataset=imagefolder", f"data.root={tmp_path}", "data.batch_size=4", "data.train_subset=null")
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), hard))
-    try:
+    with memory_left(4 << 30):
         refused(words, "data.root: 400 images of 2000x3000 pixels are 6.71 GiB, more memory than cpu has left; betons")
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A folder of images of 75 MB each, the first of which does not fit what a test leaves."""
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(np.zeros((5000, 5000, 3), np.uint8)).save(tmp_path / split / "a" / f"{number}.png")
+    return tmp_path
+
+
+def test_an_image_that_fits_no_memory(large, tiny, refused, capsys):
+    folder = ("data.dataset=imagefolder", f"data.root={large}", "data.batch_size=2", "data.train_subset=null")
+    told = "data.root: 2 images of 5000x5000 pixels are 0.14 GiB, more memory than cpu has left"
+    with memory_left(48 << 20):
+        refused(tiny(*folder), told)
+        assert show(["configs/smoke.yaml", *folder, "--rows", "2", "--out", str(large / "sheet.png")]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_betons_of_images_that_fit_no_memory(large, capsys):
+    pytest.importorskip("ffcv")  # which takes some memory itself
+    with memory_left(48 << 20):
+        assert write([str(large), str(large / "out")]) == 4
+    assert capsys.readouterr().err == "out of memory; smaller images need less; what was finished is written\n"
+    assert not list((large / "out").iterdir())
 
 
 def test_whatever_says_that_memory_is_lacking_is_explained():

@@ -64,10 +64,17 @@ def test_says_what_is_wrong_in_one_line(tmp_path, capsys):
     refused(
         "twisted.yaml: sequnce = {'kind': 'rotation'}: unknown key, did you mean sequence?", f"{tmp_path}/twisted.yaml"
     )
-    refused("--rows 0", digits, "--rows", "0")
+    for rows in (0, -1, 65, 900):
+        refused(f"--rows {rows}: must be from 1 to 64", digits, "--rows", str(rows))
+    for seed in (-1, 2**32, 99999999999999999999):
+        refused(f"--seed {seed}: must be from 0 to", digits, "--seed", str(seed))
+    for name in ("s.xyz", "sheet", "sheet.pdf"):
+        assert main([digits, "--out", str(tmp_path / name)]) == 2
+        assert f"--out {tmp_path / name}: must be the name of a PNG" in capsys.readouterr().err
     assert main([digits, "--out", str(tmp_path / "a.png"), "--rows", "1", "sequence.num_observed=1"]) == 0
     (tmp_path / "file").write_text("")
     assert main([digits, "--out", str(tmp_path / "file" / "sheet.png")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: File exists\n"
 
 
 def test_refuses_what_training_refuses_in_its_words(tmp_path, capsys, monkeypatch):
