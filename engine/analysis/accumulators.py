@@ -1,4 +1,4 @@
-"""Metrics that accumulate on the device, so that a step needs no host sync; one copy to the host ends an epoch."""
+"""Metrics that accumulate on the device without host syncs, and are copied to the host once per epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["R2", "Mean", "MetricBank", "centred_cosine"]
 
 
 class Mean(nn.Module):
-    """Mean of scalars with a scale (100 makes percent)."""
+    """Mean of scalars, multiplied by `scale` (100 for percent)."""
 
     def __init__(self, scale: float = 1.0):
         super().__init__()
@@ -32,8 +32,7 @@ class Mean(nn.Module):
 class R2(nn.Module):
     """Coefficient of determination of each target dimension: 1 - residual / variance, over all items.
 
-    A dimension that is constant in the data has no R² and is left out (defect D5 of the reference, where it
-    counts as 0).
+    A dimension that is constant in the data has no R² and is left out; the reference code counts it as 0.
     """
 
     def __init__(self, dims: int):
@@ -43,7 +42,7 @@ class R2(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Add items: [N, dims] each."""
+        """Add N items; both tensors are [N, dims]."""
         target = target.detach().to(self.total.dtype)
         self.total += target.sum(0)
         self.squares += target.square().sum(0)
@@ -72,7 +71,7 @@ class MetricBank(nn.ModuleDict):
             buffer.zero_()
 
     def collect(self, accelerator) -> MetricBank:
-        """A copy on the CPU that sums over all processes: the one host sync."""
+        """A copy on the CPU, summed over all processes. This is the only host sync."""
         flat = torch.cat([buffer.flatten() for buffer in self.buffers()])
         flat = accelerator.reduce(flat, reduction="sum").cpu()
         host = MetricBank({name: type(metric)(*_arguments(metric)) for name, metric in self.items()})
@@ -86,13 +85,13 @@ def _arguments(metric: nn.Module) -> tuple[float | int, ...]:
 
 
 def centred_cosine(prediction: Tensor, target: Tensor, accelerator) -> float:
-    """Mean cosine of prediction and target after each has lost its mean over all items of all processes.
+    """Mean cosine of prediction and target, each centred by its mean over the items of all processes.
 
     A prediction that is the same for every input scores 0, however close it lies to the mean target.
 
     Args:
-        prediction: this process's, [N, D].
-        target: likewise.
+        prediction: [N, D], the rows of this process.
+        target: [N, D], the rows of this process.
         accelerator: sums over the processes.
     """
     prediction, target = prediction.double(), target.double()

@@ -1,4 +1,4 @@
-"""Is the representation collapsing? Figures from one pass over features, and a word when they cross a threshold."""
+"""Is the representation collapsing? Metrics of the spectrum of features, and warnings when they cross a threshold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .config import DiagnosticsConfig
 __all__ = ["COLLAPSE_METRICS", "REFERENCE_NAMES", "Moments", "collapse_warnings", "participation", "spectrum_figures"]
 
 COLLAPSE_METRICS = ("effective_rank", "participation", "rankme", "variance", "variance_min", "isotropy", "pair_cosine")
-# what the reference logged as rank: the participation ratio of singular values, of z and of agg
+# the reference code's names for the rank (participation ratio of the singular values) of z and of agg
 REFERENCE_NAMES = {"z": "rank_eq_eff", "agg": "rank_inv_eff"}
 RANKME_EPS = 1e-7
 
@@ -36,20 +36,20 @@ class Moments(nn.Module):
         self.count += len(features)
 
     def spectrum(self) -> Tensor:
-        """Singular values of the centred features over √N, falling [D]."""
+        """Singular values of the centred features over √N, in falling order [D]."""
         mean = self.total / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
         return torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().flip(0)
 
     def compute(self) -> dict[str, float]:
-        """The `COLLAPSE_METRICS`, and `reference_rank`; NaN for fewer than two features, or where one is not finite.
+        """The `COLLAPSE_METRICS` and `reference_rank`; NaN for fewer than two features, or if one is not finite.
 
         With λ the eigenvalues of the covariance in D dimensions and σ the singular values of the features:
 
         - effective_rank: exp of the entropy of the centred σ / Σσ (Roy & Vetterli, 2007)
         - participation: (Σλ)² / Σλ²
         - rankme: exp of the entropy of the uncentred σ / Σσ (Garrido et al., arXiv 2210.02885)
-        - variance, variance_min: mean and least of the dimensions' variances
+        - variance, variance_min: mean and smallest variance of a dimension
         - isotropy: participation over the directions that N features can have, min(N - 1, D); 1 for a sphere
         - pair_cosine: mean cosine of two different features
         - reference_rank: (Σσ)² / Σσ² of the centred σ
@@ -72,13 +72,13 @@ class Moments(nn.Module):
 
 
 def participation(values: Tensor) -> float:
-    """(Σv)² / Σv² of values that are not negative: how many of them there effectively are; 0 if all vanish."""
+    """Effective number (Σv)² / Σv² of non-negative values; 0 if all are 0."""
     squares = values.square().sum().item()
     return values.sum().item() ** 2 / squares if squares else 0.0
 
 
 def spectrum_figures(eigenvalues: Tensor, count: int) -> dict[str, float]:
-    """Effective rank, participation, the reference code's rank and isotropy of eigenvalues [D] of `count` features."""
+    """Effective rank, participation, the reference code's rank and isotropy for eigenvalues [D] of `count` features."""
     singular = eigenvalues.sqrt()
     share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
     possible = max(1, min(count - 1, len(eigenvalues)))
@@ -91,7 +91,7 @@ def spectrum_figures(eigenvalues: Tensor, count: int) -> dict[str, float]:
 
 
 def collapse_warnings(metrics: dict[str, float], config: DiagnosticsConfig) -> list[str]:
-    """A sentence for each sign of collapse in the metrics of a validation."""
+    """One warning for each sign of collapse in the metrics of a validation."""
     found = []
     for feature in REFERENCE_NAMES:
         rank, cosine = metrics[f"participation_{feature}"], metrics[f"pair_cosine_{feature}"]

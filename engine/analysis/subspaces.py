@@ -1,7 +1,7 @@
-"""The subspaces in which factors of variation move features, and how they lie to each other.
+"""The subspaces in which factors of variation move features, and how these subspaces relate to each other.
 
-A factor's displacement is the feature less the mean of its own anchor over the sweep, so that what distinguishes the
-anchors is not in it. All computations are in double precision, on the CPU.
+A factor's displacement is the feature minus its anchor's mean over the sweep, which removes what distinguishes the
+anchors. All computations are in double precision, on the CPU.
 """
 
 from __future__ import annotations
@@ -68,28 +68,28 @@ def fit_subspace(sweep: Sweep, dims: int) -> Subspace:
 
 
 def overlap(one: Tensor, other: Tensor) -> float:
-    """Mean squared cosine of the principal angles of two bases [D, k]: 1 if one holds the other, 0 if orthogonal.
+    """Mean squared cosine of the principal angles of two bases [D, k]: 1 if one contains the other, 0 if orthogonal.
 
-    Two random subspaces overlap by about the larger k over D. The reference divides by the product of the dimensions
-    instead, so that a plane overlaps with itself by a half (defect D10).
+    Random subspaces overlap by about the larger k over D. The reference code divides by the product of the
+    dimensions instead, so that a plane's overlap with itself is one half.
     """
     return (one.T @ other).square().sum().item() / min(one.shape[1], other.shape[1])
 
 
 def principal_angles(one: Tensor, other: Tensor) -> Tensor:
-    """Principal angles of two bases [D, k] in degrees, rising, as many as the smaller k (Björck & Golub, 1973)."""
+    """Principal angles of two bases [D, k] in degrees, rising; as many as the smaller k (Björck & Golub, 1973)."""
     cosines = torch.linalg.svdvals(one.T @ other).clamp(max=1)
     return torch.rad2deg(cosines.acos())
 
 
 def plane_curves(sweep: Sweep) -> Tensor:
-    """Displacements [N, S, 2] in their first two principal directions, each anchor's curve scaled to rms radius 1."""
+    """Displacements [N, S, 2] in their first two principal directions, each anchor's curve scaled to RMS radius 1."""
     curves = sweep.moved @ sweep.principal[1][:, :2]
     return curves / curves.square().sum(-1).mean(1).sqrt()[:, None, None].clamp(min=torch.finfo(curves.dtype).tiny)
 
 
 def fit_circle(points: Tensor) -> Circle:
-    """The circle that is algebraically nearest to points [N, 2] (Kåsa, 1976)."""
+    """The circle with the least algebraic distance to points [N, 2] (Kåsa, 1976)."""
     design = torch.cat([2 * points, torch.ones_like(points[:, :1])], dim=1)
     solution = torch.linalg.lstsq(design, points.square().sum(1, keepdim=True)).solution[:, 0]
     center = solution[:2]
@@ -101,8 +101,8 @@ def fit_circle(points: Tensor) -> Circle:
 def _phase(curves: Tensor, degrees: Tensor) -> tuple[float, int]:
     """How well the polar angle of curves [N, S, 2] follows a multiple of the factor's angle [S], and which multiple.
 
-    1 if it does so exactly. Any smooth closed curve goes round somehow and scores 0.5 or 0.6: read it beside the
-    control. What looks the same after half a turn goes round twice.
+    1 if it does so exactly. Any smooth closed curve goes round somehow and scores 0.5 or 0.6, so compare with the
+    control. The curve of an image that looks the same after half a turn goes round twice.
     """
     polar = torch.atan2(curves[..., 1], curves[..., 0])
     turn = torch.deg2rad(degrees.to(polar))
@@ -117,14 +117,14 @@ def _phase(curves: Tensor, degrees: Tensor) -> tuple[float, int]:
 def subspace_metrics(
     sweeps: dict[str, Sweep], before: dict[str, Tensor] | None = None
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Figures of each factor's subspace, and its basis.
+    """Metrics of each factor's subspace, and its basis.
 
     - subspace_ev_<f>_<k>: variance explained by its k principal directions
     - subspace_effrank_<f>: participation ratio of its spectrum
     - subspace_coordpr_<f>: participation ratio of the coordinates in its basis
     - subspace_shared_<f>: share of the variance that is the mean curve of all anchors
-    - subspace_energy_<f>: its variance over that between anchors
-    - subspace_overlap_<f>_<g>, subspace_angle_<f>_<g>: of two factors; the smallest principal angle, in degrees
+    - subspace_energy_<f>: its variance, relative to the variance between anchors
+    - subspace_overlap_<f>_<g>, subspace_angle_<f>_<g>: overlap of two factors; smallest principal angle in degrees
     - subspace_stability_<f>: overlap with its basis in `before`
     - circle_error_<f>: distance of an angle's curves in their plane from the fitted circle, over its radius
     - circle_phase_<f>, circle_turns_<f>: how well they go round with the angle, and how often in a whole turn
@@ -132,8 +132,8 @@ def subspace_metrics(
     All but the energy are NaN for a factor that moves nothing.
 
     Args:
-        sweeps: by the factor's name.
-        before: bases of an earlier epoch.
+        sweeps: sweeps by the name of their factor.
+        before: bases of an earlier epoch, by the name of their factor.
     """
     metrics, bases = {}, {}
     for name, sweep in sweeps.items():

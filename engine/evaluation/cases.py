@@ -1,4 +1,4 @@
-"""Checkpoints that are evaluated."""
+"""Opens the checkpoints that are to be evaluated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Case(NamedTuple):
     state: TrainingState
     model: SeqJEPA
     config: Config
-    folder: Path  # of its results
+    folder: Path  # where its results are written
 
     @property
     def protocols(self) -> list[str]:
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def open_case(path: Path, overrides: list[str], number: int) -> Case:
-    """Read a checkpoint and see that all but its data can be used; `number` is its place among several, or 0."""
+    """Read a checkpoint and check everything but its data; `number` is its position among several, or 0."""
     found = find_checkpoint(path)
     if found is None:
         raise InputError(f"{path}: neither a checkpoint nor a run folder that has one")
@@ -41,11 +41,11 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         found = found.parent / found.readlink()
     try:
         tensors, state = read(found, files=("model",))
-        # where results go is for the user to say, not for the file
+        # the user, not the checkpoint, decides where results go
         here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
         saved = state.config | here
         config = compose(overrides, Config, (f"{found}", saved)).config
-        action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # of images of any size
+        action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # same for any image size
         model = build_model(config.model, config.target, action_dim)
         load_model(model, tensors["model"])
     except InputError as error:

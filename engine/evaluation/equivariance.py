@@ -16,21 +16,22 @@ from .protocols import HELD_OUT, logistic_regression, ridge_regression
 
 __all__ = ["action_features", "equivariance_metrics", "read_moved", "within_share"]
 
-COMPONENTS = 64  # of z, that actions act on
+COMPONENTS = 64  # principal components of z on which the action's map acts
 
 
 @torch.no_grad()
 def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Callable[[], None]) -> dict[str, Tensor]:
-    """Features of a loader's sequences of M + 1 observed views, of which the first may be the image as it is.
+    """Features of a loader's sequences of M + 1 observed views, of which the first may be the unchanged image.
 
     Args:
-        network: whose last length is M.
-        loader: of the sequences.
+        network: the frozen network; its last length is M.
+        loader: loader of the sequences.
         progress: called after each batch.
 
     Returns:
-        By name, a row a sequence: `first` and `second`, z of the first two views; `agg` of the M views after the first;
-        `actions` from the first view to the second, which that aggregate is not told; `labels`, `index`.
+        Tensors by name, with one row per sequence: `first` and `second`, z of the first two views; `agg` of the M views
+        after the first; `actions` from the first view to the second, which that aggregate does not receive; `labels`;
+        `index`.
     """
     model, length = network.model, network.lengths[-1]
     batches = []
@@ -52,23 +53,23 @@ def equivariance_metrics(
     factors: dict[str, slice],
     num_classes: int,
 ) -> dict[str, float]:
-    """What the action does to features, and what it leaves.
+    """Which features change with the action, and which do not.
 
-    - equivariance_error: of z(g x) predicted from z(x) by a map that is linear in z(x), with coefficients that depend
-      on the action (`action_features`); residual over variance, 1 no better than the mean
-    - equivariance_error_without_action: the same from z(x) alone: what knowing the action is worth
+    - equivariance_error: error of z(g x) predicted from z(x) by a map that is linear in z(x), with coefficients that
+      depend on the action (`action_features`); residual over variance, so 1 is no better than the mean
+    - equivariance_error_without_action: the same from z(x) alone; the difference is what knowing the action is worth
     - invariance_error_agg, invariance_error_z: share of the variance that lies between two sequences of one image, for
-      agg of moved views and for z of one of them: 0 invariant, 1 no trace of the image
-    - probe_class_acc_inv, probe_class_acc_eq, gap_class: class from the same two, percent
-    - probe_action_r2_eq, probe_action_r2_inv, gap_action: action from the first view to the second, from the z of both
-      and from agg, which sees the second but is not told the action
+      agg of transformed views and for z of one of them; 0 is invariant, 1 means no trace of the image
+    - probe_class_acc_inv, probe_class_acc_eq, gap_class: class from that agg and that z, percent
+    - probe_action_r2_eq, probe_action_r2_inv, gap_action: action from the first view to the second, predicted from the
+      z of both and from agg, which sees the second view but does not receive the action
 
     Args:
-        train: of `read_moved`.
-        test: likewise, of other images.
-        again: of the same images as `test`, with other draws.
-        factors: factor to its dimensions of the action.
-        num_classes: of the labels.
+        train: features that `read_moved` returns, of training images.
+        test: the same of test images.
+        again: the same of the images of `test`, with other draws.
+        factors: maps each factor to its dimensions of the action.
+        num_classes: number of classes of the labels.
     """
     held_out = train["index"] % HELD_OUT == 0
     metrics: dict[str, float] = {}
@@ -104,10 +105,10 @@ def equivariance_metrics(
 
 
 def action_features(actions: Tensor, factors: dict[str, slice]) -> Tensor:
-    """Actions [N, A], and within each factor of several numbers their products, [N, A'].
+    """Actions [N, A] and, within each factor of several numbers, the products of these numbers: [N, A'].
 
-    Of the sine and cosine of a turn that makes all functions of a turn up to the second harmonic, and any function
-    of a right angle: what an image looks like after half a turn is within reach.
+    With the sine and cosine of an angle, these span all functions of the angle up to the second harmonic, and every
+    function of right angles, so the map can express what an image looks like after half a turn.
     """
     parts = [actions]
     for dims in factors.values():

@@ -1,4 +1,4 @@
-"""A frozen network's features, what is asked of them, and the untrained network beside it."""
+"""Features of a frozen network, the probes on them, and the untrained network to compare with."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from ..runtime.accelerator import build_accelerator
 
 __all__ = ["FrozenNetwork", "FrozenProbe", "leakage_length", "open_evaluation", "questions", "untrained_network"]
 
-CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 has 0.5 % of its start left
+CALIBRATION_BATCHES = 50  # then 0.5 % of the initial value is left in a running average of momentum 0.1
 
 
 class FrozenProbe(NamedTuple):
-    """Something that is predicted from a feature."""
+    """What is predicted from which feature."""
 
-    name: str  # of the metric
+    name: str  # name of the metric
     feature: str  # key of `FrozenNetwork.read`
-    factor: str | None  # None asks for the class
+    factor: str | None  # None for the class
 
 
 def leakage_length(lengths: list[int], num_observed: int) -> int:
-    """Number of views of the aggregate that is asked for the action: that of training, or else the largest."""
+    """Number of views whose aggregate is probed for the action: that of training, or else the largest."""
     return num_observed if num_observed in lengths else lengths[-1]
 
 
 def questions(lengths: list[int], num_observed: int, factors: dict[str, slice]) -> list[FrozenProbe]:
-    """All that is asked of a network.
+    """All probes of a network.
 
     Top-1 of the class from the aggregate of each length, from z of the clean image, and (leakage) from z of the first
     view; R² of each factor of the first action from a pair of z, and (leakage) from the aggregate of `leakage_length`.
-    From two views on that was given the action: its R² says what it keeps of it.
+    An aggregate of two or more views was given the action, so its R² measures how much of it is kept.
 
     Args:
         lengths: numbers of observed views.
-        num_observed: of the training.
-        factors: of the actions.
+        num_observed: number of observed views in training.
+        factors: factors of the actions.
     """
     leaking = leakage_length(lengths, num_observed)
     return [
@@ -60,9 +60,9 @@ class FrozenNetwork:
     """A network in eval mode whose features are read; its teacher and predictor are never run.
 
     Args:
-        model: of which nothing changes.
-        lengths: numbers of observed views, growing.
-        accelerator: precision.
+        model: the network, which is not changed.
+        lengths: numbers of observed views, in rising order.
+        accelerator: sets the precision.
     """
 
     def __init__(self, model: SeqJEPA, lengths: list[int], accelerator: Accelerator):
@@ -72,7 +72,7 @@ class FrozenNetwork:
 
     @torch.no_grad()
     def features(self, batch: Batch) -> dict[str, Tensor]:
-        """Float32 features of a batch by name, [B, ...]: `first`, `pair` and `agg_<length>`."""
+        """Float32 features of a batch, [B, ...], by name: `first`, `pair` and `agg_<length>`."""
         views = max(2, self.lengths[-1])
         with self.accelerator.autocast():
             z = self.model.encode(batch.views[:, :views])  # [B, N, D]
@@ -92,15 +92,15 @@ class FrozenNetwork:
         return table
 
     def read(self, loader: SequenceLoader, epochs: int, progress: Callable[[], None]) -> dict[str, Tensor]:
-        """All that `loader`'s sequences show in so many epochs.
+        """Features of all sequences of `loader` in a number of epochs.
 
         Args:
-            loader: of an evaluation.
+            loader: loader of an evaluation.
             epochs: number of renderings.
             progress: called after each batch.
 
         Returns:
-            Features by name, `clean` among them, and `labels`, first `actions` and `index`, a row a sequence.
+            Features by name, including `clean`, and `labels`, first `actions` and `index`; one row per sequence.
         """
         clean = self.clean(loader)
         batches = []
@@ -115,12 +115,12 @@ class FrozenNetwork:
 def open_evaluation(
     config: Config, num_observed: int, fingerprint: str, say: Callable[[str], None]
 ) -> tuple[Accelerator, Loaders]:
-    """Accelerator, and loaders of an evaluation's sequences.
+    """Build the accelerator and the loaders of an evaluation.
 
     Args:
-        config: of the checkpoint.
-        num_observed: views that the evaluation needs.
-        fingerprint: of the images that the network was trained on.
+        config: config of the checkpoint.
+        num_observed: number of views that the evaluation needs.
+        fingerprint: fingerprint of the images on which the network was trained.
         say: prints a line.
 
     Raises:
@@ -129,7 +129,7 @@ def open_evaluation(
     accelerator = build_accelerator(config.run, 1)
     if accelerator.num_processes > 1:
         raise InputError(f"{accelerator.num_processes} processes: the evaluation runs in one (--num_processes 1)")
-    torch.set_float32_matmul_precision("highest")  # regressions and neighbours are worth more than TF32's ten bits
+    torch.set_float32_matmul_precision("highest")  # regressions and neighbours need more than TF32's ten bits
     data = config.data.model_copy(update={"batch_size": config.eval.batch_size})
     sequence = config.sequence.model_copy(update={"num_observed": num_observed})
     loaders = build_loaders(
@@ -141,14 +141,14 @@ def open_evaluation(
 
 
 def untrained_network(config: Config, loaders: Loaders, accelerator: Accelerator) -> SeqJEPA:
-    """The network that a run started from, its batch-norm statistics those of training batches.
+    """The initial network of a run, with batch-norm statistics of training batches.
 
-    Without them an untrained network would be judged in a state that no training step ever saw.
+    Without these statistics an untrained network would be judged in a state that no training step ever saw.
 
     Args:
-        config: of the run.
-        loaders: of its training, not of an evaluation: the statistics are to be those of the run.
-        accelerator: device and precision.
+        config: config of the run.
+        loaders: loaders of its training, not of an evaluation, so that the statistics are those of the run.
+        accelerator: sets device and precision.
     """
     set_seed(config.run.seed)
     model = build_model(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)

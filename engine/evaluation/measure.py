@@ -1,4 +1,4 @@
-"""Checkpoints measured, each beside its untrained control, and then beside each other."""
+"""Evaluates checkpoints, each beside its untrained control, and then compares them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
     """Evaluate each checkpoint, write its results, and compare them if there are several.
 
     Args:
-        paths: of run folders and checkpoints.
-        overrides: `section.key=value`, over each checkpoint's config.
-        reporter: speaks.
+        paths: run folders and checkpoints.
+        overrides: `section.key=value` words that override each checkpoint's config.
+        reporter: prints progress and results.
 
     Raises:
         InputError: a checkpoint, the data or a folder of results cannot be used.
     """
-    # all of them, before hours are spent on the first
+    # open all of them before hours are spent on the first
     cases = [open_case(path, overrides, number if len(paths) > 1 else 0) for number, path in enumerate(paths, start=1)]
     if any(case.config.eval.subspace for case in cases):
         return [evaluate_subspaces(case, reporter) for case in cases]
@@ -54,7 +54,7 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
 
 
 def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Reporter) -> dict[str, Any]:
-    """Answers of the trained and of the untrained network; the latter's are kept in `controls` for others like it."""
+    """Scores of the trained and of the untrained network; the latter's are cached in `controls` for equal controls."""
     config, settings = case.config, case.config.eval
     lengths, num_observed = settings.lengths, config.sequence.num_observed
     accelerator, loaders = open_evaluation(config, max(2, *lengths), case.state.images, reporter.say)
@@ -103,6 +103,6 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
 
 
 def _control_key(config: Config) -> str:
-    """What decides the untrained network's answers."""
+    """Everything that decides the untrained network's scores."""
     sections = config.model_dump(include={"data", "sequence", "actions", "model", "target", "eval"})
     return json.dumps([sections, config.run.seed, config.run.precision, config.run.deterministic])

@@ -1,10 +1,10 @@
-"""Online probes: small heads, trained on detached features beside the model, that say what the features hold.
+"""Online probes: small heads, trained on detached features beside the model, that show what the features hold.
 
-Four are the reference's (online_*, leakage_*). It compares an MLP on one feature with a linear head on the
-other (defect D18); the matched_* probes put the same head on both sides, so that a gap speaks of the features.
+Four are the reference code's (online_*, leakage_*). It compares an MLP on one feature with a linear head on the
+other; the matched_* probes use the same head on both, so that a gap is due to the features.
 
-The aggregate is given the action of view 0 to view 1 as an input, so its R² measures what it retains of that input,
-not what it sees.
+The aggregate receives the action from view 0 to view 1 as an input, so its R² measures what it retains of that input,
+not what it infers from the views.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class OnlineProbes(nn.Module):
     """All probes, their losses and their metrics.
 
     Args:
-        config: of the probes.
-        num_features: D, of the encoder.
-        token_width: T, of the aggregate.
-        num_classes: of the labels.
-        factors: factor of variation to its dimensions of the action.
+        config: config of the probes.
+        num_features: width D of the encoder's features.
+        token_width: width T of the aggregate.
+        num_classes: number of classes of the labels.
+        factors: maps each factor of variation to its dimensions of the action.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class OnlineProbes(nn.Module):
         """Cross-entropy or mean squared error of each head, by its loss's name.
 
         Args:
-            outputs: of `forward`.
+            outputs: outputs of `forward`.
             labels: [B].
-            actions: [B, V - 1, A]; the first is the target.
+            actions: [B, V - 1, A]; the first one is the target.
         """
         return {
             probe.loss_name: F.cross_entropy(outputs[probe.name], labels)
@@ -152,13 +152,13 @@ class OnlineProbes(nn.Module):
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:
-    """Two hidden layers with ReLU, the reference's head for actions."""
+    """Head with two hidden layers and ReLU, the reference code's for actions."""
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
     )
 
 
 def mean_r2(scores: list[float]) -> float:
-    """Mean of the dimensions that have an R²; NaN if none has."""
+    """Mean over the dimensions that have an R²; NaN if none has."""
     known = [score for score in scores if not math.isnan(score)]
     return sum(known) / len(known) if known else math.nan

@@ -16,7 +16,7 @@ from .probes import mean_r2, mlp
 
 __all__ = ["PROTOCOLS", "fast_protocol", "knn", "logistic_regression", "paper_protocol", "ridge_regression"]
 
-HELD_OUT = 5  # one training image in five chooses a penalty
+HELD_OUT = 5  # one training image in five is held out to choose a penalty
 RIDGE_PENALTIES = [10.0**power for power in range(-6, 2)]
 LOGISTIC_PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
 LOGISTIC_ITERATIONS = 30
@@ -29,20 +29,21 @@ def paper_protocol(
     settings: EvalConfig,
     progress: Callable[[], None],
 ) -> dict[str, float]:
-    """Train all heads together by Adam, views rendered afresh each epoch, and test them.
+    """Train all heads together with Adam, on views rendered anew in each epoch, and test them.
 
-    Linear for classes and an MLP for factors of several numbers (crop, jitter, rotation), both for `eval.epochs`;
-    linear for factors of one (blur, shifts, scale), for `eval.linear_epochs` (seq-JEPA, appendix on evaluation).
+    Heads are linear for classes and MLPs for factors of several numbers (crop, jitter, rotation), trained for
+    `eval.epochs`, and linear for factors of one number (blur, shifts, scale), trained for `eval.linear_epochs`
+    (seq-JEPA, appendix on evaluation).
 
     Args:
-        network: whose features are read.
-        asked: the questions.
-        loaders: of an evaluation's sequences.
-        settings: of the evaluation.
+        network: the frozen network.
+        asked: the probes.
+        loaders: loaders of the evaluation.
+        settings: config of the evaluation.
         progress: called after each batch.
 
     Returns:
-        Percent or R² by the question's name.
+        Percent or R² by the name of the probe.
     """
     dims = loaders.sequence.factors
     test = network.read(loaders.validation, 1, progress)
@@ -58,7 +59,7 @@ def paper_protocol(
     optimizer = torch.optim.Adam(heads.parameters(), lr=settings.lr, fused=True)
     clean = network.clean(loaders.train)
     for epoch in range(settings.epochs):
-        # a head without a gradient rests
+        # a head without a gradient is not updated
         at_work = [question for question in asked if question in lasting or epoch < settings.linear_epochs]
         for batch in loaders.train.epoch(epoch):
             features = network.features(batch) | {"clean": clean[batch.index]}
@@ -89,15 +90,15 @@ def fast_protocol(
     settings: EvalConfig,
     progress: Callable[[], None],
 ) -> dict[str, float]:
-    """Read the features of `eval.renderings` renderings, then solve: logistic and ridge regression, neighbours.
+    """Read the features of `eval.renderings` renderings, then fit logistic and ridge regressions and neighbours.
 
-    Arguments and result as of `paper_protocol`; each class question is also answered by `eval.neighbours` nearest
-    neighbours, as `<name>_knn`.
+    Takes and returns the same as `paper_protocol`; for each class probe, `<name>_knn` is the accuracy of
+    `eval.neighbours` nearest neighbours.
     """
     dims = loaders.sequence.factors
     train = network.read(loaders.train, settings.renderings, progress)
     test = network.read(loaders.validation, 1, progress)
-    held_out = train["index"] % HELD_OUT == 0  # by image, whatever its rendering
+    held_out = train["index"] % HELD_OUT == 0  # all renderings of an image are held out together
     answers = {}
     for question in asked:
         # a clean image is the same in each rendering
@@ -120,7 +121,7 @@ PROTOCOLS: dict[str, Callable[..., dict[str, float]]] = {"fast": fast_protocol, 
 
 
 def _score(question: FrozenProbe, predicted: Tensor, test: dict[str, Tensor], dims: dict[str, slice]) -> float:
-    """Percent of right labels, or the mean R² of the dimensions that vary; NaN if none does."""
+    """Percent of correct labels, or the mean R² of the dimensions that vary; NaN if none does."""
     if question.factor is None:
         return 100 * (predicted == test["labels"]).double().mean().item()
     targets = test["actions"][:, dims[question.factor]]
@@ -134,12 +135,12 @@ def _size(dims: slice) -> int:
 
 
 def ridge_regression(features: Tensor, targets: Tensor, held_out: Tensor, test_features: Tensor) -> Tensor:
-    """Linear regression with an L2 penalty, in double precision; held-out rows choose the penalty, all rows fit.
+    """Linear regression in double precision, whose L2 penalty is chosen on held-out rows; the final fit uses all rows.
 
     Args:
         features: [N, D].
         targets: [N, K].
-        held_out: bool [N].
+        held_out: bool [N]; rows on which the penalty is chosen.
         test_features: [T, D].
 
     Returns:
@@ -152,7 +153,7 @@ def ridge_regression(features: Tensor, targets: Tensor, held_out: Tensor, test_f
 
 
 def _ridge_path(features: Tensor, targets: Tensor, test_features: Tensor) -> list[Tensor]:
-    """Predictions for each of the penalties, from one eigendecomposition."""
+    """Predictions for each penalty, from one eigendecomposition."""
     features, targets, test_features = features.double(), targets.double(), test_features.double()
     mean, target_mean = features.mean(0), targets.mean(0)
     scale = features.std(0).clamp(min=1e-6)
@@ -167,12 +168,12 @@ def _ridge_path(features: Tensor, targets: Tensor, test_features: Tensor) -> lis
 def logistic_regression(
     features: Tensor, labels: Tensor, held_out: Tensor, test_features: Tensor, *, num_classes: int
 ) -> Tensor:
-    """Multinomial logistic regression by L-BFGS; held-out rows choose the L2 penalty on its way down, all rows fit.
+    """Multinomial logistic regression by L-BFGS; its L2 penalty is chosen on held-out rows, the last fit uses all rows.
 
-    Each penalty starts where the last one ended and gets at most thirty iterations: with many classes that stops short
-    of the minimum, which regularises as well.
+    The penalty falls until the accuracy stops rising. Each fit starts from the last one and has at most thirty
+    iterations: with many classes it stops short of the minimum, which also regularises.
 
-    Arguments as of `ridge_regression`, with labels [N]; returns predicted labels [T].
+    Takes the arguments of `ridge_regression`, with labels [N] for targets; returns predicted labels [T].
     """
     mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
     rows, test_rows = (features - mean) / scale, (test_features - mean) / scale
@@ -208,7 +209,7 @@ def _logistic_fit(rows: Tensor, labels: Tensor, start: Tensor, penalty: float) -
 
 
 def knn(features: Tensor, labels: Tensor, test_features: Tensor, *, num_classes: int, k: int) -> Tensor:
-    """Vote of the k nearest neighbours by cosine, each with its similarity as weight; labels [T] of [T, D]."""
+    """Labels [T] of test features [T, D] by a vote of the k nearest neighbours, weighted by cosine similarity."""
     bank = F.normalize(features, dim=-1)
     votes = []
     for part in F.normalize(test_features, dim=-1).split(1024):

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: eval.json, a table, and figures; and how several compare."""
+"""Writes the results of an evaluation (eval.json, a table, figures) and compares several."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .protocols import PROTOCOLS
 __all__ = ["Cell", "agreement", "check_comparable", "compare", "length_grid", "make_folder", "table", "write"]
 
 NETWORKS = ("trained", "untrained")
-FEW = 6  # checkpoints below which a rank correlation says little
+FEW = 6  # with fewer checkpoints a rank correlation says little
 
 
 class Cell(NamedTuple):
-    """Top-1 on agg at a training length and an evaluation length: means over the runs that have both."""
+    """Top-1 on agg at one training length and one evaluation length, averaged over the runs that have both."""
 
     trained: float
     untrained: float
@@ -35,7 +35,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder for results.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,10 +46,10 @@ def make_folder(folder: Path) -> None:
 
 
 def check_comparable(cases: list[Any]) -> None:
-    """Refuse to compare checkpoints of several tasks, or that no protocol was chosen for in common.
+    """Refuse to compare checkpoints of different tasks, or without a common protocol.
 
     Raises:
-        InputError: names the two.
+        InputError: names two such checkpoints.
     """
     first = cases[0]
     for case in cases[1:]:
@@ -76,12 +76,12 @@ def write(result: dict[str, Any], folder: Path, reporter: Reporter) -> None:
 
 
 def compare(results: list[dict[str, Any]], folder: Path, reporter: Reporter) -> None:
-    """Write and print what several evaluations say together: the grid of lengths, and whether the protocols agree.
+    """Write and print a comparison of several evaluations: the grid of lengths, and whether the protocols agree.
 
     Args:
-        results: of runs of one task, with a protocol in common.
+        results: results of runs of one task that have a protocol in common.
         folder: receives comparison.json and lengths_grid.png.
-        reporter: speaks.
+        reporter: prints the tables.
     """
     protocol = next(name for name in reversed(PROTOCOLS) if all(name in result for result in results))
     grid = length_grid(results, protocol)
@@ -144,7 +144,7 @@ def length_grid(results: list[dict[str, Any]], protocol: str) -> dict[int, dict[
 
 
 def agreement(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Kendall's tau between the protocols over the checkpoints, for each metric that both have; {} without both."""
+    """Kendall's tau between the two protocols, for each metric; empty unless two checkpoints have both protocols."""
     both = [result for result in results if all(protocol in result for protocol in PROTOCOLS)]
     if len(both) < 2:
         return {}

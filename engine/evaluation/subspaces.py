@@ -1,4 +1,4 @@
-"""Sweeps, subspaces, equivariance and collapse of a checkpoint, beside its untrained control."""
+"""Measures sweeps, subspaces, equivariance and collapse of a checkpoint, beside its untrained control."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["evaluate_subspaces"]
 def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     """Measure the trained and the untrained network, and write subspace.json and the figures to the case's folder."""
     config, num_observed = case.config, case.config.sequence.num_observed
-    # one view more: the aggregate is asked about those after the first, which is the image itself in some sequences
+    # one extra view: the aggregate is of the views after the first, which is the image itself in some sequences
     accelerator, loaders = open_evaluation(config, num_observed + 1, case.state.images, reporter.say)
     where = {"seed": config.run.seed, "device": accelerator.device}
     training = build_loaders(config.data, config.sequence, config.actions, **where)

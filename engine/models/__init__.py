@@ -1,1 +1,1 @@
-"""Which network is trained? Encoders, aggregator, predictor, and the source of its targets."""
+"""Which network is trained? Encoders, aggregator, predictor, and the source of the targets."""

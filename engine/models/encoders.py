@@ -23,7 +23,7 @@ def _resnet18(config: ModelConfig) -> tuple[nn.Module, int]:
 
 
 def _convnet(config: ModelConfig) -> tuple[nn.Module, int]:
-    """Four convolutions with batch norm, each of the last three halving the image; for 16 to 28 pixels."""
+    """Four convolutions with batch norm, of which the last three halve the image; for images of 16 to 28 pixels."""
     channels = [3, config.width, config.width, 2 * config.width, 4 * config.width]
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(pairwise(channels)):

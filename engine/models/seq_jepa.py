@@ -1,7 +1,7 @@
 """seq-JEPA (arXiv 2505.03176): encoder, action embedding, aggregator, predictor, and a source of targets.
 
 Letters: B batch, M observed views, V = M + 1, C x H x W image, A action, D encoder features, P action embedding,
-T token width: D + P, or D where the aggregator is told no action. E width of predictions: D, or the projector's.
+T token width (D + P, or D if the aggregator receives no actions), E width of predictions (D, or the projector's).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["ActionEmbedding", "Aggregator", "Output", "Predictor", "Projector", 
 
 
 class Reading(NamedTuple):
-    """What one pass over the sequence yields."""
+    """Output of one reading of the sequence."""
 
     agg: Tensor  # [B, T] aggregate of the sequence
     prediction: Tensor  # [B, E] of the target
@@ -29,33 +29,33 @@ class Reading(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a forward pass yields."""
+    """Output of a forward pass."""
 
     z: Tensor  # [B, M, D] encoder features of the observed views
     agg: Tensor  # [B, T] aggregate of the sequence
     prediction: Tensor  # [B, E] of the target
-    target: Tensor  # [B, E] of the target view; after projection and sharpening, where there are any
-    encoded: Tensor  # [B, N, D] encoder features of the views that it saw: M, or V with the target among them
-    target_z: Tensor  # [B, n, D] features of the n targets, without gradient; the first is the last view's
+    target: Tensor  # [B, E] of the target view, after projection and sharpening if the model has them
+    encoded: Tensor  # [B, N, D] features of all views that it encoded: M, or V if the target is among them
+    target_z: Tensor  # [B, n, D] features of the n targets, without gradient; the last view's come first
     projections: Tensor | None = None  # [B, V, E] of all views
-    backwards: Reading | None = None  # of the sequence from its last view to its first
+    backwards: Reading | None = None  # the reading from the last view to the first
 
     @property
     def readings(self) -> list[Reading]:
-        """Of the sequence forwards and, if it was read so too, backwards."""
+        """The forward reading and, if the sequence was also read backwards, the backward one."""
         forwards = Reading(self.agg, self.prediction, self.target)
         return [forwards] if self.backwards is None else [forwards, self.backwards]
 
     def float(self) -> Output:
-        """The same in float32."""
+        """The same output in float32."""
         return self.each(lambda x: x.float())
 
     def first(self, count: int) -> Output:
-        """Of the first `count` sequences."""
+        """The output of the first `count` sequences."""
         return self.each(lambda x: x[:count])
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Output:
-        """With every field changed in one way."""
+        """The output with `change` applied to every field."""
         backwards = None if self.backwards is None else Reading(*map(change, self.backwards))
         return Output(*(x if x is None else change(x) for x in self[:-1]), backwards)
 
@@ -63,8 +63,8 @@ class Output(NamedTuple):
 class ActionEmbedding(nn.Module):
     """Linear map of actions, then batch norm without gain: [N, A] -> [N, P].
 
-    Each action passes once, and only real ones do: the reference normalises twice a step, and counts rows
-    that it then overwrites with zeros (defect D19).
+    Batch statistics are over real actions, each once. The reference code normalises twice per step, and its
+    statistics include rows that it then overwrites with zeros.
     """
 
     def __init__(self, action_dim: int, width: int):
@@ -79,9 +79,9 @@ class ActionEmbedding(nn.Module):
 class Aggregator(nn.Module):
     """Transformer over the views with a learnt AGG token in front: tokens [B, M, T] -> [B, T].
 
-    Post-norm layers with ReLU, and a last LayerNorm. Each layer has its own initial weights (the reference
-    copies one, defect D27). `time_embedding` adds a learnt embedding of the place; without it, order shows only
-    in the actions.
+    Post-norm layers with ReLU, and a last LayerNorm. Each layer has its own initial weights; in the reference code
+    all layers start as copies of one. `time_embedding` adds a learnt position embedding; without it, only the
+    actions carry the order.
     """
 
     MAX_VIEWS = 16
@@ -106,7 +106,7 @@ class Aggregator(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Two-layer MLP with batch norm: aggregate and last action, [B, T + P] -> [B, D]."""
+    """Two-layer MLP with batch norm: aggregate and last action, [B, T + P] -> predictions [B, E]."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int):
         super().__init__()
@@ -122,7 +122,7 @@ class Predictor(nn.Module):
 
 
 class Projector(nn.Module):
-    """Three-layer MLP with batch norm (LeJEPA's head): features [N, D] -> [N, E], of unit length if asked."""
+    """Three-layer MLP with batch norm (LeJEPA's head): features [N, D] -> [N, E], of unit length if `unit`."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, unit: bool = False):
         super().__init__()
@@ -147,17 +147,17 @@ class SeqJEPA(nn.Module):
 
     Args:
         encoder: images [N, C, H, W] -> features [N, D].
-        action_embedding: actions [N, A] -> [N, P]; None where no part is told any.
+        action_embedding: actions [N, A] -> [N, P]; None if neither aggregator nor predictor receives actions.
         aggregator: tokens [B, M, T] -> [B, T].
-        predictor: [B, T + P] -> [B, E], or [B, T] where it is told no action.
+        predictor: [B, T + P] -> [B, E], or [B, T] -> [B, E] if it receives no action.
         target: source of the targets.
-        projector: features [N, D] -> [N, E]; predictions are then of projections.
+        projector: features [N, D] -> [N, E]; with it, predictions are compared with projections.
         sharpening: targets [B, N, E] -> distributions.
         num_features: D.
         token_width: T.
         prediction_width: E.
-        aggregator_action: whether the aggregator is told the actions between the views.
-        predictor_action: whether the predictor is told the action that leads to the target.
+        aggregator_action: whether the aggregator receives the actions between the views.
+        predictor_action: whether the predictor receives the action that leads to the target.
     """
 
     def __init__(
@@ -194,18 +194,19 @@ class SeqJEPA(nn.Module):
         """Encode, aggregate, predict.
 
         Args:
-            views: [B, V, C, H, W]; the last is the target.
-            actions: [B, V - 1, A]; action i carries view i to view i + 1.
-            inverse_actions: [B, V - 1, A]; action i carries view i + 1 back to view i. With them the sequence is also
-                read backwards, and view 0 predicted.
+            views: [B, V, C, H, W]; the last view is the target.
+            actions: [B, V - 1, A]; action i takes view i to view i + 1.
+            inverse_actions: [B, V - 1, A]; action i takes view i + 1 back to view i. If given, the sequence is also
+                read backwards, and view 0 is predicted.
         """
         return self.predict(*self.encode_views(views, both=inverse_actions is not None), actions, inverse_actions)
 
     def encode_views(self, views: Tensor, *, both: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Features [B, N, D] by the encoder, of all views or of the observed ones; and those of the targets.
+        """Features of the encoded views and of the targets, for `predict`.
 
-        The latter are [B, 1, D], or with `both` [B, 2, D], of the last view and of view 0; None where they are among
-        the former.
+        Returns:
+            Encoder features [B, N, D] of all views or of the observed ones, and features of the targets: [B, 1, D] of
+            the last view, or with `both` [B, 2, D] of the last view and view 0; None if the former contain them.
         """
         if self.target.joint:
             return self.encode(views), None
@@ -215,7 +216,7 @@ class SeqJEPA(nn.Module):
     def predict(
         self, z: Tensor, target_z: Tensor | None, actions: Tensor, inverse_actions: Tensor | None = None
     ) -> Output:
-        """All that follows the encoder; arguments as `encode_views` returns and `forward` takes them."""
+        """Everything after the encoder; takes what `encode_views` returns and the actions of `forward`."""
         num_observed = actions.shape[1]
         both = inverse_actions is not None
         if target_z is None:
@@ -232,7 +233,7 @@ class SeqJEPA(nn.Module):
         if not both:
             forwards = self._reading(z[:, :num_observed], self.embed(actions), targets[:, 0])
             backwards = None
-        else:  # one pass through the embedding's batch norm
+        else:  # both directions are normalised together
             embedded = self.embed(torch.cat([actions, inverse_actions.flip(1)]))
             embedded, embedded_back = embedded.chunk(2)
             forwards = self._reading(z[:, :num_observed], embedded, targets[:, 0])
@@ -259,7 +260,7 @@ class SeqJEPA(nn.Module):
 
         Args:
             z: [B, N, D].
-            embedded: [B, N - 1, P]; the last view's token carries none: where it leads is the predictor's question.
+            embedded: [B, N - 1, P]; the last view's token has none, because its action goes to the predictor.
         """
         if not self.aggregator_action:
             return self.aggregator(z)
@@ -269,16 +270,16 @@ class SeqJEPA(nn.Module):
 
 
 def _ends(x: Tensor, both: bool) -> Tensor:
-    """What x [B, N, ...] has last, [B, 1, ...], or last and first, [B, 2, ...]."""
-    return torch.stack([x[:, -1], x[:, 0]], dim=1) if both else x[:, -1:]  # a list as index would wait for the device
+    """The last entry of x [B, N, ...] as [B, 1, ...], or the last and the first as [B, 2, ...]."""
+    return torch.stack([x[:, -1], x[:, 0]], dim=1) if both else x[:, -1:]  # a list as index would sync
 
 
 def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> SeqJEPA:
-    """The network that the config describes, for actions of `action_dim` numbers."""
+    """Build the network that the config describes, for actions of `action_dim` numbers."""
     encoder, features = build_encoder(config)
     uses_actions = config.aggregator_action or config.predictor_action
     token = features + config.action_dim * config.aggregator_action
-    width = config.projector_dim or features  # of predictions
+    width = config.projector_dim or features  # width of predictions
     unit = config.projector_norm == "unit"
     return SeqJEPA(
         encoder,

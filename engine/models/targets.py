@@ -1,4 +1,4 @@
-"""Where the target of the prediction comes from. A new source is one class and one line in `TARGETS`."""
+"""Sources of the prediction's target. A new source is one class and one line in `TARGETS`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ def encode(encoder: nn.Module, views: Tensor) -> Tensor:
 
 
 class Sharpening(nn.Module):
-    """Targets become distributions: softmax((target - center) / temperature), the center a running mean of targets.
+    """Turns targets into distributions: softmax((target - center) / temperature); center is their running mean.
 
-    In training the center moves before it is used, as in the reference. Source: DINO (arXiv 2104.14294), section 3.1.
+    In training the center is updated before it is used, as in the reference code.
+    Source: DINO (arXiv 2104.14294), section 3.1.
     """
 
     def __init__(self, width: int, temperature: float, momentum: float):
         super().__init__()
         self.temperature, self.momentum = temperature, momentum
         self.register_buffer("center", torch.zeros(width))
-        self.group: ProcessGroup | None = None  # processes whose targets are one batch
+        self.group: ProcessGroup | None = None  # processes whose targets form one batch
 
     def forward(self, targets: Tensor) -> Tensor:
-        """Distributions, float32, of targets [B, N, E]."""
+        """Distributions of targets [B, N, E], in float32."""
         targets = targets.float()
         if self.training:
             mean = joined_mean(targets.detach().mean((0, 1)), self.group)
@@ -43,9 +44,9 @@ class Sharpening(nn.Module):
 
 
 class EMATeacher(nn.Module):
-    """The target is the feature of a teacher, whose weights are a moving average of the encoder's.
+    """The target comes from a teacher, whose weights are a moving average of the encoder's.
 
-    In training the teacher normalises by the batch of target views, as in the reference. For evaluation its
+    In training the teacher normalises over the batch of target views, as in the reference code. For evaluation its
     batch-norm statistics are its own (`ignore`), the encoder's (`copy`) or averaged like the weights (`average`).
     """
 
@@ -63,23 +64,23 @@ class EMATeacher(nn.Module):
         return encode(self.teacher, views)
 
     def pairs(self, encoder: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """Each weight of the encoder, and the teacher's that follows it."""
+        """Pairs of a weight of the encoder and the weight of the teacher that follows it."""
         return list(zip(encoder.parameters(), self.teacher.parameters(), strict=True))
 
     def decay(self, step: Tensor, total_steps: int) -> Tensor:
-        """Decay at a step of the training, on the device: float64, 0-dim."""
+        """Decay at a training step, on the device: float64, 0-dim."""
         if self.config.schedule == "constant":
             return torch.full((), self.config.decay, dtype=torch.float64, device=step.device)
         return cosine_decay(step, start=self.config.decay, total_steps=total_steps)
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, decay: Tensor, *, weights: bool = True) -> None:
-        """Follow the encoder by one step; called after the optimiser's.
+        """Move the teacher one step towards the encoder; called after the optimiser's step.
 
         Args:
-            encoder: whose teacher this is.
-            decay: weight of the teacher.
-            weights: False where the optimiser has moved the weights already, and only buffers are left.
+            encoder: the encoder that the teacher follows.
+            decay: weight of the teacher in the average.
+            weights: False if the optimiser has already updated the weights, so that only buffers are left.
         """
         pairs = self.pairs(encoder) if weights else []
         if self.config.buffers != "ignore":
@@ -98,8 +99,8 @@ class EMATeacher(nn.Module):
 class OnlineTarget(nn.Module):
     """The target is the encoder's own feature, without gradient (`stop_gradient`) or with it (`shared`).
 
-    With `batch_statistics=joint` all views pass together, so that target and observed views share batch statistics;
-    with `own` the target views are a batch of their own, as in the reference (defect D22).
+    With `batch_statistics=joint` all views are encoded together, so that target and observed views share batch
+    statistics; with `own` the target views are a batch of their own, as in the reference code.
     """
 
     def __init__(self, config: TargetConfig, encoder: nn.Module):
@@ -108,25 +109,25 @@ class OnlineTarget(nn.Module):
         self.detached = config.kind == "stop_gradient"
 
     def features(self, encoder: nn.Module, views: Tensor) -> Tensor:
-        """Features [B, N, D] of target views [B, N, C, H, W] that pass by themselves."""
+        """Features [B, N, D] of target views [B, N, C, H, W] that are encoded separately."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
             return encode(encoder, views)
 
     def pairs(self, encoder: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """There is no teacher."""
+        """No pairs, because there is no teacher."""
         return []
 
     def decay(self, step: Tensor, total_steps: int) -> Tensor:
-        """Decay of no teacher."""
+        """Decay of 1, because there is no teacher."""
         return torch.ones((), dtype=torch.float64, device=step.device)
 
     def update(self, encoder: nn.Module, decay: Tensor, *, weights: bool = True) -> None:
-        """Nothing to follow."""
+        """Do nothing, because there is no teacher."""
 
 
 TARGETS: dict[str, type[nn.Module]] = {"ema": EMATeacher, "stop_gradient": OnlineTarget, "shared": OnlineTarget}
 
 
 def build_target(config: TargetConfig, encoder: nn.Module) -> nn.Module:
-    """The source of targets that `config.kind` names; its initial state follows `encoder`."""
+    """Build the source of targets that `config.kind` names; its initial state is taken from `encoder`."""
     return TARGETS[config.kind](config, encoder)

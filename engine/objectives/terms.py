@@ -1,4 +1,4 @@
-"""What training minimises: a weighted sum of named terms. A new term is one class and one line in `TERMS`."""
+"""The loss: a weighted sum of named terms. A new term is one class and one line in `TERMS`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VARIANCE_EPS = 1e-4  # VICReg's
 
 
 class Described(Protocol):
-    """What an objective is built from: the config of a run, or anything that has these sections of it."""
+    """What an objective is built from: the config of a run, or any object with these sections."""
 
     @property
     def objective(self) -> ObjectiveConfig: ...
@@ -38,9 +38,9 @@ class Described(Protocol):
 
 
 def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean of 1 - cosine over the batch, for [B, E] each (seq-JEPA, equation of the loss).
+    """Mean of 1 - cosine over the batch, for [B, E] each (the loss of seq-JEPA).
 
-    Features after a ReLU are non-negative: a constant that points at their mean scores low as well, so a small
+    Features after a ReLU are non-negative, so a constant that points at their mean scores low as well: a small
     value is no evidence against collapse.
     """
     return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
@@ -49,7 +49,7 @@ def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
 def cross_entropy(prediction: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Mean over the batch of - Σ target log softmax(prediction / temperature), for [B, E] each (DINO's loss).
 
-    At least the entropy of the target, which is not constant: the term may fall because targets become sharper.
+    Its lower bound is the entropy of the target, which is not constant: the term may fall because targets sharpen.
     """
     return -(target.float() * (prediction.float() / temperature).log_softmax(-1)).sum(-1).mean()
 
@@ -58,8 +58,8 @@ class Term(nn.Module, ABC):
     """A named summand of the objective.
 
     Attributes:
-        weight: factor in the sum; a term of weight 0 is left out.
-        group: processes whose rows are one batch in training; None where each has its own.
+        weight: factor of the term in the sum; a term of weight 0 is left out.
+        group: processes whose rows form one batch in training; None if each process has its own batch.
     """
 
     def __init__(self, weight: float):
@@ -69,16 +69,16 @@ class Term(nn.Module, ABC):
 
     @property
     def joined(self) -> ProcessGroup | None:
-        """`group` in training; validation gives each process the rows of all."""
+        """`group` in training, else None: in validation each process has the rows of all."""
         return self.group if self.training else None
 
     @abstractmethod
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        """Value without the weight, 0-dim float32, of an output at a step (int64, 0-dim) of the training."""
+        """Unweighted value (0-dim float32) for an output at a training step (int64, 0-dim)."""
 
 
 class Prediction(Term):
-    """Distance between prediction and target; the mean of both readings, if there are two."""
+    """Distance between prediction and target, averaged over both readings if there are two."""
 
     def __init__(self, config: Described):
         weight = config.objective.prediction_weight
@@ -116,7 +116,7 @@ class Rate(Term):
 
 
 def normalized(features: Tensor, config: RateConfig) -> Tensor:
-    """Rows as `config.normalize` asks, float32, for [..., D]."""
+    """Features [..., D] in float32, with rows normalised as `config.normalize` says."""
     features = features.float()
     if config.normalize == "unit":
         return F.normalize(features, dim=-1)
@@ -124,9 +124,9 @@ def normalized(features: Tensor, config: RateConfig) -> Tensor:
 
 
 class SIGReg(Term):
-    """SIGReg of the projections, a batch for each view position: views of one image are no independent samples.
+    """SIGReg of the projections, separately for each view position, as views of one image are not independent.
 
-    Source: LeJEPA (arXiv 2511.08544); with the factor B, about 1 for a Gaussian.
+    Source: LeJEPA (arXiv 2511.08544). It includes the factor B, and is about 1 for a Gaussian.
     """
 
     def __init__(self, config: Described):
@@ -139,7 +139,7 @@ class SIGReg(Term):
 
 
 class Variance(Term):
-    """Mean of max(0, 1 - deviation) over dimensions and view positions of the projections (VICReg, equation 1)."""
+    """Mean of max(0, 1 - standard deviation) over dimensions and view positions of projections (VICReg, eq. 1)."""
 
     def __init__(self, config: Described):
         super().__init__(config.vicreg.variance)
@@ -150,7 +150,7 @@ class Variance(Term):
 
 
 class Covariance(Term):
-    """Sum of the squared covariances between dimensions over their number, mean over view positions (VICReg, eq. 4)."""
+    """Sum of squared covariances between dimensions / number of dimensions, mean over views (VICReg, eq. 4)."""
 
     def __init__(self, config: Described):
         super().__init__(config.vicreg.covariance)
@@ -173,10 +173,10 @@ TERMS: dict[str, Callable[[Described], Term]] = {
 
 
 class Objective(nn.Module):
-    """The weighted sum of the terms that have a weight.
+    """The weighted sum of all terms whose weight is not 0.
 
     Attributes:
-        names: `loss_<term>` of each, in the order in which they are logged.
+        names: `loss_<term>` of each term, in the order in which they are logged.
     """
 
     def __init__(self, config: Described):
@@ -187,12 +187,12 @@ class Objective(nn.Module):
         self.names = tuple(f"loss_{name}" for name in self.terms)
 
     def join(self, group: ProcessGroup | None) -> None:
-        """Make the batches of these processes one, in the terms that look at a batch as a whole."""
+        """Treat the batches of these processes as one, in the terms that use statistics of a batch."""
         for term in self.terms.values():
             term.group = group
 
     def comparable(self, prediction: Tensor) -> Tensor:
-        """Predictions [B, E] as they are compared with targets: distributions for cross_entropy. float32."""
+        """Predictions [B, E] as compared with targets, in float32: distributions for cross_entropy, else unchanged."""
         if self.prediction == "cross_entropy":
             return (prediction.float() / self.temperature).softmax(-1)
         return prediction.float()
@@ -201,8 +201,8 @@ class Objective(nn.Module):
         """The weighted sum, and each term without its weight as `loss_<term>`, all 0-dim float32.
 
         Args:
-            output: of the model.
-            step: of the training, int64, 0-dim, on the device: what is random in a term is drawn for it.
+            output: output of the model.
+            step: training step (int64, 0-dim, on the device), which seeds the random draws of a term.
         """
         values = {name: term(output, step) for name, term in self.terms.items()}
         total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
