@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved repetitions, images to work on, and a place in bench/history."""
+"""Shared by the benchmarks: interleaved repetitions, images of noise, and records in bench/history."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ HISTORY = Path(__file__).resolve().parent / "history"
 
 
 def command_line(script: str) -> argparse.ArgumentParser:
-    """A parser whose help is the docstring of the script, as it stands."""
+    """A parser whose help is the unchanged docstring of the script."""
     open_console()
     return argparse.ArgumentParser(description=script, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def existing_folder(name: str) -> Path:
-    """An argument that names a folder."""
+    """Argument type: the path of an existing folder."""
     if not Path(name).is_dir():
         raise argparse.ArgumentTypeError(f"{name}: no such folder")
     return Path(name)
 
 
 def interleaved(contenders: dict[str, Callable[[], int]], repetitions: int = 5) -> dict[str, list[float]]:
-    """Items a second of each contender, in each repetition; they take turns, after a turn that does not count.
+    """Items per second of each contender in each repetition. Contenders take turns; the first turn does not count.
 
     Args:
-        contenders: each does some work and returns how many items that was.
+        contenders: functions that do some work and return the number of items.
         repetitions: number of turns.
     """
     rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -59,7 +59,7 @@ def interleaved(contenders: dict[str, Callable[[], int]], repetitions: int = 5) 
 
 
 def spread(values: list[float]) -> str:
-    """Median, and the range."""
+    """Median and range, as text."""
     return f"{median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
 
 
@@ -70,13 +70,13 @@ def cpu() -> str:
 
 
 def history(name: str, machine: str, suffix: str) -> Path:
-    """Where today's figures of a machine go."""
+    """File for today's results of a machine."""
     HISTORY.mkdir(exist_ok=True)
     return HISTORY / f"{date.today()}-{name}-{re.sub(r'[^a-zA-Z0-9]+', '-', machine).strip('-').lower()}.{suffix}"
 
 
 def record(name: str, rows: list[dict], threads: int) -> Path:
-    """Write the figures to bench/history with machine, versions, commit and command."""
+    """Write the results to bench/history with machine, versions, commit and command."""
     path = history(name, cpu(), "json")
     facts = {"cpu": cpu(), "threads": threads, "versions": versions(), "commit": commit()}
     command = ["python", f"bench/{Path(sys.argv[0]).name}"]
@@ -87,7 +87,7 @@ def record(name: str, rows: list[dict], threads: int) -> Path:
 
 
 def random_images(dataset: str, count: int) -> Images:
-    """Pixels of noise in the shape of a dataset: nothing that is timed depends on what they show."""
+    """Noise in the shape of a dataset, because no timing depends on what images show."""
     side, classes = SHAPES[dataset]
     generator = np.random.default_rng(0)
     pixels = generator.integers(256, size=(count, side, side, 3), dtype=np.uint8)
@@ -95,7 +95,7 @@ def random_images(dataset: str, count: int) -> Images:
 
 
 def loaders_of(images: Images, config: Config, device: torch.device, *, compiled: bool = False) -> Loaders:
-    """Resident loaders of images that are in memory, the same for training and validation."""
+    """Resident loaders of images in memory, which are the same for training and validation."""
     sequence = build_sequence(config.sequence, images.pixels.shape[1:3], config.actions, device)
     store, (mean, std) = ResidentImages(images, device), images.statistics()
     both = []
@@ -107,6 +107,6 @@ def loaders_of(images: Images, config: Config, device: torch.device, *, compiled
 
 
 def wait() -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

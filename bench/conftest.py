@@ -1,4 +1,4 @@
-"""What pytest-benchmark lacks: contenders that take turns, the GPU's name, and a history that it is compared with."""
+"""Adds to pytest-benchmark: contenders that take turns, the GPU's name, and a comparison with the history."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from common import HISTORY, cpu, history, wait
 
 from seqjepa.engine.runtime.provenance import commit, versions
 
-SLOWER = 1.1  # than the last run on the same GPU: a regression
-LEAST = 1e-3  # seconds: what is shorter measures launching, which differs from host to host
+SLOWER = 1.1  # times the last run on the same GPU is a regression
+LEAST = 1e-3  # seconds; shorter benchmarks measure launching, which differs between hosts
 BEFORE = pytest.StashKey[dict]()
 WARM_UP = 3  # turns that do not count: compilation, choice of algorithms, first allocations
 
@@ -40,7 +40,7 @@ def pytest_configure(config):
 
 
 def last_on(gpu: str) -> dict[str, float]:
-    """Medians by the benchmark's name of the newest run in the history on this GPU; empty if there is none."""
+    """Medians by benchmark name, of the newest run on this GPU in the history; empty if there is none."""
     for path in sorted(HISTORY.glob("*-bench-*.json"), reverse=True):
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["machine_info"]["gpu"] == gpu:
@@ -89,9 +89,9 @@ def device() -> torch.device:
 
 @pytest.fixture
 def beside(benchmark, request):
-    """Time `ours`, the others taking their turn before each of its own.
+    """Time `ours`; before each of its turns the other contenders take theirs.
 
-    Ratios are taken turn by turn, so that other work on the machine meets both sides.
+    Ratios are taken turn by turn, so that other work on the machine affects both sides.
     """
 
     def run(

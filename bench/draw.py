@@ -1,4 +1,4 @@
-"""Figures of the newest results in bench/history: throughput by batch, where a step's time goes, and the peer."""
+"""Draws the newest results in bench/history: throughput by batch, where a step's time goes, and the peer."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The kernels beside what they replace: `python bench/kernel_table.py [--device cpu] [--only sigreg,ema]`.
+"""Times the kernels beside what they replace: `python bench/kernel_table.py [--device cpu] [--only sigreg,ema]`.
 
-Contenders take turns, and the first turn does not count: compilation is not timed. No contender is timed whose value or
-gradient is not float64's. On a GPU a turn is what CUDA events enclose, on an idle device whose L2 cache was overwritten
-(cold, as in triton.testing.do_bench): where launching takes longer than the work, it shows launching. `graph_p50_us` is
-the same work replayed from a CUDA graph. A forward runs with gradients enabled; ours then computes its inverse already,
-which its backward spares. Peak memory is what torch's allocator held beyond the inputs, with the forward counted in a
-backward's; workspaces of libraries do not show.
+Contenders take turns, and the first turn does not count, so that compilation is not timed. A contender is timed only
+if its value and gradient agree with float64's. On a GPU a turn is timed by CUDA events, on an idle device with its L2 cache
+overwritten (cold, as in triton.testing.do_bench); if launching takes longer than the work, it is what is timed.
+`graph_p50_us` is the same work replayed from a CUDA graph. A forward runs with gradients enabled; ours then already
+computes the inverse, which saves its backward this work. Peak memory is what torch's allocator held beyond the inputs,
+and a backward's includes the forward; workspaces of libraries are not counted.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ TARGETS = (  # device, what, rows, column, dividend, divisor, least
 
 
 class Contender(NamedTuple):
-    """`prepare` returns the work to time. `moved` is the bytes that it moves; `capture` asks for a CUDA graph."""
+    """`prepare` returns the work to time; `moved` is the bytes it moves; `capture`: also time a CUDA graph."""
 
     prepare: Callable[[], Callable[[], object]]
     error: float
@@ -79,7 +79,7 @@ class Contender(NamedTuple):
 
 
 class Bench:
-    """Measures on one device and writes each row to the history as soon as it is known."""
+    """Measures on one device, and writes each row to the history at once."""
 
     def __init__(self, device: torch.device, repetitions: int, name: str):
         self.device, self.repetitions, self.rows = device, repetitions, []
@@ -135,7 +135,7 @@ class Bench:
         self.rows += rows
 
     def clock(self, work: Callable[[], object]) -> float | tuple[torch.cuda.Event, torch.cuda.Event]:
-        """Seconds of the work; on a GPU the events around it."""
+        """Seconds that the work takes; on a GPU, by CUDA events."""
         if self.device.type == "cpu":
             started = time.perf_counter()
             work()
@@ -153,7 +153,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def peak(self, prepare: Callable[[], Callable[[], object]]) -> int:
-        """Bytes allocated at once. The check of its result has run the work before, so caches are full."""
+        """Peak of allocated bytes. Caches are warm, because the check of the result has run the work before."""
         if self.device.type == "cuda":
             self.wait()
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -174,13 +174,13 @@ class Bench:
 
 
 def quantiles(marks: list) -> list[float]:
-    """p20, p50 and p80 in microseconds."""
+    """The p20, p50 and p80 in microseconds."""
     seconds = [mark if isinstance(mark, float) else mark[0].elapsed_time(mark[1]) / 1e3 for mark in marks]
     return (torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()) * 1e6).tolist()
 
 
 def captured(what: str, prepare: Callable[[], Callable[[], object]]) -> Callable[[], None] | None:
-    """Replay of the work from a CUDA graph; says so where it cannot be captured."""
+    """Replay of the work from a CUDA graph; prints a line if the work cannot be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -199,7 +199,7 @@ def captured(what: str, prepare: Callable[[], Callable[[], object]]) -> Callable
 
 
 def relative(value: Tensor | list[Tensor], exact: Tensor | list[Tensor]) -> float:
-    """Norm of the difference from float64's result, beside the norm of that."""
+    """Norm of the difference from float64's result, relative to the norm of that result."""
     value, exact = ([x] if isinstance(x, Tensor) else x for x in (value, exact))
     difference = sum((a.double() - b).square().sum() for a, b in zip(value, exact, strict=True))
     return (difference / sum(b.square().sum() for b in exact)).sqrt().item()
@@ -215,7 +215,7 @@ def differentiable(
     bench: Bench, kernel: str, case: str, z: Tensor, functions: dict[str, Callable[[Tensor], Tensor]],
     exact: Callable[[Tensor], Tensor], capture: Iterable[str],
 ) -> None:  # fmt: skip
-    """Forward, backward and both of functions from `z` to a number; `exact` is theirs in float64."""
+    """Time forward, backward and both, of functions from `z` to a number; `exact` is the same in float64."""
     wide = z.double().requires_grad_()
     value = exact(wide)
     (gradient,) = torch.autograd.grad(value, wide)
@@ -253,14 +253,14 @@ def compiled(function: Callable) -> Callable:
 
 
 def features(*shape: int, device: torch.device) -> Tensor:
-    """Rows of unit length whose spectrum falls as a power."""
+    """Rows of unit length whose spectrum falls as a power law."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(shape, generator=generator) / torch.arange(1, shape[-1] + 1) ** 0.5
     return nn.functional.normalize(z, dim=-1).to(device)
 
 
 def inflated(z: Tensor, members: Tensor | None = None, *, center: bool = False) -> Tensor:
-    """I + d / (B eps) ZᵀZ as the originals write it, for z [..., B, d]; of classes, with their rows' weights."""
+    """I + d / (B eps) ZᵀZ as the original codes write it, for z [..., B, d]; for classes, with weighted rows."""
     z = z.float()  # LU and Cholesky know no bfloat16
     if center:
         z = z - z.mean(-2, keepdim=True)
@@ -285,7 +285,7 @@ def by_cholesky(z: Tensor, members: Tensor | None = None, *, center: bool = Fals
 
 
 def each(rate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The originals' loop over a batch."""
+    """The loop over a batch, as in the original codes."""
     return lambda z: torch.stack([rate(one) for one in z.unbind()]).sum()
 
 
@@ -334,7 +334,7 @@ def coding_rate_rows(bench: Bench) -> None:
 
 
 def factor_rows(bench: Bench) -> None:
-    """Log-determinants and inverses by either route, at sizes on both sides of where they part."""
+    """Time log-determinants and inverses by both algorithms, at sizes on both sides of the switch between them."""
     usual = cholesky.ONE_PROGRAM
 
     def factored(largest: int, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -363,7 +363,7 @@ def factor_rows(bench: Bench) -> None:
 
 
 def eager_sigreg(z: Tensor, unit: Tensor, table: Tensor) -> Tensor:
-    """LeJEPA's form: cosine and sine of samples x slices x knots. Its directions are not drawn here."""
+    """LeJEPA's form: cosine and sine of samples x slices x knots. Directions are drawn elsewhere."""
     t, phi, weight = table
     angle = (z @ unit)[..., None] * t
     error = (angle.cos().mean(-3) - phi) ** 2 + angle.sin().mean(-3) ** 2
@@ -390,7 +390,7 @@ def sigreg_rows(bench: Bench) -> None:
 
 
 def network(device: torch.device) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
-    """ResNet-18, its parameters, and where its teacher stands: elsewhere."""
+    """ResNet-18, its parameters, and a teacher with other values."""
     torch.manual_seed(0)
     student = resnet18(num_classes=10).to(device)
     parameters = [p.detach() for p in student.parameters()]
@@ -400,7 +400,7 @@ def network(device: torch.device) -> tuple[nn.Module, list[Tensor], list[Tensor]
 def steps(
     bench: Bench, kernel: str, bytes_each: int, numel: int, works: dict[str, Callable], errors: dict[str, float]
 ) -> None:
-    """Time steps on a network's parameters beside a copy, which takes turns with them."""
+    """Time steps on a network's parameters, taking turns with a plain copy."""
     source = torch.ones(2**28 if bench.device.type == "cuda" else 2**26, device=bench.device)
     target = torch.zeros_like(source)
     contenders = {
@@ -481,7 +481,7 @@ def fused_adamw(parameters: list[Tensor], teacher: list[Tensor], on_gpu: bool) -
 
 
 def compiled_adamw(parameters: list[Tensor], teacher: list[Tensor], on_gpu: bool) -> Callable[[], object]:
-    """AdamW's own function and the average in one graph, for Inductor to fuse: in `optimizer.step` the graph breaks."""
+    """AdamW's own function and the EMA in one graph that Inductor can fuse; `optimizer.step` would break the graph."""
 
     def step(parameters, grads, first, second, counts, teacher):
         adamw(
@@ -497,7 +497,7 @@ def compiled_adamw(parameters: list[Tensor], teacher: list[Tensor], on_gpu: bool
 
 
 def three_steps(start: list[Tensor], grads: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Moves of parameters and teachers in float64, where the gradient changes from step to step."""
+    """Changes of parameters and teachers in float64, with a gradient that changes from step to step."""
     moves = [], []
     for p, grad, t in zip(start, grads, teacher, strict=True):
         now, m, v, follower = p.double(), torch.zeros_like(p).double(), torch.zeros_like(p).double(), t.double()
@@ -512,7 +512,7 @@ def three_steps(start: list[Tensor], grads: list[Tensor], teacher: list[Tensor])
 
 
 def show(bench: Bench, console: Console) -> None:
-    """Medians with p20 and p80; of what has a gradient, forward and backward together."""
+    """Print medians with p20 and p80; for functions with a gradient, of forward and backward together."""
     for kernel in dict.fromkeys(row["kernel"] for row in bench.rows):
         rows = [row for row in bench.rows if row["kernel"] == kernel]
         if any(row["mode"] == "both" for row in rows):
@@ -536,7 +536,7 @@ def cell(row: dict) -> str:
 
 
 def judge(bench: Bench) -> None:
-    """Targets, reached or missed, by medians."""
+    """Print which targets are reached or missed, by medians."""
     for device, what, where, column, above, below, least in TARGETS:
         above, below = (bench.row(**where, provider=name) for name in (above, below))
         if device != bench.device.type:

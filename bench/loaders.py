@@ -1,7 +1,7 @@
-"""What feeds a training step: FFCV, resident and torch's DataLoader with Pillow: `python bench/loaders.py CIFAR100`.
+"""Compares loaders (FFCV, resident, torch's DataLoader with Pillow): `python bench/loaders.py CIFAR100`.
 
-CIFAR100 is a folder with train/ and test/, or torchvision's own. Beside the sequences a second that each loader yields
-stands what the training step of this machine consumes (ResNet-18, all of the paper's model, batch 64).
+CIFAR100 is a folder with train/ and test/, or torchvision's own. Each loader's sequences per second are given beside
+what the training step of this machine consumes (the paper's whole model with ResNet-18, batch 64).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def training_step(words: list[str], accelerator):
-    """Sequences of a few optimiser steps of the paper's model, waited for."""
+    """Number of sequences in a few finished optimiser steps of the paper's model."""
     config = compose([*words, f"data.batch_size={STEP_BATCH}"]).config
     loaders = build_loaders(config.data, config.sequence, config.actions, seed=0, device=accelerator.device)
     training = TrainingStep(config, loaders, accelerator)
@@ -76,7 +76,7 @@ def training_step(words: list[str], accelerator):
 
 
 def epoch_of(loader):
-    """Sequences of one epoch, waited for."""
+    """Number of sequences in one finished epoch."""
 
     def work() -> int:
         total = sum(len(batch.views) for batch in loader.epoch(0))

@@ -1,8 +1,8 @@
-"""The same experiment as the reference code runs it: what a user would have instead.
+"""The same experiment, run as the reference code (see README.md) runs it: what a user would have instead.
 
-torch's DataLoader with Pillow, a view at a time; fp32 with TF32 convolutions, eager, in NCHW; cuDNN deterministic;
-AdamW and a Python loop for the teacher; four probes with an optimiser each; values read back in each step. Model,
-objective and probes are ours, so that the difference is how they are run.
+It uses torch's DataLoader with Pillow, one view at a time; fp32 with TF32 convolutions, eager, in NCHW; cuDNN
+deterministic; AdamW and a Python loop for the teacher; four probes with an optimiser each. It reads values back in each
+step. Model, objective and probes are ours, so that only the way they are run differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Peer"]
 
 @contextmanager
 def _reference_settings() -> Iterator[None]:
-    """torch's defaults, and what the reference sets; put back afterwards."""
+    """Use torch's defaults and the settings of the reference code, and restore ours afterwards."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -38,13 +38,13 @@ def _reference_settings() -> Iterator[None]:
 
 
 class Peer:
-    """A training loop that is asked for one step at a time.
+    """A training loop that runs one step at a time.
 
     Args:
-        config: of the experiment: its sequences, model (with an EMA teacher), objective, learning rate and batch.
-        images: to train on.
-        device: to train on.
-        workers: of the DataLoader.
+        config: config of the experiment: sequences, model (with an EMA teacher), objective, learning rate and batch.
+        images: images to train on.
+        device: device to train on.
+        workers: number of the DataLoader's workers.
     """
 
     def __init__(self, config: Config, images: Images, device: torch.device, workers: int):
@@ -80,7 +80,7 @@ class Peer:
         self.step_number = torch.zeros((), dtype=torch.long, device=device)
 
     def step(self) -> float:
-        """Fetch a batch and learn from it; returns the loss."""
+        """Fetch a batch and train on it; returns the loss."""
         try:
             views, told, labels = next(self.batches)
         except StopIteration:  # the loader's workers start again in each epoch
@@ -91,7 +91,7 @@ class Peer:
             return self.learn(views.to(self.device), told.to(self.device), labels.to(self.device))
 
     def learn(self, views: torch.Tensor, told: torch.Tensor, labels: torch.Tensor) -> float:
-        """One step on a batch that is on the device."""
+        """Train one step on a batch that is on the device."""
         moves = F.normalize(told, dim=1).diff(dim=1) if self.augmented else told
         self.model.train()
         self.optimizer.zero_grad()
@@ -119,7 +119,7 @@ class Peer:
         return value
 
     def probe(self, name: str, features: torch.Tensor, target: torch.Tensor) -> None:
-        """A step of one probe, whose predictions go to the host."""
+        """Train one probe for a step, and copy its predictions to the host."""
         optimizer, (predicted, targets) = self.head_optimizers[name], self.kept[name]
         optimizer.zero_grad()
         guess = self.heads[name](features)

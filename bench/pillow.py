@@ -1,4 +1,4 @@
-"""Action sequences as torchvision's users write them: a Pillow image in, its views and what moves between them out."""
+"""Action sequences as users of torchvision write them: from a Pillow image to its views and their actions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Drawn = tuple[Tensor, Tensor]
 
 
 class PillowSequences(Dataset):
-    """One sequence an image: (views [V, 3, H, W], told, label); `told` as `pillow_sequence` has it."""
+    """One sequence per image: (views [V, 3, H, W], told, label), with `told` as in `pillow_sequence`."""
 
     def __init__(self, images: Images, config: SequenceConfig):
         self.pixels, self.labels = images.pixels, images.labels.tolist()
@@ -37,10 +37,11 @@ class PillowSequences(Dataset):
 
 
 def pillow_sequence(config: SequenceConfig, mean: tuple, std: tuple) -> Callable[[Image.Image], Drawn]:
-    """Draws the sequence of an image: normalised views [V, 3, H, W], and what is told of them.
+    """A function that draws an image's sequence: normalised views [V, 3, H, W], and numbers that give their actions.
 
-    That is the moves [V - 1, A] of turns and affine maps, and the nine absolute parameters [V, 9] of augmentations,
-    whose differences the reference takes on the device. A gray image stays gray until its views are tensors.
+    For rotations and affine maps these are the actions [V - 1, A]; for augmentations, the nine absolute parameters
+    [V, 9], whose differences the reference code takes on the device. A gray image stays gray until its views are
+    tensors.
     """
 
     def finish(view: Image.Image) -> Tensor:
@@ -91,7 +92,7 @@ def _moved(image: Image.Image, config: SequenceConfig) -> tuple[Image.Image, tup
 
 
 class _Augmentation:
-    """A view by torchvision's functions on Pillow images, and its crop, jitter and blur."""
+    """Makes a view by torchvision's functions on Pillow images, with its parameters of crop, jitter and blur."""
 
     def __init__(self, config: SequenceConfig):
         self.config = config

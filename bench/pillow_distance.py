@@ -1,6 +1,6 @@
-"""Distance of views to torchvision's, on floats and on Pillow's bytes: `python bench/pillow_distance.py CIFAR100`.
+"""Distance of views from torchvision's, on floats and on Pillow's bytes: `python bench/pillow_distance.py CIFAR100`.
 
-Pillow rounds to whole gray levels after each operation; the distances to it are reported, not judged.
+Pillow rounds to whole gray levels after each operation, so distances from it are reported but not judged.
 """
 
 from __future__ import annotations

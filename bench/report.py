@@ -1,10 +1,10 @@
-"""How fast a training step is, where its time goes, what it costs, and how far the hardware's limit is.
+"""Reports how fast a training step is, where its time goes, what it costs, and how far it is from the hardware's limit.
 
     python bench/report.py                                  # the paper's configuration on this machine
     python bench/report.py --task cifar10_rot --price 0.20 run.compile=graph
 
-Prints tables and writes bench/history/<date>-report-<machine>.json. Peaks of the hardware are measured here; for cards
-that are not here there is a projection, called one. bench/draw.py draws what the history holds.
+Prints tables and writes bench/history/<date>-report-<machine>.json. Peaks of the hardware are measured; for
+cards that are not present there is a projection, which is labelled as one. bench/draw.py draws the results.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCHES = {"cpu": (16, 32, 64, 128), "cuda": (64, 128, 256, 512, 1024)}
 
 
 class Run:
-    """A training step on images of noise, whose parts can be timed."""
+    """A training step on noise images, whose parts can be timed."""
 
     def __init__(self, words: list[str], batch_size: int):
         config = compose([*words, f"data.batch_size={batch_size}"]).config
@@ -51,12 +51,12 @@ class Run:
         self.done = 0
 
     def step(self) -> torch.Tensor:
-        """With its data."""
+        """One step, including its data."""
         self.done += 1
         return self.training.step(next(self.batches), self.done)
 
     def parts(self) -> dict[str, float]:
-        """Seconds of the parts of a step, each by itself and waited for; validation per batch."""
+        """Seconds of each part of a step, timed alone with a sync; of validation, per batch."""
         training, batch = self.training, next(self.batches)
         training.losses.train()
         (given,) = training.step_inputs(batch).split(1)
@@ -97,7 +97,7 @@ class Run:
         return seconds
 
     def flops(self) -> float:
-        """Of a sequence: all products and convolutions of the losses and their gradients, run without a compiler."""
+        """FLOPs per sequence: products and convolutions of the losses and their gradients, uncompiled."""
         training, count = self.training, 2
         given = training.step_inputs(next(self.batches))
         small = type(given)(*(x if x is None else x[:count] for x in given))
@@ -107,7 +107,7 @@ class Run:
         return total / count
 
     def roofline(self) -> float:
-        """Seconds of the convolutions and batch norms of a step: a teacher's views pass without gradients."""
+        """Seconds of the convolutions and batch norms of a step; a teacher's views need no gradients."""
         model, side = self.training.model, self.loaders.sequence.image_size
         count = self.config.sequence.num_observed + model.target.joint
         views = torch.randn(self.batch_size * count, 3, *side, device=self.device)
@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def measure(words: list[str], batch: int) -> dict:
-    """Everything that `show` prints."""
+    """Measure everything that `show` prints."""
     run = Run(words, batch)
     on_gpu = run.device.type == "cuda"
     started = time.perf_counter()
@@ -173,13 +173,13 @@ def measure(words: list[str], batch: int) -> dict:
         "eval_every": run.config.eval.every,
     }
     if run.device.type == "cuda":
-        run.training._step(next(run.batches), measure_gradients=True)  # a logged step, which a graph does not hold
+        run.training._step(next(run.batches), measure_gradients=True)  # a logged step is not part of a CUDA graph
         found["peak_memory_gib"] = torch.cuda.max_memory_reserved() / GIB
     found["rates"] = {batch: batch / step}
     for size in BATCHES[run.device.type]:
         if size != batch:
             del run
-            gc.collect()  # a training step and its graph hold each other
+            gc.collect()  # a training step and its graph refer to each other
             torch.compiler.reset()
             if on_gpu:
                 torch.cuda.empty_cache()
@@ -192,7 +192,7 @@ def measure(words: list[str], batch: int) -> dict:
 
 
 def epoch_seconds(found: dict) -> float:
-    """Of an epoch of 50,000 images, with its share of the validations."""
+    """Seconds of an epoch of 50,000 images, with its share of the validations."""
     steps, batches = TRAIN // found["batch"], -(-TEST // found["batch"])
     validation = found["parts"]["(validation, a batch)"] * batches / found["eval_every"]
     return steps * found["step_seconds"] + validation
@@ -242,10 +242,10 @@ def show(found: dict, price: float | None) -> None:
 
 
 def projection(found: dict) -> Table:
-    """Epochs on cards that are not here.
+    """Projected epochs on cards that are not present.
 
-    The step's arithmetic over the card's published peak, at the share of its peak that this card reached: the slower
-    of that and of this step's time scaled by bandwidth.
+    The time is the larger of two: the step's arithmetic over the card's published peak, at the share of the peak that
+    this card reached; and this step's time scaled by bandwidth.
     """
     known = not {"PCIe", "NVL"} & set(re.split(r"[\W_]+", found["machine"]))
     here = next((card for name, card in CARDS.items() if known and name.split()[-1] in found["machine"]), None)

@@ -1,4 +1,4 @@
-"""What the hardware could do: its matrix products, its convolutions with batch norm, and what other cards promise."""
+"""Limits of the hardware: its matrix products, its convolutions with batch norm, and other cards' published peaks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CARDS = {  # the server cards in their SXM form
 
 
 def seconds_of(work: Callable[[], object], repetitions: int = 5) -> float:
-    """Median seconds, after two runs that do not count."""
+    """Median seconds, after two warm-up runs."""
     times = []
     for repetition in range(repetitions + 2):
         wait()
@@ -55,7 +55,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def training_flops(loss: Callable[[], Tensor]) -> int:
-    """FLOPs of the products and convolutions of a loss and its backward, as torch counts them: own kernels are not."""
+    """FLOPs of products and convolutions of a loss and its backward, as torch counts them (custom kernels are not)."""
     with FlopCounterMode(display=False) as counter:
         loss().backward()
     return counter.get_total_flops()
@@ -68,16 +68,16 @@ class _Layer(NamedTuple):
 
 
 def convolution_seconds(encoder: nn.Module, images: Tensor, dtype: torch.dtype, *, backward: bool) -> float:
-    """Seconds of the encoder's convolutions, each with its batch norm and ReLU, each alone and over and over.
+    """Seconds of the encoder's convolutions, each repeated alone with its batch norm and ReLU.
 
-    What a training step could reach if nothing else cost anything and each layer ran as it does by itself: without
-    residual sums, poolings, the weights' update, and caches that the layers take from each other. On a GPU each is
+    A training step would take this time if nothing else cost anything and each layer ran as it does alone: without
+    residual sums, poolings, the weights' update, and layers that evict each other's caches. On a GPU each is
     compiled, as in the step, which may fuse still more across layers.
 
     Args:
-        encoder: whose layers.
+        encoder: the encoder whose layers are timed.
         images: [N, C, H, W], channels_last.
-        dtype: of the activations.
+        dtype: dtype of the activations.
         backward: whether gradients are computed too.
     """
     layers = _layers(encoder, images)
@@ -95,7 +95,7 @@ def convolution_seconds(encoder: nn.Module, images: Tensor, dtype: torch.dtype, 
 
 
 def _layers(encoder: nn.Module, images: Tensor) -> list[_Layer]:
-    """Each convolution with the batch norm that takes its output, and the shape of its input."""
+    """Each convolution with the batch norm that follows it, and the shape of its input."""
     shapes, norms, outputs = {}, {}, {}
 
     def seen(module, inputs, output):
@@ -118,7 +118,7 @@ def _alone(conv: nn.Conv2d, norm: nn.BatchNorm2d, shape: tuple[int, ...], dtype,
     block = nn.Sequential(
         nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False),
         nn.BatchNorm2d(conv.out_channels),
-        nn.Identity() if conv.kernel_size == (1, 1) else nn.ReLU(),  # short cuts have none
+        nn.Identity() if conv.kernel_size == (1, 1) else nn.ReLU(),  # shortcuts have none
     ).to(device, memory_format=torch.channels_last)
     block[0].to(dtype)
     if device.type == "cuda":

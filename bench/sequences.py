@@ -1,4 +1,4 @@
-"""Action sequences a second on one core, beside Pillow and torchvision: `python bench/sequences.py ROOT`.
+"""Action sequences per second on one core, beside Pillow and torchvision: `python bench/sequences.py ROOT`.
 
 ROOT holds MNIST, cifar10 and cifar100, each as a folder with train/ and test/ or in torchvision's own layout.
 """
@@ -33,7 +33,7 @@ def main() -> None:
         loader = build_loaders(
             config.data, config.sequence, config.actions, seed=0, device=torch.device("cpu")
         ).validation
-        if len(loader.images.pixels) < OURS:  # the digits' test images are few
+        if len(loader.images.pixels) < OURS:  # the digits have few test images
             loader.sampler.indices = loader.sampler.indices.repeat(-(-OURS // len(loader.sampler.indices)))
         loader.sampler.indices = loader.sampler.indices[:OURS]
         pipeline = pillow_sequence(config.sequence, loader.mean.flatten().tolist(), loader.std.flatten().tolist())

@@ -1,4 +1,4 @@
-"""Our kernels beside what they replace, a shape each, forward and backward; kernel_table.py has them all."""
+"""Our kernels beside what they replace, forward and backward at one shape each; kernel_table.py has all shapes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def gradient(function, z):
 
 
 def test_coding_rate(beside, device):
-    """The aggregate of a batch of 512, as the paper's configuration would have it."""
+    """The aggregate of a batch of 512, as in the paper's configuration."""
     z = features(512, 640, device=device).requires_grad_()
     others = {"torch.logdet": gradient(partial(by_logdet, center=True), z)}
     beside(gradient(partial(coding_rate, eps=EPS), z), others, 1, "calls")

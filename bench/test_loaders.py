@@ -1,4 +1,4 @@
-"""Sequences on the device: resident and FFCV beside a DataLoader with Pillow. bench/loaders.py has the long table."""
+"""Our loaders (resident, FFCV) beside a DataLoader with Pillow. bench/loaders.py has the long table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seqjepa.loaders.beton import BetonImages, has_ffcv
 from seqjepa.loaders.loader import SequenceLoader
 from seqjepa.loaders.write import write_beton
 
-BATCH, BATCHES, THEIRS = 256, 4, 128  # sequences in our batches, batches in a turn; sequences in a turn of theirs
+BATCH, BATCHES, THEIRS = 256, 4, 128  # sequences in our batch, batches in our turn; sequences in a turn of theirs
 
 
 @pytest.mark.parametrize("task", ["cifar10_rot", "cifar100_aug"])

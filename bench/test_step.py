@@ -1,4 +1,4 @@
-"""The training step beside the peer's, both with their data: drawn, rendered, moved, learned from."""
+"""The training step beside the peer's, both including their data: drawing, rendering and moving it to the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seqjepa.engine.training.step import TrainingStep
 
 ON_GPU = torch.cuda.is_available()
 BATCH = 512 if ON_GPU else 64
-WORKERS = min(8, len(os.sched_getaffinity(0))) if ON_GPU else 0  # of the peer: on two cores they would take the step's
+WORKERS = min(8, len(os.sched_getaffinity(0))) if ON_GPU else 0  # the peer's; on two cores they would slow the step
 MODES = ("default", "graph") if ON_GPU else ("none",)
 
 

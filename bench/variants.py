@@ -1,10 +1,10 @@
-"""The seed's experiments again: each variant and its controls, on CIFAR-10 rotations, one process a run.
+"""Repeats the reference code's experiments: each variant and its controls, on CIFAR-10 rotations, a process per run.
 
     python bench/variants.py quick run.threads=1 --data data/cifar10 --jobs 2
     python bench/variants.py lite --data data/cifar10 --seeds 42 0 1
 
-Runs stand in runs/variants/<tier>/<name>-<seed>. What is finished is passed over and what was stopped goes on, so
-the same command may be given again. `python -m seqjepa.engine.compare runs/variants/quick/*` makes the table.
+Runs are written to runs/variants/<tier>/<name>-<seed>. Given again, the same command skips finished runs and continues
+stopped ones. `python -m seqjepa.engine.compare runs/variants/quick/*` makes the table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Experiment(NamedTuple):
-    """A variant, and what it adds to the variant's file."""
+    """A variant, and settings on top of its file."""
 
     name: str
     variant: str
@@ -30,7 +30,7 @@ class Experiment(NamedTuple):
 
 
 COSINE = ("optim.schedule=cosine", "optim.warmup_epochs=2", "optim.min_lr=1e-5")
-REPEATED = (  # whose spread over seeds is the yardstick for all
+REPEATED = (  # their spread over seeds is the yardstick for all
     Experiment("exp_a_ema_rate", "exp_a_ema_rate"),
     Experiment("ema", "baseline"),
 )
@@ -38,15 +38,15 @@ SINGLE = (
     Experiment("exp_b_stopgrad", "exp_b_stopgrad"),
     Experiment("exp_b_tuned", "exp_b_tuned"),
     Experiment("exp_c_symmetric", "exp_c_symmetric"),
-    Experiment("exp_a_cosine", "exp_a_ema_rate", COSINE),  # exp_c_symmetric but for the backward reading
+    Experiment("exp_a_cosine", "exp_a_ema_rate", COSINE),  # exp_c_symmetric without the backward reading
     Experiment("exp_b_high", "exp_b_high"),
-    Experiment("exp_b_003", "exp_b_stopgrad", ("rate.weight=0.03",)),  # exp_b_tuned but for the schedule
-    Experiment("stopgrad", "stopgrad"),  # exp_b but for the rate
+    Experiment("exp_b_003", "exp_b_stopgrad", ("rate.weight=0.03",)),  # exp_b_tuned without its schedule
+    Experiment("stopgrad", "stopgrad"),  # exp_b without the rate
     Experiment("exp_d_sharpening", "exp_d_sharpening"),
     Experiment("exp_d_cross_entropy", "exp_d_cross_entropy"),
     Experiment("sigreg", "sigreg"),
     Experiment("exp_a_no_dropout", "exp_a_ema_rate", ("model.dropout=0.0",)),  # noise raises the rate as well
-    Experiment("exp_a_raw_actions", "exp_a_ema_rate", ("actions.normalization=none",)),  # told as the seed tells them
+    Experiment("exp_a_raw_actions", "exp_a_ema_rate", ("actions.normalization=none",)),  # as in the reference code
 )
 
 
@@ -55,10 +55,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tier", help="quick, lite, ...: a file of configs/tier")
     parser.add_argument("--data", required=True, help="folder of CIFAR-10")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of all runs; by default 42, and 0 and 1 for A and EMA")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the experiments")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="for all runs")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds of all runs; default 42, and 0 and 1 for A and EMA")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run only these experiments")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings for all runs")
     args = parser.parse_intermixed_args()
     repeated = [(e, seed) for e in REPEATED for seed in (args.seeds or (42, 0, 1))]
     runs = repeated + [(e, seed) for seed in (args.seeds or (42,)) for e in SINGLE]

@@ -1,4 +1,4 @@
-"""LeJEPA's loss in plain torch and ours, the same training twice: `python bench/examples/lejepa_loss.py`."""
+"""Trains twice, with LeJEPA's loss in plain torch and with ours: `python bench/examples/lejepa_loss.py`."""
 
 import argparse
 import time
@@ -14,7 +14,7 @@ LAMBDA, BATCH, WIDTH, SLICES = 0.05, 128, 32, 256
 
 
 def original(views, seed):
-    """SIGReg by all cosines and sines: [V, N, slices, knots]; an integral over t in [-3, 3], twice that of half."""
+    """SIGReg from all cosines and sines [V, N, slices, knots]; the integral over [-3, 3] is twice that over [0, 3]."""
     t = torch.linspace(0, 3, 17)
     window = torch.exp(-(t**2) / 2)
     angle = (views @ directions(seed, WIDTH, SLICES))[..., None] * t
@@ -27,7 +27,7 @@ def fast(views, seed):
 
 
 def train(statistic, steps):
-    """Losses of all steps, and seconds: an encoder of digits, whose two noisy views shall agree."""
+    """Train an encoder of digits to agree on two noisy views; returns the losses of all steps, and seconds."""
     torch.manual_seed(0)
     images = torch.from_numpy(load_digits().data).float() / 16  # [1797, 64]
     encoder = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, WIDTH))
@@ -46,7 +46,7 @@ def train(statistic, steps):
 
 
 def compare(steps=301):
-    """Both curves."""
+    """Train with either loss and compare the curves."""
     plain, plain_seconds = train(original, steps)
     ours, our_seconds = train(fast, steps)
     for step in range(0, steps, max(1, steps // 10)):

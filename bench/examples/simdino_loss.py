@@ -1,4 +1,4 @@
-"""SimDINO's loss in plain torch and ours, the same training twice: `python bench/examples/simdino_loss.py`."""
+"""Trains twice, with SimDINO's loss in plain torch and with ours: `python bench/examples/simdino_loss.py`."""
 
 import argparse
 import copy
@@ -14,7 +14,7 @@ EPS, BATCH, WIDTH = 0.5, 128, 64
 
 
 def original(student, teacher):
-    """Minus the cosine across the views, minus γ/2 log det(I + p / (m eps) ZᵀZ), γ = 1/p + 1/m, of the student's."""
+    """-cosine across views - γ/2 log det(I + p / (m eps) ZᵀZ) of the student's features Z, with γ = 1/p + 1/m."""
     student, teacher = student.chunk(2), teacher.chunk(2)  # [m, p] each
     m, p = student[0].shape
     cosines = [torch.cosine_similarity(student[i], teacher[1 - i]).mean() for i in range(2)]
@@ -23,7 +23,7 @@ def original(student, teacher):
 
 
 def train(criterion, steps):
-    """Losses of all steps, and seconds: an encoder of noisy digits and its moving average."""
+    """Train an encoder of noisy digits with its moving average; returns the losses of all steps, and seconds."""
     torch.manual_seed(0)
     images = torch.from_numpy(load_digits().data).float() / 16  # [1797, 64]
     encoder = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, WIDTH))
@@ -43,7 +43,7 @@ def train(criterion, steps):
 
 
 def compare(steps=301):
-    """Both curves."""
+    """Train with either loss and compare the curves."""
     mcr = MCRLoss(ncrops=2, eps=EPS)
     plain, plain_seconds = train(original, steps)
     ours, our_seconds = train(lambda student, teacher: mcr(student, teacher)[0], steps)
