@@ -1,8 +1,9 @@
 """Times the kernels beside what they replace: `python bench/kernel_table.py [--device cpu] [--only sigreg,ema]`.
 
 Contenders take turns, and the first turn does not count, so that compilation is not timed. A contender is timed only
-if its value and gradient agree with float64's. On a GPU a turn is timed by CUDA events, on an idle device with its L2 cache
-overwritten (cold, as in triton.testing.do_bench); if launching takes longer than the work, it is what is timed.
+if its value and gradient agree with float64's. On a GPU a turn is timed by CUDA events, on an idle device whose L2
+cache was overwritten (cold, as in triton.testing.do_bench); if launching takes longer than the work, it is what is
+timed.
 `graph_p50_us` is the same work replayed from a CUDA graph. A forward runs with gradients enabled; ours then already
 computes the inverse, which saves its backward this work. Peak memory is what torch's allocator held beyond the inputs,
 and a backward's includes the forward; workspaces of libraries are not counted.
