@@ -257,11 +257,12 @@ def test_a_class_of_one_member_has_no_rate(others, scale, device):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode loads scripts
-@triton
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("rows", "width"), [(30, 20), (20, 30), (300, 280)])
+@pytest.mark.parametrize(
+    ("rows", "width"), [pytest.param(30, 20, marks=triton), pytest.param(20, 30, marks=triton), (300, 280)]
+)
 def test_a_factor_that_fails_has_no_gradient_either(rows, width, weighted, device):
-    """Two equal rows of 1e6: beside them the identity is lost. The other batch is as it is alone."""
+    """Rows of 1e6 that hardly differ: beside them the identity is lost. The other batch is as it is alone."""
     z = torch.randn(2, rows, width, device=device)
     z[1, :] = 1e6 * z[1, :1] + 1e-2 * z[1]
     z.requires_grad_()

@@ -454,6 +454,8 @@ def test_compiles_to_one_graph(name):
         (lambda: lejepa.SlicingUnivariateTest(lejepa.EppsPulley(), 0), "num_slices must be a whole number.* got 0"),
         (lambda: lightly.SIGReg(t_max=float("nan")), "t_max must be positive, got nan"),
         (lambda: seq_jepa.CodingRateLoss(target="agg"), "target must be 'agg_out', 'z_t' or 'both', got 'agg'"),
+        (lambda: seq_jepa.CodingRateLoss(eps=-1.0), r"1 \+ eps must be positive, got 0.0"),
+        (lambda: seq_jepa.coding_rate_loss(torch.ones(3, 2), eps=-1), r"1 \+ eps must be positive, got 0"),
         (lambda: lejepa.EppsPulley(n_points=16), "n_points must be odd .* got n_points=16"),
         (lambda: lejepa.EppsPulley(integration="simpson"), "got n_points=17, integration='simpson'"),
         (lambda: lejepa.SlicingUnivariateTest(torch.nn.Identity(), 8), "this module's EppsPulley, got Identity"),
