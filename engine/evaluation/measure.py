@@ -63,7 +63,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     title = " and ".join(case.protocols)
     reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
     if config.model.time_embedding and lengths[-1] > num_observed:
-        reporter.say(f"the embeddings of the places after {num_observed} were never trained")
+        reporter.say(f"the position embeddings after {num_observed} views were never trained")
     result: dict[str, Any] = {
         "checkpoint": str(case.checkpoint),
         "task": config.data.name,
