@@ -293,8 +293,9 @@ def coding_rate(
         return_info: whether to return the state of the factor as well.
 
     Returns:
-        Rates [...], float32 (float64 for float64); NaN where `z` holds NaN. With `return_info` also int32 [...]: 0, or
-        the number of the first pivot of the factor that was not positive.
+        Rates [...], float32 (float64 for float64); NaN, and their gradients too, where `z` holds NaN or the factor
+        fails, as it may where I + c ZᵀZ has a condition of 2²² or more. With `return_info` also int32 [...]: 0, or the
+        number of the first pivot of the factor that was not positive.
 
     Raises:
         ValueError: a shape, dtype, device or number is not allowed.
