@@ -27,7 +27,7 @@ __all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read"]
 CONFIGS = Path(__file__).resolve().parent  # in a checkout and in site-packages alike
 
 # of the parser, and of its constructors (dates, numbers of thousands of digits)
-UNREADABLE = (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError)
+UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError)
 LARGEST_CONFIG, MOST_ALIASES = 2**15, 16
 FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 wants a point and a sign: 3e-4 would be text
 
@@ -174,6 +174,8 @@ def _layers(words: list[str], schema: type[BaseModel]) -> Iterator[tuple[str, di
             layer = read(_find(name).read_text(encoding="utf-8"), schema)
         except InputError:
             raise
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror})") from None
         except UNREADABLE as error:
             mark = getattr(error, "problem_mark", None)
             line = f" line {mark.line + 1}:" if mark else ""

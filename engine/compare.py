@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..configs.compose import read
 from ..configs.console import open_console
-from ..configs.errors import InputError
+from ..configs.errors import InputError, shown
 from ..configs.files import write_atomically
 from ..configs.interruption import interruptible
 from ..configs.section import leaves
@@ -170,6 +170,8 @@ def read_run(path: Path) -> Run:
         config, summary = _read_config(path / "config.yaml"), path / "summary.json"
         run = Run(path, config, read_rows(path / "metrics.jsonl"), _read_summary(summary) if summary.exists() else None)
         _ = run.seconds  # what is missing should show here
+    except PermissionError as error:
+        raise InputError(f"{shown(error.filename or path)}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         if isinstance(error, ValidationError):

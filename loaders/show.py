@@ -52,7 +52,7 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
 
     Args:
         loaders: of the data.
-        rows: number of sequences.
+        rows: number of sequences, if there are so many.
         path: of the PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -138,8 +138,8 @@ def main(argv: list[str] | None = None) -> int:
 
         config = composed.config
         data = config.data.model_copy(update={"batch_size": args.rows, "train_subset": None})
-        device = torch.device("cpu")
-        loaders = build_loaders(data, config.sequence, config.actions, seed=args.seed, device=device)
+        build = {"seed": args.seed, "device": torch.device("cpu"), "drop_last": False}  # rows may outnumber the images
+        loaders = build_loaders(data, config.sequence, config.actions, **build)
         draw_sheet(loaders, args.rows, args.out)
     except InputError as error:
         for line in (composed.located(error) if composed else str(error)).splitlines():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 
@@ -168,6 +169,23 @@ def test_a_file_is_read_as_training_reads_it(make, capsys):
     (path / "config.yaml").write_text(text.replace("seed: 1", "seed: one"))
     assert main([str(path)]) == 2
     assert "(config.yaml: run.seed: Input should be a valid integer)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "summary.json"])
+def test_what_cannot_be_read_is_said_to_be_so(make, tmp_path, capsys, monkeypatch, name):
+    """By somebody whom modes keep out, as they do not root; the folders above are not theirs either."""
+    path = make("a", 1, [20.0])
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    (path / name).chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        assert main([path.name]) == 2
+    finally:
+        os.seteuid(user)
+    assert capsys.readouterr().err == f"error: {path.name}/{name}: cannot be read (Permission denied)\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

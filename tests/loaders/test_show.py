@@ -27,6 +27,20 @@ def test_draws_rows_of_views(kind, tmp_path):
     assert wider > 1.4 * width
 
 
+def test_fewer_images_than_rows_are_all_drawn(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (16, 16), (number, 80, 160)).save(tmp_path / split / "a" / f"{number}.png")
+    words = ["configs/smoke.yaml", "data.dataset=imagefolder", f"data.root={tmp_path}"]
+    sizes = []
+    for rows in (3, 6):
+        assert main([*words, "--rows", str(rows), "--out", str(tmp_path / "sheet.png")]) == 0
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            sizes.append(sheet.size)
+    assert sizes[0] == sizes[1]
+
+
 def test_the_first_view_stands_at_the_left(tmp_path):
     data = DataConfig(dataset="digits", batch_size=4)
     loaders = build_loaders(data, SequenceConfig(), seed=42, device=torch.device("cpu"))
