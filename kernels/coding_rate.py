@@ -16,7 +16,7 @@ Whatever comes in and whatever autocast or TF32 say, Gram, factor and gradient a
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.distributed as dist
@@ -264,6 +264,28 @@ def _gather_vmap(call):
 gather_rows = differentiable(_gather_rows, _gather_setup, _gather_gradient, _gather_tangent, _gather_vmap)
 
 
+@overload
+def coding_rate(
+    z: Tensor,
+    *,
+    alpha: float | Tensor | None = None,
+    eps: float | Tensor | None = None,
+    center: bool = True,
+    weights: Tensor | None = None,
+    group: ProcessGroup | None = None,
+    return_info: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def coding_rate(
+    z: Tensor,
+    *,
+    alpha: float | Tensor | None = None,
+    eps: float | Tensor | None = None,
+    center: bool = True,
+    weights: Tensor | None = None,
+    group: ProcessGroup | None = None,
+    return_info: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def coding_rate(
     z: Tensor,
     *,

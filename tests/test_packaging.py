@@ -67,6 +67,11 @@ def test_a_clone_of_that_name_does_not_hide_the_wheel(installed, python, tmp_pat
         assert result.stdout.startswith(str(site)), (module, result.stdout, result.stderr)
 
 
+def test_the_wheel_says_that_it_is_typed(installed):
+    """PEP 561: without the file no checker reads the annotations of an installed package."""
+    assert "seqjepa/py.typed" in installed[1]
+
+
 def test_wheel_holds_one_top_level_name(installed):
     _, names = installed
     tops = {name.split("/")[0] for name in names}

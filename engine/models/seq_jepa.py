@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .aggregators import TransformerAggregator
 from .config import ModelConfig, TargetConfig
 from .encoders import build_encoder
 from .targets import Sharpening, build_target, encode
 
-__all__ = ["ActionEmbedding", "Aggregator", "Output", "Predictor", "Projector", "Reading", "SeqJEPA", "build_model"]
+__all__ = ["ActionEmbedding", "Output", "Predictor", "Projector", "Reading", "SeqJEPA", "build_model"]
 
 
 class Reading(NamedTuple):
@@ -74,35 +75,6 @@ class ActionEmbedding(nn.Module):
 
     def forward(self, actions: Tensor) -> Tensor:
         return self.norm(self.linear(actions))
-
-
-class Aggregator(nn.Module):
-    """Transformer over the views with a learnt AGG token in front: tokens [B, M, T] -> [B, T].
-
-    Post-norm layers with ReLU, and a last LayerNorm. Each layer has its own initial weights; in the reference code
-    all layers start as copies of one. `time_embedding` adds a learnt position embedding; without it, only the
-    actions carry the order.
-    """
-
-    MAX_VIEWS = 16
-
-    def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float, time_embedding: bool = False):
-        super().__init__()
-        self.token = nn.Parameter(torch.zeros(1, 1, width))
-        self.time = nn.Parameter(torch.empty(self.MAX_VIEWS, width).normal_(std=0.02)) if time_embedding else None
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, num_heads, 4 * width, dropout, activation="relu", batch_first=True)
-            for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        if self.time is not None:
-            tokens = tokens + self.time[: tokens.shape[1]]
-        tokens = torch.cat([self.token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)  # [B, 1+M, T]
-        for layer in self.layers:
-            tokens = layer(tokens)
-        return self.norm(tokens[:, 0])
 
 
 class Predictor(nn.Module):
@@ -284,7 +256,7 @@ def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> S
     return SeqJEPA(
         encoder,
         ActionEmbedding(action_dim, config.action_dim) if uses_actions else None,
-        Aggregator(token, config.num_layers, config.num_heads, config.dropout, config.time_embedding),
+        TransformerAggregator(token, config.num_layers, config.num_heads, config.dropout, config.time_embedding),
         Predictor(token + config.action_dim * config.predictor_action, config.predictor_hidden, width),
         build_target(target, encoder),
         Projector(features, config.projector_hidden, width, unit) if config.projector_dim else None,

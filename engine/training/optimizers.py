@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -14,9 +14,11 @@ from .config import OptimConfig
 __all__ = ["build_optimizer", "decays", "learning_rate", "set_decay", "set_rate"]
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices and kernels, not to biases, norms, the AGG token or time."""
-    return parameter.ndim > 1 and name not in ("aggregator.token", "aggregator.time")
+def decays(model: nn.Module) -> Callable[[str, nn.Parameter], bool]:
+    """Which parameters weight decay applies to: matrices and kernels, but for those that a part lists in `no_decay`."""
+    parts = {f"{name}." if name else "": part for name, part in model.named_modules()}
+    spared = {f"{prefix}{name}" for prefix, part in parts.items() for name in getattr(part, "no_decay", ())}
+    return lambda name, parameter: parameter.ndim > 1 and name not in spared
 
 
 def build_optimizer(
@@ -31,9 +33,10 @@ def build_optimizer(
         teacher: pairs of a parameter and the tensor that follows it; `adamw` leaves them alone.
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = decays(model)
     groups = [
-        {"params": [p for name, p in trainable if decays(name, p)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trainable if not decays(name, p)], "weight_decay": 0.0},
+        {"params": [p for name, p in trainable if decayed(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in trainable if not decayed(name, p)], "weight_decay": 0.0},
     ]
     if config.kind == "adamw":  # torch's takes float32 on a GPU, and a number on a CPU
         rate = lr.float() if lr.is_cuda else config.lr

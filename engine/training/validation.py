@@ -14,6 +14,7 @@ from ..analysis.accumulators import Mean, MetricBank, centred_cosine
 from ..analysis.spectra import COLLAPSE_METRICS, REFERENCE_NAMES, Moments
 from ..config import Config
 from ..evaluation.probes import PROBES
+from ..models.aggregators import TransformerAggregator
 from ..objectives.terms import Objective, normalized
 from ..runtime.distributed import uneven_rows
 from ..runtime.failures import VALIDATION, during
@@ -85,7 +86,7 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
         figures = collected.compute()
         metrics[REFERENCE_NAMES[feature]] = figures.pop("reference_rank")
         metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
-    metrics["agg_gain"] = model.aggregator.norm.weight.square().mean().sqrt().item()
+    metrics |= model.aggregator.figures()
     if training.world is not None:  # what is decided by them is decided alike: eigenvalues may differ between machines
         values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
         metrics = dict(zip(metrics, broadcast(values).tolist(), strict=True))
@@ -114,8 +115,8 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
 def metric_names(config: Config, factors: dict[str, slice]) -> set[str]:
     """Names of all metrics that a validated epoch has, for gates to be checked against."""
     losses = Objective(config).names
-    names = {"ep_loss", "grad_norm", "val_loss", "agg_gain", *losses, *(f"val_{name}" for name in losses)}
-    names |= {*PREDICTION_METRICS, *RATE_METRICS, *REFERENCE_NAMES.values()}
+    names = {"ep_loss", "grad_norm", "val_loss", *losses, *(f"val_{name}" for name in losses)}
+    names |= {*TransformerAggregator.figure_names, *PREDICTION_METRICS, *RATE_METRICS, *REFERENCE_NAMES.values()}
     names |= {name.replace("loss_", "z_grad_norm_", 1) for name in losses}
     names |= {f"{name}_{feature}" for name in COLLAPSE_METRICS for feature in REFERENCE_NAMES}
     for probe in PROBES:

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -30,12 +31,21 @@ TRACKED = ("tracking.wandb=offline", "tracking.tensorboard=true")
 def start(words, prepare=lambda: None):
     """Train in a process of its own, after `prepare` has been called there."""
 
+    (run,) = [Path(word.removeprefix("run.dir=")) for word in words if word.startswith("run.dir=")]
+    said = run.with_name(f"{run.name}-said.txt")
+
     def work():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
-        prepare()
-        os._exit(main(words))
+        sys.stdout = sys.stderr = said.open("w")
+        try:
+            prepare()
+            os._exit(main(words))
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            raise
 
     process = FORK.Process(target=work)
+    process.said = said
     process.start()
     return process
 
@@ -43,7 +53,7 @@ def start(words, prepare=lambda: None):
 def finish(words) -> None:
     process = start(words)
     process.join(timeout=600)
-    assert process.exitcode == 0
+    assert process.exitcode == 0, process.said.read_text()
 
 
 def timeless(record: dict) -> dict:

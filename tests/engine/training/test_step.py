@@ -1,10 +1,13 @@
 """The step: no host sync, and numbers that the formula gives."""
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa.engine.compose import compose
+from seqjepa.engine.models.aggregators import Aggregator
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import validate
@@ -198,3 +201,20 @@ def test_gpu_run_in_bf16_compiled(tiny, tmp_path):
     words += ["diagnostics.every=1"]
     assert main(words) == 0
     assert main([*words, "run.epochs=3", "run.resume=auto"]) == 0
+
+
+class MeanOfViews(Aggregator):
+    """An aggregator without weights, norms or tokens of its own."""
+
+    def forward(self, tokens):
+        return tokens.mean(1)
+
+
+def test_any_aggregator_can_be_validated(build):
+    """Nothing but calling it is asked of it: figures of its weights are its own to give."""
+    training, loaders = build()
+    assert "agg_gain" in validate(training, loaders.validation).metrics
+    training.model.aggregator = MeanOfViews()
+    metrics = validate(training, loaders.validation).metrics
+    assert "agg_gain" not in metrics
+    assert math.isfinite(metrics["val_loss"])
