@@ -17,10 +17,8 @@ import torch._dynamo.trace_rules
 import seqjepa.kernels
 from seqjepa.kernels import backend
 
-# torch remembers its functions when `with torch.device(...)` and torch.compile first look at them: that must be before
-# a test patches one
+# torch remembers its constructors when `with torch.device(...)` first looks at them: that must be before a test patches one
 torch.utils._device._device_constructors()
-torch._dynamo.trace_rules.get_torch_obj_rule_map()
 
 LAUNCHES: collections.Counter[str] = collections.Counter()
 
@@ -67,7 +65,9 @@ def device(request) -> torch.device:
 def _nothing_is_zero_by_luck(monkeypatch, request):
     """Memory that a kernel gets uninitialised holds NaN, as in production it may."""
     if "compiles" in request.node.name:
-        return  # torch.compile does not trace through the patch
+        yield  # torch.compile does not trace through the patch
+        return
+    empty, rules = torch.empty, torch._dynamo.trace_rules
 
     def poisoned(function):
         def allocate(*args, **kwargs):
@@ -84,3 +84,7 @@ def _nothing_is_zero_by_luck(monkeypatch, request):
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+    yield
+    # torch.compile has its own list of torch's functions, and would miss the true one in later tests
+    if rules.get_torch_obj_rule_map.cache_info().currsize and empty not in rules.get_torch_obj_rule_map():
+        rules.clear_lru_cache()

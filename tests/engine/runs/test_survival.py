@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def start(words, prepare=lambda: None):
 
     def work():
         sys.stdout = sys.stderr = said.open("w")
+        warnings.simplefilter("ignore")  # pytest makes errors of them
         try:
             prepare()
             os._exit(main(words))
