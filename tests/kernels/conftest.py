@@ -17,7 +17,7 @@ import torch._dynamo.trace_rules
 import seqjepa.kernels
 from seqjepa.kernels import backend
 
-# torch remembers its constructors when `with torch.device(...)` first looks at them: that must be before a test patches one
+# torch remembers its constructors when `with torch.device(...)` first looks at them: before a test patches one
 torch.utils._device._device_constructors()
 
 LAUNCHES: collections.Counter[str] = collections.Counter()
