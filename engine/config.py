@@ -60,7 +60,8 @@ class Config(Section):
         if self.gates.enforce and not self.active_rules:
             known = ", ".join(self.gates.rules) or "none"
             raise InputError(
-                f"there are no rules for data.name = {self.data.name}; tasks with rules: {known}",
+                f"there are no rules for data.name = {self.data.name}; tasks with rules: {known}; "
+                "false trains without gates",
                 "gates.enforce",
             )
         if not self.control.enabled and any(rule.margin is not None for rule in self.active_rules):
