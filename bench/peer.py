@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from seqjepa.engine.config import Config
 from seqjepa.engine.evaluation.probes import mlp
 from seqjepa.engine.models.seq_jepa import build_model
-from seqjepa.engine.objectives.terms import Objective
+from seqjepa.engine.objectives.objective import Objective
 from seqjepa.loaders.sources import Images
 
 __all__ = ["Peer"]
@@ -63,7 +63,7 @@ class Peer:
         self.augmented = config.sequence.kind == "augment"
         action_dim, classes = dataset[0][1].shape[-1], len(images.classes)
         self.model = build_model(config.model, config.target, action_dim).to(device)
-        self.objective = Objective(config)
+        self.objective = Objective(config.objective)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr)
         width, features, hidden = self.model.token_width, self.model.num_features, config.probes.hidden
         heads = {
@@ -96,9 +96,9 @@ class Peer:
         self.model.train()
         self.optimizer.zero_grad()
         model = self.model
-        z = model.encoder(views[:, :-1].flatten(0, 1)).unflatten(0, (len(views), -1))
+        z = model.encoder.features(views[:, :-1].flatten(0, 1)).unflatten(0, (len(views), -1))
         with torch.no_grad():
-            target = model.target.teacher(views[:, -1])
+            target = model.target.teacher.features(views[:, -1])
         output = model.predict(z, target[:, None], moves)
         loss, _ = self.objective(output, self.step_number)
         loss.backward()

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from oracles import NAMES, augment_views
 
-from seqjepa.loaders.config import SequenceConfig
+from seqjepa.loaders.config import AugmentConfig
 from seqjepa.loaders.draws import words
 from seqjepa.loaders.sequences import build_sequence
 from seqjepa.loaders.sources import find_layout, read_images
@@ -42,7 +42,7 @@ def main() -> None:
     root = parser.parse_args().root
     torch.set_num_threads(1)
     images = torch.from_numpy(read_images("cifar100", find_layout("cifar100", str(root)), "test").pixels[:COUNT])
-    sequence = build_sequence(SequenceConfig(kind="augment"), (32, 32))
+    sequence = build_sequence(AugmentConfig(), (32, 32))
     drawn = sequence.params(words(0, 0, 0, torch.arange(len(images)), sequence.num_views, sequence.num_draws))
     neutral = torch.tensor([NEUTRAL.get(name, 0.0) for name in NAMES])
     print(f"{drawn.shape[0] * drawn.shape[1]:,} draws on CIFAR-100, in gray levels of 255: mean, largest\n")

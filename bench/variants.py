@@ -40,12 +40,14 @@ SINGLE = (
     Experiment("exp_c_symmetric", "exp_c_symmetric"),
     Experiment("exp_a_cosine", "exp_a_ema_rate", COSINE),  # exp_c_symmetric without the backward reading
     Experiment("exp_b_high", "exp_b_high"),
-    Experiment("exp_b_003", "exp_b_stopgrad", ("rate.weight=0.03",)),  # exp_b_tuned without its schedule
+    Experiment("exp_b_003", "exp_b_stopgrad", ("objective.rate.weight=0.03",)),  # exp_b_tuned without its schedule
     Experiment("stopgrad", "stopgrad"),  # exp_b without the rate
     Experiment("exp_d_sharpening", "exp_d_sharpening"),
     Experiment("exp_d_cross_entropy", "exp_d_cross_entropy"),
     Experiment("sigreg", "sigreg"),
-    Experiment("exp_a_no_dropout", "exp_a_ema_rate", ("model.dropout=0.0",)),  # noise raises the rate as well
+    Experiment(
+        "exp_a_no_dropout", "exp_a_ema_rate", ("model.aggregator.dropout=0.0",)
+    ),  # noise raises the rate as well
     Experiment("exp_a_raw_actions", "exp_a_ema_rate", ("actions.normalization=none",)),  # as in the reference code
 )
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import InputError, shown
+from .section import Schema, Section, by_kind, kinds_of
 
 __all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read"]
 
@@ -59,7 +60,7 @@ for _yaml in (Loader, Dumper):
     _yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{FLOAT.pattern})$"), list("-+.0123456789"))
 
 
-Config = TypeVar("Config", bound=BaseModel)
+Config = TypeVar("Config", bound=Schema)
 
 
 class Composed(NamedTuple, Generic[Config]):
@@ -67,6 +68,7 @@ class Composed(NamedTuple, Generic[Config]):
 
     config: Config
     origins: dict[str, str]  # dotted field -> file or override
+    notes: list[str]  # a line for each file that was read as one of an earlier version
 
     def origin(self, field: str) -> str | None:
         """The file or override that set `field` or, failing that, something inside it."""
@@ -104,19 +106,19 @@ def compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, A
 
 
 def _compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, Any]] | None) -> Composed[Config]:
-    merged, origins = {}, {}
-    for label, layer in [*([base] if base else []), *_layers(words, schema)]:
+    merged, origins, notes = {}, {}, []
+    for label, layer in [*([base] if base else []), *_files(words, schema, notes), *_overrides(words, schema)]:
         if found := next(_looked_up(layer), None):
             raise InputError(f"{label}: {found}; write the value itself")
         for field in _leaves(layer):
             # a later layer's scalar replaces a section, and a section a scalar
             origins = {n: o for n, o in origins.items() if not f"{n}.".startswith(f"{field}.")}
             origins = {n: o for n, o in origins.items() if not field.startswith(f"{n}.")} | {field: label}
-        merged = _merge(merged, layer, label)
+        merged = _merge(merged, layer, label, schema)
     try:
-        return Composed(schema.model_validate(merged), origins)
+        return Composed(schema.model_validate(merged), origins, notes)
     except ValidationError as errors:
-        draft = Composed(schema(), origins)
+        draft = Composed(schema(), origins, notes)
         lines = dict.fromkeys(_explain(error, draft, merged) for error in errors.errors())
         raise InputError("\n".join(lines)) from None
 
@@ -167,8 +169,8 @@ def _looked_up(section: Any, name: str = "") -> Iterator[str]:
         yield f"{shown(name)} = '???': a value is missing"
 
 
-def _layers(words: list[str], schema: type[BaseModel]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The files and then the overrides, each as nested mappings, with its name."""
+def _files(words: list[str], schema: type[Schema], notes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files as nested mappings, each with its name; of those of an earlier version, a line is added to `notes`."""
     for name in (word for word in words if "=" not in word):
         try:
             layer = read(_find(name).read_text(encoding="utf-8"), schema)
@@ -182,19 +184,32 @@ def _layers(words: list[str], schema: type[BaseModel]) -> Iterator[tuple[str, di
             raise InputError(f"{name}:{line} not readable as YAML ({_reason(error)})") from None
         if not isinstance(layer, dict):
             raise InputError(f"{name}: must be a mapping of sections, such as `optim: {{lr: 3e-4}}`")
-        yield name, layer
-    for word in (word for word in words if "=" in word):
+        if (migrated := schema.migrated(layer)) != layer:
+            renamed = [f"{old} is {new}" for old in _leaves(layer) if (new := schema.new_name(old))]
+            notes.append(f"{name}: settings of an earlier version, read by their new names: {', '.join(renamed)}")
+        yield name, migrated
+
+
+def _overrides(words: list[str], schema: type[Schema]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The overrides as nested mappings, each with its name; kinds first, because they decide what fields there are."""
+    overrides = (word for word in words if "=" in word)
+    renamed = []
+    for word in sorted(overrides, key=lambda word: not word.partition("=")[0].endswith(".kind")):
         name, _, value = word.partition("=")
         if not all(name.split(".")):
             raise InputError(f"override {word}: not of the form section.key=value")
         if " #" in value and value.lstrip()[0] not in "'\"":
             raise InputError(f"override {word}: {name}: ' #' begins a comment; quotes keep it: {name}='\"...\"'")
         try:
-            yield f"override {word}", read(value, schema, name.split("."))
+            layer = read(value, schema, name.split("."))
         except UNREADABLE as error:
             problem = f"override {word}: {name}: not readable as YAML ({_reason(error)})"
             tagged = isinstance(error, yaml.constructor.ConstructorError) and "tag:" in problem  # as = and << are
             raise InputError(problem + (_quoted(name, value) if tagged else "")) from None
+        renamed += [f"override {word}: {old} is {new} now" for old in _leaves(layer) if (new := schema.new_name(old))]
+        yield f"override {word}", layer
+    if renamed:
+        raise InputError("\n".join(renamed))
 
 
 def _quoted(name: str, value: str) -> str:
@@ -212,24 +227,35 @@ def _in_words(values: Any, texts: Any, kind: Any) -> Any:
     if origin in (typing.Union, types.UnionType) and len(rest := [arg for arg in args if arg is not type(None)]) == 1:
         return _in_words(values, texts, rest[0])
     if isinstance(values, dict) and isinstance(texts, dict):
-        kinds = dict.fromkeys(values, args[1]) if origin is dict else {}
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kinds = {name: field.annotation for name, field in kind.model_fields.items()}
-        return {key: _in_words(value, texts.get(key), kinds.get(key)) for key, value in values.items()}
+        inner = dict.fromkeys(values, args[1]) if origin is dict else {}
+        for section in kinds_of(kind):
+            inner |= {name: field.annotation for name, field in section.model_fields.items()}
+        return {key: _in_words(value, texts.get(key), inner.get(key)) for key, value in values.items()}
     if isinstance(values, list) and isinstance(texts, list) and origin is list:
         return [_in_words(*pair, args[0]) for pair in zip(values, texts, strict=True)]
     return texts if kind is str and isinstance(values, (bool, int, float)) and isinstance(texts, str) else values
 
 
-def _merge(below: dict[str, Any], layer: dict[str, Any], label: str, prefix: str = "") -> dict[str, Any]:
-    """A layer over what lies below it: mappings merge, all else replaces."""
+def _merge(
+    below: dict[str, Any], layer: dict[str, Any], label: str, section: type[Section] | None, prefix: str = ""
+) -> dict[str, Any]:
+    """A layer over what lies below it: mappings merge, all else replaces; a new kind drops what it has no field for."""
     merged = dict(below)
     for key, value in layer.items():
         old = below.get(key)
         if {type(old), type(value)} == {dict, list}:
             raise InputError(f"{label}: {prefix}{key}: a list and a mapping do not merge")
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merge(old, value, label, f"{prefix}{key}.") if both else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            field = section.model_fields.get(key) if section else None
+            kinds = kinds_of(field.annotation) if field else []
+            inner = kinds[0] if kinds else None
+            if field and len(kinds) > 1:
+                before = old.get("kind", field.default.kind)
+                inner = by_kind(field.annotation).get(str(value.get("kind", before)))
+                if inner and value.get("kind", before) != before:
+                    old = {name: kept for name, kept in old.items() if name in inner.model_fields}
+            value = _merge(old, value, label, inner, f"{prefix}{key}.")
+        merged[key] = value
     return merged
 
 
@@ -261,30 +287,81 @@ def _leaves(layer: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def _explain(error: dict[str, Any], draft: Composed, merged: dict[str, Any]) -> str:
     """One line for one of pydantic's errors."""
     raised = error.get("ctx", {}).get("error")
-    location = [str(part) for part in error["loc"]]
+    schema = type(draft.config)
+    place = _place(schema, [str(part) for part in error["loc"]])
+    location = [*place.location, *place.below]
     value = error["input"]
     if isinstance(raised, InputError):
-        location += (raised.field or "").split(".") if raised.field else []
+        location += raised.field.split(".") if raised.field else []
         value = _lookup(error["input"], raised.field)
         problem = str(raised)
     elif error["type"] == "extra_forbidden":
-        *section, key = location
-        allowed = list(_annotation(type(draft.config), section).model_fields)
-        close = difflib.get_close_matches(key, allowed, 1)
-        place = f"{'.'.join(section)} has" if section else "the sections are"
-        problem = f"unknown key{f', did you mean {close[0]}?' if close else ''}; {place} {', '.join(allowed)}"
+        problem = _unknown(place)
     elif error["type"] == "missing":
         problem = "is required"
+    elif error["type"] == "union_tag_invalid":
+        location, value = [*location, "kind"], value["kind"]
+        problem = f"must be {'|'.join(by_kind(place.field.annotation))}"
+    elif place.kinds or not place.field:
+        problem = "must be a section, a mapping of keys to values"
     else:
-        location, field = _field(type(draft.config), location)
+        location = place.location
         value = _lookup(merged, ".".join(location))
-        problem = f"must be {describe(field)}" if field else "must be a section, a mapping of keys to values"
-        if value is None and field and field.annotation is str:
+        problem = f"must be {describe(place.field)}"
+        if value is None and place.field.annotation is str:
             problem += _quoted(".".join(location), "null")
     dotted = shown(".".join(location))
     given = "" if error["type"] == "missing" else f" = {_short(value)}"
     origin = next((o for n in range(len(location), 0, -1) if (o := draft.origin(".".join(location[:n])))), None)
     return f"{origin + ': ' if origin else ''}{dotted}{given}: {problem}"
+
+
+class _Place(NamedTuple):
+    """Where an error lies in the config."""
+
+    location: list[str]  # names down to the deepest field that is known
+    below: list[str]  # further names, of no field
+    section: type[BaseModel]  # that the deepest field stands in, or that stands in it
+    field: FieldInfo | None  # the deepest field
+    kinds: list[type[Section]]  # that stand in it; none if it is no section
+    others: dict[str, type[Section]]  # the kinds that might stand in the place of `section`, by the name of the kind
+
+
+def _place(schema: type[BaseModel], location: list[str]) -> _Place:
+    """Where pydantic's location of an error lies; it holds the kinds of sections besides the names of fields."""
+    here: Any = schema
+    section, field, kinds, others = schema, None, [], {}
+    names, depth, rest = [], 0, list(location)
+    while rest:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            section = here
+            if rest[0] not in section.model_fields:
+                break
+            names.append(rest.pop(0))
+            field, depth = section.model_fields[names[-1]], len(names)
+            here, kinds, others = field.annotation, kinds_of(field.annotation), {}
+            if len(kinds) > 1 and rest:
+                others = by_kind(field.annotation)
+                section = here = others[rest.pop(0)]
+        elif typing.get_origin(here) in (dict, list):
+            names.append(rest.pop(0))
+            here = typing.get_args(here)[-1]
+        else:  # members of a union of types
+            break
+    return _Place(names[:depth], names[depth:] + rest, section, field, kinds, others)
+
+
+def _unknown(place: _Place) -> str:
+    """What is wrong with a key that is no field: the kind that has it, or what it may be."""
+    *section, key = [*place.location, *place.below]
+    at = ".".join(section)
+    if having := [kind for kind, section in place.others.items() if key in section.model_fields]:
+        is_now = place.section.model_fields["kind"].default
+        return f"only applies with {at}.kind={' or '.join(having)} (it is {is_now})"
+    allowed = list(place.section.model_fields)
+    close = difflib.get_close_matches(key, allowed, 1)
+    has = f"{at} has" if at else "the sections are"
+    return f"unknown key{f', did you mean {close[0]}?' if close else ''}; {has} {', '.join(allowed)}"
 
 
 def _lookup(section: Any, field: str | None) -> Any:
@@ -296,33 +373,6 @@ def _lookup(section: Any, field: str | None) -> Any:
 def _short(value: Any) -> str:
     text = repr(value) if not isinstance(value, BaseModel) else "..."
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _annotation(schema: type[BaseModel], location: list[str]) -> Any:
-    """The model or type that stands at a place of the config."""
-    here: Any = schema
-    for part in location:
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            here = here.model_fields[part].annotation
-        else:  # an item of a dict or of a list
-            here = typing.get_args(here)[-1]
-    return here
-
-
-def _field(schema: type[BaseModel], location: list[str]) -> tuple[list[str], FieldInfo | None]:
-    """The deepest field at or above a place (union members and list items hang below it); None for a section."""
-    here, found, depth = schema, None, 0
-    for number, part in enumerate(location, start=1):
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            if part not in here.model_fields:
-                break
-            found, depth = here.model_fields[part], number
-            here = found.annotation
-        elif typing.get_origin(here) in (dict, list):
-            here = typing.get_args(here)[-1]
-    if found is not None and isinstance(found.annotation, type) and issubclass(found.annotation, BaseModel):
-        return location[:depth], None
-    return location[:depth] if found else location, found
 
 
 TYPE_NAMES = {
@@ -370,6 +420,6 @@ def _type_name(annotation: Any, metadata: Any = ()) -> str:
         return f"a list of {count}{item.removeprefix('a ') + 's' if item.startswith('a ') else item}"
     if origin is dict:
         return f"a mapping of names to {_type_name(args[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"{{{', '.join(annotation.model_fields)}}}"
+    if sections := kinds_of(annotation):
+        return f"{{{', '.join(sections[0].model_fields)}}}"
     return TYPE_NAMES.get(annotation, str(annotation))

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from .compose import CONFIGS, describe
+from .section import by_kind, kinds_of
 
 __all__ = ["field_lines", "help_page"]
 
@@ -26,16 +27,45 @@ def help_page(usage: str, schema: type[BaseModel]) -> str:
         p.relative_to(CONFIGS.parent).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name != "accelerate"
     )
     lines = [usage, "", *textwrap.wrap("Configs: " + ", ".join(files), WIDTH, subsequent_indent=" " * 9)]
-    for name, section in schema.model_fields.items():
-        model: type[BaseModel] = section.annotation
-        lines += ["", f"{name}: {' '.join(model.__doc__.split())}", *field_lines(name, model.model_fields)]
+    for name, field in schema.model_fields.items():
+        sections = kinds_of(field.annotation)
+        doc = field.description or sections[0].__doc__ or ""
+        lines += ["", f"{name}: {' '.join(doc.split())}", *_section_lines(name, field)]
     return "\n".join(lines)
 
 
 def field_lines(section: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
-    """Lines on the fields of a section."""
+    """Lines on the fields of a section, and of the sections in it."""
     for key, field in fields.items():
-        # as it would stand in a config
-        default = {"None": "null", "True": "true", "False": "false"}.get(str(field.default), field.default)
-        yield f"  {section}.{key} = {default}   [{describe(field)}]"
-        yield from textwrap.wrap(field.description, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        yield from _field_lines(f"{section}.{key}", field)
+
+
+def _section_lines(name: str, field: FieldInfo) -> Iterator[str]:
+    """Lines on what stands in a field that holds a section of one kind or of several."""
+    kinds = by_kind(field.annotation)
+    if not kinds:
+        yield from field_lines(name, kinds_of(field.annotation)[0].model_fields)
+        return
+    yield f"  {name}.kind = {field.default.kind}   [{'|'.join(kinds)}]"
+    for kind, section in kinds.items():
+        yield from _wrapped(f"{kind}: {section.__doc__}", 6)
+    for key in dict.fromkeys(key for section in kinds.values() for key in section.model_fields if key != "kind"):
+        having = {kind: section for kind, section in kinds.items() if key in section.model_fields}
+        only = "" if len(having) == len(kinds) else f"  with {name}.kind={' or '.join(having)}"
+        yield from _field_lines(f"{name}.{key}", next(iter(having.values())).model_fields[key], only)
+
+
+def _field_lines(name: str, field: FieldInfo, only: str = "") -> Iterator[str]:
+    """Lines on a field: its default and what it allows, then what it means; or on the sections in it."""
+    if kinds_of(field.annotation):
+        yield from _wrapped(f"{name}: {field.description}", 2)
+        yield from _section_lines(name, field)
+        return
+    # as it would stand in a config
+    default = {"None": "null", "True": "true", "False": "false"}.get(str(field.default), field.default)
+    yield f"  {name} = {default}   [{describe(field)}]{only}"
+    yield from _wrapped(field.description or "", 6)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)

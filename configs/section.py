@@ -1,8 +1,10 @@
-"""The base of every section of the config. Imports no torch: `--help` must be instant."""
+"""The bases of every section of the config. Imports no torch: `--help` must be instant."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -11,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from .errors import InputError
 
-__all__ = ["Operation", "Section", "leaves"]
+__all__ = ["Built", "Kind", "Operation", "Schema", "Section", "by_kind", "kinds_of", "leaves"]
 
 PATHS = ("root", "dir", "resume", "compile_cache", "cache", "out")  # fields that name files and folders
 
@@ -21,6 +23,8 @@ class Section(BaseModel):
 
     Its values decide what is learnt: a run cannot be resumed with others, and each belongs to the identity of an
     experiment. Fields in `free` are exempt, because they only say how a run is carried out.
+
+    A field may choose between several kinds of sections; where its mapping has no `kind`, it is that of the default.
     """
 
     model_config = ConfigDict(
@@ -34,8 +38,26 @@ class Section(BaseModel):
         name, _, inner = field.partition(".")
         if name in cls.free:
             return True
-        kind = cls.model_fields[name].annotation if inner and name in cls.model_fields else None
-        return isinstance(kind, type) and issubclass(kind, Section) and kind.is_free(inner)
+        kinds = kinds_of(cls.model_fields[name].annotation) if inner and name in cls.model_fields else []
+        return bool(kinds) and all(kind.is_free(inner) for kind in kinds)
+
+    def untrained(self) -> Self:
+        """What of this section a network that is never trained depends on: the rest has its defaults.
+
+        Two runs whose configs are equal in this form share an untrained control. By default every field counts.
+        """
+        inner = {name: value.untrained() for name, value in self if isinstance(value, Section)}
+        return self.model_copy(update=inner)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_kinds(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kinds = {name: field.default.kind for name, field in cls.model_fields.items() if field.discriminator}
+        return values | {
+            name: {"kind": kind, **values[name]} for name, kind in kinds.items() if isinstance(values.get(name), dict)
+        }
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
@@ -49,6 +71,47 @@ class Section(BaseModel):
         return self
 
 
+class Built(Section):
+    """A section that stands for a class; its fields are what that is built with.
+
+    Attributes:
+        made_by: the class, as `.module:Class` in the package of the section; imported on use, so that a config needs no
+            torch.
+    """
+
+    made_by: ClassVar[str]
+
+    @classmethod
+    def implementation(cls) -> Any:
+        """The class that `made_by` names."""
+        module, _, name = cls.made_by.partition(":")
+        return getattr(importlib.import_module(module, cls.__module__.rpartition(".")[0]), name)
+
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """An instance of it, for this section and further arguments."""
+        return self.implementation()(self, *args, **kwargs)
+
+
+class Kind(Built):
+    """One of several sections that a field may hold; `kind` is its name in a config."""
+
+    kind: Any  # the Literal of each; declared here, so that it stands before the other fields
+
+
+class Schema(Section):
+    """The whole config of a command; its fields are the sections."""
+
+    @classmethod
+    def new_name(cls, field: str) -> str | None:
+        """The dotted name of what was called `field` in an earlier version; None if nothing was."""
+        return None
+
+    @classmethod
+    def migrated(cls, layer: dict[str, Any]) -> dict[str, Any]:
+        """A file's settings, those of earlier versions by their new names."""
+        return layer
+
+
 class Operation(Section):
     """A section that says how a run is carried out; only the fields in `fixed` decide what is learnt."""
 
@@ -57,6 +120,19 @@ class Operation(Section):
     @classmethod
     def is_free(cls, field: str) -> bool:
         return field.partition(".")[0] not in cls.fixed
+
+
+def kinds_of(annotation: Any) -> list[type[Section]]:
+    """The sections that a field of this type may hold; none if it holds something else."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    options = typing.get_args(annotation) or (annotation,)
+    return [option for option in options if isinstance(option, type) and issubclass(option, Section)]
+
+
+def by_kind(annotation: Any) -> dict[str, type[Section]]:
+    """The same by the names of their kinds, if they have any."""
+    return {kind.model_fields["kind"].default: kind for kind in kinds_of(annotation) if "kind" in kind.model_fields}
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -182,7 +182,7 @@ def read_run(path: Path) -> Run:
 
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    config = read(path.read_text(encoding="utf-8"), Config)
+    config = Config.migrated(read(path.read_text(encoding="utf-8"), Config))
     json.dumps(config, sort_keys=True)  # what runs are grouped by
     Settings.model_validate(config)
     return config

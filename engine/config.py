@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import model_validator
 
 from ..configs.errors import InputError
-from ..configs.section import Section
-from ..loaders.config import ActionsConfig, DataConfig, SequenceConfig
+from ..configs.section import Schema
+from ..loaders.config import ActionsConfig, AffineConfig, AnySequence, DataConfig
 from .analysis.config import DiagnosticsConfig
 from .evaluation.config import EvalConfig, ProbesConfig
-from .models.config import ModelConfig, TargetConfig
-from .objectives.config import ObjectiveConfig, RateConfig, SIGRegConfig, VICRegConfig
+from .migration import NEW_NAMES, migrated
+from .models.config import AnyTarget, EMATargetConfig, ModelConfig
+from .objectives.config import ObjectiveConfig
 from .reports.config import LONGEST, TrackingConfig
 from .runs.config import CheckpointConfig
 from .runtime.config import RunConfig
@@ -26,19 +29,18 @@ from .training.config import (
 __all__ = ["Config"]
 
 
-class Config(Section):
+class Config(Schema):
     """Everything that defines a run."""
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
-    sequence: SequenceConfig = SequenceConfig()
+    sequence: AnySequence = AffineConfig()
+    """How a sequence of views is drawn and rendered from one image."""
     actions: ActionsConfig = ActionsConfig()
     model: ModelConfig = ModelConfig()
-    target: TargetConfig = TargetConfig()
+    target: AnyTarget = EMATargetConfig()
+    """Where the target comes from."""
     objective: ObjectiveConfig = ObjectiveConfig()
-    rate: RateConfig = RateConfig()
-    sigreg: SIGRegConfig = SIGRegConfig()
-    vicreg: VICRegConfig = VICRegConfig()
     optim: OptimConfig = OptimConfig()
     probes: ProbesConfig = ProbesConfig()
     ablation: AblationConfig = AblationConfig()
@@ -49,6 +51,14 @@ class Config(Section):
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @classmethod
+    def new_name(cls, field: str) -> str | None:
+        return NEW_NAMES.get(field)
+
+    @classmethod
+    def migrated(cls, layer: dict[str, Any]) -> dict[str, Any]:
+        return migrated(layer)
 
     @property
     def active_rules(self) -> list[GateRule]:
@@ -87,62 +97,43 @@ def check_method(config: Config) -> None:
     Raises:
         InputError: names the field, what it conflicts with, and what is allowed.
     """
-    model, target, objective = config.model, config.target, config.objective
-    features = 512 if model.encoder == "resnet18" else 4 * model.width
-    width = features + model.action_dim * model.aggregator_action
-    if width % model.num_heads:
-        parts = "encoder features + model.action_dim" if model.aggregator_action else "encoder features"
-        raise InputError(f"does not divide the token width {width} ({parts})", "model.num_heads")
+    model, target = config.model, config.target
+    terms, every_term = config.objective.terms, config.objective.every_term
     if model.aggregator_action and not model.predictor_action and config.sequence.num_observed == 1:
         raise InputError(
             "with one observed view no action would be used; set model.aggregator_action=false to train without "
             "actions, or sequence.num_observed to at least 2",
             "model.predictor_action",
         )
-    if objective.prediction == "mse" and target.sharpening:
+    prediction, sharpened = config.objective.prediction, target.sharpening.kind != "none"
+    if sharpened and prediction.of_distributions is False:
         raise InputError(
-            "compares features, but target.sharpening=true makes the target a distribution; cosine or "
-            "cross_entropy is allowed",
-            "objective.prediction",
+            f"compares features, but target.sharpening.kind={target.sharpening.kind} makes the target a distribution; "
+            "cosine or cross_entropy is allowed",
+            "objective.prediction.kind",
         )
-    if objective.prediction == "cross_entropy" and not target.sharpening:
+    if not sharpened and prediction.of_distributions:
         raise InputError(
-            "compares distributions, but target.sharpening is false; set it to true, or choose cosine or mse",
-            "objective.prediction",
+            "compares distributions, but target.sharpening.kind is none; set it to softmax, or choose cosine or mse",
+            "objective.prediction.kind",
         )
-    if objective.prediction_weight is not None and config.sigreg.weight:
-        raise InputError(
-            "with sigreg.weight set, the weight is 1 - sigreg.weight; only null is allowed",
-            "objective.prediction_weight",
-        )
-    if model.projector_dim is not None:
-        if target.kind == "ema":
+    projector = model.projector
+    if projector.kind == "none":
+        if name := next((name for name, term in terms.items() if term.of_projections), None):
             raise InputError(
-                "an EMA teacher has no projector; set it to null, or target.kind to shared or stop_gradient",
-                "model.projector_dim",
+                "needs projections; set model.projector.kind=mlp, as in configs/variant/sigreg.yaml",
+                f"objective.{name}.weight",
             )
-        if target.batch_statistics == "own":
-            raise InputError(
-                "does not work with model.projector_dim, which projects the target too; only joint is allowed",
-                "target.batch_statistics",
-            )
-    if model.projector_norm == "unit" and model.projector_dim is None:
-        raise InputError("there is no projector; set it to none, or set model.projector_dim", "model.projector_norm")
-    terms = {
-        "sigreg.weight": config.sigreg.weight,
-        "vicreg.variance": config.vicreg.variance,
-        "vicreg.covariance": config.vicreg.covariance,
-    }
-    if model.projector_dim is not None and target.kind == "stop_gradient" and not any(terms.values()):
+        return
+    if reason := target.unprojected():
+        raise InputError(reason, "model.projector.kind")
+    if target.detached and not any(term.of_projections for term in terms.values()):
+        needed = [f"objective.{name}.weight" for name, term in every_term.items() if term.of_projections]
         raise InputError(
-            f"no gradient would reach the projector; set it to null, or give {' or '.join(terms)} a weight",
-            "model.projector_dim",
+            f"no gradient would reach the projector; set it to none, or give {' or '.join(needed)} a value",
+            "model.projector.kind",
         )
-    for field, weight in terms.items():
-        if weight and model.projector_dim is None:
-            raise InputError("needs projections; set model.projector_dim, as in configs/variant/sigreg.yaml", field)
-        if weight and model.projector_norm == "unit":
-            raise InputError(
-                f"removes the scale that {field} = {weight:g} regularises; only none is allowed",
-                "model.projector_norm",
-            )
+    if projector.unit and (name := next((name for name, term in terms.items() if term.of_scale), None)):
+        raise InputError(
+            f"removes the scale that objective.{name} regularises; only false is allowed", "model.projector.unit"
+        )

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             print(dump(composed.config), end="")
             return DONE
         if os.environ.get("RANK", "0") in ("", "0"):
-            for line in overruled_of_wandb(composed.config.tracking, os.environ):
+            for line in [*composed.notes, *overruled_of_wandb(composed.config.tracking, os.environ)]:
                 print(line)
         # torch is imported from here on: the lines above answer at once
         from seqjepa.engine.training.trainer import train

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from ..configs.errors import InputError
-from ..configs.section import Section
+from ..configs.section import Kind, Section
 
 WholeRange = Annotated[list[int], Field(min_length=2, max_length=2)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 Dataset = Literal["digits", "cifar10", "cifar100", "mnist", "imagefolder"]
-
-# the widest range that each field may have
-RANGES = {
-    "rotation": (-180, 180),
-    "translation": (-64, 64),
-    "scale": (0.05, 8),
-    "crop_area": (0.01, 1),
-    "crop_ratio": (0.1, 10),
-    "brightness": (0, 10),
-    "contrast": (0, 10),
-    "saturation": (0, 10),
-    "hue": (-0.5, 0.5),
-    "blur_sigma": (0.01, 100),
-}
 
 
 class DataConfig(Section):
@@ -66,60 +52,108 @@ class DataConfig(Section):
         return given
 
 
-class SequenceConfig(Section):
-    """How a sequence of views is drawn and rendered from one image."""
+class SequenceConfig(Kind):
+    """How a sequence of views is drawn and rendered from one image: what every kind of sequence has."""
 
-    kind: Literal["rotation", "affine", "augment"] = "affine"
-    """rotation: right angles, exact; affine: rotation, translation, scale; augment: crop, jitter, blur and the like."""
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {}
+    """The widest that each range of numbers may be."""
+
     num_observed: int = Field(default=3, ge=1, le=16)
     """Number M of observed views; the target is one more view."""
-    angles: list[int] = Field(default=[0, 90, 180, 270], min_length=1)
-    """Degrees from which kind=rotation chooses; multiples of 90."""
-    rotation: Range = [-75.0, 75.0]
-    """Lowest and highest angle of kind=affine, in degrees."""
-    translation: WholeRange = [-4, 4]
-    """Lowest and highest shift of kind=affine along x and y, in whole pixels."""
-    scale: Range = [0.6, 1.0]
-    """Lowest and highest zoom of kind=affine, drawn log-uniformly."""
-    padding: Literal["zeros", "reflect"] = "zeros"
-    """What kind=affine shows beyond the image: black, or the image mirrored at its outermost pixels."""
-    crop_area: Range = [0.2, 1.0]
-    """Area of the crop of kind=augment, as a fraction of the image's area."""
-    crop_ratio: Range = [0.75, 1.3333333333333333]
-    """Width over height of the crop of kind=augment, drawn log-uniformly."""
-    flip: Probability = 0.5
-    """Probability with which kind=augment mirrors a view left to right."""
-    jitter: Probability = 0.8
-    """Probability of the colour jitter of kind=augment; its four operations come in random order."""
-    brightness: Range = [0.6, 1.4]
-    """Factor by which kind=augment multiplies the brightness."""
-    contrast: Range = [0.6, 1.4]
-    """Factor by which kind=augment multiplies the contrast."""
-    saturation: Range = [0.8, 1.2]
-    """Factor by which kind=augment multiplies the saturation."""
-    hue: Range = [-0.1, 0.1]
-    """Amount by which kind=augment shifts the hue, in turns of the colour wheel."""
-    grayscale: Probability = 0.2
-    """Probability with which kind=augment removes the colour."""
-    blur: Range = [1.0, 0.1]
-    """Probability of the Gaussian blur of kind=augment: of observed views, of the target."""
-    blur_sigma: Range = [0.1, 2.0]
-    """Sigma of the blur in pixels; its kernel has 2 round((H - 10) / 20) + 1 taps, 3 at 32 pixels."""
-    solarize: Range = [0.0, 0.2]
-    """Probability of solarising in kind=augment: of observed views, of the target."""
 
     @model_validator(mode="after")
-    def _check_ranges(self) -> SequenceConfig:
-        if bad := [angle for angle in self.angles if angle % 90]:
-            raise InputError(f"{bad[0]} is not a multiple of 90", "angles")
-        for name in ("blur", "solarize"):
-            if not all(0 <= probability <= 1 for probability in getattr(self, name)):
-                raise InputError("must be two probabilities, each in [0, 1]", name)
-        for name, (low, high) in RANGES.items():
+    def _check_ranges(self) -> Self:
+        for name, (low, high) in self.ranges.items():
             lo, hi = getattr(self, name)
             if not low <= lo <= hi <= high:
                 raise InputError(f"must be [lowest, highest] within [{low:g}, {high:g}]", name)
         return self
+
+
+class RotationConfig(SequenceConfig):
+    """Each view is turned by a right angle, exactly."""
+
+    made_by = ".sequences.rotation:Rotation"
+
+    kind: Literal["rotation"] = "rotation"
+    angles: list[int] = Field(default=[0, 90, 180, 270], min_length=1)
+    """Degrees from which the angle is chosen; multiples of 90."""
+
+    @model_validator(mode="after")
+    def _check_angles(self) -> Self:
+        if bad := [angle for angle in self.angles if angle % 90]:
+            raise InputError(f"{bad[0]} is not a multiple of 90", "angles")
+        return self
+
+
+class AffineConfig(SequenceConfig):
+    """Each view is scaled, rotated and translated."""
+
+    made_by = ".sequences.affine:Affine"
+    ranges = {"rotation": (-180, 180), "translation": (-64, 64), "scale": (0.05, 8)}
+
+    kind: Literal["affine"] = "affine"
+    rotation: Range = [-75.0, 75.0]
+    """Lowest and highest angle, in degrees."""
+    translation: WholeRange = [-4, 4]
+    """Lowest and highest shift along x and y, in whole pixels."""
+    scale: Range = [0.6, 1.0]
+    """Lowest and highest zoom, drawn log-uniformly."""
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """What is shown beyond the image: black, or the image mirrored at its outermost pixels."""
+
+
+class AugmentConfig(SequenceConfig):
+    """Each view is cropped, mirrored, jittered in colour, and perhaps turned gray, blurred or solarised."""
+
+    made_by = ".sequences.augment:Augment"
+    ranges = {
+        "crop_area": (0.01, 1),
+        "crop_ratio": (0.1, 10),
+        "brightness": (0, 10),
+        "contrast": (0, 10),
+        "saturation": (0, 10),
+        "hue": (-0.5, 0.5),
+        "blur_sigma": (0.01, 100),
+    }
+
+    kind: Literal["augment"] = "augment"
+    crop_area: Range = [0.2, 1.0]
+    """Area of the crop, as a fraction of the image's area."""
+    crop_ratio: Range = [0.75, 1.3333333333333333]
+    """Width over height of the crop, drawn log-uniformly."""
+    flip: Probability = 0.5
+    """Probability with which a view is mirrored left to right."""
+    jitter: Probability = 0.8
+    """Probability of the colour jitter, whose four operations come in random order."""
+    brightness: Range = [0.6, 1.4]
+    """Factor by which the brightness is multiplied."""
+    contrast: Range = [0.6, 1.4]
+    """Factor by which the contrast is multiplied."""
+    saturation: Range = [0.8, 1.2]
+    """Factor by which the saturation is multiplied."""
+    hue: Range = [-0.1, 0.1]
+    """Amount by which the hue is shifted, in turns of the colour wheel."""
+    grayscale: Probability = 0.2
+    """Probability with which a view loses its colour."""
+    blur: Range = [1.0, 0.1]
+    """Probability of the Gaussian blur: of observed views, of the target."""
+    blur_sigma: Range = [0.1, 2.0]
+    """Sigma of the blur in pixels; its kernel has 2 round((H - 10) / 20) + 1 taps, 3 at 32 pixels."""
+    solarize: Range = [0.0, 0.2]
+    """Probability of solarising: of observed views, of the target."""
+    full_actions: bool = False
+    """Whether actions include flip, grayscale and solarise; the paper leaves them out."""
+
+    @model_validator(mode="after")
+    def _check_probabilities(self) -> Self:
+        for name in ("blur", "solarize"):
+            if not all(0 <= probability <= 1 for probability in getattr(self, name)):
+                raise InputError("must be two probabilities, each in [0, 1]", name)
+        return self
+
+
+AnySequence = Annotated[RotationConfig | AffineConfig | AugmentConfig, Field(discriminator="kind")]
 
 
 class ActionsConfig(Section):
@@ -128,5 +162,3 @@ class ActionsConfig(Section):
     normalization: Literal["standard", "view_l2", "none"] = "standard"
     """standard: divided by the constant standard deviation of their draws; view_l2: divided by their norm over the
     views, as in the reference code, which leaks the target; none: unchanged."""
-    full: bool = False
-    """Whether actions include flip, grayscale and solarise of kind=augment; the paper leaves them out."""

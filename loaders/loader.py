@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..configs.errors import InputError
+from .batch import Batch, padded
 from .beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
 from .config import ActionsConfig, DataConfig, SequenceConfig
 from .draws import TRAIN_STREAM, VALIDATION_STREAM, words
@@ -20,17 +20,7 @@ from .sampler import Sampler, subset
 from .sequences import Sequence, build_sequence
 from .sources import SPLITS, Images, Tally, check_alike, check_shape, find_layout, open_images
 
-__all__ = ["Batch", "Loaders", "SequenceLoader", "build_loaders", "padded"]
-
-
-class Batch(NamedTuple):
-    """A batch of action sequences. B sequences of V views, the last of which is the target."""
-
-    views: Tensor  # float32 [B, V, C, H, W], normalised
-    actions: Tensor  # float32 [B, V-1, A]; action i carries view i to view i+1
-    params: Tensor  # float32 [B, V, P], absolute
-    labels: Tensor  # int64 [B]
-    index: Tensor  # int64 [B], position in the dataset
+__all__ = ["Loaders", "SequenceLoader", "build_loaders"]
 
 
 class SequenceLoader:
@@ -114,12 +104,6 @@ class SequenceLoader:
         other = copy.copy(self)
         other.sampler = sampler
         return other
-
-
-def padded(x: Tensor, size: int) -> Tensor:
-    """`x` with its first row repeated up to `size` rows; zeros where it has none."""
-    row = x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
-    return torch.cat([x, row.expand(size - len(x), *x.shape[1:])])
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from ..configs.compose import Composed, compose
 from ..configs.console import open_console
 from ..configs.errors import InputError, shown
 from ..configs.interruption import interruptible
-from ..configs.section import Section
-from .config import ActionsConfig, DataConfig, SequenceConfig
+from ..configs.section import Schema
+from .config import ActionsConfig, AffineConfig, AnySequence, DataConfig
 
 if TYPE_CHECKING:
     from .loader import Loaders
@@ -29,13 +29,13 @@ __all__ = ["draw_sheet", "main"]
 MOST_ROWS = 64  # half a minute to draw, at 17 views each
 
 
-class _Config(Section):
+class _Config(Schema):
     """The sections that decide what the sheet shows; a file may hold those of training too."""
 
     model_config = ConfigDict(extra="ignore")
 
     data: DataConfig = DataConfig()
-    sequence: SequenceConfig = SequenceConfig()
+    sequence: AnySequence = AffineConfig()
     actions: ActionsConfig = ActionsConfig()
 
     @model_validator(mode="before")

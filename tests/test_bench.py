@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from seqjepa.engine.compose import compose
-from seqjepa.loaders.config import SequenceConfig
+from seqjepa.loaders.config import AugmentConfig, RotationConfig
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SCRIPTS = sorted(path for path in BENCH.rglob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def test_scripts_say_what_they_take_before_they_do_anything(script, word, code, 
 def test_the_peers_turns_lead_from_view_to_view(image):
     from pillow import pillow_sequence
 
-    draw = pillow_sequence(SequenceConfig(kind="rotation", angles=[0, 90, 180, 270]), *STATISTICS)
+    draw = pillow_sequence(RotationConfig(angles=[0, 90, 180, 270]), *STATISTICS)
     turned = 0
     for _ in range(20):
         views, moves = draw(image)
@@ -63,7 +63,7 @@ def test_the_peers_turns_lead_from_view_to_view(image):
 def test_the_peer_tells_the_crop_that_it_cut(image):
     from pillow import pillow_sequence
 
-    config = SequenceConfig(kind="augment", flip=0.0, jitter=0.0, grayscale=0.0, blur=[0.0, 0.0], solarize=[0.0, 0.0])
+    config = AugmentConfig(flip=0.0, jitter=0.0, grayscale=0.0, blur=[0.0, 0.0], solarize=[0.0, 0.0])
     views, params = pillow_sequence(config, *STATISTICS)(image)
     assert params.shape == (4, 9)
     assert len(set(map(tuple, params[:, :4].tolist()))) > 1

@@ -75,9 +75,10 @@ def test_rows_resolve(name):
     assert DATASETS[config.data.name] == config.data.dataset
     # constant in all of the reference's files
     assert (config.run.seed, config.data.subset_seed, config.sequence.num_observed) == (42, 42, 3)
-    assert (config.model.encoder, config.model.num_heads, config.probes.lr) == ("resnet18", 4, 1e-3)
+    assert (config.model.encoder.kind, config.model.aggregator.num_heads) == ("resnet18", 4)
+    assert config.probes.lr == 1e-3
     small = config.data.dataset == "mnist"
-    model = (config.model.action_dim, config.model.num_layers, config.model.predictor_hidden)
+    model = (config.model.action_dim, config.model.aggregator.num_layers, config.model.predictor.hidden)
     assert model == ((64, 2, 512) if small else (128, 3, 1024))
 
 
@@ -94,14 +95,15 @@ def test_hyperparameters_are_the_references(name):
         *(optim.lr, optim.weight_decay, optim.schedule, optim.warmup_epochs),
         optim.min_lr if optim.schedule == "cosine" else None,
         *(gate.get("online_linacc_test"), gate.get("online_r2_test")),
-        *(config.rate.weight, config.objective.symmetric, config.target.sharpening),
+        *(config.objective.rate.weight, config.objective.symmetric, config.target.sharpening.kind == "softmax"),
     )
     expected = EXPECTED[name]
     assert found == expected + (0.0, False, False)[len(expected) - 13 :]
-    if config.rate.weight:  # constant where the rate is on
-        assert (config.rate.target, config.rate.normalize, config.rate.scale) == ("agg", "none", {"alpha": 1.0})
-    if config.target.sharpening:
-        assert (config.target.temperature, config.target.center_momentum) == (0.04, 0.9)
+    rate, sharpening = config.objective.rate, config.target.sharpening
+    if rate.weight:  # constant where the rate is on
+        assert (rate.features, rate.normalize, rate.scaling) == ("agg", "none", {"alpha": 1.0})
+    if sharpening.kind == "softmax":
+        assert (sharpening.temperature, sharpening.center_momentum) == (0.04, 0.9)
     if config.target.kind == "ema":
         assert (config.target.decay, config.target.schedule, config.target.buffers) == (0.996, "constant", "ignore")
 

@@ -55,6 +55,10 @@ class EvalConfig(Operation):
     out: str | None = None
     """Folder of the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for several."""
 
+    def untrained(self) -> EvalConfig:
+        """Which epoch is the best says nothing about the control."""
+        return EvalConfig()
+
     @model_validator(mode="after")
     def _check(self) -> EvalConfig:
         if not self.lengths or sorted(set(self.lengths) & set(range(1, 17))) != self.lengths:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...loaders.batch import each
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import R2
 from .frozen import FrozenNetwork
@@ -37,7 +38,7 @@ def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Callabl
     batches = []
     for batch in loader.epoch(0):
         with network.accelerator.autocast():
-            z = model.encode(batch.views[:, : length + 1])
+            z = model.encoder(each(batch.views, lambda x: x[:, : length + 1]))
             embedded = model.embed(batch.actions[:, :length])[:, 1:]
             agg = model.aggregate(z[:, 1:], embedded)
         features = {"first": z[:, 0].float(), "second": z[:, 1].float(), "agg": agg.float()}

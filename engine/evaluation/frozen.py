@@ -11,7 +11,8 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from ...configs.errors import InputError
-from ...loaders.loader import Batch, Loaders, SequenceLoader, build_loaders
+from ...loaders.batch import Batch, each
+from ...loaders.loader import Loaders, SequenceLoader, build_loaders
 from ..config import Config
 from ..models.seq_jepa import SeqJEPA, build_model
 from ..runtime.accelerator import build_accelerator
@@ -75,7 +76,7 @@ class FrozenNetwork:
         """Float32 features of a batch, [B, ...], by name: `first`, `pair` and `agg_<length>`."""
         views = max(2, self.lengths[-1])
         with self.accelerator.autocast():
-            z = self.model.encode(batch.views[:, :views])  # [B, N, D]
+            z = self.model.encoder(each(batch.views, lambda x: x[:, :views]))  # [B, N, D]
             embedded = self.model.embed(batch.actions[:, : views - 1])
             found = {"first": z[:, 0], "pair": z[:, :2].flatten(1)}
             for length in self.lengths:
@@ -88,7 +89,7 @@ class FrozenNetwork:
         table = torch.zeros(int(loader.sampler.indices.max()) + 1, self.model.num_features, device=loader.mean.device)
         for images, _, index in loader.clean():
             with self.accelerator.autocast():
-                table[index] = self.model.encode(images[:, None])[:, 0].float()
+                table[index] = self.model.encoder(images[:, None])[:, 0].float()
         return table
 
     def read(self, loader: SequenceLoader, epochs: int, progress: Callable[[], None]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
         reporter.advance(f"subspaces, {name}", 0, total=steps)
         network.to(accelerator.device, memory_format=torch.channels_last)
         frozen = FrozenNetwork(network, [num_observed], accelerator)
-        sweeps = sweep(network, loaders.validation, config.sequence, config.diagnostics.anchors, accelerator)
+        sweeps = sweep(network, loaders.validation, config.diagnostics.anchors, accelerator)
         parts = (loaders.train, loaders.validation, loaders.validation.redrawn())
         train, test, again = (read_moved(frozen, part, reporter.advance) for part in parts)
         found = equivariance_metrics(train, test, again, loaders.sequence.factors, loaders.num_classes)

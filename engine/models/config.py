@@ -2,94 +2,277 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ...configs.errors import InputError
-from ...configs.section import Section
+from ...configs.section import Kind, Section
 
-__all__ = ["ModelConfig", "TargetConfig"]
+__all__ = [
+    "AggregatorConfig",
+    "AnyTarget",
+    "ConvNetConfig",
+    "EMATargetConfig",
+    "EncoderConfig",
+    "MLPPredictorConfig",
+    "MLPProjectorConfig",
+    "ModelConfig",
+    "NoProjectorConfig",
+    "NoSharpeningConfig",
+    "OnlineTargetConfig",
+    "PredictorConfig",
+    "ResNet18Config",
+    "SharedTargetConfig",
+    "SoftmaxSharpeningConfig",
+    "StopGradientTargetConfig",
+    "TargetConfig",
+    "TransformerConfig",
+]
+
+
+class EncoderConfig(Kind):
+    """The network that sees each view by itself: views [B, N, ...] -> features [B, N, D]."""
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        raise NotImplementedError
+
+
+class ResNet18Config(EncoderConfig):
+    """ResNet-18 with the CIFAR stem, for images from 28 pixels on; 512 features."""
+
+    made_by = ".encoders.resnet:ResNet18"
+
+    kind: Literal["resnet18"] = "resnet18"
+
+    @property
+    def num_features(self) -> int:
+        return 512
+
+
+class ConvNetConfig(EncoderConfig):
+    """Four convolutions, for images of 16 to 28 pixels."""
+
+    made_by = ".encoders.convnet:ConvNet"
+
+    kind: Literal["convnet"] = "convnet"
+    width: int = Field(default=32, ge=4, le=512)
+    """Channels of the first layer; there are four times as many features."""
+
+    @property
+    def num_features(self) -> int:
+        return 4 * self.width
+
+
+class AggregatorConfig(Kind):
+    """The network that reads the sequence: tokens [B, M, T] -> aggregate [B, T]."""
+
+    def check_width(self, width: int) -> None:
+        """Refuse a token width T that the aggregator cannot have; any is allowed by default.
+
+        Raises:
+            InputError: names the field of this section that does not fit.
+        """
+
+
+class TransformerConfig(AggregatorConfig):
+    """Transformer with a learnt token of its own, as in the paper."""
+
+    made_by = ".aggregators.transformer:Transformer"
+
+    kind: Literal["transformer"] = "transformer"
+    num_layers: int = Field(default=3, ge=1)
+    """Number of layers."""
+    num_heads: int = Field(default=4, ge=1)
+    """Attention heads of each layer."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of each layer."""
+    time_embedding: bool = False
+    """Whether tokens carry a learnt position embedding (the paper's have none)."""
+
+    def check_width(self, width: int) -> None:
+        if width % self.num_heads:
+            raise InputError(f"does not divide the token width {width}", "num_heads")
+
+
+class PredictorConfig(Kind):
+    """The network that predicts the target from the aggregate and the last action: [B, T + P] -> [B, E]."""
+
+
+class MLPPredictorConfig(PredictorConfig):
+    """Two layers with batch norm."""
+
+    made_by = ".predictors.mlp:MLPPredictor"
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: int = Field(default=1024, ge=1)
+    """Hidden width."""
+
+
+class NoProjectorConfig(Kind):
+    """No projection: prediction and targets are compared as features of the encoder."""
+
+    kind: Literal["none"] = "none"
+
+    def width(self, features: int) -> int:
+        """E, the width of predictions, for D features."""
+        return features
+
+    def build(self, features: int) -> None:
+        """Nothing."""
+
+
+class MLPProjectorConfig(Kind):
+    """Three layers with batch norm; prediction, SIGReg and VICReg act on its output."""
+
+    made_by = ".heads:MLPProjector"
+
+    kind: Literal["mlp"] = "mlp"
+    dim: int = Field(default=128, ge=2)
+    """Width of the projection."""
+    hidden: int = Field(default=2048, ge=1)
+    """Width of the two hidden layers."""
+    unit: bool = False
+    """Whether projections are scaled to unit length."""
+
+    def width(self, features: int) -> int:
+        """E, the width of predictions, for D features."""
+        return self.dim
 
 
 class ModelConfig(Section):
     """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
-    encoder: Literal["resnet18", "convnet"] = "resnet18"
-    """resnet18 with the CIFAR stem (512 features), or a four-layer convnet for small images."""
-    width: int = Field(default=32, ge=4, le=512)
-    """Channels of the convnet's first layer; it has four times as many features."""
+    encoder: Annotated[ResNet18Config | ConvNetConfig, Field(discriminator="kind")] = ResNet18Config()
+    """Encoder of each view."""
+    aggregator: TransformerConfig = TransformerConfig()
+    """Aggregator of the views and of the actions between them."""
+    predictor: MLPPredictorConfig = MLPPredictorConfig()
+    """Predictor of the target from the aggregate and the last action."""
+    projector: Annotated[NoProjectorConfig | MLPProjectorConfig, Field(discriminator="kind")] = NoProjectorConfig()
+    """Projector of features."""
     action_dim: int = Field(default=128, ge=1)
     """Width of the action embedding."""
     aggregator_action: bool = True
     """Whether the aggregator receives the actions between the views."""
     predictor_action: bool = True
     """Whether the predictor receives the action that leads to the target."""
-    num_layers: int = Field(default=3, ge=1)
-    """Transformer layers of the aggregator."""
-    num_heads: int = Field(default=4, ge=1)
-    """Attention heads of the aggregator."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout of the aggregator."""
-    predictor_hidden: int = Field(default=1024, ge=1)
-    """Hidden width of the predictor."""
-    time_embedding: bool = False
-    """Whether tokens carry a learnt position embedding (the paper's have none)."""
-    projector_dim: int | None = Field(default=None, ge=2)
-    """Width of the projection of z on which prediction, SIGReg and VICReg act; null: no projection, they act on z."""
-    projector_hidden: int = Field(default=2048, ge=1)
-    """Width of the projector's two hidden layers."""
-    projector_norm: Literal["none", "unit"] = "none"
-    """Whether projections are scaled to unit length."""
+
+    @property
+    def token_width(self) -> int:
+        """T: a token is a view's features and, if the aggregator receives them, an embedded action."""
+        return self.encoder.num_features + self.action_dim * self.aggregator_action
+
+    @property
+    def prediction_width(self) -> int:
+        """E."""
+        return self.projector.width(self.encoder.num_features)
+
+    @model_validator(mode="after")
+    def _check_width(self) -> Self:
+        try:
+            self.aggregator.check_width(self.token_width)
+        except InputError as error:
+            parts = "encoder features + model.action_dim" if self.aggregator_action else "encoder features"
+            raise InputError(f"{error} ({parts})", f"aggregator.{error.field}") from None
+        return self
 
 
-class TargetConfig(Section):
-    """Where the target comes from."""
+class NoSharpeningConfig(Kind):
+    """The target is compared as it is."""
 
-    kind: Literal["ema", "stop_gradient", "shared"] = "ema"
-    """ema: a teacher that averages the encoder; stop_gradient: the encoder itself; shared: the same, with gradient."""
-    decay: float | None = Field(default=None, ge=0, le=1)
-    """Decay of the teacher (kind=ema only); null is 0.996."""
-    schedule: Literal["constant", "cosine"] | None = None
-    """Decay over training (kind=ema only): constant, or a cosine from `decay` to 1; null is constant."""
-    buffers: Literal["ignore", "copy", "average"] | None = None
-    """Batch-norm statistics of the teacher (kind=ema only): its own, the encoder's, or an average; null is ignore."""
-    update: Literal["kernel", "torch"] | None = None
-    """How the teacher is updated under optim.kind=adamw (kind=ema only): in one launch (seqjepa.kernels), or tensor by
-    tensor; null is kernel."""
-    batch_statistics: Literal["joint", "own"] | None = None
-    """Batch norm of the target view (not for kind=ema): together with the observed views, or as a batch of its own, as
-    in the reference code; null is joint."""
-    sharpening: bool = False
-    """Whether the target is centred and turned into a distribution: softmax((target - center) / temperature)."""
-    temperature: float | None = Field(default=None, gt=0)
-    """Temperature of the sharpening; null is 0.04."""
-    center_momentum: float | None = Field(default=None, ge=0, lt=1)
-    """Momentum of the sharpening's center, a running mean of the targets; null is 0.9."""
+    kind: Literal["none"] = "none"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        kind, sharpening = values.get("kind", "ema"), values.get("sharpening", False)
-        if kind not in ("ema", "stop_gradient", "shared") or not isinstance(sharpening, bool):
-            return values
-        teacher = {"decay": 0.996, "schedule": "constant", "buffers": "ignore", "update": "kernel"}
-        softmax = {"temperature": 0.04, "center_momentum": 0.9}
-        for applies, reason, defaults in (
-            (kind == "ema", f"only applies with target.kind=ema (it is {kind})", teacher),
-            (
-                kind != "ema",
-                "only applies with target.kind=stop_gradient or shared (it is ema)",
-                {"batch_statistics": "joint"},
-            ),
-            (sharpening, "only applies with target.sharpening=true (it is false)", softmax),
-        ):
-            if applies:
-                values = {**values, **{key: value for key, value in defaults.items() if values.get(key) is None}}
-                continue
-            for key in defaults:
-                if values.get(key) is not None:
-                    raise InputError(f"{reason}; remove it or set it to null", key)
-        return values
+    def build(self, width: int) -> None:
+        """Nothing."""
+
+
+class SoftmaxSharpeningConfig(Kind):
+    """The target is centred and turned into a distribution: softmax((target - center) / temperature)."""
+
+    made_by = ".heads:SoftmaxSharpening"
+
+    kind: Literal["softmax"] = "softmax"
+    temperature: float = Field(default=0.04, gt=0)
+    """Temperature of the softmax."""
+    center_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of the center, a running mean of the targets."""
+
+
+class TargetConfig(Kind):
+    """Where the target comes from: what every source has.
+
+    Attributes:
+        detached: whether no gradient passes through the target.
+    """
+
+    detached: ClassVar[bool] = True
+
+    sharpening: Annotated[NoSharpeningConfig | SoftmaxSharpeningConfig, Field(discriminator="kind")] = (
+        NoSharpeningConfig()
+    )
+    """What is done to the target before it is compared."""
+
+    def unprojected(self) -> str | None:
+        """Why its targets cannot be projected, and what is allowed; None if they can."""
+        return None
+
+
+class EMATargetConfig(TargetConfig):
+    """A teacher whose weights are a moving average of the encoder's."""
+
+    made_by = ".targets.ema:EMATeacher"
+
+    kind: Literal["ema"] = "ema"
+    decay: float = Field(default=0.996, ge=0, le=1)
+    """Decay of the average."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Decay over training: constant, or a cosine from `decay` to 1."""
+    buffers: Literal["ignore", "copy", "average"] = "ignore"
+    """Batch-norm statistics of the teacher: its own, the encoder's, or an average."""
+
+    def unprojected(self) -> str:
+        return "an EMA teacher has no projector; set it to none, or target.kind to shared or stop_gradient"
+
+    def untrained(self) -> Self:
+        return type(self)(sharpening=self.sharpening)
+
+
+class OnlineTargetConfig(TargetConfig):
+    """The encoder's own features."""
+
+    made_by = ".targets.online:OnlineTarget"
+
+    batch_statistics: Literal["joint", "own"] = "joint"
+    """Batch norm of the target view: together with the observed views, or as a batch of its own, as in the reference
+    code."""
+
+    def unprojected(self) -> str | None:
+        own = "target.batch_statistics=own encodes the target by itself, without a projection; only joint is allowed"
+        return own if self.batch_statistics == "own" else None
+
+
+class StopGradientTargetConfig(OnlineTargetConfig):
+    """The encoder's own features, without gradient."""
+
+    kind: Literal["stop_gradient"] = "stop_gradient"
+
+
+class SharedTargetConfig(OnlineTargetConfig):
+    """The encoder's own features, with gradient."""
+
+    detached = False
+
+    kind: Literal["shared"] = "shared"
+
+    def untrained(self) -> StopGradientTargetConfig:
+        """Of a network that is not trained, a gradient changes nothing."""
+        return StopGradientTargetConfig(sharpening=self.sharpening, batch_statistics=self.batch_statistics)
+
+
+AnyTarget = Annotated[
+    EMATargetConfig | StopGradientTargetConfig | SharedTargetConfig,
+    Field(discriminator="kind"),
+]

@@ -6,19 +6,18 @@ T token width (D + P, or D if the aggregator receives no actions), E width of pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .aggregators import TransformerAggregator
+from ...loaders.batch import Views, each
+from .aggregators.base import Aggregator
 from .config import ModelConfig, TargetConfig
-from .encoders import build_encoder
-from .targets import Sharpening, build_target, encode
+from .heads import ActionEmbedding
+from .targets.base import Target
 
-__all__ = ["ActionEmbedding", "Output", "Predictor", "Projector", "Reading", "SeqJEPA", "build_model"]
+__all__ = ["Output", "Reading", "SeqJEPA", "build_model"]
 
 
 class Reading(NamedTuple):
@@ -49,76 +48,18 @@ class Output(NamedTuple):
 
     def float(self) -> Output:
         """The same output in float32."""
-        return self.each(lambda x: x.float())
+        return each(self, lambda x: x.float())
 
     def first(self, count: int) -> Output:
         """The output of the first `count` sequences."""
-        return self.each(lambda x: x[:count])
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Output:
-        """The output with `change` applied to every field."""
-        backwards = None if self.backwards is None else Reading(*map(change, self.backwards))
-        return Output(*(x if x is None else change(x) for x in self[:-1]), backwards)
-
-
-class ActionEmbedding(nn.Module):
-    """Linear map of actions, then batch norm without gain: [N, A] -> [N, P].
-
-    Batch statistics are over real actions, each once. The reference code normalises twice per step, and its
-    statistics include rows that it then overwrites with zeros.
-    """
-
-    def __init__(self, action_dim: int, width: int):
-        super().__init__()
-        self.linear = nn.Linear(action_dim, width, bias=False)
-        self.norm = nn.BatchNorm1d(width, affine=False)
-
-    def forward(self, actions: Tensor) -> Tensor:
-        return self.norm(self.linear(actions))
-
-
-class Predictor(nn.Module):
-    """Two-layer MLP with batch norm: aggregate and last action, [B, T + P] -> predictions [B, E]."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, outputs),
-        )
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.layers(inputs)
-
-
-class Projector(nn.Module):
-    """Three-layer MLP with batch norm (LeJEPA's head): features [N, D] -> [N, E], of unit length if `unit`."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int, unit: bool = False):
-        super().__init__()
-        self.unit = unit
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, outputs),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        projections = self.layers(features)
-        return F.normalize(projections, dim=-1) if self.unit else projections
+        return each(self, lambda x: x[:count])
 
 
 class SeqJEPA(nn.Module):
     """Predicts the features of a view from earlier views and the actions between them.
 
     Args:
-        encoder: images [N, C, H, W] -> features [N, D].
+        encoder: views [B, N, ...] -> features [B, N, D].
         action_embedding: actions [N, A] -> [N, P]; None if neither aggregator nor predictor receives actions.
         aggregator: tokens [B, M, T] -> [B, T].
         predictor: [B, T + P] -> [B, E], or [B, T] -> [B, E] if it receives no action.
@@ -136,9 +77,9 @@ class SeqJEPA(nn.Module):
         self,
         encoder: nn.Module,
         action_embedding: nn.Module | None,
-        aggregator: nn.Module,
+        aggregator: Aggregator,
         predictor: nn.Module,
-        target: nn.Module,
+        target: Target,
         projector: nn.Module | None = None,
         sharpening: nn.Module | None = None,
         *,
@@ -162,18 +103,18 @@ class SeqJEPA(nn.Module):
         self.projector = projector
         self.sharpening = sharpening
 
-    def forward(self, views: Tensor, actions: Tensor, inverse_actions: Tensor | None = None) -> Output:
+    def forward(self, views: Views, actions: Tensor, inverse_actions: Tensor | None = None) -> Output:
         """Encode, aggregate, predict.
 
         Args:
-            views: [B, V, C, H, W]; the last view is the target.
+            views: [B, V, ...]; the last view is the target.
             actions: [B, V - 1, A]; action i takes view i to view i + 1.
             inverse_actions: [B, V - 1, A]; action i takes view i + 1 back to view i. If given, the sequence is also
                 read backwards, and view 0 is predicted.
         """
         return self.predict(*self.encode_views(views, both=inverse_actions is not None), actions, inverse_actions)
 
-    def encode_views(self, views: Tensor, *, both: bool = False) -> tuple[Tensor, Tensor | None]:
+    def encode_views(self, views: Views, *, both: bool = False) -> tuple[Tensor, Tensor | None]:
         """Features of the encoded views and of the targets, for `predict`.
 
         Returns:
@@ -181,9 +122,9 @@ class SeqJEPA(nn.Module):
             the last view, or with `both` [B, 2, D] of the last view and view 0; None if the former contain them.
         """
         if self.target.joint:
-            return self.encode(views), None
-        z = self.encode(views if both else views[:, :-1])
-        return z, self.target.features(self.encoder, _ends(views, both))
+            return self.encoder(views), None
+        z = self.encoder(views if both else each(views, lambda x: x[:, :-1]))
+        return z, self.target.features(self.encoder, each(views, lambda x: _ends(x, both)))
 
     def predict(
         self, z: Tensor, target_z: Tensor | None, actions: Tensor, inverse_actions: Tensor | None = None
@@ -217,10 +158,6 @@ class SeqJEPA(nn.Module):
         inputs = torch.cat([agg, embedded[:, -1].to(agg.dtype)], dim=-1) if self.predictor_action else agg
         return Reading(agg, self.predictor(inputs), target)
 
-    def encode(self, views: Tensor) -> Tensor:
-        """Features [B, N, D] of views [B, N, C, H, W]."""
-        return encode(self.encoder, views)
-
     def embed(self, actions: Tensor) -> Tensor:
         """Embedded actions [B, N, P] of actions [B, N, A]; in training, normalised over all of them."""
         if self.action_embedding is None:
@@ -248,19 +185,17 @@ def _ends(x: Tensor, both: bool) -> Tensor:
 
 def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> SeqJEPA:
     """Build the network that the config describes, for actions of `action_dim` numbers."""
-    encoder, features = build_encoder(config)
+    encoder, token = config.encoder.build(), config.token_width
+    features, width = config.encoder.num_features, config.prediction_width
     uses_actions = config.aggregator_action or config.predictor_action
-    token = features + config.action_dim * config.aggregator_action
-    width = config.projector_dim or features  # width of predictions
-    unit = config.projector_norm == "unit"
     return SeqJEPA(
         encoder,
         ActionEmbedding(action_dim, config.action_dim) if uses_actions else None,
-        TransformerAggregator(token, config.num_layers, config.num_heads, config.dropout, config.time_embedding),
-        Predictor(token + config.action_dim * config.predictor_action, config.predictor_hidden, width),
-        build_target(target, encoder),
-        Projector(features, config.projector_hidden, width, unit) if config.projector_dim else None,
-        Sharpening(width, target.temperature, target.center_momentum) if target.sharpening else None,
+        config.aggregator.build(token),
+        config.predictor.build(token + config.action_dim * config.predictor_action, width),
+        target.build(encoder),
+        config.projector.build(features),
+        target.sharpening.build(width),
         num_features=features,
         token_width=token,
         prediction_width=width,

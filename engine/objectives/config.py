@@ -1,88 +1,185 @@
-"""Config of the loss terms."""
+"""Config of the objective and of its terms."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ...configs.errors import InputError
-from ...configs.section import Section
+from ...configs.section import Built, Kind, Section
 
-__all__ = ["ObjectiveConfig", "RateConfig", "SIGRegConfig", "VICRegConfig"]
-
-PREDICTIONS = ("cosine", "mse", "cross_entropy")
-UNIT_EPS = 0.5  # squared distortion of a rate of unit vectors (SimDINO's)
-
-
-class ObjectiveConfig(Section):
-    """The prediction term; the rate, SIGReg and VICReg terms have sections of their own."""
-
-    prediction: Literal["cosine", "mse", "cross_entropy"] = "cosine"
-    """Distance of prediction and target: 1 - cosine, mean squared error, or cross-entropy (of a sharpened target)."""
-    prediction_weight: float | None = Field(default=None, gt=0)
-    """Weight of the prediction term; null is 1 - sigreg.weight."""
-    temperature: float | None = Field(default=None, gt=0)
-    """Temperature of the prediction's softmax (prediction=cross_entropy only); null is 0.1."""
-    symmetric: bool = False
-    """Whether the sequence is also read backwards, predicting view 0; the losses of both readings are averaged."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: object) -> object:
-        if not isinstance(values, dict) or values.get("prediction", "cosine") not in PREDICTIONS:
-            return values
-        if values.get("prediction") == "cross_entropy":
-            return {**values, "temperature": 0.1 if values.get("temperature") is None else values["temperature"]}
-        if values.get("temperature") is not None:
-            raise InputError(
-                "only applies with objective.prediction=cross_entropy; remove it or set it to null", "temperature"
-            )
-        return values
+__all__ = [
+    "AlphaConfig",
+    "CosineConfig",
+    "CovarianceConfig",
+    "CrossEntropyConfig",
+    "EpsConfig",
+    "MSEConfig",
+    "ObjectiveConfig",
+    "PredictionConfig",
+    "RateConfig",
+    "SIGRegConfig",
+    "TermConfig",
+    "VarianceConfig",
+]
 
 
-class RateConfig(Section):
-    """Coding rate, which training maximises against collapse."""
+class TermConfig(Built):
+    """A term of the objective; its field in `ObjectiveConfig` is its name.
+
+    Attributes:
+        of_projections: whether it is a term of projections, which the model must have.
+        of_scale: whether it regularises the scale of projections, which must not be of unit length then.
+    """
+
+    of_projections: ClassVar[bool] = False
+    of_scale: ClassVar[bool] = False
 
     weight: float = Field(default=0.0, ge=0)
     """Weight of the term; 0 leaves it out."""
-    target: Literal["agg", "z", "both"] = "agg"
+
+    def untrained(self) -> TermConfig:
+        """A network that is not trained depends on no term."""
+        return type(self)()
+
+
+class PredictionConfig(TermConfig, Kind):
+    """Distance of prediction and target.
+
+    Attributes:
+        of_distributions: whether targets must be distributions (True), must not be (False), or may be either (None).
+    """
+
+    of_distributions: ClassVar[bool | None] = None
+
+    weight: float = Field(default=1.0, gt=0)
+    """Weight of the term."""
+
+    def untrained(self) -> PredictionConfig:
+        """Whichever distance compares features, a network that is not trained stays the same."""
+        return CosineConfig()
+
+
+class CosineConfig(PredictionConfig):
+    """1 - cosine, as in the paper."""
+
+    made_by = ".prediction:Cosine"
+
+    kind: Literal["cosine"] = "cosine"
+
+
+class MSEConfig(PredictionConfig):
+    """Mean squared error."""
+
+    made_by = ".prediction:MSE"
+    of_distributions = False
+
+    kind: Literal["mse"] = "mse"
+
+
+class CrossEntropyConfig(PredictionConfig):
+    """Cross-entropy of a sharpened target and the softmax of the prediction (DINO's)."""
+
+    made_by = ".prediction:CrossEntropy"
+    of_distributions = True
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    temperature: float = Field(default=0.1, gt=0)
+    """Temperature of the prediction's softmax."""
+
+    def untrained(self) -> PredictionConfig:
+        """Reported cosines are those of distributions."""
+        return type(self)(temperature=self.temperature)
+
+
+class AlphaConfig(Kind):
+    """The covariance is multiplied by a number (1 in the reference code)."""
+
+    kind: Literal["alpha"] = "alpha"
+    value: float = Field(default=1.0, gt=0)
+    """alpha in log det(I + alpha covariance)."""
+
+
+class EpsConfig(Kind):
+    """The covariance is multiplied by d / eps for d features (0.5 is SimDINO's, for rows of unit length)."""
+
+    kind: Literal["eps"] = "eps"
+    value: float = Field(default=0.5, gt=0)
+    """Squared distortion."""
+
+
+class RateConfig(TermConfig):
+    """Coding rate, which training maximises against collapse."""
+
+    made_by = ".rate:Rate"
+
+    features: Literal["agg", "z", "both"] = "agg"
     """Features whose rate is computed: agg (aggregate), z (mean of the observed views' rates), or the sum of both."""
     normalize: Literal["none", "unit", "fixed_gain"] = "none"
     """Scaling of the features. none: unchanged, so that a growing LayerNorm gain raises the rate; unit: rows of length
     1; fixed_gain: rows of mean 0 and variance 1."""
-    alpha: float | None = Field(default=None, gt=0)
-    """Scale of the covariance; null is 1, as in the reference code, unless `eps` is given or normalize=unit."""
-    eps: float | None = Field(default=None, gt=0)
-    """Squared distortion, which sets alpha = d / eps; null is 0.5 for normalize=unit without `alpha`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> RateConfig:
-        if self.alpha is not None and self.eps is not None:
-            raise InputError(f"rate.alpha = {self.alpha:g} is set too; set rate.alpha or rate.eps, not both", "eps")
-        return self
+    scale: Annotated[AlphaConfig | EpsConfig, Field(discriminator="kind")] = AlphaConfig()
+    """Scale of the covariance."""
 
     @property
-    def scale(self) -> dict[str, float]:
+    def scaling(self) -> dict[str, float]:
         """`alpha` or `eps`, as `coding_rate` takes them."""
-        if self.alpha is None and (self.eps is not None or self.normalize == "unit"):
-            return {"eps": UNIT_EPS if self.eps is None else self.eps}
-        return {"alpha": 1.0 if self.alpha is None else self.alpha}
+        return {self.scale.kind: self.scale.value}
+
+    def untrained(self) -> Self:
+        """Rates are reported with or without the term."""
+        return type(self)(normalize=self.normalize, scale=self.scale)
 
 
-class SIGRegConfig(Section):
+class SIGRegConfig(TermConfig):
     """Sketched isotropic Gaussian regularisation of the projections of each view (LeJEPA)."""
 
-    weight: float = Field(default=0.0, ge=0, lt=1)
-    """Lambda in (1 - lambda) prediction + lambda SIGReg; 0 leaves the term out."""
+    made_by = ".sigreg:SIGReg"
+    of_projections = True
+    of_scale = True
+
     num_slices: int = Field(default=1024, ge=1)
     """Number of random directions, drawn anew in each step."""
 
 
-class VICRegConfig(Section):
-    """Variance and covariance terms on the projections of each view (VICReg)."""
+class VarianceConfig(TermConfig):
+    """Hinge that keeps the standard deviation of each dimension of projections at 1 or more (VICReg)."""
 
-    variance: float = Field(default=0.0, ge=0)
-    """Weight of the hinge that keeps each dimension's standard deviation at 1 or more; 0 leaves it out."""
-    covariance: float = Field(default=0.0, ge=0)
-    """Weight of the squared covariances; 0 leaves it out."""
+    made_by = ".vicreg:Variance"
+    of_projections = True
+    of_scale = True
+
+
+class CovarianceConfig(TermConfig):
+    """Squared covariances between the dimensions of projections (VICReg)."""
+
+    made_by = ".vicreg:Covariance"
+    of_projections = True
+    of_scale = True
+
+
+class ObjectiveConfig(Section):
+    """What training minimises: the sum of all terms whose weight is not 0."""
+
+    prediction: Annotated[CosineConfig | MSEConfig | CrossEntropyConfig, Field(discriminator="kind")] = CosineConfig()
+    """Distance of prediction and target."""
+    rate: RateConfig = RateConfig()
+    """Coding rate, which training maximises against collapse."""
+    sigreg: SIGRegConfig = SIGRegConfig()
+    """Sketched isotropic Gaussian regularisation of the projections of each view (LeJEPA)."""
+    variance: VarianceConfig = VarianceConfig()
+    """Hinge that keeps the standard deviation of each dimension of projections at 1 or more (VICReg)."""
+    covariance: CovarianceConfig = CovarianceConfig()
+    """Squared covariances between the dimensions of projections (VICReg)."""
+    symmetric: bool = False
+    """Whether the sequence is also read backwards, predicting view 0; the losses of both readings are averaged."""
+
+    @property
+    def every_term(self) -> dict[str, TermConfig]:
+        """The terms by name, also those that are left out."""
+        return {name: value for name, value in self if isinstance(value, TermConfig)}
+
+    @property
+    def terms(self) -> dict[str, TermConfig]:
+        """The terms whose weight is not 0, by name."""
+        return {name: term for name, term in self.every_term.items() if term.weight}

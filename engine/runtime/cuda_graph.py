@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...loaders.batch import each, tensors
+
 __all__ = ["GraphedStep"]
 
 WARM_UP = 3  # steps before the capture: optimisers make their state, kernels compile and choose their algorithms
@@ -35,8 +37,8 @@ class GraphedStep:
     def __call__(self, batch: NamedTuple) -> Tensor:
         """What `work` returns; overwritten by the next step."""
         if self.batch is None:
-            self.batch = type(batch)(*(field.clone() for field in batch))
-        for place, field in zip(self.batch, batch, strict=True):
+            self.batch = each(batch, Tensor.clone)
+        for place, field in zip(tensors(self.batch), tensors(batch), strict=True):
             place.copy_(field, non_blocking=True)
         self.steps += 1
         if self.steps <= WARM_UP:

@@ -18,8 +18,7 @@ class OptimConfig(Section):
     free = frozenset({"accumulate"})
 
     kind: Literal["adamw_ema", "adamw"] = "adamw_ema"
-    """adamw_ema: AdamW and the teacher's EMA in one pass (seqjepa.kernels); adamw: torch's AdamW, then
-    target.update."""
+    """adamw_ema: AdamW and the teacher's EMA in one pass (seqjepa.kernels); adamw: torch's AdamW, and then the EMA."""
     lr: float = Field(default=4e-4, ge=0)
     """Peak learning rate."""
     min_lr: float = Field(default=0.0, ge=0)
@@ -37,6 +36,10 @@ class OptimConfig(Section):
     accumulate: int = Field(default=1, ge=1)
     """Number of micro-batches into which the batch of a step is split."""
 
+    def untrained(self) -> OptimConfig:
+        """Batch norm sees micro-batches, also in a network that is not trained."""
+        return OptimConfig(accumulate=self.accumulate)
+
     @model_validator(mode="after")
     def _check(self) -> OptimConfig:
         if self.min_lr > self.lr:
@@ -53,6 +56,9 @@ class AblationConfig(Section):
     """Whether the model receives the actions of another sequence; the probes' targets stay correct."""
     freeze_encoder: bool = False
     """Whether the encoder keeps its initial weights."""
+
+    def untrained(self) -> AblationConfig:
+        return AblationConfig(shuffle_actions=self.shuffle_actions)
 
 
 class ControlConfig(Operation):
@@ -109,3 +115,6 @@ class EarlyStopConfig(Operation):
     """Validations without improvement after which the run ends."""
     min_delta: float = Field(default=0.0, ge=0)
     """Smallest change that counts as an improvement."""
+
+    def untrained(self) -> EarlyStopConfig:
+        return EarlyStopConfig()

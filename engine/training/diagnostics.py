@@ -50,7 +50,7 @@ def diagnose(
     Returns:
         Metrics by name, and the paths of the figures.
     """
-    sweeps = sweep(model.eval(), loader, config.sequence, config.diagnostics.anchors, accelerator)
+    sweeps = sweep(model.eval(), loader, config.diagnostics.anchors, accelerator)
     metrics, found = subspace_metrics(sweeps, _before(bases, epoch))
     bases.mkdir(parents=True, exist_ok=True)
     save_tensors(found, bases / f"epoch-{epoch:04d}.safetensors")

@@ -6,16 +6,15 @@ one backward pass of the sum gives the model and the probes the gradients that e
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...loaders.loader import padded
+from ...loaders.batch import Views, each, padded
 from ..evaluation.probes import OnlineProbes, probe_features
 from ..models.seq_jepa import Output, SeqJEPA
-from ..objectives.terms import Objective
+from ..objectives.objective import Objective
 
 __all__ = ["StepInputs", "StepOutputs", "TrainingForward"]
 
@@ -23,7 +22,7 @@ __all__ = ["StepInputs", "StepOutputs", "TrainingForward"]
 class StepInputs(NamedTuple):
     """Inputs of one step, of B sequences."""
 
-    views: Tensor  # [B, V, C, H, W]
+    views: Views  # [B, V, ...]
     actions: Tensor  # [B, V - 1, A], as the model is told them
     inverse_actions: Tensor | None  # [B, V - 1, A], the way back, where it is read
     labels: Tensor  # [B], asked of the probes
@@ -31,16 +30,11 @@ class StepInputs(NamedTuple):
 
     def split(self, parts: int) -> list[StepInputs]:
         """Cut into `parts` micro-batches of equal size."""
-        columns = [[None] * parts if field is None else field.chunk(parts) for field in self]
-        return [StepInputs(*fields) for fields in zip(*columns, strict=True)]
+        return [each(self, lambda x, part=part: x.chunk(parts)[part]) for part in range(parts)]
 
     def padded(self, size: int) -> StepInputs:
         """With the first sequence repeated up to `size`, so that a compiled program sees one shape."""
-        return self.each(lambda x: padded(x, size))
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
-        """With every field changed in one way."""
-        return StepInputs(*(x if x is None else change(x) for x in self))
+        return each(self, lambda x: padded(x, size))
 
 
 class StepOutputs(NamedTuple):
@@ -74,7 +68,7 @@ class TrainingForward(nn.Module):
 
     def forward(
         self,
-        views: Tensor,
+        views: Views,
         actions: Tensor,
         inverse_actions: Tensor | None,
         labels: Tensor,

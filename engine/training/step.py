@@ -8,12 +8,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ...loaders.loader import Batch, Loaders
+from ...loaders.batch import Batch
+from ...loaders.loader import Loaders
 from ..analysis.accumulators import Mean, MetricBank
 from ..config import Config
 from ..evaluation.probes import PROBES, OnlineProbes
 from ..models.seq_jepa import Output, build_model
-from ..objectives.terms import Objective
+from ..objectives.objective import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
 from ..runtime.distributed import join_batch_norms, joined_mean, world
@@ -55,7 +56,7 @@ class TrainingStep:
         self.model.to(device, memory_format=torch.channels_last)
         if config.ablation.freeze_encoder:
             self.model.encoder.requires_grad_(False)
-        self.objective = Objective(config)
+        self.objective = Objective(config.objective)
         self.objective.join(joined)
         self.sequence = loaders.sequence
         self.probes = OnlineProbes(
@@ -126,7 +127,7 @@ class TrainingStep:
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 measured: StepOutputs = self.wrapped(*micro, self.device_step)
-                self.accelerator.backward(measured.total)  # divides by the number of micro-batches
+                self.objective.backward(measured.total, measured.terms, self.accelerator.backward)
             parts.append(measured)
         if measure_gradients:
             self.term_grad_norms = self._term_grad_norms(measured.output, micro)

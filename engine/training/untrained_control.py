@@ -26,20 +26,7 @@ from .gates import OF_THE_OBJECTIVE
 from .step import Diverged, TrainingStep
 from .validation import validate
 
-__all__ = ["control_key", "neutral", "untrained_control"]
-
-# of the sections that steer training, the fields that an untrained network's answers depend on
-ANSWERS_DEPEND_ON = {
-    "target": ("batch_statistics", "sharpening", "temperature", "center_momentum"),
-    "objective": ("temperature", "symmetric"),
-    "rate": ("normalize", "alpha", "eps"),
-    "sigreg": (),
-    "vicreg": (),
-    "optim": ("accumulate",),
-    "ablation": ("shuffle_actions",),
-    "eval": (),
-    "early_stop": (),
-}
+__all__ = ["control_key", "untrained_control"]
 
 
 def control_epochs(config: Config) -> int:
@@ -49,13 +36,13 @@ def control_epochs(config: Config) -> int:
 def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> str:
     """What the control depends on, as a digest.
 
-    Every value that decides what is learnt counts, but for those that `neutral` sets back; and the images, the
+    Every setting counts that a network which is not trained depends on (`Section.untrained`); and the images, the
     precision, the machine's kind, the libraries and all code of the project.
     """
-    fields = leaves(neutral(config).model_dump())
+    fields = leaves(config.untrained().model_dump())
     parts = {
         "config": {name: value for name, value in fields.items() if not Config.is_free(name)},
-        "accumulate": config.optim.accumulate,
+        "accumulate": config.optim.accumulate,  # free, but batch norm sees it
         "epochs": control_epochs(config),
         "images": loaders.fingerprint,
         "precision": accelerator.mixed_precision,
@@ -104,7 +91,7 @@ def untrained_control(
     epochs = control_epochs(config)
     say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
     set_seed(config.run.seed)
-    training = TrainingStep(neutral(config), loaders, accelerator, train_model=False)
+    training = TrainingStep(config.untrained(), loaders, accelerator, train_model=False)
     progress("untrained control", epochs * training.steps_per_epoch)
     step = 0
     for epoch in range(epochs):
@@ -123,24 +110,6 @@ def untrained_control(
         except OSError as error:  # no reason to lose the run
             say(f"untrained control: not cached in {path} ({error.strerror}); the next run makes it again")
     return metrics
-
-
-def neutral(config: Config) -> Config:
-    """The config that the control is run with.
-
-    Settings that an untrained network's answers do not depend on have their defaults, so that variants share a control.
-    """
-    default = Config()
-    update = {}
-    for section, kept in ANSWERS_DEPEND_ON.items():
-        values = {field: getattr(getattr(config, section), field) for field in kept}
-        update[section] = getattr(default, section).model_copy(update=values)
-    # with or without gradient, and whichever distance compares features, an untrained network answers the same
-    if config.target.kind != "ema":
-        update["target"] = update["target"].model_copy(update={"kind": "stop_gradient"})
-    if config.objective.prediction == "cross_entropy":
-        update["objective"] = update["objective"].model_copy(update={"prediction": "cross_entropy"})
-    return config.model_copy(update=update)
 
 
 def _read(path: Path) -> dict[str, float] | None:

@@ -9,13 +9,14 @@ import torch
 from accelerate.utils import broadcast
 
 from ...kernels import coding_rate_stats
-from ...loaders.loader import Batch, SequenceLoader
+from ...loaders.batch import Batch, each
+from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import Mean, MetricBank, centred_cosine
 from ..analysis.spectra import COLLAPSE_METRICS, REFERENCE_NAMES, Moments
 from ..config import Config
 from ..evaluation.probes import PROBES
-from ..models.aggregators import TransformerAggregator
-from ..objectives.terms import Objective, normalized
+from ..objectives.objective import Objective
+from ..objectives.rate import normalized
 from ..runtime.distributed import uneven_rows
 from ..runtime.failures import VALIDATION, during
 from .forward import StepInputs, StepOutputs
@@ -67,8 +68,8 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
         moments["agg"].update(features["agg"])
         if number == 0:  # a rate depends on the batch's size: that of training
             for feature, rows in (("agg", output.agg), ("z", output.z.transpose(0, 1))):  # z: [M, B, D]
-                rate = training.config.rate
-                stats = coding_rate_stats(normalized(rows, rate), **rate.scale)
+                rate = training.config.objective.rate
+                stats = coding_rate_stats(normalized(rows, rate), **rate.scaling)
                 losses[f"rate_{feature}"].update(stats.rate.mean(), 1)
                 losses[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
         prediction, target = training.objective.comparable(output.prediction), output.target
@@ -106,7 +107,7 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
         return training.losses(*given, step), given
     output = training.losses(*given.padded(size if training.compiled else max(count, 1)), step).output.first(count)
     if training.world is not None:
-        output = output.each(lambda x: uneven_rows(x, training.world))
+        output = each(output, lambda x: uneven_rows(x, training.world))
         labels, moves = (uneven_rows(x, training.world) for x in (given.labels, given.moves))
         given = given._replace(labels=labels, moves=moves)
     return training.losses.losses_of(output, given.labels, given.moves, step), given
@@ -114,9 +115,14 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
 
 def metric_names(config: Config, factors: dict[str, slice]) -> set[str]:
     """Names of all metrics that a validated epoch has, for gates to be checked against."""
-    losses = Objective(config).names
+    losses = Objective(config.objective).names
     names = {"ep_loss", "grad_norm", "val_loss", *losses, *(f"val_{name}" for name in losses)}
-    names |= {*TransformerAggregator.figure_names, *PREDICTION_METRICS, *RATE_METRICS, *REFERENCE_NAMES.values()}
+    names |= {
+        *config.model.aggregator.implementation().figure_names,
+        *PREDICTION_METRICS,
+        *RATE_METRICS,
+        *REFERENCE_NAMES.values(),
+    }
     names |= {name.replace("loss_", "z_grad_norm_", 1) for name in losses}
     names |= {f"{name}_{feature}" for name in COLLAPSE_METRICS for feature in REFERENCE_NAMES}
     for probe in PROBES:

@@ -1,33 +1,25 @@
-"""Action sequences: how views are drawn and rendered from an image, and how the moves between them are encoded.
-
-A sequence is one class in a file of its own and one line in `SEQUENCES`.
-"""
+"""Action sequences: how views are drawn and rendered from an image, and how the moves between them are encoded."""
 
 from __future__ import annotations
 
 import torch
 
-from ...configs.errors import InputError
 from ..config import ActionsConfig, SequenceConfig
-from .affine import Affine
-from .augment import Augment
-from .base import Sequence
-from .rotation import Rotation
+from .base import Factor, Sequence, Sweeps
 
-__all__ = ["SEQUENCES", "Sequence", "build_sequence"]
+__all__ = ["Factor", "Sequence", "Sweeps", "build_sequence"]
 
-SEQUENCES: dict[str, type[Sequence]] = {"rotation": Rotation, "affine": Affine, "augment": Augment}
 CPU = torch.device("cpu")
-TOLD = ActionsConfig()
+DEFAULT_ACTIONS = ActionsConfig()
 
 
 def build_sequence(
     config: SequenceConfig,
     image_size: tuple[int, int],
-    actions: ActionsConfig = TOLD,
+    actions: ActionsConfig = DEFAULT_ACTIONS,
     device: torch.device = CPU,
 ) -> Sequence:
-    """The sequence that `config.kind` names.
+    """The sequence that `config` describes.
 
     Args:
         config: of the sequence.
@@ -36,8 +28,6 @@ def build_sequence(
         device: where views are rendered.
 
     Raises:
-        InputError: the images are not what the sequence needs, or its actions have nothing to add.
+        InputError: the images are not what the sequence needs.
     """
-    if actions.full and config.kind != "augment":
-        raise InputError(f"sequence.kind={config.kind} has nothing to add; false is allowed", "actions.full")
-    return SEQUENCES[config.kind](config, actions, image_size, device)
+    return config.build(actions, image_size, device)

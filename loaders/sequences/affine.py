@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...configs.errors import InputError
+from ..config import ActionsConfig, AffineConfig
 from ..draws import integers, uniform
-from .base import Sequence
+from .base import Factor, Sequence, Sweeps, grid
 
-__all__ = ["Affine"]
+__all__ = ["Affine", "mirrored_sweeps"]
 
 
 class Affine(Sequence):
@@ -36,8 +37,10 @@ class Affine(Sequence):
         "scale": slice(4, 5),
     }
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    config: AffineConfig
+
+    def __init__(self, config: AffineConfig, actions: ActionsConfig, image_size: tuple[int, int], device: torch.device):
+        super().__init__(config, actions, image_size, device)
         height, width = self.image_size
         if min(height, width) < 2:  # a grid between the outermost pixels has no extent then
             raise InputError(
@@ -86,3 +89,25 @@ class Affine(Sequence):
 
     def relative(self, params: Tensor) -> Tensor:
         return self.encode(params.diff(dim=1))
+
+    def sweeps(self) -> Sweeps:
+        """Rotation, shifts and scale."""
+        still = [0.0, 0.0, 0.0, 0.0]
+        angles = [15.0 * step for step in range(-12, 12)]  # -180 to 165: 180 is -180 again
+        reach = min(self.image_size) // 4
+        shifts = [float(step) for step in range(-reach, reach + 1)]
+        logs = [math.log(2) * step / 8 for step in range(-8, 5)]  # a half to 1.41
+        factors = [
+            Factor("rotation", "degrees", torch.tensor(angles), 12, grid(still, 0, angles), 2, closed=True),
+            Factor("translation_x", "pixels", torch.tensor(shifts), reach, grid(still, 1, shifts), 1),
+            Factor("translation_y", "pixels", torch.tensor(shifts), reach, grid(still, 2, shifts), 1),
+            Factor("scale", "log", torch.tensor(logs), 8, grid(still, 3, logs), 1),
+        ]
+        return [(self, factors)]
+
+
+def mirrored_sweeps(image_size: tuple[int, int], device: torch.device) -> Sweeps:
+    """Affine sweeps of images that are mirrored at their border, for sequences with other factors of their own."""
+    if min(image_size) < 2:  # of which there is no affine image
+        return []
+    return Affine(AffineConfig(padding="reflect"), ActionsConfig(), image_size, device).sweeps()

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.views import color_jitter_, crop, gaussian_blur, grayscale_, solarize
+from ..config import ActionsConfig, AugmentConfig
 from ..draws import chance, integers, uniform
-from .base import Sequence
+from .affine import mirrored_sweeps
+from .base import Factor, Sequence, Sweeps, grid
 
 __all__ = ["Augment"]
 
@@ -26,8 +28,8 @@ class Augment(Sequence):
     jitter's order. Where no jitter is drawn its factors are 1, 1, 1, 0. Blur and solarise have probabilities of their
     own in the target view.
 
-    Actions: differences of the first nine, or with `actions.full` of all but the order. The paper leaves flip,
-    grayscale and solarise untold.
+    Actions: differences of the first nine, or with `full_actions` of all but the order. The paper leaves flip,
+    grayscale and solarise out.
     """
 
     num_draws = CROP_TRIES + 13
@@ -36,10 +38,14 @@ class Augment(Sequence):
         *("flip", "grayscale", "solarize", "order"),
     )
 
-    def __init__(self, config, actions, image_size, device):
+    config: AugmentConfig
+
+    def __init__(
+        self, config: AugmentConfig, actions: ActionsConfig, image_size: tuple[int, int], device: torch.device
+    ):
         super().__init__(config, actions, image_size, device)
         self.factors = {"crop": slice(0, 4), "jitter": slice(4, 8), "blur": slice(8, 9)}
-        if actions.full:
+        if config.full_actions:
             self.factors |= {"flip": slice(9, 10), "grayscale": slice(10, 11), "solarize": slice(11, 12)}
         height, width = self.image_size
         self.kernel_size = 2 * max(0, round((min(height, width) - 10) / 20)) + 1
@@ -111,6 +117,35 @@ class Augment(Sequence):
 
     def encode(self, params: Tensor) -> Tensor:
         return params[..., : self.action_dim]
+
+    def sweeps(self) -> Sweeps:
+        """Affine moves, colours, blur, and crops that move and that grow."""
+        height, width = self.image_size
+        at = {name: column for column, name in enumerate(self.param_names)}
+        rest = {"height": float(height), "width": float(width), "brightness": 1.0, "contrast": 1.0, "saturation": 1.0}
+        whole = [rest.get(name, 0.0) for name in self.param_names]
+        tone = [0.6 + 0.1 * step for step in range(9)]  # 1 in the middle
+        hues = [-0.1 + 0.025 * step for step in range(9)]
+        sigmas = [0.25 * step for step in range(9)]
+        factors = [
+            Factor(name, "factor", torch.tensor(tone), 4, grid(whole, at[name], tone), 1)
+            for name in ("brightness", "contrast", "saturation")
+        ]
+        factors.append(Factor("hue", "turns", torch.tensor(hues), 4, grid(whole, at["hue"], hues), 1))
+        factors.append(Factor("blur", "sigma, pixels", torch.tensor(sigmas), 0, grid(whole, at["sigma"], sigmas), 1))
+        # a crop of three quarters moves about the middle; a centred crop grows to the whole image
+        smaller = min(height, width)
+        side, room = max(3 * smaller // 4, 1), smaller // 4
+        places = [float(step) for step in range(room + 1)]
+        middle = float(room // 2)
+        box = [middle, middle, float(side), float(side), *whole[4:]]
+        moved = torch.tensor(places) - middle
+        factors.append(Factor("crop_x", "pixels", moved, room // 2, grid(box, at["left"], places), 1))
+        factors.append(Factor("crop_y", "pixels", moved, room // 2, grid(box, at["top"], places), 1))
+        sizes = [float(smaller - 2 * step) for step in range(smaller // 4, -1, -1)]
+        boxes = [[(height - size) // 2, (width - size) // 2, size, size, *whole[4:]] for size in sizes]
+        factors.append(Factor("crop_size", "pixels", torch.tensor(sizes), len(sizes) - 1, torch.tensor(boxes), 1))
+        return [*mirrored_sweeps(self.image_size, self.device), (self, factors)]
 
 
 def _steps(size: int, area: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..config import ActionsConfig, SequenceConfig
 from ..draws import STATISTICS_STREAM, words
 
-__all__ = ["Sequence"]
+__all__ = ["Factor", "Sequence", "Sweeps", "grid"]
 
 # B batch, V views (V - 1 observed and the target), C channels, H x W pixels, P parameters, A action dimensions
 
@@ -22,6 +23,28 @@ VIEW_L2_WARNING = (
     "what the model is told about the first views depends on the target, and on how many views there are. "
     "It is here to compare with the reference"
 )
+
+
+class Factor(NamedTuple):
+    """A grid along one factor of variation, the others at rest. S steps, P parameters of the sequence."""
+
+    name: str
+    unit: str
+    values: Tensor  # [S]
+    identity: int  # step at which the image is as it is
+    params: Tensor  # [S, P]
+    dims: int  # of the subspace that an equivariant encoder would give it
+    closed: bool = False  # whether the last step is next to the first: an angle
+
+
+Sweeps = list[tuple["Sequence", list[Factor]]]  # sequences that render them, each with its grids
+
+
+def grid(rest: list[float], column: int, values: list[float]) -> Tensor:
+    """Parameters [S, P]: those at rest, but for one column, which takes the S values."""
+    params = torch.tensor(rest).repeat(len(values), 1)
+    params[:, column] = torch.tensor(values)
+    return params
 
 
 class Sequence(ABC):
@@ -58,7 +81,7 @@ class Sequence(ABC):
     @property
     def action_dim(self) -> int:
         """A."""
-        return max(dims.stop for dims in self.factors.values())
+        return max((dims.stop for dims in self.factors.values()), default=0)
 
     @abstractmethod
     def params(self, words: Tensor) -> Tensor:
@@ -97,6 +120,13 @@ class Sequence(ABC):
     def inverse_actions(self, params: Tensor) -> Tensor:
         """The way back, float32 [B, V - 1, A]: action i carries view i + 1 to view i."""
         return self.actions(params.flip(1)).flip(1)
+
+    def sweeps(self) -> Sweeps:
+        """The factors along which diagnostics move images, one at a time; each grid holds the identity.
+
+        They are the same for all runs of a kind, whatever their ranges, so that figures can be compared.
+        """
+        return []
 
     def prepare(self) -> None:
         """Compute what is computed once, before a compiler looks at it."""

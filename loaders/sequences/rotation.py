@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from ...configs.errors import InputError
+from ..config import ActionsConfig, RotationConfig
 from ..draws import integers
-from .base import Sequence
+from .affine import mirrored_sweeps
+from .base import Factor, Sequence, Sweeps, grid
 
 __all__ = ["Rotation"]
 
@@ -22,13 +24,17 @@ class Rotation(Sequence):
     param_names = ("angle",)
     factors = {"rotation": slice(0, 2)}
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    config: RotationConfig
+
+    def __init__(
+        self, config: RotationConfig, actions: ActionsConfig, image_size: tuple[int, int], device: torch.device
+    ):
+        super().__init__(config, actions, image_size, device)
         height, width = self.image_size
         if height != width:
             raise InputError(f"rotation needs square images; these are {width}x{height}", "sequence.kind")
         # made once: a copy to the device in each step would wait for the host
-        self.angles = torch.tensor(self.config.angles, dtype=torch.float32, device=self.device)
+        self.angles = torch.tensor(config.angles, dtype=torch.float32, device=self.device)
 
     def params(self, words: Tensor) -> Tensor:
         choice = integers(words, 0, len(self.angles) - 1).long()  # [B, V, 1]
@@ -55,6 +61,12 @@ class Rotation(Sequence):
 
     def relative(self, params: Tensor) -> Tensor:
         return self.encode(params.diff(dim=1))
+
+    def sweeps(self) -> Sweeps:
+        """Affine moves, which it is not trained on, and the four right angles, which it is."""
+        turns = [-180.0, -90.0, 0.0, 90.0]
+        factor = Factor("right_angles", "degrees", torch.tensor(turns), 2, grid([0.0], 0, turns), 2, closed=True)
+        return [*mirrored_sweeps(self.image_size, self.device), (self, [factor])]
 
 
 def _quarters(degrees: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def cells(text, name):
 
 def test_seeds_are_one_row_and_variants_are_others(make, tmp_path, capsys):
     paths = [make("a", seed, [20.0, last]) for seed, last in ((1, 30.0), (2, 32.0))]
-    paths += [make("b", 1, [40.0, 35.0], "rate.weight=0.1", gate=False)]
+    paths += [make("b", 1, [40.0, 35.0], "objective.rate.weight=0.1", gate=False)]
     out = tmp_path / "out" / "results.md"
     assert main([*map(str, paths), "--out", str(out), "--against", "a"]) == 0
     text = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_seeds_are_one_row_and_variants_are_others(make, tmp_path, capsys):
 
 
 def test_a_run_that_ends_in_nan_does_not_look_healthy(make):
-    one, other = make("a", 1, [20.0, math.nan]), make("b", 1, [20.0, 30.0], "rate.weight=0.1")
+    one, other = make("a", 1, [20.0, math.nan]), make("b", 1, [20.0, 30.0], "objective.rate.weight=0.1")
     a, b = group([read_run(one), read_run(other)])
     assert math.isnan(a.runs[0].final("online_linacc_test"))
     assert differences(a, b, "online_linacc_test") == []
@@ -104,7 +104,7 @@ def test_runs_that_have_just_begun_are_left_out(make, capsys):
 def test_differences_are_paired_by_seed(make):
     one, other = group(
         [read_run(make("a", seed, [value])) for seed, value in ((1, 3.0), (2, 5.0), (9, 7.0))]
-        + [read_run(make("b", seed, [value], "rate.weight=0.1")) for seed, value in ((2, 1.0), (1, 2.0))]
+        + [read_run(make("b", seed, [value], "objective.rate.weight=0.1")) for seed, value in ((2, 1.0), (1, 2.0))]
     )
     assert differences(one, other, "online_linacc_test") == [1.0, 4.0]
 

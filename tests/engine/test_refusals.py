@@ -53,64 +53,80 @@ def test_refusals_while_starting(tiny, tmp_path, refused):
     assert not (tmp_path / "run").exists()
 
 
-PROJECTED = ("model.projector_dim=8", "target.kind=shared", "objective.prediction=mse")
+PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "target.kind=shared", "objective.prediction.kind=mse")
 
 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
         (
-            ["target.sharpening=true", "objective.prediction=mse"],
-            ["objective.prediction = 'mse': compares features", "cosine or cross_entropy is allowed"],
-        ),
-        (["objective.prediction=cross_entropy"], ["objective.prediction = 'cross_entropy': compares distributions"]),
-        (
-            [*PROJECTED, "sigreg.weight=0.1", "model.projector_norm=unit"],
-            ["model.projector_norm = 'unit': removes the scale", "sigreg.weight = 0.1", "only none is allowed"],
+            ["target.sharpening.kind=softmax", "objective.prediction.kind=mse"],
+            ["objective.prediction.kind = 'mse': compares features", "cosine or cross_entropy is allowed"],
         ),
         (
-            [*PROJECTED, "vicreg.variance=1.0", "model.projector_norm=unit"],
-            ["model.projector_norm = 'unit': removes the scale"],
+            ["objective.prediction.kind=cross_entropy"],
+            ["objective.prediction.kind = 'cross_entropy': compares distributions"],
         ),
-        (["model.projector_norm=unit"], ["model.projector_norm = 'unit': there is no projector"]),
         (
-            ["objective.temperature=0.2"],
-            ["objective.temperature = 0.2: only applies with objective.prediction=cross_entropy"],
+            [*PROJECTED, "objective.sigreg.weight=0.1", "model.projector.unit=true"],
+            [
+                "model.projector.unit = True: removes the scale that objective.sigreg regularises",
+                "only false is allowed",
+            ],
+        ),
+        (
+            [*PROJECTED, "objective.variance.weight=1.0", "model.projector.unit=true"],
+            ["model.projector.unit = True: removes the scale"],
+        ),
+        (["model.projector.unit=true"], ["only applies with model.projector.kind=mlp (it is none)"]),
+        (
+            ["objective.prediction.temperature=0.2"],
+            ["objective.prediction.temperature = 0.2: only applies with objective.prediction.kind=cross_entropy"],
         ),
         (
             ["gates.rules.digits_affine=[{metric: val_loss, margin: 0}]"],
             ["gates.rules.digits_affine: val_loss has no untrained control"],
         ),
-        (["sigreg.weight=0.1"], ["sigreg.weight = 0.1: needs projections", "model.projector_dim"]),
         (
-            [*PROJECTED, "sigreg.weight=0.1", "objective.prediction_weight=2"],
-            ["objective.prediction_weight = 2: with sigreg.weight set"],
-        ),
-        (["model.projector_dim=8"], ["model.projector_dim = 8: an EMA teacher has no projector"]),
-        (
-            ["model.projector_dim=8", "target.kind=stop_gradient"],
-            ["model.projector_dim = 8: no gradient would reach the projector"],
+            ["objective.sigreg.weight=0.1"],
+            ["objective.sigreg.weight = 0.1: needs projections", "projector.kind=mlp"],
         ),
         (
-            ["model.projector_dim=8", "target.kind=stop_gradient", "target.batch_statistics=own"],
-            ["target.batch_statistics = 'own': does not work with model.projector_dim", "only joint is allowed"],
+            ["model.projector.kind=mlp", "model.projector.dim=8"],
+            ["model.projector.kind = 'mlp': an EMA teacher has no projector"],
         ),
-        (["rate.weight=0.1", "data.batch_size=1"], ["data.batch_size = 1: must be a whole number >= 2"]),
-        (["rate.weight=0.1", "optim.accumulate=32"], ["optim.accumulate = 32: leaves one sequence"]),
-        (["rate.alpha=1", "rate.eps=0.5"], ["set rate.alpha or rate.eps, not both"]),
-        (["rate.target=y"], ["rate.target", "agg|z|both"]),
+        (
+            ["model.projector.kind=mlp", "model.projector.dim=8", "target.kind=stop_gradient"],
+            ["model.projector.kind = 'mlp': no gradient would reach the projector", "or objective.covariance.weight"],
+        ),
+        (
+            [
+                "model.projector.kind=mlp",
+                "model.projector.dim=8",
+                "target.kind=stop_gradient",
+                "target.batch_statistics=own",
+            ],
+            ["model.projector.kind = 'mlp': target.batch_statistics=own encodes", "only joint is allowed"],
+        ),
+        (["objective.rate.weight=0.1", "data.batch_size=1"], ["data.batch_size = 1: must be a whole number >= 2"]),
+        (["objective.rate.weight=0.1", "optim.accumulate=32"], ["optim.accumulate = 32: leaves one sequence"]),
+        (["objective.prediction.weight=0"], ["objective.prediction.weight = 0: must be a number > 0"]),
+        (["objective.rate.features=y"], ["objective.rate.features", "agg|z|both"]),
         (
             ["target.batch_statistics=own"],
             ["target.batch_statistics", "target.kind=stop_gradient or shared (it is ema)"],
         ),
         (["target.kind=shared", "target.decay=0.9"], ["target.decay", "target.kind=ema (it is shared)"]),
-        (["target.temperature=0.1"], ["target.temperature", "only applies with target.sharpening=true"]),
+        (
+            ["target.sharpening.temperature=0.1"],
+            ["target.sharpening.temperature", "only applies with target.sharpening.kind=softmax (it is none)"],
+        ),
         (
             ["model.predictor_action=false", "sequence.num_observed=1"],
             ["model.predictor_action = False: with one observed view no action would be used"],
         ),
         (
-            ["model.aggregator_action=false", "model.num_heads=3"],
+            ["model.aggregator_action=false", "model.aggregator.num_heads=3"],
             ["does not divide the token width 16 (encoder features)"],
         ),
         (["early_stop.metric=accuracy"], ["early_stop.metric: accuracy is not computed"]),
@@ -125,8 +141,8 @@ def test_refuses_a_checkpoint_of_another_experiment_or_a_damaged_one(tiny, tmp_p
     assert main(tiny("run.epochs=1")) == 0
     path = tmp_path / "run" / "checkpoints" / "epoch-0001"
     refused(
-        tiny(f"run.resume={path}", "model.width=8", run="b"),
-        "model.width",
+        tiny(f"run.resume={path}", "model.encoder.width=8", run="b"),
+        "model.encoder.width",
         "is 8",
         "was trained with 4",
     )

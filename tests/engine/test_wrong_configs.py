@@ -8,23 +8,29 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from seqjepa.engine.config import Config
+from seqjepa.configs.section import Section
+from seqjepa.engine.compose import compose
 from seqjepa.engine.train import main
 
 
-def fields(model: type[BaseModel], prefix: str = ""):
-    """Every leaf of the config: its dotted name and what it allows."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
+def sections(section: Section, name: str = ""):
+    """The sections of a config by their dotted names."""
+    if name:
+        yield name, section
+    for key, value in section:
+        if isinstance(value, Section):
+            yield from sections(value, f"{name}.{key}".strip("."))
 
 
-FIELDS = dict(fields(Config))
-SECTIONS = sorted({name.rpartition(".")[0] for name in FIELDS})
+SECTIONS = dict(sections(compose(["configs/smoke.yaml"]).config))
+FIELDS = {
+    f"{name}.{key}": (section, key)
+    for name, section in SECTIONS.items()
+    for key, value in section
+    if not isinstance(value, Section)
+}
 scalars = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats()
 scalars |= st.text("abcxyz_-/ü0", min_size=1, max_size=12)
 values = scalars | st.lists(scalars, max_size=3)
@@ -33,19 +39,19 @@ values |= st.dictionaries(st.sampled_from("abc"), scalars, min_size=1, max_size=
 
 def refuses(wrong: tuple[str, object]) -> bool:
     """Whether the section by itself excludes a value of one of its fields, where it is not taken as it was written."""
-    section, _, key = wrong[0].partition(".")
-    if FIELDS[wrong[0]].annotation in (str, str | None) and isinstance(wrong[1], (bool, int, float)):
+    section, key = FIELDS[wrong[0]]
+    if type(section).model_fields[key].annotation in (str, str | None) and isinstance(wrong[1], (bool, int, float)):
         return False
     try:
-        Config.model_fields[section].annotation.model_validate({key: wrong[1]})
+        type(section).model_validate({key: wrong[1]})
     except ValidationError:
         return True
     return False
 
 
 wrong_values = st.tuples(st.sampled_from(sorted(FIELDS)), values).filter(refuses)
-names = st.tuples(st.sampled_from(SECTIONS), st.text("abcdefgh_", min_size=3, max_size=9)).map(".".join)
-unknown_keys = st.tuples(names.filter(lambda name: name not in FIELDS), st.just(1))
+names = st.tuples(st.sampled_from(sorted(SECTIONS)), st.text("abcdefgh_", min_size=3, max_size=9)).map(".".join)
+unknown_keys = st.tuples(names.filter(lambda name: name not in FIELDS.keys() | SECTIONS.keys()), st.just(1))
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
@@ -53,10 +59,11 @@ unknown_keys = st.tuples(names.filter(lambda name: name not in FIELDS), st.just(
 def test_a_wrong_config_is_one_line(capsys, wrong, in_a_file):
     name, value = wrong
     with tempfile.TemporaryDirectory() as folder:
-        section, key = name.split(".", 1)
         if in_a_file:
-            source = str(Path(folder) / "wrong.yaml")
-            Path(source).write_text(yaml.safe_dump({section: {key: value}}, allow_unicode=True))
+            source, layer = str(Path(folder) / "wrong.yaml"), value
+            for key in reversed(name.split(".")):
+                layer = {key: layer}
+            Path(source).write_text(yaml.safe_dump(layer, allow_unicode=True))
         else:
             text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6)
             source = f"{name}={text.strip()[1:-1]}"
@@ -122,7 +129,7 @@ def test_strange_yaml_is_one_line(tmp_path, refused, text):
         ("tracking.project=a/b", ["tracking.project", "none of them one of"]),
         ("data.name=../x", ["data.name", "must be the name of a folder"]),
         ("run.threads=100000000", ["run.threads", "1 to 1024"]),
-        ("model.predictor_hidden=99999999999999999999", ["model.predictor_hidden", "less than 2**32"]),
+        ("model.predictor.hidden=99999999999999999999", ["model.predictor.hidden", "less than 2**32"]),
         ("x" * 5000 + ".yaml", ["no such config file"]),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",

@@ -11,7 +11,7 @@ import torch
 
 from seqjepa.configs.errors import InputError
 from seqjepa.loaders.beton import BetonImages, has_ffcv, open_beton
-from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.config import AffineConfig, DataConfig, RotationConfig
 from seqjepa.loaders.loader import build_loaders
 from seqjepa.loaders.sources import Images, find_layout, read_images
 from seqjepa.loaders.write import main, write_beton
@@ -36,7 +36,7 @@ def copied(digits, tmp_path):
 
 def loaders(root, loader="auto", batch=64, **settings):
     data = DataConfig(dataset="digits", root=root and str(root), loader=loader, batch_size=batch, val_subset=71)
-    return build_loaders(data, SequenceConfig(), seed=3, device=CPU, threads=2, **settings)
+    return build_loaders(data, AffineConfig(), seed=3, device=CPU, threads=2, **settings)
 
 
 def same(ours, theirs):
@@ -260,7 +260,7 @@ def test_real_cifar_through_both_loaders(data_root, tmp_path):
 
     def build(root):
         data = DataConfig(dataset="cifar10", root=str(root), batch_size=50, train_subset=500)
-        return build_loaders(data, SequenceConfig(kind="rotation"), seed=1, device=CPU, threads=2)
+        return build_loaders(data, RotationConfig(), seed=1, device=CPU, threads=2)
 
     ffcv, resident = build(tmp_path), build(source)
     assert (ffcv.kind, resident.kind) == ("ffcv", "resident")
@@ -273,7 +273,7 @@ def test_real_cifar_through_both_loaders(data_root, tmp_path):
 def test_gpu_batches_survive_a_busy_stream(digits):
     """The host runs ahead of the device: FFCV must not overwrite what is still to be copied."""
     data = DataConfig(dataset="digits", root=str(digits), batch_size=16)
-    ffcv = build_loaders(data, SequenceConfig(), seed=3, device=torch.device("cuda"), threads=2).train.images
+    ffcv = build_loaders(data, AffineConfig(), seed=3, device=torch.device("cuda"), threads=2).train.images
     parts = np.split(np.arange(1280), 80)
     torch.cuda._sleep(1_000_000_000)
     ours = list(ffcv.batches(parts))

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from seqjepa.configs.errors import InputError
-from seqjepa.loaders.config import DataConfig, SequenceConfig
-from seqjepa.loaders.loader import Batch, build_loaders
+from seqjepa.loaders.batch import Batch
+from seqjepa.loaders.config import AffineConfig, DataConfig
+from seqjepa.loaders.loader import build_loaders
 
 CPU = torch.device("cpu")
 
 
 def build(batch=16, sequence=None, **settings):
     data = DataConfig(dataset="digits", batch_size=batch, train_subset=100, val_subset=50)
-    return build_loaders(data, sequence or SequenceConfig(), seed=0, device=CPU, **settings)
+    return build_loaders(data, sequence or AffineConfig(), seed=0, device=CPU, **settings)
 
 
 def joined(batches):
@@ -20,7 +21,7 @@ def joined(batches):
 
 
 def test_shapes_and_dtypes():
-    loaders = build(sequence=SequenceConfig(num_observed=2))
+    loaders = build(sequence=AffineConfig(num_observed=2))
     batch = next(loaders.train.epoch(0))
     assert batch.views.shape == (16, 3, 3, 24, 24)
     assert batch.actions.shape == (16, 2, 5)
@@ -34,7 +35,7 @@ def test_shapes_and_dtypes():
 def test_first_views_are_normalised():
     # the digits' own statistics: view 0 of all training images has mean 0 and variance 1
     data = DataConfig(dataset="digits", batch_size=1438)
-    views = next(build_loaders(data, SequenceConfig(), seed=0, device=CPU).train.epoch(0)).views[:, 0]
+    views = next(build_loaders(data, AffineConfig(), seed=0, device=CPU).train.epoch(0)).views[:, 0]
     assert abs(views.mean()) < 1e-3
     assert abs(views.std() - 1) < 1e-3
 

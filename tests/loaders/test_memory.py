@@ -14,7 +14,7 @@ from PIL import Image
 
 from seqjepa.configs.errors import InputError
 from seqjepa.loaders import sources
-from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.config import AffineConfig, DataConfig
 from seqjepa.loaders.loader import build_loaders
 from seqjepa.loaders.show import main as show
 from seqjepa.loaders.sources import Images, enough_memory, find_layout, read_images
@@ -80,7 +80,7 @@ def folder(tmp_path):
 
 def build(root, **settings):
     data = DataConfig(dataset="imagefolder", root=str(root), batch_size=4, **settings)
-    return build_loaders(data, SequenceConfig(), seed=1, device=CPU)
+    return build_loaders(data, AffineConfig(), seed=1, device=CPU)
 
 
 def test_a_subset_alone_is_kept_and_nothing_else_changes(folder):

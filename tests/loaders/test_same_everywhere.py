@@ -6,14 +6,18 @@ import sys
 import pytest
 import torch
 
+from seqjepa.configs.section import by_kind
+from seqjepa.loaders.batch import Batch
 from seqjepa.loaders.beton import has_ffcv
-from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.config import AnySequence, DataConfig
 from seqjepa.loaders.draws import words
-from seqjepa.loaders.loader import Batch, build_loaders
-from seqjepa.loaders.sequences import SEQUENCES, build_sequence
+from seqjepa.loaders.loader import build_loaders
+from seqjepa.loaders.sequences import build_sequence
 from seqjepa.loaders.write import main as write
 
 CPU = torch.device("cpu")
+KINDS = by_kind(AnySequence)
+OFTEN = {"augment": {"blur": [0.5, 0.5], "solarize": [0.5, 0.5]}}
 EPOCH = 3
 # bicubic and bilinear weights, and blends of colours, in float32: other batch sizes sum them in another order
 TOLERANCE = 1e-4
@@ -21,7 +25,7 @@ TOLERANCE = 1e-4
 
 def loader(kind, batch, root=None, **settings):
     data = DataConfig(dataset="digits", root=root and str(root), batch_size=batch, train_subset=1024)
-    sequence = SequenceConfig(kind=kind, blur=[0.5, 0.5], solarize=[0.5, 0.5])
+    sequence = KINDS[kind](**OFTEN.get(kind, {}))
     return build_loaders(data, sequence, seed=11, device=CPU, **settings).train
 
 
@@ -29,7 +33,7 @@ def joined(batches):
     return Batch(*(torch.cat(field) for field in zip(*batches, strict=True)))
 
 
-@pytest.fixture(scope="module", params=SEQUENCES)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     return request.param
 
@@ -68,12 +72,15 @@ def test_ffcv(kind, whole, batch, tmp_path_factory):
 
 SHARE = """
 import sys, torch
-from seqjepa.loaders.config import DataConfig, SequenceConfig
-from seqjepa.loaders.loader import Batch, build_loaders
+from seqjepa.configs.section import by_kind
+from seqjepa.loaders.config import AnySequence, DataConfig
+from seqjepa.loaders.batch import Batch
+from seqjepa.loaders.loader import build_loaders
 
 kind, rank, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 data = DataConfig(dataset="digits", batch_size=256, train_subset=1024)
-sequence = SequenceConfig(kind=kind, blur=[0.5, 0.5], solarize=[0.5, 0.5])
+settings = {"blur": [0.5, 0.5], "solarize": [0.5, 0.5]} if kind == "augment" else {}
+sequence = by_kind(AnySequence)[kind](**settings)
 loaders = build_loaders(data, sequence, seed=11, device=torch.device("cpu"), rank=rank, num_processes=2)
 batches = list(loaders.train.epoch(3, start=2 * rank))  # process 1 was stopped after two batches, and goes on
 torch.save([torch.cat(field) for field in zip(*batches)], out)
@@ -92,7 +99,7 @@ def test_two_processes_one_of_which_started_again(kind, whole, tmp_path):
 
 
 def test_the_compiler(kind):
-    sequence = build_sequence(SequenceConfig(kind=kind), (24, 24))
+    sequence = build_sequence(KINDS[kind](), (24, 24))
     sequence.statistics  # noqa: B018 - made once, outside of the graph
     index = torch.arange(1000)
     images = torch.randint(0, 256, (1000, 24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -112,7 +119,7 @@ def test_the_compiler(kind):
 def test_a_gpu(kind, whole):
     torch.set_float32_matmul_precision("high")  # as the trainer does
     data = DataConfig(dataset="digits", batch_size=512, train_subset=1024)
-    sequence = SequenceConfig(kind=kind, blur=[0.5, 0.5], solarize=[0.5, 0.5])
+    sequence = KINDS[kind](**OFTEN.get(kind, {}))
     loaders = build_loaders(data, sequence, seed=11, device=torch.device("cuda"))
     batch = Batch(*(field.cpu() for field in joined(loaders.train.epoch(EPOCH))))
     torch.set_float32_matmul_precision("highest")

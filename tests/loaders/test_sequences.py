@@ -11,12 +11,14 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import affine, center_crop
 
 from seqjepa.configs.errors import InputError
-from seqjepa.loaders.config import ActionsConfig, SequenceConfig
+from seqjepa.configs.section import by_kind
+from seqjepa.loaders.config import ActionsConfig, AffineConfig, AnySequence, AugmentConfig, RotationConfig
 from seqjepa.loaders.draws import words
-from seqjepa.loaders.sequences import SEQUENCES, build_sequence
+from seqjepa.loaders.sequences import build_sequence
 from seqjepa.loaders.sources import find_layout, read_images
 
 SIZE = (24, 24)
+KINDS = by_kind(AnySequence)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def draw(sequence, count=32, seed=0):
 
 
 def test_rotations_are_pillows(digits):
-    sequence = build_sequence(SequenceConfig(kind="rotation"), SIZE)
+    sequence = build_sequence(RotationConfig(), SIZE)
     params = draw(sequence)
     views = sequence.render(digits, params)
     for image, image_views, image_params in zip(digits, views, params, strict=True):
@@ -41,19 +43,19 @@ def test_rotations_are_pillows(digits):
 
 
 def test_rotation_actions_are_the_turn_between_views():
-    sequence = build_sequence(SequenceConfig(kind="rotation"), SIZE)
+    sequence = build_sequence(RotationConfig(), SIZE)
     params = torch.tensor([0.0, 90.0, 270.0, 180.0]).view(1, 4, 1)
     expected = torch.tensor([[1.0, 0.0], [0.0, -1.0], [-1.0, 0.0]])
     assert torch.equal(sequence.relative(params)[0], expected)  # exact, so that a constant looks like one
 
 
 def test_rotation_angles_can_be_chosen():
-    params = draw(build_sequence(SequenceConfig(kind="rotation", angles=[0, 180]), SIZE), 200)
+    params = draw(build_sequence(RotationConfig(angles=[0, 180]), SIZE), 200)
     assert set(params[:, 1:].flatten().tolist()) == {0.0, 180.0}
 
 
 def test_affine_views_are_torchvisions(digits):
-    sequence = build_sequence(SequenceConfig(kind="affine"), SIZE)
+    sequence = build_sequence(AffineConfig(), SIZE)
     params = draw(sequence)
     views = sequence.render(digits, params)
     pixels = digits.permute(0, 3, 1, 2).float() / 255
@@ -72,13 +74,13 @@ def test_affine_views_are_torchvisions(digits):
 
 
 def test_affine_first_view_is_the_image(digits):
-    sequence = build_sequence(SequenceConfig(kind="affine"), SIZE)
+    sequence = build_sequence(AffineConfig(), SIZE)
     views = sequence.render(digits, draw(sequence))
     torch.testing.assert_close(views[:, 0], digits.permute(0, 3, 1, 2) / 255, rtol=0, atol=1e-5)
 
 
 def test_affine_background_is_black():
-    sequence = build_sequence(SequenceConfig(kind="affine", scale=[0.5, 0.5], rotation=[0.0, 0.0]), SIZE)
+    sequence = build_sequence(AffineConfig(scale=[0.5, 0.5], rotation=[0.0, 0.0]), SIZE)
     white = torch.full((8, 24, 24, 3), 255, dtype=torch.uint8)
     params = draw(sequence, 8)
     params[..., 1:3] = 0
@@ -88,7 +90,7 @@ def test_affine_background_is_black():
 
 
 def test_affine_draws_fill_their_ranges():
-    config = SequenceConfig(kind="affine", rotation=[-30.0, 60.0], translation=[-2, 5], scale=[0.5, 2.0])
+    config = AffineConfig(rotation=[-30.0, 60.0], translation=[-2, 5], scale=[0.5, 2.0])
     turn, shift_x, shift_y, log_scale = draw(build_sequence(config, SIZE), 4000)[:, 1:].flatten(0, 1).T
     assert -30 <= turn.min() < -29.5 < 59.5 < turn.max() < 60
     for shift in (shift_x, shift_y):
@@ -99,7 +101,7 @@ def test_affine_draws_fill_their_ranges():
 
 
 def test_affine_actions_compose():
-    sequence = build_sequence(SequenceConfig(kind="affine"), SIZE)
+    sequence = build_sequence(AffineConfig(), SIZE)
     params = draw(sequence)
     actions = sequence.relative(params).double()
     turn = torch.atan2(actions[..., 0], actions[..., 1]).sum(1)
@@ -110,28 +112,28 @@ def test_affine_actions_compose():
     torch.testing.assert_close(actions[..., 4].sum(1), last[:, 3], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_views_do_not_depend_on_the_batch(kind, digits):
-    sequence = build_sequence(SequenceConfig(kind=kind), SIZE)
+    sequence = build_sequence(KINDS[kind](), SIZE)
     params = draw(sequence)
     whole = sequence.render(digits, params)
     parts = [sequence.render(i, p) for i, p in zip(digits.split(7), params.split(7), strict=True)]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_images_make_no_views(kind, digits):
     """The last batch may leave a process without a part."""
-    sequence = build_sequence(SequenceConfig(kind=kind), SIZE)
+    sequence = build_sequence(KINDS[kind](), SIZE)
     params = draw(sequence, 0)
     assert sequence.render(digits[:0], params).shape == (0, 4, 3, 24, 24)
     assert sequence.actions(params).shape == (0, 3, sequence.action_dim)
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("side", [8, 64])
 def test_other_sizes_and_lengths(kind, side):
-    sequence = build_sequence(SequenceConfig(kind=kind, num_observed=1), (side, side))
+    sequence = build_sequence(KINDS[kind](num_observed=1), (side, side))
     images = torch.randint(0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     params = draw(sequence, 3)
     views = sequence.render(images, params)
@@ -140,9 +142,9 @@ def test_other_sizes_and_lengths(kind, side):
         torch.testing.assert_close(views, augment_views(images, params, pil=False), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_factors_cover_the_action(kind):
-    sequence = build_sequence(SequenceConfig(kind=kind, num_observed=2), SIZE)
+    sequence = build_sequence(KINDS[kind](num_observed=2), SIZE)
     dims = [d for dims in sequence.factors.values() for d in range(dims.start, dims.stop)]
     actions = sequence.actions(draw(sequence))
     assert sorted(dims) == list(range(sequence.action_dim))
@@ -150,7 +152,7 @@ def test_factors_cover_the_action(kind):
 
 
 def test_affine_border_is_mirrored_at_the_outermost_pixels(digits):
-    config = SequenceConfig(kind="affine", rotation=[0.0, 0.0], scale=[1.0, 1.0], padding="reflect")
+    config = AffineConfig(rotation=[0.0, 0.0], scale=[1.0, 1.0], padding="reflect")
     sequence = build_sequence(config, SIZE)
     noise = torch.randint(0, 256, (4, 24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     params = torch.zeros(4, 2, 4)
@@ -172,15 +174,15 @@ def test_affine_border_is_mirrored_at_the_outermost_pixels(digits):
     ],
 )
 def test_affine_modes_move_one_factor(still, moving):
-    sequence = build_sequence(SequenceConfig(kind="affine", **still), SIZE)
+    sequence = build_sequence(AffineConfig(**still), SIZE)
     actions = sequence.actions(draw(sequence, 500))
     varies = actions.flatten(0, 1).std(0) > 0
     assert varies.nonzero().flatten().tolist() == moving
 
 
 def augment(num_observed=3, *, full=False, normalization="standard", size=SIZE, **settings):
-    config = SequenceConfig(kind="augment", num_observed=num_observed, **settings)
-    return build_sequence(config, size, ActionsConfig(full=full, normalization=normalization))
+    config = AugmentConfig(num_observed=num_observed, full_actions=full, **settings)
+    return build_sequence(config, size, ActionsConfig(normalization=normalization))
 
 
 def test_augmented_views_are_torchvisions(digits):
@@ -260,29 +262,29 @@ def test_full_actions_tell_the_rest():
     assert set(range(13)) - {d for dims in full.factors.values() for d in range(dims.start, dims.stop)} == {12}
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_standard_actions_have_mean_zero_and_deviation_one(kind):
-    sequence = build_sequence(SequenceConfig(kind=kind, num_observed=2), SIZE)
+    sequence = build_sequence(KINDS[kind](num_observed=2), SIZE)
     params = draw(sequence, 20_000, seed=5)
     moves = sequence.actions(torch.cat([params[:, 1:2], params[:, 1:2].roll(1, 0)], 1))[:, 0].double()
     assert moves.mean(0).abs().max() < 0.05  # 4,096 moves there and back settle the statistics
     assert (moves.std(0) - 1).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [1, 8])
 def test_standard_actions_do_not_depend_on_the_other_views(kind, length):
-    sequence = build_sequence(SequenceConfig(kind=kind, num_observed=length), SIZE)
+    sequence = build_sequence(KINDS[kind](num_observed=length), SIZE)
     params = draw(sequence)
     torch.testing.assert_close(sequence.actions(params)[:, :1], sequence.actions(params[:, :2]), rtol=0, atol=0)
-    other = build_sequence(SequenceConfig(kind=kind, num_observed=3), SIZE)
+    other = build_sequence(KINDS[kind](num_observed=3), SIZE)
     assert torch.equal(other.actions(params), sequence.actions(params))
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalization", ["standard", "none"])
 def test_inverse_actions_lead_back(kind, normalization):
-    sequence = build_sequence(SequenceConfig(kind=kind), SIZE, ActionsConfig(normalization=normalization))
+    sequence = build_sequence(KINDS[kind](), SIZE, ActionsConfig(normalization=normalization))
     params = draw(sequence)
     there, back = sequence.actions(params), sequence.inverse_actions(params)
     for step in range(3):
@@ -312,7 +314,7 @@ def test_affine_views_of_real_images_are_torchvisions(data_root, dataset, paddin
     folder = data_root / dataset if dataset != "mnist" else data_root
     images = torch.from_numpy(read_images(dataset, find_layout(dataset, str(folder)), "test").pixels[:50])
     side = images.shape[1]
-    config = SequenceConfig(kind="affine", rotation=[-180.0, 180.0], scale=[0.7, 1.3], padding=padding)
+    config = AffineConfig(rotation=[-180.0, 180.0], scale=[0.7, 1.3], padding=padding)
     sequence = build_sequence(config, (side, side))
     params = draw(sequence, len(images))
     views = sequence.render(images, params)
@@ -346,7 +348,7 @@ def test_cifar_rotations_are_pillows(data_root):
     images = torch.from_numpy(
         read_images("cifar10", find_layout("cifar10", str(data_root / "cifar10")), "test").pixels[:64]
     )
-    sequence = build_sequence(SequenceConfig(kind="rotation"), SIZE)
+    sequence = build_sequence(RotationConfig(), SIZE)
     params = draw(sequence, 64)
     views = (sequence.render(images, params) * 255).round().byte()
     for image, image_views, image_params in zip(images, views, params, strict=True):
@@ -355,12 +357,14 @@ def test_cifar_rotations_are_pillows(data_root):
             assert np.array_equal(view.permute(1, 2, 0).numpy(), expected)
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 16), (16, 1), (2, 2), (2, 9), (200, 3)])
 @pytest.mark.parametrize("ratio", [[0.75, 4 / 3], [0.1, 0.2], [5.0, 10.0]])
 def test_very_small_and_thin_images(kind, size, ratio):
     """Rendered, or refused in a line. An image of one colour has views of that colour: black is beyond its edge."""
-    config = SequenceConfig(kind=kind, padding="reflect", crop_ratio=ratio, jitter=0, grayscale=0, solarize=[0, 0])
+    plain = {"jitter": 0.0, "grayscale": 0.0, "solarize": [0.0, 0.0]}
+    ratios = {"crop_ratio": ratio} if kind == "augment" else {}
+    config = KINDS[kind](**{"augment": ratios | plain, "affine": {"padding": "reflect"}}.get(kind, {}))
     if (kind == "affine" and min(size) < 2) or (kind == "rotation" and size[0] != size[1]):
         with pytest.raises(InputError, match=f"{size[1]}x{size[0]}") as caught:
             build_sequence(config, size)
@@ -374,7 +378,7 @@ def test_very_small_and_thin_images(kind, size, ratio):
     torch.testing.assert_close(views, (colour / 255).view(3, 1, 1).expand_as(views), rtol=0, atol=1e-5)
     assert sequence.actions(params).isfinite().all()
     noise = torch.randint(256, (40, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    whole = build_sequence(SequenceConfig(kind=kind, crop_ratio=ratio), size).render(noise, params)
+    whole = build_sequence(KINDS[kind](**ratios), size).render(noise, params)
     assert ((whole >= 0) & (whole <= 1)).all()
     if kind == "augment":
         top, left, height, width = params[..., :4].unbind(-1)

@@ -5,15 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
+from seqjepa.configs.section import by_kind
 from seqjepa.engine.compose import compose, dump
 from seqjepa.engine.train import main as train
-from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.config import AffineConfig, AnySequence, DataConfig
 from seqjepa.loaders.loader import build_loaders
-from seqjepa.loaders.sequences import SEQUENCES
 from seqjepa.loaders.show import draw_sheet, main
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", by_kind(AnySequence))
 def test_draws_rows_of_views(kind, tmp_path):
     sheets = {}
     for rows, length in ((2, 3), (4, 3), (2, 5)):
@@ -43,7 +43,7 @@ def test_fewer_images_than_rows_are_all_drawn(tmp_path):
 
 def test_the_first_view_stands_at_the_left(tmp_path):
     data = DataConfig(dataset="digits", batch_size=4)
-    loaders = build_loaders(data, SequenceConfig(), seed=42, device=torch.device("cpu"))
+    loaders = build_loaders(data, AffineConfig(), seed=42, device=torch.device("cpu"))
     draw_sheet(loaders, 1, tmp_path / "sheet.png")
     batch = next(loaders.train.epoch(0))
     view = (batch.views[0, 0] * loaders.train.std + loaders.train.mean)[0]
@@ -71,7 +71,7 @@ def test_says_what_is_wrong_in_one_line(tmp_path, capsys):
     refused("sequence.flip", digits, "sequence.flip=2")
     refused("sequence.colour", digits, "sequence.colour=1")
     refused("the sheet depends on data, sequence, actions alone", digits, "sequnce.kind=rotation")
-    refused("sequence.kind=affine has nothing to add", digits, "actions.full=true")
+    refused("only applies with sequence.kind=augment (it is affine)", digits, "sequence.full_actions=true")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     refused("must be a mapping of sections", str(tmp_path / "list.yaml"))
     (tmp_path / "twisted.yaml").write_text("sequnce: {kind: rotation}")

@@ -13,9 +13,10 @@ from seqjepa.engine.analysis.subspaces import (
     principal_angles,
     subspace_metrics,
 )
-from seqjepa.engine.analysis.sweeps import Factor, Sweep
+from seqjepa.engine.analysis.sweeps import Sweep
 from seqjepa.engine.evaluation.equivariance import within_share
 from seqjepa.engine.reports.figures.subspaces import NetworkSweeps, draw_all
+from seqjepa.loaders.sequences import Factor
 
 D, ANCHORS = 32, 40
 ANGLES = torch.arange(-180.0, 180.0, 15.0)

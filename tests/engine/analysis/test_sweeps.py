@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from seqjepa.engine.analysis.sweeps import factors_of
-from seqjepa.loaders.config import SequenceConfig
+from seqjepa.configs.section import by_kind
+from seqjepa.loaders.config import AnySequence, AugmentConfig
+from seqjepa.loaders.sequences import build_sequence
 
 MOVES = {"rotation", "translation_x", "translation_y", "scale"}
 AUGMENTATIONS = {"brightness", "contrast", "saturation", "hue", "blur", "crop_x", "crop_y", "crop_size"}
@@ -18,7 +19,7 @@ def images(count=3, size=32):
 
 def render(kind, size=32):
     pixels = images(size=size)
-    for sequence, factors in factors_of(SequenceConfig(kind=kind), (size, size), torch.device("cpu")):
+    for sequence, factors in build_sequence(by_kind(AnySequence)[kind](), (size, size)).sweeps():
         for factor in factors:
             yield factor, pixels, sequence.render(pixels, factor.params[None].expand(len(pixels), -1, -1))
 
@@ -51,7 +52,7 @@ def test_images_a_pixel_wide_or_high_are_swept_along_what_they_can_be(image_size
     """A single row can be neither turned nor shifted between its pixels."""
     pixels = torch.randint(0, 256, (2, *image_size, 3), dtype=torch.uint8)
     names = set()
-    for sequence, factors in factors_of(SequenceConfig(kind="augment"), image_size, torch.device("cpu")):
+    for sequence, factors in build_sequence(AugmentConfig(), image_size).sweeps():
         for factor in factors:
             names.add(factor.name)
             views = sequence.render(pixels, factor.params[None].expand(len(pixels), -1, -1))

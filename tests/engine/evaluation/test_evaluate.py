@@ -362,7 +362,7 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
         assert line.startswith("error: ")
         assert part in line
 
-    refused("encoder.0.weight is (4, 3, 3, 3), the config asks for (8, 3, 3, 3)", "model.width=8")
+    refused("encoder.0.weight is (4, 3, 3, 3), the config asks for (8, 3, 3, 3)", "model.encoder.width=8")
     refused("eval.lengths = [3, 1]: must grow", "eval.lengths=[3,1]")
     for lengths in ("[]", "[0]", "[1,17]", "[2,2]"):
         refused("must grow within 1 to 16, such as [1, 3, 5]", f"eval.lengths={lengths}")
@@ -383,7 +383,7 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(probe_protocols.PROTOCOLS, "fast", None)
     (tmp_path / "file").write_text("")
     refused("cannot be written", f"eval.out={tmp_path / 'file'}")
-    refused("encoder.0.weight is (4, 3, 3, 3)", run, "model.width=8")
+    refused("encoder.0.weight is (4, 3, 3, 3)", run, "model.encoder.width=8")
     other = json.loads(state)
     other["config"]["data"]["name"] = "other_task"
     write_state(checkpoint, json.dumps(other))

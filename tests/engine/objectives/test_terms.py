@@ -9,14 +9,15 @@ from lightly.loss.vicreg_loss import covariance_loss, variance_loss
 
 from seqjepa.engine.compose import compose
 from seqjepa.engine.models.seq_jepa import Output, Reading
-from seqjepa.engine.objectives.terms import Objective, cosine_distance, cross_entropy
+from seqjepa.engine.objectives.objective import Objective
+from seqjepa.engine.objectives.prediction import cosine_distance, cross_entropy
 from seqjepa.kernels import sigreg
 
 STEP = torch.tensor(0)
 
 
 def objective(*words):
-    return Objective(compose(["configs/smoke.yaml", *words]).config)
+    return Objective(compose(["configs/smoke.yaml", *words]).config.objective)
 
 
 def output(batch=12, views=4, width=6, seed=0, both=False, **given):
@@ -49,7 +50,7 @@ def value(term, given, *words):
     return objective(*words)(given, STEP)[1][f"loss_{term}"].item()
 
 
-PROJECTED = ("model.projector_dim=6", "target.kind=shared", "objective.prediction=mse")
+PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=6", "target.kind=shared", "objective.prediction.kind=mse")
 
 
 def test_cross_entropy_has_its_closed_form():
@@ -65,9 +66,13 @@ def test_predictions_are_compared_as_asked():
     given = output()
     assert value("prediction", given) == pytest.approx(cosine_distance(given.prediction, given.target).item())
     mse = (given.prediction - given.target).square().mean().item()
-    assert value("prediction", given, "objective.prediction=mse") == pytest.approx(mse)
+    assert value("prediction", given, "objective.prediction.kind=mse") == pytest.approx(mse)
     sharp = given._replace(target=given.target.softmax(-1))
-    words = ("objective.prediction=cross_entropy", "objective.temperature=0.5", "target.sharpening=true")
+    words = (
+        "objective.prediction.kind=cross_entropy",
+        "objective.prediction.temperature=0.5",
+        "target.sharpening.kind=softmax",
+    )
     expected = F.cross_entropy(given.prediction / 0.5, sharp.target).item()
     assert value("prediction", sharp, *words) == pytest.approx(expected, rel=1e-6)
 
@@ -77,7 +82,7 @@ def test_both_readings_count_the_same():
     one = value("prediction", given._replace(backwards=None))
     other = cosine_distance(given.backwards.prediction, given.backwards.target).item()
     assert value("prediction", given) == pytest.approx((one + other) / 2)
-    words = ("rate.weight=0.1",)
+    words = ("objective.rate.weight=0.1",)
     expected = -(rate(given.agg) + rate(given.backwards.agg)) / 2
     assert value("rate", given, *words) == pytest.approx(expected, rel=1e-5)
 
@@ -87,26 +92,28 @@ def test_rate_of_what_it_is_asked_for():
     agg = rate(given.agg)
     z = sum(rate(given.z[:, view]) for view in range(3)) / 3  # all views (the reference: the first alone)
     for target, expected in (("agg", agg), ("z", z), ("both", agg + z)):
-        assert value("rate", given, "rate.weight=0.1", f"rate.target={target}") == pytest.approx(-expected, rel=1e-5)
+        assert value("rate", given, "objective.rate.weight=0.1", f"objective.rate.features={target}") == pytest.approx(
+            -expected, rel=1e-5
+        )
 
 
 def test_a_gain_inflates_the_plain_rate_alone():
     given = output(width=30, batch=20)
     louder = given._replace(agg=3 * given.agg)
     for normalize in ("unit", "fixed_gain"):
-        words = ("rate.weight=0.1", f"rate.normalize={normalize}")
+        words = ("objective.rate.weight=0.1", f"objective.rate.normalize={normalize}")
         assert value("rate", louder, *words) == pytest.approx(value("rate", given, *words), rel=1e-4)
-    assert value("rate", louder, "rate.weight=0.1") < 1.5 * value("rate", given, "rate.weight=0.1")
+    assert value("rate", louder, "objective.rate.weight=0.1") < 1.5 * value("rate", given, "objective.rate.weight=0.1")
     # rows of mean 0 and variance 1 have energy d: no more than this, however they lie
     rank, width = 19, 32
     bound = rank * math.log1p(width / rank)
-    fixed = -value("rate", given, "rate.weight=0.1", "rate.normalize=fixed_gain")
+    fixed = -value("rate", given, "objective.rate.weight=0.1", "objective.rate.normalize=fixed_gain")
     assert 0.8 * bound < fixed < bound
 
 
 def test_sigreg_takes_each_view_position_by_itself():
     given = output(batch=256)
-    words = (*PROJECTED, "sigreg.weight=0.1", "sigreg.num_slices=64")
+    words = (*PROJECTED, "objective.sigreg.weight=0.1", "objective.sigreg.num_slices=64")
     alone = [sigreg(given.projections[:, view], num_slices=64, seed=0).item() for view in range(4)]
     assert value("sigreg", given, *words) == pytest.approx(sum(alone) / 4, rel=1e-5)
     assert 0.3 < sum(alone) / 4 < 3  # Gaussian samples; collapsed ones give 0.4 B
@@ -115,7 +122,7 @@ def test_sigreg_takes_each_view_position_by_itself():
 
 
 def test_sigreg_draws_for_each_step():
-    words = (*PROJECTED, "sigreg.weight=0.1", "sigreg.num_slices=8")
+    words = (*PROJECTED, "objective.sigreg.weight=0.1", "objective.sigreg.num_slices=8")
     term, given = objective(*words).terms["sigreg"], output()
     first = term(given, torch.tensor(1))
     assert torch.equal(first, term(given, torch.tensor(1)))
@@ -123,7 +130,7 @@ def test_sigreg_draws_for_each_step():
 
 
 def test_vicreg_is_lightlys():
-    words = (*PROJECTED, "vicreg.variance=1.0", "vicreg.covariance=1.0")
+    words = (*PROJECTED, "objective.variance.weight=1.0", "objective.covariance.weight=1.0")
     given = output(views=2, batch=40)
     a, b = given.projections.unbind(1)
     expected = (variance_loss(a) + variance_loss(b)).item() / 2
@@ -137,11 +144,11 @@ def test_vicreg_is_lightlys():
 
 def test_the_total_is_the_weighted_sum():
     given = output()
-    built = objective("rate.weight=0.25", "objective.prediction_weight=3.0")
+    built = objective("objective.rate.weight=0.25", "objective.prediction.weight=3.0")
     total, terms = built(given, STEP)
     assert list(terms) == list(built.names) == ["loss_prediction", "loss_rate"]
     assert total.item() == pytest.approx(3 * terms["loss_prediction"].item() + 0.25 * terms["loss_rate"].item())
-    built = objective(*PROJECTED, "sigreg.weight=0.05")  # one hyperparameter sets both
+    built = objective(*PROJECTED, "objective.sigreg.weight=0.05", "objective.prediction.weight=0.95")
     total, terms = built(given, STEP)
     expected = 0.95 * terms["loss_prediction"].item() + 0.05 * terms["loss_sigreg"].item()
     assert total.item() == pytest.approx(expected)

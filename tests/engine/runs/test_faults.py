@@ -164,7 +164,7 @@ def test_a_run_that_another_overtook(tiny, tmp_path, capfd, monkeypatch):
 
 def test_out_of_memory_gives_advice(tiny, tmp_path):
     """A batch that needs more than the process may have."""
-    words = tiny("data.batch_size=1024", "data.train_subset=1024", "model.width=64", "control.enabled=false")
+    words = tiny("data.batch_size=1024", "data.train_subset=1024", "model.encoder.width=64", "control.enabled=false")
     words += ["gates.rules.digits_affine=[]"]
 
     def limit():

@@ -80,7 +80,15 @@ def test_a_new_section_is_fixed_unless_it_says_otherwise(tmp_path):
         ("probes.hidden", ["probes.hidden=8"]),
         ("run.batch_statistics", ["run.batch_statistics=process"]),
         ("ablation.shuffle_actions", ["ablation.shuffle_actions=true"]),
-        ("vicreg.variance", ["vicreg.variance=1.0", "model.projector_dim=8", "target.kind=shared"]),
+        (
+            "objective.variance.weight",
+            [
+                "objective.variance.weight=1.0",
+                "model.projector.kind=mlp",
+                "model.projector.dim=8",
+                "target.kind=shared",
+            ],
+        ),
     ],
 )
 def test_what_decides_what_is_learnt_is_fixed(field, words, tmp_path):

@@ -66,11 +66,21 @@ def state(training: TrainingStep) -> list[torch.Tensor]:
 
 VARIANTS = {
     "ema": ("target.schedule=cosine", "optim.clip_norm=0.1"),
-    "symmetric": ("objective.symmetric=true", "rate.weight=0.1", "optim.accumulate=2"),
-    "sharpened": ("target.kind=stop_gradient", "target.sharpening=true", "objective.prediction=cross_entropy"),
+    "symmetric": ("objective.symmetric=true", "objective.rate.weight=0.1", "optim.accumulate=2"),
+    "sharpened": (
+        "target.kind=stop_gradient",
+        "target.sharpening.kind=softmax",
+        "objective.prediction.kind=cross_entropy",
+    ),
     "sigreg": (
-        *("target.kind=shared", "objective.prediction=mse", "model.projector_dim=8", "model.projector_hidden=16"),
-        *("sigreg.weight=0.1", "sigreg.num_slices=8"),
+        *(
+            "target.kind=shared",
+            "objective.prediction.kind=mse",
+            "model.projector.kind=mlp",
+            "model.projector.dim=8",
+            "model.projector.hidden=16",
+        ),
+        *("objective.sigreg.weight=0.1", "objective.sigreg.num_slices=8"),
     ),
     "bf16": ("run.precision=bf16",),
 }
@@ -187,7 +197,7 @@ def test_a_graph_needs_a_gpu(tiny, refused):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gpu_graph_is_the_compiled_step(build, variant):
     """With measurements of the terms' gradients, and validations, between the replays."""
-    words = ("run.device=cuda", "run.deterministic=false", "run.log_every=4", "model.dropout=0.0")
+    words = ("run.device=cuda", "run.deterministic=false", "run.log_every=4", "model.aggregator.dropout=0.0")
     found = []
     for mode in ("default", "graph"):
         torch.compiler.reset()  # else variants share one limit of recompilations, beyond which nothing is compiled

@@ -11,20 +11,26 @@ from torch import nn
 from seqjepa.engine.runtime.distributed import JoinedBatchNorm, join_batch_norms
 
 ROOT = Path(__file__).resolve().parents[3]
-PROJECTED = ("model.projector_dim=8", "model.projector_hidden=16", "target.kind=shared", "objective.prediction=mse")
+PROJECTED = (
+    "model.projector.kind=mlp",
+    "model.projector.dim=8",
+    "model.projector.hidden=16",
+    "target.kind=shared",
+    "objective.prediction.kind=mse",
+)
 VARIANTS = {
     "teacher": ("target.buffers=average",),
-    "rate of agg and z": ("rate.weight=0.01", "rate.target=both"),
+    "rate of agg and z": ("objective.rate.weight=0.01", "objective.rate.features=both"),
     "own batch for the target": ("target.kind=stop_gradient", "target.batch_statistics=own", "optim.accumulate=2"),
     "both ways, sharpened": (
         "objective.symmetric=true",
-        "objective.prediction=cross_entropy",
-        "objective.temperature=0.1",
+        "objective.prediction.kind=cross_entropy",
+        "objective.prediction.temperature=0.1",
         "target.kind=stop_gradient",
-        "target.sharpening=true",
+        "target.sharpening.kind=softmax",
     ),
-    "SIGReg": (*PROJECTED, "sigreg.weight=0.05"),
-    "VICReg": (*PROJECTED, "vicreg.variance=1.0", "vicreg.covariance=0.1"),
+    "SIGReg": (*PROJECTED, "objective.sigreg.weight=0.05"),
+    "VICReg": (*PROJECTED, "objective.variance.weight=1.0", "objective.covariance.weight=0.1"),
 }
 
 
@@ -37,7 +43,13 @@ def measure(tiny_for_module, ranks):
 
     At a small learning rate: at the smoke run's 3e-3 one process whose weights are 1e-7 off is 1e-4 off after 20 steps.
     """
-    common = ("model.dropout=0.0", "run.precision=fp32", "run.log_every=5", "data.train_subset=640", "run.epochs=1")
+    common = (
+        "model.aggregator.dropout=0.0",
+        "run.precision=fp32",
+        "run.log_every=5",
+        "data.train_subset=640",
+        "run.epochs=1",
+    )
     common += ("optim.lr=1e-4", "data.val_subset=67")
     words = json.dumps([tiny_for_module(*common, *variant) for variant in VARIANTS.values()])
 

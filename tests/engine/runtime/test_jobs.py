@@ -30,7 +30,7 @@ def last_row(run: Path) -> dict:
 @pytest.mark.soak
 def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path, ranks):
     """An epoch each on 2, 1 and 4: nothing in a schedule here depends on how many epochs there will be."""
-    fixed = ("model.dropout=0.0", "optim.schedule=constant", "target.schedule=constant", "optim.lr=1e-4")
+    fixed = ("model.aggregator.dropout=0.0", "optim.schedule=constant", "target.schedule=constant", "optim.lr=1e-4")
     for epochs, number in enumerate((2, 1, 4), start=1):
         words = tiny(*fixed, f"run.epochs={epochs}", "run.resume=auto", "run.overwrite=false", run="changing")
         result = ranks(number, "engine/train.py", *words)
@@ -245,7 +245,7 @@ def free_port() -> int:
 @pytest.mark.soak
 def test_two_machines_as_the_readme_says(tiny, tmp_path):
     """Two launchers that meet on loopback, each with a process of its own."""
-    words = tiny("model.dropout=0.0", "optim.lr=1e-4", run="two")
+    words = tiny("model.aggregator.dropout=0.0", "optim.lr=1e-4", run="two")
     commands = [
         (
             *(
@@ -266,7 +266,7 @@ def test_two_machines_as_the_readme_says(tiny, tmp_path):
     printed = [launcher.communicate(timeout=600)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], printed
     assert "2 process(es)" in printed[0]
-    assert main(tiny("model.dropout=0.0", "optim.lr=1e-4", run="one")) == 0
+    assert main(tiny("model.aggregator.dropout=0.0", "optim.lr=1e-4", run="one")) == 0
     one, two = (last_row(tmp_path / run) for run in ("one", "two"))
     assert two["ep_loss"] == pytest.approx(one["ep_loss"], rel=1e-4)
     assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-4)

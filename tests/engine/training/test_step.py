@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa.engine.compose import compose
-from seqjepa.engine.models.aggregators import Aggregator
+from seqjepa.engine.models.aggregators.base import Aggregator
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import validate
@@ -71,7 +71,7 @@ def test_probes_do_not_touch_the_model(build):
     """The model's gradient and weights are the same whatever the probes learn."""
     weights = []
     for lr in (1e-3, 1.0):
-        training, loaders = build(f"probes.lr={lr}", "model.dropout=0.0")
+        training, loaders = build(f"probes.lr={lr}", "model.aggregator.dropout=0.0")
         for step, batch in enumerate(loaders.train.epoch(0)):
             training.step(batch, step)
         weights.append([p.detach().clone() for p in training.model.parameters()])
@@ -98,11 +98,21 @@ def test_shuffled_actions_reach_the_model_but_not_the_probes(build):
 
 VARIANTS = {
     "ema": (),
-    "symmetric": ("objective.symmetric=true", "rate.weight=0.1"),
-    "sharpened": ("target.kind=stop_gradient", "target.sharpening=true", "objective.prediction=cross_entropy"),
+    "symmetric": ("objective.symmetric=true", "objective.rate.weight=0.1"),
+    "sharpened": (
+        "target.kind=stop_gradient",
+        "target.sharpening.kind=softmax",
+        "objective.prediction.kind=cross_entropy",
+    ),
     "sigreg": (
-        *("target.kind=shared", "objective.prediction=mse", "model.projector_dim=8", "model.projector_hidden=16"),
-        *("sigreg.weight=0.1", "sigreg.num_slices=8"),
+        *(
+            "target.kind=shared",
+            "objective.prediction.kind=mse",
+            "model.projector.kind=mlp",
+            "model.projector.dim=8",
+            "model.projector.hidden=16",
+        ),
+        *("objective.sigreg.weight=0.1", "objective.sigreg.num_slices=8"),
     ),
 }
 
@@ -125,7 +135,7 @@ def test_pulls_are_measured_without_a_trace(build, variant):
 
 def test_pulls_are_the_slopes_of_the_terms(build):
     """Against finite differences along the gradient of the total."""
-    training, loaders = build("run.log_every=1", "model.dropout=0.0", "rate.weight=0.1")
+    training, loaders = build("run.log_every=1", "model.aggregator.dropout=0.0", "objective.rate.weight=0.1")
     batch = next(loaders.train.epoch(0))
     given = training.step_inputs(batch)
     model = training.model.double().train()

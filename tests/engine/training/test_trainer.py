@@ -245,7 +245,7 @@ def test_the_control_is_run_once_and_cached(tiny, tmp_path, capsys):
     # what decides the control's figures makes another one
     for change in (
         "run.seed=7",
-        "model.width=5",
+        "model.encoder.width=5",
         "data.train_subset=170",
         "probes.lr=1e-2",
         "sequence.num_observed=2",
@@ -270,12 +270,11 @@ def test_a_frozen_run_is_its_own_control(tiny, tmp_path):
 
 
 def test_kernels_and_torch_train_alike(tiny, tmp_path):
-    """The optimiser and the teacher's update, each with its torch path: on a CPU they differ by roundings alone."""
+    """AdamW and the teacher's update in one pass, and one after the other: on a CPU they differ by roundings alone."""
     teachers = []
     for run, words in {
         "kernels": [],
-        "torch": ["optim.kind=adamw", "target.update=torch"],
-        "mixed": ["optim.kind=adamw"],
+        "torch": ["optim.kind=adamw"],
     }.items():
         assert main(tiny("target.decay=0.9", "target.schedule=cosine", "target.buffers=average", *words, run=run)) == 0
         weights = load_file(tmp_path / run / "checkpoints" / "epoch-0002" / "model.safetensors")

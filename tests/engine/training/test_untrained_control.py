@@ -23,14 +23,14 @@ def key(tiny):
 
 def test_what_only_training_knows_of_is_shared(key):
     for words in (
-        ["rate.weight=0.1", "rate.target=both"],
+        ["objective.rate.weight=0.1", "objective.rate.features=both"],
         ["optim.lr=1e-5", "target.decay=0.5", "run.epochs=5"],  # max_epochs is less than either
-        ["objective.prediction=mse", "objective.prediction_weight=2.0"],
+        ["objective.prediction.kind=mse", "objective.prediction.weight=2.0"],
         ["early_stop.metric=online_r2_test", "diagnostics.every=7", "checkpoint.keep=1"],
     ):
         assert key(*words) == key(), words
-    projected = ("model.projector_dim=8", "target.kind=shared")
-    assert key(*projected, "sigreg.weight=0.1") == key(*projected, "vicreg.variance=1.0")
+    projected = ("model.projector.kind=mlp", "model.projector.dim=8", "target.kind=shared")
+    assert key(*projected, "objective.sigreg.weight=0.1") == key(*projected, "objective.variance.weight=1.0")
     # with or without gradient an untrained target is the same
     assert key("target.kind=shared") == key("target.kind=stop_gradient")
 
@@ -40,10 +40,10 @@ def test_what_the_answers_depend_on_is_not(key):
         key(),
         key("target.kind=stop_gradient"),
         key("target.kind=stop_gradient", "target.batch_statistics=own"),
-        key("target.sharpening=true"),
-        key("target.sharpening=true", "objective.prediction=cross_entropy"),
+        key("target.sharpening.kind=softmax"),
+        key("target.sharpening.kind=softmax", "objective.prediction.kind=cross_entropy"),
         key("objective.symmetric=true"),
-        key("rate.normalize=unit"),
+        key("objective.rate.normalize=unit"),
         key("model.predictor_action=false"),
         key("sequence.num_observed=2"),
         key("control.max_epochs=2"),
@@ -71,7 +71,7 @@ def test_every_setting_that_decides_what_is_learnt_is_in_the_key(key):
         ["ablation.shuffle_actions=true"],
         ["optim.accumulate=2"],
         ["run.batch_statistics=process"],
-        ["model.dropout=0.2"],
+        ["model.aggregator.dropout=0.2"],
         ["objective.symmetric=true"],
     ):
         assert key(*words) != key(), words

@@ -1,32 +1,17 @@
-"""Aggregators: from the tokens of a sequence, [B, M, T], to one vector, [B, T]."""
+"""The paper's aggregator."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Aggregator", "TransformerAggregator"]
+from ..config import TransformerConfig
+from .base import Aggregator
+
+__all__ = ["Transformer"]
 
 
-class Aggregator(nn.Module):
-    """What the rest of the code may ask of any aggregator, besides calling it with tokens [B, M, T].
-
-    Attributes:
-        no_decay: names of its own parameters that weight decay leaves alone, although they are no vectors.
-        figure_names: of what `figures` returns.
-    """
-
-    no_decay: ClassVar[tuple[str, ...]] = ()
-    figure_names: ClassVar[tuple[str, ...]] = ()
-
-    def figures(self) -> dict[str, float]:
-        """Numbers about its weights that each validation reports; none by default."""
-        return {}
-
-
-class TransformerAggregator(Aggregator):
+class Transformer(Aggregator):
     """Transformer over the views with a learnt AGG token in front: tokens [B, M, T] -> [B, T].
 
     Post-norm layers with ReLU, and a last LayerNorm. Each layer has its own initial weights; in the reference code
@@ -38,13 +23,15 @@ class TransformerAggregator(Aggregator):
     no_decay = ("token", "time")
     figure_names = ("agg_gain",)
 
-    def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float, time_embedding: bool = False):
+    def __init__(self, config: TransformerConfig, width: int):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, width))
-        self.time = nn.Parameter(torch.empty(self.MAX_VIEWS, width).normal_(std=0.02)) if time_embedding else None
+        timed = config.time_embedding
+        self.time = nn.Parameter(torch.empty(self.MAX_VIEWS, width).normal_(std=0.02)) if timed else None
+        heads, dropout = config.num_heads, config.dropout
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, num_heads, 4 * width, dropout, activation="relu", batch_first=True)
-            for _ in range(num_layers)
+            nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, activation="relu", batch_first=True)
+            for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(width)
 

@@ -1,0 +1,118 @@
+"""From the settings of version 4, with flat sections, to those of today, where kinds have sections of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["NEW_NAMES", "migrated"]
+
+# what was called otherwise; a name may stand for a value that is written otherwise, too
+NEW_NAMES = {
+    "model.encoder": "model.encoder.kind",
+    "model.width": "model.encoder.width",
+    "model.num_layers": "model.aggregator.num_layers",
+    "model.num_heads": "model.aggregator.num_heads",
+    "model.dropout": "model.aggregator.dropout",
+    "model.time_embedding": "model.aggregator.time_embedding",
+    "model.predictor_hidden": "model.predictor.hidden",
+    "model.projector_dim": "model.projector.dim",
+    "model.projector_hidden": "model.projector.hidden",
+    "model.projector_norm": "model.projector.unit",
+    "target.sharpening": "target.sharpening.kind",
+    "target.temperature": "target.sharpening.temperature",
+    "target.center_momentum": "target.sharpening.center_momentum",
+    "target.update": "optim.kind",
+    "objective.prediction": "objective.prediction.kind",
+    "objective.prediction_weight": "objective.prediction.weight",
+    "objective.temperature": "objective.prediction.temperature",
+    "rate.weight": "objective.rate.weight",
+    "rate.target": "objective.rate.features",
+    "rate.normalize": "objective.rate.normalize",
+    "rate.alpha": "objective.rate.scale.value",
+    "rate.eps": "objective.rate.scale.value",
+    "sigreg.weight": "objective.sigreg.weight",
+    "sigreg.num_slices": "objective.sigreg.num_slices",
+    "vicreg.variance": "objective.variance.weight",
+    "vicreg.covariance": "objective.covariance.weight",
+    "actions.full": "sequence.full_actions",
+}
+
+# what version 4 wrote otherwise
+WRITTEN: dict[str, Callable[[Any], Any]] = {
+    "model.projector_norm": lambda norm: norm == "unit",
+    "target.sharpening": lambda sharpened: "softmax" if sharpened else "none",
+}
+# fields that sections of version 4 had besides those of their kind, and that had no effect then
+OF_KIND = {
+    "rotation": {"angles"},
+    "affine": {"rotation", "translation", "scale", "padding"},
+    "augment": {
+        *("crop_area", "crop_ratio", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale"),
+        *("blur", "blur_sigma", "solarize"),
+    },
+}
+
+
+def migrated(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of version 4, or a part of one, by today's names; the config itself if it is of today."""
+    sections = {name: values for name, values in config.items() if isinstance(values, dict)}
+    old = {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
+    old = {name: value for name, value in old.items() if name in NEW_NAMES and not isinstance(value, dict)}
+    if not old:
+        return config
+    new: dict[str, Any] = {
+        name: {key: value for key, value in values.items() if f"{name}.{key}" not in old}
+        for name, values in sections.items()
+        if name not in ("rate", "sigreg", "vicreg")
+    }
+    new |= {name: value for name, value in config.items() if not isinstance(value, dict)}
+    for name, value in old.items():
+        if value is not None and name not in ("target.update", "rate.alpha", "rate.eps", "actions.full"):
+            _put(new, NEW_NAMES[name], WRITTEN.get(name, lambda value: value)(value))
+    if "target" in new:  # null stood for what the kind of target, or the default, said
+        new["target"] = {name: value for name, value in new["target"].items() if value is not None}
+    _migrate_model(new, old)
+    _migrate_objective(new, old)
+    _migrate_sequence(new, old)
+    return new
+
+
+def _put(config: dict[str, Any], field: str, value: Any) -> None:
+    *sections, key = field.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+    config[key] = value
+
+
+def _migrate_model(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """A width said nothing of a ResNet, the rest of a projector nothing without its width."""
+    model = new.get("model", {})
+    if old.get("model.encoder") == "resnet18":
+        model["encoder"].pop("width", None)
+    if "model.projector_dim" in old:
+        if old["model.projector_dim"] is None:
+            model["projector"] = {"kind": "none"}
+        else:
+            model["projector"]["kind"] = "mlp"
+
+
+def _migrate_objective(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """The prediction's weight was 1 - lambda where SIGReg's was lambda, a rate of unit vectors had eps = 0.5."""
+    if old.get("sigreg.weight") and old.get("objective.prediction_weight") is None:
+        _put(new, "objective.prediction.weight", 1 - old["sigreg.weight"])
+    unit = {"eps": 0.5} if old.get("rate.normalize") == "unit" else {}
+    scales = unit | {kind: old[f"rate.{kind}"] for kind in ("alpha", "eps") if old.get(f"rate.{kind}") is not None}
+    if "alpha" in scales or "eps" in scales:
+        kind = "alpha" if "alpha" in scales else "eps"
+        _put(new, "objective.rate.scale", {"kind": kind, "value": scales[kind]})
+
+
+def _migrate_sequence(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """Only augmentations had actions to add; fields of other kinds had no effect."""
+    if old.get("actions.full"):
+        _put(new, "sequence.full_actions", True)
+    sequence = new.get("sequence", {})
+    for fields in (fields for kind, fields in OF_KIND.items() if sequence.get("kind") in OF_KIND.keys() - {kind}):
+        for field in fields & sequence.keys():
+            del sequence[field]

@@ -1,0 +1,1 @@
+"""Aggregators: from the tokens of a sequence, [B, M, T], to one vector, [B, T]."""

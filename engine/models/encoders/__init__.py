@@ -1,0 +1,1 @@
+"""Encoders: views [B, N, ...] to features [B, N, D], each view by itself."""

@@ -1,0 +1,20 @@
+"""What encoders of images share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ImageEncoder"]
+
+
+class ImageEncoder(nn.Module):
+    """Encodes images one by one: views [B, N, C, H, W] -> features [B, N, D]. Mixed into a network of images."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features [n, D] of images [n, C, H, W], in channels_last."""
+        raise NotImplementedError
+
+    def forward(self, views: Tensor) -> Tensor:
+        images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.features(images).unflatten(0, views.shape[:2])

@@ -1,0 +1,75 @@
+"""The small parts of the network: embedding of actions, projector of features, sharpening of targets."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from ..runtime.distributed import joined_mean
+from .config import MLPProjectorConfig, SoftmaxSharpeningConfig
+
+__all__ = ["ActionEmbedding", "MLPProjector", "SoftmaxSharpening"]
+
+
+class ActionEmbedding(nn.Module):
+    """Linear map of actions, then batch norm without gain: [N, A] -> [N, P].
+
+    Batch statistics are over real actions, each once. The reference code normalises twice per step, and its
+    statistics include rows that it then overwrites with zeros.
+    """
+
+    def __init__(self, action_dim: int, width: int):
+        super().__init__()
+        self.linear = nn.Linear(action_dim, width, bias=False)
+        self.norm = nn.BatchNorm1d(width, affine=False)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        return self.norm(self.linear(actions))
+
+
+class MLPProjector(nn.Module):
+    """Three-layer MLP with batch norm (LeJEPA's head): features [N, D] -> [N, E], of unit length if asked for."""
+
+    def __init__(self, config: MLPProjectorConfig, inputs: int):
+        super().__init__()
+        self.unit = config.unit
+        hidden = config.hidden
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, config.dim),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        projections = self.layers(features)
+        return F.normalize(projections, dim=-1) if self.unit else projections
+
+
+class SoftmaxSharpening(nn.Module):
+    """Turns targets into distributions: softmax((target - center) / temperature); center is their running mean.
+
+    In training the center is updated before it is used, as in the reference code.
+    Source: DINO (arXiv 2104.14294), section 3.1.
+    """
+
+    center: Tensor
+
+    def __init__(self, config: SoftmaxSharpeningConfig, width: int):
+        super().__init__()
+        self.temperature, self.momentum = config.temperature, config.center_momentum
+        self.register_buffer("center", torch.zeros(width))
+        self.group: ProcessGroup | None = None  # processes whose targets form one batch
+
+    def forward(self, targets: Tensor) -> Tensor:
+        """Distributions of targets [B, N, E], in float32."""
+        targets = targets.float()
+        if self.training:
+            mean = joined_mean(targets.detach().mean((0, 1)), self.group)
+            self.center.lerp_(mean, 1 - self.momentum)
+        return ((targets - self.center) / self.temperature).softmax(-1)

@@ -1,0 +1,76 @@
+"""Distances of prediction and target."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models.seq_jepa import Output
+from .config import CrossEntropyConfig, PredictionConfig
+from .term import Term
+
+__all__ = ["MSE", "Cosine", "CrossEntropy", "Prediction", "cosine_distance", "cross_entropy"]
+
+
+def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean of 1 - cosine over the batch, for [B, E] each (the loss of seq-JEPA).
+
+    Features after a ReLU are non-negative, so a constant that points at their mean scores low as well: a small
+    value is no evidence against collapse.
+    """
+    return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
+
+
+def cross_entropy(prediction: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Mean over the batch of - Σ target log softmax(prediction / temperature), for [B, E] each (DINO's loss).
+
+    Its lower bound is the entropy of the target, which is not constant: the term may fall because targets sharpen.
+    """
+    return -(target.float() * (prediction.float() / temperature).log_softmax(-1)).sum(-1).mean()
+
+
+class Prediction(Term):
+    """A distance between prediction and target, averaged over both readings if there are two."""
+
+    def __init__(self, config: PredictionConfig):
+        super().__init__(config.weight)
+
+    def forward(self, output: Output, step: Tensor) -> Tensor:
+        return torch.stack([self.distance(r.prediction, r.target) for r in output.readings]).mean()
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Mean over the batch, for [B, E] each."""
+        raise NotImplementedError
+
+    def comparable(self, prediction: Tensor) -> Tensor:
+        """Predictions [B, E] as they are compared with targets, in float32."""
+        return prediction.float()
+
+
+class Cosine(Prediction):
+    """1 - cosine."""
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return cosine_distance(prediction, target)
+
+
+class MSE(Prediction):
+    """Mean squared error."""
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(prediction.float(), target.float())
+
+
+class CrossEntropy(Prediction):
+    """Cross-entropy of the target and the softmax of the prediction."""
+
+    def __init__(self, config: CrossEntropyConfig):
+        super().__init__(config)
+        self.temperature = config.temperature
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(prediction, target, self.temperature)
+
+    def comparable(self, prediction: Tensor) -> Tensor:
+        return (prediction.float() / self.temperature).softmax(-1)

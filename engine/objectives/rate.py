@@ -1,0 +1,41 @@
+"""The coding rate as a term."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...kernels import coding_rate
+from ..models.seq_jepa import Output
+from .config import RateConfig
+from .term import Term
+
+__all__ = ["Rate", "normalized"]
+
+
+class Rate(Term):
+    """Negative coding rate of the aggregate, of z (mean over the observed views), or of both (MCR², equation 6)."""
+
+    def __init__(self, config: RateConfig):
+        super().__init__(config.weight)
+        self.config = config
+
+    def forward(self, output: Output, step: Tensor) -> Tensor:
+        rates = []
+        if self.config.features in ("agg", "both"):
+            rates.append(torch.stack([self._rate(reading.agg) for reading in output.readings]).mean())
+        if self.config.features in ("z", "both"):
+            rates.append(self._rate(output.z.transpose(0, 1)).mean())  # [M, B, D]
+        return -torch.stack(rates).sum()
+
+    def _rate(self, features: Tensor) -> Tensor:
+        return coding_rate(normalized(features, self.config), **self.config.scaling, group=self.joined)
+
+
+def normalized(features: Tensor, config: RateConfig) -> Tensor:
+    """Features [..., D] in float32, with rows normalised as `config.normalize` says."""
+    features = features.float()
+    if config.normalize == "unit":
+        return F.normalize(features, dim=-1)
+    return F.layer_norm(features, features.shape[-1:]) if config.normalize == "fixed_gain" else features
