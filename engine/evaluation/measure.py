@@ -62,7 +62,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
     title = " and ".join(case.protocols)
     reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
-    if config.model.time_embedding and lengths[-1] > num_observed:
+    if config.model.aggregator.knows_positions and lengths[-1] > num_observed:
         reporter.say(f"the position embeddings after {num_observed} views were never trained")
     result: dict[str, Any] = {
         "checkpoint": str(case.checkpoint),

@@ -76,6 +76,11 @@ class AggregatorConfig(Kind):
             InputError: names the field of this section that does not fit.
         """
 
+    @property
+    def knows_positions(self) -> bool:
+        """Whether it has weights for each position, which views beyond those of training would find untrained."""
+        return False
+
 
 class TransformerConfig(AggregatorConfig):
     """Transformer with a learnt token of its own, as in the paper."""
@@ -95,6 +100,10 @@ class TransformerConfig(AggregatorConfig):
     def check_width(self, width: int) -> None:
         if width % self.num_heads:
             raise InputError(f"does not divide the token width {width}", "num_heads")
+
+    @property
+    def knows_positions(self) -> bool:
+        return self.time_embedding
 
 
 class PredictorConfig(Kind):

@@ -443,7 +443,7 @@ def test_moved_views_are_those_after_the_first(parts):
     found = read_moved(network, loaders.validation, lambda: None)
     batch = next(loaders.validation.epoch(0))
     model = network.model
-    z = model.encode(batch.views[:, :4])
+    z = model.encoder(batch.views[:, :4])
     agg = model.aggregate(z[:, 1:4], model.embed(batch.actions[:, 1:3]))
     count = len(batch.labels)
     for name, expected in (("first", z[:, 0]), ("second", z[:, 1]), ("agg", agg), ("actions", batch.actions[:, 0])):
