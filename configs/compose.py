@@ -294,6 +294,7 @@ def _explain(error: dict[str, Any], draft: Composed, merged: dict[str, Any]) -> 
     if isinstance(raised, InputError):
         location += raised.field.split(".") if raised.field else []
         value = _lookup(error["input"], raised.field)
+        value = _lookup(draft.config, ".".join(location)) if value is None else value
         problem = str(raised)
     elif error["type"] == "extra_forbidden":
         problem = _unknown(place)

@@ -132,7 +132,7 @@ def kinds_of(annotation: Any) -> list[type[Section]]:
 
 def by_kind(annotation: Any) -> dict[str, type[Section]]:
     """The same by the names of their kinds, if they have any."""
-    return {kind.model_fields["kind"].default: kind for kind in kinds_of(annotation) if "kind" in kind.model_fields}
+    return {kind.model_fields["kind"].default: kind for kind in kinds_of(annotation) if issubclass(kind, Kind)}
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -105,7 +105,7 @@ def check_method(config: Config) -> None:
             "actions, or sequence.num_observed to at least 2",
             "model.predictor_action",
         )
-    prediction, sharpened = config.objective.prediction, target.sharpening.kind != "none"
+    prediction, sharpened = config.objective.prediction, target.sharpening.makes_distributions
     if sharpened and prediction.of_distributions is False:
         raise InputError(
             f"compares features, but target.sharpening.kind={target.sharpening.kind} makes the target a distribution; "
@@ -118,7 +118,7 @@ def check_method(config: Config) -> None:
             "objective.prediction.kind",
         )
     projector = model.projector
-    if projector.kind == "none":
+    if not projector.projects:
         if name := next((name for name, term in terms.items() if term.of_projections), None):
             raise InputError(
                 "needs projections; set model.projector.kind=mlp, as in configs/variant/sigreg.yaml",
@@ -133,7 +133,7 @@ def check_method(config: Config) -> None:
             f"no gradient would reach the projector; set it to none, or give {' or '.join(needed)} a value",
             "model.projector.kind",
         )
-    if projector.unit and (name := next((name for name, term in terms.items() if term.of_scale), None)):
+    if projector.fixes_scale and (name := next((name for name, term in terms.items() if term.of_scale), None)):
         raise InputError(
             f"removes the scale that objective.{name} regularises; only false is allowed", "model.projector.unit"
         )

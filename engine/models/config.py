@@ -22,8 +22,10 @@ __all__ = [
     "NoSharpeningConfig",
     "OnlineTargetConfig",
     "PredictorConfig",
+    "ProjectorConfig",
     "ResNet18Config",
     "SharedTargetConfig",
+    "SharpeningConfig",
     "SoftmaxSharpeningConfig",
     "StopGradientTargetConfig",
     "TargetConfig",
@@ -120,20 +122,37 @@ class MLPPredictorConfig(PredictorConfig):
     """Hidden width."""
 
 
-class NoProjectorConfig(Kind):
-    """No projection: prediction and targets are compared as features of the encoder."""
+class ProjectorConfig(Kind):
+    """The network that projects features, [N, D] -> [N, E], before they are compared.
 
-    kind: Literal["none"] = "none"
+    Attributes:
+        projects: whether there is one.
+    """
+
+    projects: ClassVar[bool] = True
+
+    @property
+    def fixes_scale(self) -> bool:
+        """Whether all projections are of one length."""
+        return False
 
     def width(self, features: int) -> int:
         """E, the width of predictions, for D features."""
         return features
 
+
+class NoProjectorConfig(ProjectorConfig):
+    """No projection: prediction and targets are compared as features of the encoder."""
+
+    projects = False
+
+    kind: Literal["none"] = "none"
+
     def build(self, features: int) -> None:
         """Nothing."""
 
 
-class MLPProjectorConfig(Kind):
+class MLPProjectorConfig(ProjectorConfig):
     """Three layers with batch norm; prediction, SIGReg and VICReg act on its output."""
 
     made_by = ".heads:MLPProjector"
@@ -146,8 +165,11 @@ class MLPProjectorConfig(Kind):
     unit: bool = False
     """Whether projections are scaled to unit length."""
 
+    @property
+    def fixes_scale(self) -> bool:
+        return self.unit
+
     def width(self, features: int) -> int:
-        """E, the width of predictions, for D features."""
         return self.dim
 
 
@@ -189,7 +211,17 @@ class ModelConfig(Section):
         return self
 
 
-class NoSharpeningConfig(Kind):
+class SharpeningConfig(Kind):
+    """What is done to targets before they are compared.
+
+    Attributes:
+        makes_distributions: whether they are distributions then.
+    """
+
+    makes_distributions: ClassVar[bool] = False
+
+
+class NoSharpeningConfig(SharpeningConfig):
     """The target is compared as it is."""
 
     kind: Literal["none"] = "none"
@@ -198,10 +230,11 @@ class NoSharpeningConfig(Kind):
         """Nothing."""
 
 
-class SoftmaxSharpeningConfig(Kind):
+class SoftmaxSharpeningConfig(SharpeningConfig):
     """The target is centred and turned into a distribution: softmax((target - center) / temperature)."""
 
     made_by = ".heads:SoftmaxSharpening"
+    makes_distributions = True
 
     kind: Literal["softmax"] = "softmax"
     temperature: float = Field(default=0.04, gt=0)

@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from ...kernels import AdamWEMA
 from .config import OptimConfig
 
-__all__ = ["build_optimizer", "decays", "learning_rate", "set_decay", "set_rate"]
+__all__ = ["build_optimizer", "decays", "learning_rate", "moves_teacher", "set_decay", "set_rate"]
 
 
 def decays(model: nn.Module) -> Callable[[str, nn.Parameter], bool]:
@@ -65,6 +65,11 @@ def set_rate(optimizer: Optimizer, lr: float) -> None:
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
+
+
+def moves_teacher(optimizer: Optimizer) -> bool:
+    """Whether its step also moves the teacher's weights."""
+    return isinstance(optimizer, AdamWEMA)
 
 
 def set_decay(optimizer: Optimizer, decay: Tensor) -> None:

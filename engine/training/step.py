@@ -19,7 +19,7 @@ from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
 from ..runtime.distributed import join_batch_norms, joined_mean, world
 from .forward import StepInputs, StepOutputs, TrainingForward
-from .optimizers import build_optimizer, learning_rate, set_decay, set_rate
+from .optimizers import build_optimizer, learning_rate, moves_teacher, set_decay, set_rate
 
 __all__ = ["Diverged", "TrainingStep"]
 
@@ -146,7 +146,7 @@ class TrainingStep:
         grad_norm = torch.nn.utils.clip_grad_norm_(self.trainable, optim.clip_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        target.update(self.model.encoder, decay, weights=optim.kind == "adamw")
+        target.update(self.model.encoder, decay, weights=not moves_teacher(self.optimizer))
         return grad_norm
 
     @torch.no_grad()

@@ -1,13 +1,16 @@
 """The step: no host sync, and numbers that the formula gives."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa.engine.compose import compose
 from seqjepa.engine.models.aggregators.base import Aggregator
+from seqjepa.engine.objectives.objective import Objective
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import validate
@@ -228,3 +231,75 @@ def test_any_aggregator_can_be_validated(build):
     metrics = validate(training, loaders.validation).metrics
     assert "agg_gain" not in metrics
     assert math.isfinite(metrics["val_loss"])
+
+
+class Masked(NamedTuple):
+    """Views of two tensors: images and what of them counts."""
+
+    images: torch.Tensor  # [B, V, C, H, W]
+    mask: torch.Tensor  # [B, V, 1]
+
+
+class MaskedEncoder(nn.Module):
+    """Features of the images, times their mask."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, views):
+        return self.encoder(views.images) * views.mask
+
+
+@pytest.mark.parametrize("target", ["ema", "stop_gradient"])
+def test_views_may_be_several_tensors(build, target):
+    """With a mask of ones a step and a validation are those of the images alone; with one of zeros no feature is left.
+
+    The validation's last batch is smaller than the others.
+    """
+    words = (f"target.kind={target}", "optim.accumulate=2", "model.aggregator.dropout=0.0", "optim.kind=adamw")
+    (plain, loaders), (masked, _) = build(*words), build(*words)
+    masked.model.encoder = MaskedEncoder(masked.model.encoder)
+    if target == "ema":
+        masked.model.target.teacher = MaskedEncoder(masked.model.target.teacher)
+    batch = next(loaders.train.epoch(0))
+
+    def with_mask(batch, value):
+        return batch._replace(views=Masked(batch.views, torch.full((*batch.views.shape[:2], 1), value)))
+
+    assert torch.equal(masked.step(with_mask(batch, 1.0), 0), plain.step(batch, 0))
+    for ours, theirs in zip(masked.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+    expected = validate(plain, loaders.validation).metrics
+    original = loaders.validation.epoch
+    loaders.validation.epoch = lambda number: (with_mask(batch, 1.0) for batch in original(number))
+    assert validate(masked, loaders.validation).metrics == pytest.approx(expected, nan_ok=True)
+    loaders.validation.epoch = lambda number: (with_mask(batch, 0.0) for batch in original(number))
+    assert validate(masked, loaders.validation).metrics["variance_z"] == 0 < expected["variance_z"]
+
+
+class TwiceThePull(Objective):
+    """An objective with a backward pass of its own."""
+
+    def backward(self, total, terms, send):
+        send(total + terms["loss_prediction"])
+
+
+def test_the_objective_does_the_backward_pass(build):
+    """A second pull of the prediction doubles its gradient in the predictor, and leaves the probes' as they are."""
+    norms = []
+    for kind in (Objective, TwiceThePull):
+        training, loaders = build(
+            "optim.clip_norm=null", "model.aggregator.dropout=0.0", "optim.lr=0", "optim.min_lr=0"
+        )
+        training.objective.__class__ = kind
+        kept = {}
+        for name, layer in (("predictor", training.model.predictor), ("probe", training.probes.heads["online_linacc"])):
+            (weight, *_) = layer.parameters()
+            weight.register_hook(lambda gradient, name=name, kept=kept: kept.update({name: gradient.clone()}))
+        training.step(next(loaders.train.epoch(0)), 0)
+        norms.append(kept)
+    one, two = norms
+    torch.testing.assert_close(two["predictor"], 2 * one["predictor"])
+    torch.testing.assert_close(two["probe"], one["probe"])

@@ -1,0 +1,99 @@
+"""Every kind that a config can choose is trained, saved, resumed, evaluated and described."""
+
+import json
+
+import pytest
+
+from seqjepa.configs.help import help_page
+from seqjepa.configs.section import Built, by_kind, kinds_of
+from seqjepa.engine.config import Config
+from seqjepa.engine.evaluate import main as evaluate
+from seqjepa.engine.objectives.config import TermConfig
+from seqjepa.engine.train import USAGE, main
+
+PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "model.projector.hidden=16")
+# what a choice needs besides itself, to train a network in a second
+NEEDS = {
+    "model.projector.kind=mlp": (*PROJECTED, "target.kind=shared"),
+    "model.encoder.kind=resnet18": ("data.train_subset=32", "data.batch_size=16", "data.val_subset=16"),
+    "target.sharpening.kind=softmax": ("target.sharpening.center_momentum=0.5",),
+    "objective.prediction.kind=cross_entropy": ("target.sharpening.kind=softmax",),
+    "objective.rate.scale.kind=eps": ("objective.rate.weight=0.1",),
+    "objective.sigreg.weight=0.1": (*PROJECTED, "target.kind=shared", "objective.sigreg.num_slices=8"),
+    "objective.variance.weight=0.1": (*PROJECTED, "target.kind=shared"),
+    "objective.covariance.weight=0.1": (*PROJECTED, "target.kind=shared"),
+}
+
+
+def choices(section=Config, prefix=""):
+    """Every kind of every field, and every term of the objective, as a word of the command line; and its section."""
+    for name, field in section.model_fields.items():
+        place = f"{prefix}{name}"
+        for kind, chosen in by_kind(field.annotation).items():
+            yield f"{place}.kind={kind}", chosen
+        for inner in kinds_of(field.annotation):
+            if issubclass(inner, TermConfig) and not by_kind(field.annotation):
+                yield f"{place}.weight=0.1", inner
+            yield from choices(inner, f"{place}.")
+
+
+CHOICES = dict(choices())
+
+
+def test_all_are_found():
+    assert {word.partition("=")[0] for word in CHOICES} >= {
+        *(f"model.{part}.kind" for part in ("encoder", "aggregator", "predictor", "projector")),
+        *("sequence.kind", "target.kind", "target.sharpening.kind", "objective.prediction.kind"),
+        *(f"objective.{term}.weight" for term in ("rate", "sigreg", "variance", "covariance")),
+    }
+
+
+@pytest.mark.parametrize("word", CHOICES)
+def test_a_kind_is_chosen_trained_resumed_and_evaluated(word, tiny, tmp_path, refused, capsys):
+    words = [word, *NEEDS.get(word, ())]
+    small = ("data.train_subset=64", "data.val_subset=16", "control.enabled=false", "gates.rules.digits_affine=[]")
+    place = word.partition("=")[0].rpartition(".")[0]
+    common = [known for known in tiny(*small) if not known.startswith(f"{place}.")]  # settings of another kind
+    train = [*common, *words]
+    assert main([*train, "run.epochs=1"]) == 0
+    assert main([*train, "run.epochs=2", "run.resume=auto"]) == 0
+    assert "resumed from" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[-1]["val_loss"] is not None
+
+    field, other = another(word, CHOICES[word])
+    refused([*train, "run.epochs=3", "run.resume=auto", f"{field}={other}"], f"{field}: is {other}")
+
+    assert evaluate([str(tmp_path / "run"), "eval.lengths=[1,2]", "eval.batch_size=16", "eval.renderings=1"]) == 0
+    assert (tmp_path / "run" / "eval" / "epoch-0002-fast" / "eval.json").is_file()
+
+
+def another(word, section):
+    """A setting of a kind, and another value than its default; a setting of the probes where the kind has none."""
+    place = word.partition("=")[0].rpartition(".")[0]
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, float) and f"{place}.{name}" not in " ".join([word, *NEEDS.get(word, ())]):
+            return f"{place}.{name}", field.default / 2 + 0.125
+    return "probes.hidden", 8
+
+
+@pytest.mark.parametrize("word", CHOICES)
+def test_a_kind_is_described(word):
+    page, (field, _, kind), section = help_page(USAGE, Config), word.partition("="), CHOICES[word]
+    place = field.rpartition(".")[0]
+    if field.endswith(".kind"):
+        assert f"      {kind}: {section.__doc__.split()[0]}" in page
+    for name in section.model_fields:
+        assert f"  {place}.{name} = " in page or f"  {place}.{name}: " in page or f"{place}.{name}.kind = " in page
+
+
+@pytest.mark.parametrize("word", CHOICES)
+def test_a_kind_names_a_class_of_its_own_room(word):
+    section = CHOICES[word]
+    if "made_by" in vars(section) or hasattr(section, "made_by"):
+        room = section.__module__.rpartition(".")[0]
+        assert section.implementation().__module__.startswith(f"{room}.")
+    else:
+        assert issubclass(section, Built)
+        assert "build" in vars(section) or section.model_fields.keys() == {"kind", "value"}
