@@ -44,8 +44,8 @@ def check(path: Path) -> TrainingState:
         raise read_failure(path, error) from None
     if MANIFEST in names or "state.json" not in names:
         verify(path)
-    state, version = read_state(path / "state.json")
-    if version > 3 and MANIFEST not in names:  # since version 4 there is always one
+    state = read_state(path / "state.json")
+    if state.version > 3 and MANIFEST not in names:  # since version 4 there is always one
         raise Damaged(f"{path / MANIFEST}: missing", "run.resume")
     return state
 
