@@ -88,10 +88,10 @@ class RunFolder:
         if self._held is not None or not self.main:
             return
         try:
-            self._held = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._held = held = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._held)
+            os.close(held)
             self._held = None
             raise InputError(f"{self.path}: another run is training in it", "run.dir") from None
         except OSError as error:

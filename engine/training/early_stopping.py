@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from .config import EarlyStopConfig
 
@@ -51,11 +50,3 @@ class Patience:
     def over(self) -> bool:
         """Whether training should stop."""
         return self.config.metric is not None and self.waited >= self.config.patience
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"best": self.best, "waited": self.waited}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore what `state` gave."""
-        self.best, self.waited = state["best"], state["waited"]

@@ -62,7 +62,7 @@ class Resumed(NamedTuple):
         if begun > len(segments):  # epochs alone may be fewer than they were
             reached = f"is in epoch {begun}" if step else f"has {begun}"
             raise InputError(f"is {len(segments)}, {path} {reached} already; at least {begun} is allowed", "run.epochs")
-        if step > segments.steps(segment):
+        if step and step > segments.steps(segment):
             raise InputError(f"is at step {step} of {segments.steps(segment)}", "run.resume")
 
 

@@ -36,7 +36,6 @@ from .diagnostics import diagnose
 from .early_stopping import Patience, improves
 from .gates import check_rules, judge_epochs
 from .loading import open_loaders
-from .optimizers import learning_rate
 from .resume import Resumed, changes, settle
 from .segments import segments_of
 from .step import Diverged, TrainingStep
@@ -201,7 +200,7 @@ class Trainer:
         self.position = state.position
         self.global_step = self.segments.start(self.position.segment) + self.position.step
         self.best, self.final = state.best.model_dump(), state.final
-        self.patience.load(state.patience.model_dump())
+        self.patience.best, self.patience.waited = state.patience.best, state.patience.waited
         self.seconds, self.train_seconds = state.seconds, state.train_seconds
         files.restore(self.training, self.accelerator, resumed.tensors, self.global_step)
         if notice := state.notice(resumed.path):
@@ -271,10 +270,9 @@ class Trainer:
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"
         self.reporter.advance(amount=0, status=status)
-        training = self.training
-        lr = learning_rate(self.config.optim, self.global_step - 1, training.steps_per_epoch, training.total_steps)
+        lr = float(self.training.optimizer.param_groups[0]["lr"])  # of the last step
         values = {"step_loss": loss, "lr": lr, "sequences_per_second": recent.rate}
-        values |= {name: norm.item() for name, norm in training.term_grad_norms.items()}
+        values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
         self.trackers.log(values, self.global_step)
 
     def _end_segment(self, metrics: dict[str, float], validation: Validation | None, train_seconds: float) -> None:
@@ -352,7 +350,7 @@ class Trainer:
             "position": self.position._asdict(),
             "best": self.best,
             "final": self.final,
-            "patience": self.patience.state(),
+            "patience": {"best": self.patience.best, "waited": self.patience.waited},
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
             "images": self.loaders.fingerprint,

@@ -272,9 +272,9 @@ def other_optimizer(tensors, name):
         ("trainer", "probe_optimizer.{}.exp_avg", gone, "has exp_avg_sq, step"),
         ("trainer", "probe_optimizer.{}.exp_avg_sq", whole_numbers, "of torch.int64, not ("),
         ("trainer", "", other_optimizer, "optimizer has no state"),
-        ("rng-00000", "numpy", halved, "generators' state is none"),
-        ("rng-00000", "python", halved, "generators' state is none"),
-        ("rng-00000", "torch", halved, "generators' state is none"),
+        ("rng-00000", "numpy", halved, "random-generator state is invalid"),
+        ("rng-00000", "python", halved, "random-generator state is invalid"),
+        ("rng-00000", "torch", halved, "random-generator state is invalid"),
     ],
 )
 def test_tensors_are_not_believed(copy, tiny, capsys, file, name, change, part):
@@ -350,7 +350,7 @@ def test_what_may_not_be_read_is_not_called_damaged(copy, tmp_path, name):
     for error in (caught.value, by_name.value):
         assert not isinstance(error, manifest.Damaged)
         assert f"{locked}" in str(error)
-        assert "cannot be read (Permission denied); it may be whole: let this user read it" in str(error)
+        assert "cannot be read (Permission denied); it may be undamaged: let this user read it" in str(error)
         assert error.field == "run.resume"
 
 

@@ -54,8 +54,8 @@ def test_a_compiler_is_tried(device, variable, name, monkeypatch, script):
     ("device", "variable", "value", "said"),
     [
         ("cpu", "CXX", 'g++ "', 'g++ " fails (No closing quotation)'),
-        ("cpu", "CXX", "/bin/true", "/bin/true fails (it says that it is done, and has written nothing)"),
-        ("cuda", "CC", "/bin/true", "/bin/true fails (it says that it is done, and has written nothing)"),
+        ("cpu", "CXX", "/bin/true", "/bin/true fails (it reports success, and has written nothing)"),
+        ("cuda", "CC", "/bin/true", "/bin/true fails (it reports success, and has written nothing)"),
         ("cpu", "CXX", "", " fails (CXX is set and empty)"),
         ("cpu", "CXX", " ", " fails (CXX is set and empty)"),
         ("cuda", "CC", "", " fails (CC is set and empty)"),

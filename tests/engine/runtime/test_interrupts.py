@@ -83,7 +83,7 @@ def test_training_in_another_thread_says_that_it_does_not_listen(tiny, capfd):
     thread.join()
     assert codes == [0]
     said = capfd.readouterr().err
-    assert said.count("not in the main thread: signals will not be listened to") == 1
+    assert said.count("not in the main thread: signals are not handled") == 1
 
 
 # what Python lacks on Windows

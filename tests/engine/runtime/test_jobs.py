@@ -87,7 +87,7 @@ def test_a_rank_that_fails_says_why_and_is_named(tiny, tmp_path, ranks):
     result = ranks(2, str(script), *tiny("run.epochs=3"))
     said = result.stdout + result.stderr
     assert said.count("process 1: out of memory with data.batch_size=") == 1
-    assert said.count("lost touch with another process") == 1
+    assert said.count("lost the connection to another process") == 1
     assert 'Traceback (most recent call last):\n  File "engine' not in said
     assert "rank      : 1 (local_rank: 1)" in said.split("Root Cause")[1]
     assert "exitcode  : 4 " in said.split("Root Cause")[1]
