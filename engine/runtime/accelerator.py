@@ -53,16 +53,17 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE  # accelerate launch --cpu
         kind = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
     # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle
-    local_processes = _whole_number("LOCAL_WORLD_SIZE", 1)
-    torch.set_num_threads(max(1, cores() // local_processes) if run.threads == "auto" else run.threads)
-    # torch.compile reads this variable when it is first used; with a folder that is kept, a restart compiles nothing
-    if run.compile != "none":
+    processes = os.environ.get("LOCAL_WORLD_SIZE") or "1"  # of this machine, as launchers say
+    if not processes.isdecimal() or int(processes) < 1:
+        raise InputError(f"LOCAL_WORLD_SIZE={processes} in the environment: must be a whole number >= 1, or unset")
+    torch.set_num_threads(max(1, cores() // int(processes)) if run.threads == "auto" else run.threads)
+    if run.compile != "none":  # compiled programs are kept in a folder, so that a restarted job finds them
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(run.compile_cache).expanduser().absolute()))
     # the transformer's fast path for evaluation mixes bf16 with fp32 on a CPU, and fails there under torch.compile
     torch.backends.mha.set_fastpath_enabled(False)
     torch.use_deterministic_algorithms(run.deterministic)
     torch.backends.cudnn.benchmark = not run.deterministic
-    if run.deterministic:  # cuBLAS reads this when the first CUDA context is made, hence before Accelerate starts
+    if run.deterministic:  # read by cuBLAS when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if kind == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -143,14 +144,6 @@ def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
 @functools.cache
 def _say_once(line: str) -> None:
     print(line, flush=True)
-
-
-def _whole_number(name: str, default: int) -> int:
-    """A number in the environment, where a launcher may have set it."""
-    text = os.environ.get(name) or str(default)
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{name}={text} in the environment: must be a whole number >= 1, or unset")
-    return int(text)
 
 
 def _use_bf16(precision: str, device: str) -> bool:

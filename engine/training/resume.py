@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what is refused, and what is said of that which has changed."""
+"""Going on from a checkpoint: what is refused, and what is said about changes since then."""
 
 from __future__ import annotations
 
@@ -66,6 +66,11 @@ class Resumed(NamedTuple):
             raise InputError(f"is at step {step} of {segments.steps(segment)}", "run.resume")
 
 
+# what the machine settles, by the name that the user knows
+SETTLED = {"device": "run.device", "precision": "run.precision", "compile": "run.compile"}
+SETTLED["processes"] = "the number of processes"
+
+
 def settle(run: RunConfig, accelerator: Accelerator) -> Settled:
     """What this machine makes of the config."""
     return Settled(
@@ -87,11 +92,9 @@ def changes(resumed: Resumed, training: TrainingStep, now: Settled, step: int | 
     """
     config, changed, lines = training.config, dict(resumed.changed), []
     before = resumed.state.settled or now
-    for name in ("device", "precision", "compile"):
+    for name, setting in SETTLED.items():
         if (old := getattr(before, name)) != (new := getattr(now, name)):
-            changed.setdefault(f"run.{name}", (old, new))
-    if before.processes != now.processes:
-        changed["the number of processes"] = (before.processes, now.processes)
+            changed.setdefault(setting, (old, new))
     if changed:
         fields = ", ".join(f"{field} from {old!r} to {new!r}" for field, (old, new) in changed.items())
         lines.append(f"changed since the checkpoint: {fields}")

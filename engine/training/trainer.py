@@ -98,15 +98,7 @@ def train(config: Config, parent: int) -> int:
 
 
 class Trainer:
-    """A run: its parts, its position, and what it writes.
-
-    Args:
-        config: of the run.
-        accelerator: device, precision, processes.
-        interrupts: signals that stop the run.
-        reporter: prints lines and shows progress.
-        folder: of the run, entered.
-    """
+    """A run: its parts, its position, and what it writes. All that it is made of has been entered or started."""
 
     def __init__(
         self, config: Config, accelerator: Accelerator, interrupts: Interrupts, reporter: Reporter, folder: RunFolder
@@ -331,10 +323,7 @@ class Trainer:
             raise Diverged(f"diverged: {term} was not finite at {where}")
 
     def _check_interrupt(self) -> None:
-        if self.accelerator.num_processes == 1:
-            self.interrupts.check()
-        else:
-            self.interrupts.check_together(self.accelerator)
+        self.interrupts.check_together(self.accelerator)
 
     def _control_progress(self, description: str, amount: int) -> None:
         if description:

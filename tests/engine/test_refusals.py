@@ -9,7 +9,7 @@ import torch
 from seqjepa.engine.train import main
 
 
-def test_a_standing_run_is_not_overwritten(tiny, tmp_path, refused):
+def test_an_existing_run_is_not_overwritten(tiny, tmp_path, refused):
     assert main(tiny()) == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     refused(

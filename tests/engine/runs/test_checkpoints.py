@@ -107,12 +107,17 @@ def write_record(path: Path, state: dict) -> None:
     seal(path)
 
 
+# of the tiny run, as version 4 saved the sections that have other settings now
+OLD_SECTIONS = Path(__file__).parent.parent / "version4" / "tiny.json"
+
+
 def as_version_4(path: Path) -> None:
-    """As when training knew nothing but epochs."""
+    """As when training knew nothing but epochs, and sections held the settings of all kinds."""
     state = json.loads((path / "state.json").read_text())
     position = state.pop("position")
     state |= {"version": 4, "epoch": position["segment"], "step": position["step"]}
     state["best"]["epoch"] = state["best"].pop("segment")
+    state["config"] |= json.loads(OLD_SECTIONS.read_text())
     write_record(path, state)
 
 
@@ -127,7 +132,7 @@ def as_version_3(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("version", "as_before"), [(3, as_version_3), (4, as_version_4)])
-def test_older_versions_are_migrated_with_a_word(copy, saved, tiny, capsys, version, as_before):
+def test_older_versions_are_migrated_and_a_line_says_so(copy, saved, tiny, capsys, version, as_before):
     newest, before = (copy / "checkpoints" / f"epoch-000{epoch}" for epoch in (3, 2))
     shutil.rmtree(newest)
     as_before(before)
@@ -136,9 +141,9 @@ def test_older_versions_are_migrated_with_a_word(copy, saved, tiny, capsys, vers
     assert f"{before}: a checkpoint of version {version}; its settings are read by" in capsys.readouterr().out
     assert same_weights(newest, saved / "checkpoints" / "epoch-0003")
     ours, theirs = (json.loads((run / "checkpoints/epoch-0003/state.json").read_text()) for run in (copy, saved))
-    assert {name: ours[name] for name in ("version", "position", "best")} == {
-        name: theirs[name] for name in ("version", "position", "best")
-    }
+    for name in ("version", "position", "best"):
+        assert ours[name] == theirs[name]
+    assert {**ours["config"], "run": 0, "control": 0} == {**theirs["config"], "run": 0, "control": 0}
     assert main(tiny(*words)) == 0
     assert "a checkpoint of version" not in capsys.readouterr().out
 
@@ -378,7 +383,7 @@ def test_a_pipe_among_the_files_is_not_waited_for(copy, tiny, capsys):
     assert f"resumed from {copy / 'checkpoints' / 'epoch-0001'}" in capsys.readouterr().out
 
 
-def test_best_as_a_folder(copy, tiny):
+def test_a_best_that_is_a_folder_is_replaced(copy, tiny):
     """As copies by some tools have it."""
     link = copy / "checkpoints" / "best"
     best = os.readlink(link)

@@ -229,7 +229,7 @@ def spoil_gradient(training, batch):
 
 
 @pytest.mark.parametrize("spoil", [spoil_image, spoil_teacher, spoil_gradient])
-def test_a_number_that_is_none(tiny, tmp_path, whole, capsys, monkeypatch, spoil):
+def test_a_number_that_is_not_finite_ends_the_run(tiny, tmp_path, whole, capsys, monkeypatch, spoil):
     """It ends the run by the end of the epoch, nothing of it is saved, and from what was the run goes on."""
     original = TrainingStep.step
 

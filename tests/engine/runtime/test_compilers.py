@@ -62,7 +62,7 @@ def test_a_compiler_is_tried(device, variable, name, monkeypatch, script):
         ("cuda", "CC", "gcc -O1", "gcc -O1 fails (No such file or directory)"),  # which torch would split
     ],
 )
-def test_what_is_no_compiler_is_found_out(device, variable, value, said, monkeypatch):
+def test_a_program_that_is_no_compiler_is_recognised(device, variable, value, said, monkeypatch):
     monkeypatch.setenv(variable, value)
     assert said in missing_compiler(device)
 

@@ -126,6 +126,7 @@ def test_processes_ask_each_other_by_the_clock(monkeypatch):
 
     class Accelerator:
         device = torch.device("cpu")
+        num_processes = 2
         other = 0
 
         def gather(self, mine):

@@ -83,7 +83,7 @@ def test_segments_of_other_lengths_train_stop_and_resume(tiny, tmp_path, capsys,
     assert all(value == sum(Phases.lengths) for value in steps.values())
 
 
-def test_a_position_that_there_is_not_is_refused(tiny, tmp_path, phases, monkeypatch, refused):
+def test_a_position_beyond_the_last_segment_is_refused(tiny, tmp_path, phases, monkeypatch, refused):
     """As when the segments have become fewer, or shorter, since the checkpoint."""
     assert main(tiny()) == 0
     monkeypatch.setattr(Phases, "lengths", (4,))
