@@ -81,12 +81,7 @@ class Checkpoints:
         return None, damaged
 
     def partial(self, kind: str, position: Position) -> tuple[Path, Path]:
-        """Where a checkpoint is written, and the name that it will have.
-
-        Args:
-            kind: what a segment of training is called, epoch or segment.
-            position: that the checkpoint is of.
-        """
+        """Where a checkpoint is written, and the name that it will have; `kind` is epoch or segment."""
         name = f"{kind}-{position.segment:04d}" + (f"-step-{position.step:05d}" if position.step else "")
         return self.folder / f".partial-{name}", self.folder / name
 

@@ -69,13 +69,9 @@ class Interrupts:
             os.kill(os.getpid(), number)
 
     @property
-    def exit_code(self) -> int:
-        return 128 + (self.received or signal.SIGTERM)
-
-    @property
-    def cause(self) -> str:
-        """Name of the signal."""
-        return signal.Signals(self.received or signal.SIGTERM).name
+    def cause(self) -> signal.Signals:
+        """The signal because of which the run should stop."""
+        return signal.Signals(self.received or signal.SIGTERM)
 
     def check(self) -> None:
         """Raise `Interrupted` if this process was asked to stop."""
@@ -120,7 +116,8 @@ class Interrupts:
         Every process calls it in every step. About every two seconds, in the same step, they ask each other.
         """
         if accelerator.num_processes == 1:
-            return self.check()
+            self.check()
+            return
         self._steps += 1
         if self._steps < self._due:
             return

@@ -82,7 +82,7 @@ def settle(run: RunConfig, accelerator: Accelerator) -> Settled:
 
 
 def changes(resumed: Resumed, training: TrainingStep, now: Settled, step: int | None) -> list[str]:
-    """What a resumed run does otherwise than the one that saved the checkpoint, a line each.
+    """Lines on what has changed since the checkpoint was saved, and on what that means for the run.
 
     Args:
         resumed: the checkpoint.
@@ -108,7 +108,7 @@ def changes(resumed: Resumed, training: TrainingStep, now: Settled, step: int | 
     if old != new:
         lines.append(
             f"batch norm and the terms of the objective now see {new} sequences at a time instead of {old}: "
-            "the run goes on, but not as it would have gone"
+            "the run continues, with other results than it would have had"
         )
     if "run.epochs" in changed and step:
         lines += _schedule_changes(training, changed["run.epochs"], step)

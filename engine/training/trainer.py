@@ -70,14 +70,14 @@ def train(config: Config, parent: int) -> int:
             try:
                 trainer.fit()
             except Interrupted:
-                reporter.say(f"interrupted by {interrupts.cause}: {trainer.save_interrupted()}")
-                return interrupts.exit_code
+                reporter.say(f"interrupted by {interrupts.cause.name}: {trainer.save_interrupted()}")
+                return 128 + interrupts.cause
             code = trainer.finish()
             accelerator.wait_for_everyone()  # no process leaves the group while another still uses it
             return code
         except Interrupted:
-            reporter.say(f"interrupted by {interrupts.cause}: nothing new was trained")
-            return interrupts.exit_code
+            reporter.say(f"interrupted by {interrupts.cause.name}: nothing new was trained")
+            return 128 + interrupts.cause
         except Diverged as problem:
             reporter.say(f"{problem}; {folder.last_good}")
             return DIVERGED
@@ -90,7 +90,7 @@ def train(config: Config, parent: int) -> int:
             else:
                 print(f"process {accelerator.process_index}: {cause}", file=sys.stderr, flush=True)
             if cause.startswith(PEER_LOST):
-                time.sleep(5)  # the launcher names the process that leaves first: not one that was left alone
+                time.sleep(5)  # the launcher blames the process that ends first, which should be the lost one
             return MACHINE_FAILED
         finally:
             end_tracking(accelerator, reporter.say)
@@ -98,7 +98,7 @@ def train(config: Config, parent: int) -> int:
 
 
 class Trainer:
-    """A run: its parts, its position, and what it writes. All that it is made of has been entered or started."""
+    """A run: its parts, its position, and what it writes."""
 
     def __init__(
         self, config: Config, accelerator: Accelerator, interrupts: Interrupts, reporter: Reporter, folder: RunFolder
@@ -157,8 +157,9 @@ class Trainer:
         )
         self.untrained = None
         if config.control.enabled:
-            watch = {"progress": self._control_progress, "check": self._check_interrupt}
-            self.untrained = untrained_control(config, self.loaders, accelerator, say=say, **watch)
+            self.untrained = untrained_control(
+                config, self.loaders, accelerator, say=say, progress=self._control_progress, check=self._check_interrupt
+            )
         # The control began with the same seed: its network is the one that training starts from. Processes share their
         # weights and then draw different dropout masks. A checkpoint's generators replace these, so it comes last.
         set_seed(config.run.seed)

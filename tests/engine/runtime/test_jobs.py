@@ -149,7 +149,7 @@ def test_processes_ask_each_other_by_the_clock(monkeypatch):
     accelerator.other = signal.SIGTERM
     with pytest.raises(Interrupted):
         steps(10, 1.0)
-    assert interrupts.exit_code == 143
+    assert interrupts.cause == signal.SIGTERM
 
 
 def start(number: int, words: list[str]) -> subprocess.Popen:
