@@ -15,7 +15,7 @@ from typing import Any
 from ...configs.compose import compose, dump
 from ...configs.errors import InputError
 from ...configs.files import write_atomically
-from ...configs.section import Section, leaves
+from ...configs.section import Schema, leaves
 from ..runtime.config import RunConfig
 from .checkpoints import Checkpoints, find_checkpoint
 from .state import TrainingState
@@ -51,7 +51,7 @@ class RunFolder:
         bases: folder of the factors' subspaces.
     """
 
-    def __init__(self, config: Section, run: RunConfig, keep: int, *, main: bool = True):
+    def __init__(self, config: Schema, run: RunConfig, keep: int, *, main: bool = True):
         self.config = config
         self.run = run
         self.main = main

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class GraphedStep:
         self.work = work
         self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.batch: NamedTuple | None = None  # where each batch is copied to
+        self.batch: Any = None  # where each batch is copied to
         self.steps = 0
 
     def __call__(self, batch: NamedTuple) -> Tensor:
@@ -48,14 +48,15 @@ class GraphedStep:
             torch.cuda.current_stream().wait_stream(self.stream)
             return result
         if self.graph is None:
-            self.capture()
+            self.graph = self._capture()
         self.graph.replay()
         return self.result
 
-    def capture(self) -> None:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         """Record a step without running it."""
         gc.collect()  # memory that is freed within a capture could break it
-        self.graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # thread_local: other threads, which read data or log, may use the device meanwhile
-        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.result = self.work(self.batch)
+        return graph

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Literal
 
-from ...loaders.loader import Batch, Loaders
+from ...loaders.batch import Batch
+from ...loaders.loader import Loaders
 from ..config import Config
 from ..runs.position import Position
 

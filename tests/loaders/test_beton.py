@@ -204,7 +204,7 @@ def test_refuses_missing_and_foreign(copied):
 
 
 @pytest.mark.parametrize("name", ["train.beton", "train.beton.json", "test.beton"])
-def test_what_cannot_be_read_is_reported(copied, name, monkeypatch):
+def test_what_cannot_be_read_is_said_to_be_so(copied, name, monkeypatch):
     """By somebody whom modes keep out, as they do not root; the folders above are not theirs either."""
     monkeypatch.chdir(copied)
     copied.chmod(0o755)
