@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..configs.cli import DONE, command
 from ..configs.compose import read
-from ..configs.console import open_console
 from ..configs.errors import InputError, shown
 from ..configs.files import write_atomically
-from ..configs.interruption import interruptible
 from ..configs.section import leaves
 from .config import Config
 from .reports.figures.curves import epoch_axis, new_figure
@@ -114,10 +113,9 @@ class Group(NamedTuple):
     runs: list[Run]
 
 
-@interruptible("nothing was written by halves")
-def main(argv: list[str] | None = None) -> int:
+@command("nothing was written by halves")
+def main(argv: list[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
-    open_console()
     parser = argparse.ArgumentParser(prog="python -m seqjepa.engine.compare", description=__doc__.split("\n")[2])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--out", type=Path, help="Markdown file; a figure of the curves stands beside it")
@@ -126,38 +124,34 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--against", metavar="NAME", help="row that the others are also compared with, seed by seed")
     args = parser.parse_args(argv)
-    try:
-        if args.out and args.out.suffix == ".png":
-            raise InputError(f"--out {args.out}: names the Markdown file, whose figure is the .png beside it")
-        runs = [read_run(path) for path in args.runs]
-        for run in runs:
-            if not run.rows:
-                print(f"{run.path}: no epoch is complete; it is left out", file=sys.stderr)
-        groups = group([run for run in runs if run.rows])
-        if not groups:
-            raise InputError("no run has a complete epoch")
-        names = [found.name for found in groups]
-        if args.against is not None and args.against not in names:
-            raise InputError(f"--against {args.against}: there are {', '.join(names)}")
-        for metric in args.metrics:
-            if not any(metric in row for found in groups for run in found.runs for row in run.rows):
-                known = sorted({name for found in groups for run in found.runs for row in run.rows for name in row})
-                raise InputError(f"--metrics {metric}: no run has it; there are {', '.join(known)}")
-        text = to_markdown(groups, args.metrics, args.against)
-        if args.out:
-            figure = args.out.with_suffix(".png")
-            text += f"\n![{' and '.join(args.metrics)} over the epochs]({figure.name})\n"
-            try:
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                draw(groups, args.metrics, figure)
-                write_atomically(args.out, text)
-            except OSError as error:
-                raise InputError(f"{args.out}: cannot be written ({error.strerror})") from None
-        print(text, end="")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if args.out and args.out.suffix == ".png":
+        raise InputError(f"--out {args.out}: names the Markdown file, whose figure is the .png beside it")
+    runs = [read_run(path) for path in args.runs]
+    for run in runs:
+        if not run.rows:
+            print(f"{run.path}: no epoch is complete; it is left out", file=sys.stderr)
+    groups = group([run for run in runs if run.rows])
+    if not groups:
+        raise InputError("no run has a complete epoch")
+    names = [found.name for found in groups]
+    if args.against is not None and args.against not in names:
+        raise InputError(f"--against {args.against}: there are {', '.join(names)}")
+    for metric in args.metrics:
+        if not any(metric in row for found in groups for run in found.runs for row in run.rows):
+            known = sorted({name for found in groups for run in found.runs for row in run.rows for name in row})
+            raise InputError(f"--metrics {metric}: no run has it; there are {', '.join(known)}")
+    text = to_markdown(groups, args.metrics, args.against)
+    if args.out:
+        figure = args.out.with_suffix(".png")
+        text += f"\n![{' and '.join(args.metrics)} over the epochs]({figure.name})\n"
+        try:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            draw(groups, args.metrics, figure)
+            write_atomically(args.out, text)
+        except OSError as error:
+            raise InputError(f"{args.out}: cannot be written ({error.strerror})") from None
+    print(text, end="")
+    return DONE
 
 
 def read_run(path: Path) -> Run:

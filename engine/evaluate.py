@@ -9,12 +9,10 @@ from pathlib import Path
 # `accelerate launch` puts this folder first, where `models` or `evaluate` would hide packages of these names
 sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.dirname(os.path.realpath(__file__))]
 
-from seqjepa.configs.console import open_console
+from seqjepa.configs.cli import DONE, MACHINE_FAILED, check_options, command
 from seqjepa.configs.errors import InputError
 from seqjepa.configs.help import field_lines
-from seqjepa.configs.interruption import interruptible
 
-DONE, BAD_INPUT, MACHINE_FAILED = 0, 2, 4
 HELP = """\
 usage: accelerate launch engine/evaluate.py RUN_OR_CHECKPOINT [...] [section.key=value ...]
 
@@ -34,30 +32,23 @@ Exit codes: 0 done, 2 bad input, 4 the machine failed it, 128 + signal when
 interrupted (`accelerate launch` makes every failure 1)."""
 
 
-@interruptible("what was finished is written")
-def main(argv: list[str] | None = None) -> int:
+@command("what was finished is written")
+def main(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
-    open_console()
-    argv = sys.argv[1:] if argv is None else argv
+    if not argv or {"-h", "--help"} & set(argv):
+        print(HELP.format(settings=_settings()))
+        return DONE
+    check_options(argv, "--help")
+    paths = [Path(word).expanduser() for word in argv if "=" not in word or Path(word).exists()]
+    if not paths:
+        raise InputError("no run or checkpoint was given")
     try:
-        if not argv or {"-h", "--help"} & set(argv):
-            print(HELP.format(settings=_settings()))
-            return DONE
-        if unknown := [word for word in argv if word.startswith("-")]:
-            raise InputError(f"{unknown[0]}: unknown option; --help is one, values are section.key=value")
-        paths = [Path(word).expanduser() for word in argv if "=" not in word or Path(word).exists()]
-        if not paths:
-            raise InputError("no run or checkpoint was given")
         # torch is imported from here on: the lines above answer at once
         from seqjepa.engine.evaluation.measure import evaluate
         from seqjepa.engine.reports.console import Reporter
 
         with Reporter(True) as reporter:
             evaluate(paths, [word for word in argv if Path(word).expanduser() not in paths], reporter)
-    except InputError as error:
-        for line in str(error).splitlines():
-            print(f"error: {error.field + ': ' if error.field else ''}{line}", file=sys.stderr)
-        return BAD_INPUT
     except (OSError, MemoryError, RuntimeError) as error:
         if (cause := _cause(error)) is None:
             raise

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, model_validator
 
+from ..configs.cli import DONE, MACHINE_FAILED, command
 from ..configs.compose import Composed, compose
-from ..configs.console import open_console
 from ..configs.errors import InputError, shown
-from ..configs.interruption import interruptible
 from ..configs.section import Schema
 from .config import ActionsConfig, AffineConfig, AnySequence, DataConfig
 
@@ -111,10 +110,9 @@ def _read(words: list[str]) -> Composed[_Config]:
     return compose(words, _Config)
 
 
-@interruptible("nothing was drawn")
-def main(argv: list[str] | None = None) -> int:
+@command("nothing was drawn")
+def main(argv: list[str]) -> int:
     """Command line; returns 0, 2 for bad input, or 4 for want of memory."""
-    open_console()
     summary, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.show", description=summary, epilog=details)
     parser.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and section.key=value")
@@ -142,21 +140,18 @@ def main(argv: list[str] | None = None) -> int:
         loaders = build_loaders(data, config.sequence, config.actions, **build)
         draw_sheet(loaders, args.rows, args.out)
     except InputError as error:
-        for line in (composed.located(error) if composed else str(error)).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+        raise InputError(composed.located(error) if composed else str(error)) from None
     except OSError as error:
-        print(f"error: {shown(error.filename or args.out)}: {error.strerror}", file=sys.stderr)
-        return 2
+        raise InputError(f"{shown(error.filename or args.out)}: {error.strerror}") from None
     except (MemoryError, RuntimeError) as error:
         from .sources import lacks_memory
 
         if not lacks_memory(error):
             raise
         print("out of memory; smaller images, or fewer --rows, need less; nothing was drawn", file=sys.stderr)
-        return 4
+        return MACHINE_FAILED
     print(args.out)
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":

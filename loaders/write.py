@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..configs.console import open_console
+from ..configs.cli import DONE, MACHINE_FAILED, command
 from ..configs.errors import InputError
 from ..configs.files import file_sha256
-from ..configs.interruption import interruptible
 
 if TYPE_CHECKING:
     from .beton import Sidecar
@@ -148,7 +147,7 @@ def _frame(shape: tuple[int, ...], labels: np.ndarray) -> _Frame:
     return _Frame(header.tobytes() + fields.tobytes() + samples.tobytes(), places, end, table.tobytes())
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parse(argv: list[str]) -> argparse.Namespace:
     summary, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.write", description=summary, epilog=details)
     parser.add_argument("source", help="digits, cifar10, cifar100, mnist, or a folder with train/ and test/")
@@ -159,10 +158,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@interruptible("what was finished is written, nothing by halves")
-def main(argv: list[str] | None = None) -> int:
+@command("what was finished is written, nothing by halves")
+def main(argv: list[str]) -> int:
     """Command line; returns 0, 2 for bad input, or 4 for want of memory."""
-    open_console()
     args = _parse(argv)
     # torch is imported from here on: --help answers at once
     from .beton import INSTALL_HINT, has_ffcv
@@ -192,14 +190,13 @@ def main(argv: list[str] | None = None) -> int:
             mean, std = sidecar.mean, sidecar.std  # of the training images, which come first
             print(f"{path}: {sidecar.count} images of {dataset}, {sidecar.file_size / 1e6:.1f} MB")
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise InputError(str(error)) from None  # without the name of a setting, which this command has not
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
         print("out of memory; smaller images need less; what was finished is written", file=sys.stderr)
-        return 4
-    return 0
+        return MACHINE_FAILED
+    return DONE
 
 
 if __name__ == "__main__":

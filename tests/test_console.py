@@ -110,7 +110,7 @@ def left():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_for_any_console_and_any_reader(command, left):
-    """So of every command: each is a script that calls `open_console` before it says anything."""
+    """So of every command: each is a script that opens the console before it prints anything."""
     scripts = {f"{path.parent.name}/{path.name}" for path in ROOT.glob("[el]*/*.py") if "__main__" in path.read_text()}
     assert scripts == set(COMMANDS)
     module = f"seqjepa.{command.removesuffix('.py').replace('/', '.')}"

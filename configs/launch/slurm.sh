@@ -1,7 +1,7 @@
 #!/bin/bash
 # sbatch configs/launch/slurm.sh configs/data/cifar100_aug.yaml configs/tier/paper.yaml configs/variant/baseline.yaml data.root=...
-# A process for each GPU of each node. Preempted, the job saves, is queued again, and goes on; out of time
-# it saves, and the same command goes on.
+# Starts one process for each GPU of each node. A job that is preempted saves, is queued again, and continues. One that
+# runs out of time saves; submit the same command again to continue it.
 #SBATCH --job-name=seqjepa
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -18,8 +18,8 @@ processes=$((nodes * ${SLURM_GPUS_ON_NODE:-1}))
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${hosts%%$'\n'*}
 
-# in the task's shell, where SLURM_NODEID is the node's; exec lets the signal reach the launcher
-# from Slurm 22.05 on srun does not take the task's cores over from sbatch
+# bash runs on each node, where SLURM_NODEID is that of the node; with exec, signals reach the launcher.
+# Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch.
 srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash -c 'exec accelerate launch --config_file configs/accelerate/multi_node.yaml \
     --num_machines "$1" --num_processes "$2" --main_process_ip "$3" --main_process_port "$4" \
     --machine_rank "$SLURM_NODEID" engine/train.py "${@:5}"' launch \

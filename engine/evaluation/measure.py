@@ -37,6 +37,8 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
     """
     # open all of them before hours are spent on the first
     cases = [open_case(path, overrides, number if len(paths) > 1 else 0) for number, path in enumerate(paths, start=1)]
+    for notice in filter(None, (case.state.notice(case.checkpoint) for case in cases)):
+        reporter.say(notice)
     if any(case.config.eval.subspace for case in cases):
         return [evaluate_subspaces(case, reporter) for case in cases]
     together = Path(cases[0].config.eval.out or "runs/comparison").expanduser()
@@ -67,7 +69,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     result: dict[str, Any] = {
         "checkpoint": str(case.checkpoint),
         "task": config.data.name,
-        "epoch": case.state.epoch,
+        "epoch": case.state.position.segment,
         "num_observed": num_observed,
         "lengths": lengths,
         "leakage_length": leakage_length(lengths, num_observed),

@@ -59,7 +59,7 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     result = {
         "checkpoint": str(case.checkpoint),
         "task": config.data.name,
-        "epoch": case.state.epoch,
+        "epoch": case.state.position.segment,
         "anchors": config.diagnostics.anchors,
         "seed": config.run.seed,
         **metrics,

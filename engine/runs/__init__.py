@@ -1,1 +1,1 @@
-"""What stands on the disk of a run? Its folder, checkpoints, state and metrics."""
+"""What does a run keep on disk? Its folder, checkpoints, state and metrics."""

@@ -1,15 +1,17 @@
-"""The checkpoints of a run: written beside and renamed, found again whole, kept or dropped.
+"""The checkpoints of a run: written beside their place and renamed, found again, kept or deleted.
 
-checkpoints/epoch-0007/              seven epochs are done
-checkpoints/epoch-0007-step-00042/   and 42 steps of the next one: an interrupted run
+checkpoints/epoch-0007/              after seven epochs
+checkpoints/epoch-0007-step-00042/   after 42 more steps, where the run was interrupted
     model.safetensors      encoder, aggregator, predictor and teacher
     probes.safetensors
     trainer.safetensors    optimisers, metric accumulators
-    rng-00000.safetensors  generators of process 0, and so on
+    rng-00000.safetensors  random generators of process 0, and so on
     state.json             position, best epoch, config, tracker
     manifest.json          size and checksum of each of these
 checkpoints/best -> epoch-0005
 checkpoints/damaged-epoch-0006/      failed its checksums when the run was resumed, and was passed over
+
+Where training is divided into other segments than epochs, the names begin with `segment-`.
 """
 
 from __future__ import annotations
@@ -21,19 +23,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .checksums import MANIFEST, Damaged, read_failure, to_disk
+from .position import Position
 from .tensors import check
 
 __all__ = ["Checkpoints", "find_checkpoint"]
 
-NAME = re.compile(r"epoch-(\d{4,9})(?:-step-(\d{5,9}))?")
+NAME = re.compile(r"(?:epoch|segment)-(\d{4,9})(?:-step-(\d{5,9}))?")
 
 
 class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: their folder.
-        keep: how many of the newest are kept, besides the best.
+        folder: that holds them.
+        keep: number of newest ones that are kept, besides the best.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -41,9 +44,9 @@ class Checkpoints:
         self.keep = keep
 
     def all(self) -> list[Path]:
-        """Checkpoints, oldest first; each was written to its end, but time may have damaged it."""
+        """The checkpoints, oldest first, unread: each was written completely, but may have been damaged since."""
         try:
-            names = os.listdir(self.folder)  # a glob takes a folder that may not be read for an empty one
+            names = os.listdir(self.folder)  # a glob would take a folder that may not be read for an empty one
         except (FileNotFoundError, NotADirectoryError):
             return []
         found = [self.folder / name for name in names if NAME.fullmatch(name)]
@@ -57,10 +60,10 @@ class Checkpoints:
         """The latest checkpoint whose files are as they were written, and the damaged ones after it.
 
         Args:
-            passed_over: is told of each of these, in a line.
+            passed_over: called with a line for each damaged one.
 
         Raises:
-            InputError: the latest is not damaged, but of a version, or with permissions, that prevent its use.
+            InputError: the latest undamaged one cannot be used, because of its version or its permissions.
         """
         damaged = []
         try:
@@ -77,87 +80,95 @@ class Checkpoints:
                 return path, damaged
         return None, damaged
 
-    def partial(self, epoch: int, step: int) -> tuple[Path, Path]:
-        """Where a checkpoint is written, and the name that it will have.
-
-        Args:
-            epoch: number of complete epochs.
-            step: number of steps done in the next one.
-        """
-        name = f"epoch-{epoch:04d}" + (f"-step-{step:05d}" if step else "")
+    def partial(self, kind: str, position: Position) -> tuple[Path, Path]:
+        """Where a checkpoint is written, and the name that it will have; `kind` is epoch or segment."""
+        name = f"{kind}-{position.segment:04d}" + (f"-step-{position.step:05d}" if position.step else "")
         return self.folder / f".partial-{name}", self.folder / name
 
     def publish(self, partial: Path, final: Path, *, best: bool) -> None:
-        """Make a written checkpoint visible, whole, and drop the ones that are no longer kept."""
-        if final.exists():  # a run that was resumed and stopped again without a step: what stands there is the same
+        """Give a written checkpoint its name, and delete those that are no longer kept.
+
+        A process that is killed between any two of these steps leaves a whole checkpoint to resume from.
+        """
+        if final.exists():  # the run was resumed here and interrupted again before its first step: the same content
             shutil.rmtree(partial)
         else:
             os.replace(partial, final)
+        # before the deletions, which spare what `best` points to
         if best:
             self._link_best(final.name)
-        to_disk(self.folder)  # before others go
+        # the new names must survive a loss of power before the old checkpoints go
+        to_disk(self.folder)
         link = self.folder / "best"
-        kept = [final, *self.all()[-self.keep :]]
+        kept = {final.name, *(path.name for path in self.all()[-self.keep :])}
+        kept |= {os.readlink(link)} if link.is_symlink() else set()
         for path in self.all():
-            if path not in kept and path.name != (os.readlink(link) if link.is_symlink() else None):
-                self._drop(path)
+            if path.name not in kept:
+                self._delete(path)
+        # a whole checkpoint of this position has taken the damaged one's place
         shutil.rmtree(self.folder / f"damaged-{final.name}", ignore_errors=True)
 
     def set_aside(self, damaged: list[Path]) -> None:
-        """Take damaged checkpoints out of the way of new ones."""
+        """Rename damaged checkpoints, so that new ones can have their names."""
         for path in damaged:
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
 
-    def rewind(self, epoch: int, step: int, best_epoch: int) -> None:
-        """Drop what lies after a position that the run goes back to, and point `best` at what was best by then."""
+    def rewind(self, position: Position, best: int) -> None:
+        """Delete what lies after a position that the run goes back to.
+
+        Args:
+            position: of the checkpoint that is resumed.
+            best: number of segments after which the run was at its best by then; `best` points there again.
+        """
         for path in self.all():
-            if _position(path) > (epoch, step):
-                self._drop(path)
+            if _position(path) > position:
+                self._delete(path)
         self._sweep()
-        best = self.folder / f"epoch-{best_epoch:04d}"
-        if best.is_dir():
-            self._link_best(best.name)
-        elif (link := self.folder / "best").is_symlink():
+        link = self.folder / "best"
+        if name := next((path.name for path in self.all() if _position(path) == (best, 0)), None):
+            self._link_best(name)
+        elif link.is_symlink():
             link.unlink()
 
     def clear(self) -> None:
-        """Drop all of them, and nothing else that stands there."""
-        damaged = [path for path in self.folder.glob("damaged-epoch-*") if NAME.fullmatch(path.name[8:])]
+        """Delete all checkpoints, damaged ones too, and nothing else that stands there."""
+        damaged = [path for path in self.folder.glob("damaged-*") if NAME.fullmatch(path.name[8:])]
         for path in [*self.all(), *damaged]:
-            self._drop(path)
+            self._delete(path)
         self._sweep()
         (self.folder / "best").unlink(missing_ok=True)
 
     def _link_best(self, name: str) -> None:
         link, fresh = self.folder / "best", self.folder / ".best"
-        if link.is_dir() and not link.is_symlink():  # as some copies of a run have it
-            self._drop(link)
+        if link.is_dir() and not link.is_symlink():  # a copied run may hold the best itself
+            self._delete(link)
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(name)
         os.replace(fresh, link)
 
-    def _drop(self, path: Path) -> None:
-        """Delete a folder, under a name that is no checkpoint's, for it may be left half done."""
+    def _delete(self, path: Path) -> None:
+        """Delete a folder, first renamed: what a killed process leaves half deleted must not pass for a checkpoint."""
         if path.is_symlink():
             path.unlink()
             return
-        going = self.folder / f".partial-{path.name}-dropped"
+        going = self.folder / f".partial-{path.name}-deleted"
         shutil.rmtree(going, ignore_errors=True)
         os.replace(path, going)
         shutil.rmtree(going)
 
     def _sweep(self) -> None:
-        """Delete what a process left that was killed while it wrote or deleted."""
+        """Delete what a killed process left half written or half deleted."""
         for path in self.folder.glob(".partial-*"):
             shutil.rmtree(path)
         (self.folder / ".best").unlink(missing_ok=True)
 
 
-def _position(path: Path) -> tuple[int, int]:
-    epoch, step = NAME.fullmatch(path.name).groups()
-    return int(epoch), int(step or 0)
+def _position(path: Path) -> Position:
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return Position(int(match[1]), int(match[2] or 0))
 
 
 def find_checkpoint(path: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: size and SHA-256 of each of its files, so that damage is found in time."""
+"""The manifest of a checkpoint: size and SHA-256 of each of its files, by which damage is found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ __all__ = ["MANIFEST", "Damaged", "Unreadable", "read_failure", "regular_file", 
 
 MANIFEST = "manifest.json"
 NAMES = re.compile(r"(model|probes|trainer|rng-\d{5})\.safetensors|state\.json")
-
 NEEDED = ("model.safetensors", "probes.safetensors", "trainer.safetensors", "rng-00000.safetensors", "state.json")
 
 
@@ -25,16 +24,16 @@ class Damaged(InputError):
 
 
 class Unreadable(InputError):
-    """A file of a checkpoint cannot be read, for a reason that says nothing of its content, such as permissions."""
+    """A file of a checkpoint cannot be read, for a reason that is not damage, such as permissions."""
 
 
 def read_failure(path: Path, error: OSError) -> InputError:
-    """What it means for a checkpoint that a file could not be opened or read: damage, or only no access."""
+    """The error that a failed read of a checkpoint's file becomes: `Damaged` or `Unreadable`."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return Damaged(f"{path}: missing", "run.resume")
     if error.errno == errno.EIO:  # the disk has lost it
         return Damaged(f"{path}: cannot be read ({error.strerror})", "run.resume")
-    advice = "it may be whole: let this user read it, or name another checkpoint in run.resume"
+    advice = "it may be undamaged: let this user read it, or name another checkpoint in run.resume"
     return Unreadable(f"{path}: cannot be read ({error.strerror}); {advice}", "run.resume")
 
 
@@ -42,7 +41,7 @@ def regular_file(path: Path) -> os.stat_result:
     """Status of a file of a checkpoint.
 
     Raises:
-        Damaged: it is missing, or no file: a pipe would never end.
+        Damaged: it is missing, or something else than a file, such as a pipe, which would never end.
         Unreadable: its folder cannot be entered.
     """
     try:
@@ -50,12 +49,12 @@ def regular_file(path: Path) -> os.stat_result:
     except OSError as error:
         raise read_failure(path, error) from None
     if not stat.S_ISREG(status.st_mode):
-        raise Damaged(f"{path}: missing, there is something else of this name", "run.resume")
+        raise Damaged(f"{path}: missing; what has this name is no file", "run.resume")
     return status
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest of all files in a folder, and bring everything to the disk."""
+    """Write the manifest of all files in a folder, and flush everything to the disk."""
     entries = {
         path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(folder.iterdir())
     }
@@ -95,8 +94,8 @@ def verify(folder: Path) -> None:
             raise Damaged(f"{manifest}: does not list {needed}", "run.resume")
     for name, (size, sha256) in expected.items():
         path = folder / name
-        if not NAMES.fullmatch(name):  # a manifest leads nowhere else
-            raise Damaged(f"{manifest}: lists {name!r}, which is no file of a checkpoint", "run.resume")
+        if not NAMES.fullmatch(name):  # a manifest must not lead to files elsewhere
+            raise Damaged(f"{manifest}: lists {name!r}, which does not belong to a checkpoint", "run.resume")
         found_size = regular_file(path).st_size
         if found_size != size:
             raise Damaged(f"{path}: {found_size} bytes, the manifest says {size}", "run.resume")

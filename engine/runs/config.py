@@ -1,4 +1,4 @@
-"""Config of what a run saves."""
+"""Config of the checkpoints of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what stands in it, and what a new run may do with it."""
+"""The folder of a run: what is in it, and what a new run may do with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from ...configs.compose import compose, dump
 from ...configs.errors import InputError
 from ...configs.files import write_atomically
-from ...configs.section import Section, leaves
+from ...configs.section import Schema, leaves
 from ..runtime.config import RunConfig
 from .checkpoints import Checkpoints, find_checkpoint
 from .state import TrainingState
@@ -28,37 +28,37 @@ except ModuleNotFoundError:
 
 __all__ = ["RunFolder"]
 
-# fields that say how this start of a run goes about it; their change on resume is no news
+# settings of one start of a run: the next start may have others, and need not mention it
 OF_THE_START = {"run.resume", "run.overwrite"}
 
 
 class RunFolder:
-    """runs/<name>, or where run.dir says; while entered, no other run can be in it.
+    """runs/<name>, or the folder that run.dir names; while it is entered, no other run can use it.
 
     Args:
         config: of the run, whole.
-        run: its section of the folder's name, and of what a new run may do there.
-        keep: how many checkpoints are kept, besides the best.
-        main: whether this is the main process: the one that keeps others out.
+        run: section of the config that names the folder and says what a new run may do there.
+        keep: number of newest checkpoints that are kept, besides the best.
+        main: whether this is the main process, which locks the folder.
 
     Attributes:
-        path: of the folder.
+        path: the folder.
         checkpoints: in it.
         metrics: path of metrics.jsonl.
         summary: path of summary.json.
-        curves: path of the figure.
+        curves: path of the figure of the curves.
         figures: folder of all figures.
         bases: folder of the factors' subspaces.
     """
 
-    def __init__(self, config: Section, run: RunConfig, keep: int, *, main: bool = True):
+    def __init__(self, config: Schema, run: RunConfig, keep: int, *, main: bool = True):
         self.config = config
         self.run = run
         self.main = main
         self.path = Path(run.dir or f"runs/{run.name}").expanduser()
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
         self._held: int | None = None  # file descriptor of the lock
-        self._stood = False  # whether the folder was there when this run began to look at it
+        self._existed = False  # whether the folder was there when it was entered
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
         self._tracker_id = self.path / "tracker-id"
@@ -68,10 +68,10 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         try:
-            self._stood = self.path.is_dir()
+            self._existed = self.path.is_dir()
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})", "run.dir") from None
-        if self._stood:
+        if self._existed:
             self._lock()
         return self
 
@@ -80,41 +80,44 @@ class RunFolder:
             os.close(self._held)
 
     def _lock(self) -> None:
-        """Keep other runs out of the folder; the kernel lets go when this process ends, however it ends.
+        """Keep other runs out of the folder; the system releases the lock when this process ends, however it ends.
 
         Raises:
-            InputError: another run is in it.
+            InputError: another run uses it.
         """
         if self._held is not None or not self.main:
             return
         try:
-            self._held = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._held = held = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._held)
+            os.close(held)
             self._held = None
             raise InputError(f"{self.path}: another run is training in it", "run.dir") from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a disk that knows no locks
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a disk without locks
                 raise InputError(f"{self.path}: cannot be written ({error.strerror})", "run.dir") from None
 
     @property
     def last_good(self) -> str:
-        """Where a run that fails can go on from, in words."""
+        """What is left of a run that fails, in words."""
         try:
             newest = self.checkpoints.newest()
         except OSError as error:
             return f"{self.checkpoints.folder} cannot be listed ({error.strerror})"
-        return f"last good checkpoint: {newest}; run.resume=auto goes on from there" if newest else "nothing was saved"
+        return f"last good checkpoint: {newest}; run.resume=auto continues from it" if newest else "nothing was saved"
 
     def checkpoint_to_resume(self, say: Callable[[str], None]) -> tuple[Path | None, list[Path]]:
-        """The checkpoint that run.resume names, None to start anew; and damaged ones that were passed over for it.
+        """The checkpoint that run.resume names.
 
         Args:
             say: prints a line.
 
+        Returns:
+            The checkpoint, or None to start from the beginning; and newer ones that are damaged.
+
         Raises:
-            InputError: there is none where a path was given, or all in the run's folder are damaged.
+            InputError: a path was given and holds no checkpoint, or all in the run's folder are damaged.
         """
         resume = self.run.resume
         if resume == "none":
@@ -142,11 +145,11 @@ class RunFolder:
             path: of the checkpoint.
 
         Returns:
-            The fields that differ and may, by dotted name: value of the checkpoint, value now.
+            The settings that differ and may, by dotted name: value of the checkpoint, value now.
 
         Raises:
-            InputError: names the first field that decides what is learnt and differs, or what in the saved config is
-                not known any more.
+            InputError: names the first setting that differs and decides what is learnt, or one of the saved config
+                that is no longer known.
         """
         schema = type(self.config)
         before = leaves(compose([], schema, (f"{path}", saved)).config.model_dump())
@@ -162,38 +165,38 @@ class RunFolder:
         return changed
 
     def open(self, resumed: Path | None, state: TrainingState | None, damaged: list[Path]) -> None:
-        """Make the folder and save the config in it, after clearing what does not belong to the run that begins.
+        """Make the folder, remove from it what does not belong to the run that begins, and save the config in it.
 
         Args:
-            resumed: checkpoint that the run goes on from; None for a fresh run.
+            resumed: checkpoint that the run goes on from; None for a new run.
             state: of that checkpoint.
-            damaged: checkpoints that were passed over for it.
+            damaged: newer checkpoints that are damaged.
 
         Raises:
-            InputError: a run stands there, and the config neither resumes nor replaces it; or it cannot be written.
+            InputError: it holds a run that the config neither resumes nor replaces, or it cannot be written.
         """
-        own = resumed is not None and resumed.resolve().parent == self.checkpoints.folder.resolve()
+        own = state if resumed and resumed.resolve().parent == self.checkpoints.folder.resolve() else None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
-            if not self._stood and (self.checkpoints.newest() or self.metrics.exists()):
-                raise InputError(f"{self.path}: another run has been in it since this one began", "run.dir")
+            if not self._existed and (self.checkpoints.newest() or self.metrics.exists()):
+                raise InputError(f"{self.path}: another run wrote here after this one started", "run.dir")
             for folder in (self.checkpoints.folder, self.figures):
                 folder.mkdir(exist_ok=True)
             self.checkpoints.set_aside(damaged)
             if own:
-                self.checkpoints.rewind(state.epoch, state.step, state.best.epoch)
+                self.checkpoints.rewind(own.position, own.best.segment)
             else:
                 self._clear()
-            self.summary.unlink(missing_ok=True)  # it is of a run that ended; this one has not
+            self.summary.unlink(missing_ok=True)  # it tells of a run that has ended; this one has not
             write_atomically(self.path / "config.yaml", dump(self.config))
-            if own and state.wandb_id:
-                write_atomically(self._tracker_id, state.wandb_id)
-            elif not self._tracker_id.exists():  # from the start: a run that is killed before it saves keeps it too
+            if own and own.wandb_id:
+                write_atomically(self._tracker_id, own.wandb_id)
+            elif not self._tracker_id.exists():  # already now: a run that is killed before it saves keeps its id too
                 write_atomically(self._tracker_id, secrets.token_hex(4))
             if resumed and not own and resumed.resolve().parent.name == "checkpoints":
                 earlier = resumed.resolve().parent.parent / "metrics.jsonl"
-                if earlier.is_file():  # the epochs before; what lies after them is dropped later
+                if earlier.is_file():  # its later epochs are dropped by MetricsFile
                     shutil.copyfile(earlier, self.metrics)
         except OSError as error:
             place = error.filename or self.path
@@ -213,7 +216,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         if self.checkpoints.newest() or self.metrics.exists():
-            # metrics alone may be those that a run which goes on from elsewhere began with
+            # metrics without a checkpoint were copied by a run that resumes another run's checkpoint
             kept = self.checkpoints.newest() or self.run.resume == "none"
             if kept and not self.run.overwrite and self.run.resume != "auto":
                 raise InputError(

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line for each epoch of a run."""
+"""metrics.jsonl: one line of JSON for each epoch of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["MetricsFile", "read_rows"]
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The epochs of a metrics.jsonl, each a mapping of names to numbers; none if there is no file.
 
-    A line that is no such record is left out: a crash may have cut the last, time may have damaged another.
+    Other lines are left out: a crash may have cut the last one short, and any may have been damaged since.
     """
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
@@ -28,21 +28,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _numbers(record: Any) -> bool:
-    """Whether a record holds numbers alone, `timing` apart."""
+    """Whether a record is a mapping that holds only numbers, apart from `timing`."""
     if not isinstance(record, dict):
         return False
     return all(value is None or type(value) in (int, float) for name, value in record.items() if name != "timing")
 
 
 class MetricsFile:
-    """metrics.jsonl: a line an epoch.
+    """Writes metrics.jsonl.
 
     Args:
         path: of the file.
-        epochs: lines of later epochs, left by a run that is resumed from before them, are dropped.
+        epochs: number of complete ones; lines of later epochs, which a resumed run repeats, are dropped.
 
     Attributes:
-        lost: epochs up to that one whose lines are missing or damaged.
+        rows: of the epochs, as in the file.
+        lost: complete epochs whose lines are missing or damaged.
     """
 
     def __init__(self, path: Path, epochs: int):

@@ -1,4 +1,4 @@
-"""What a checkpoint knows besides tensors: a strict record, and the way to it from the records of earlier versions."""
+"""state.json, the record of a checkpoint: its fields, and the migration of older versions."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from pydantic import Field, ValidationError
 
 from ...configs.errors import InputError, shown
 from ...configs.section import Section
+from ..migration import migrated
 from .checksums import Damaged, read_failure, regular_file
+from .position import Position
 
 __all__ = ["VERSION", "Settled", "TrainingState", "read_state"]
 
-VERSION = 4
+VERSION = 5
 
 Metrics = dict[str, float | None]  # NaN is null
 
 
 class Best(Section):
-    """The best epoch so far; epoch 0 and no value before the first validation."""
+    """The best segment so far: how many were complete then; 0, without a value, before the first validation."""
 
-    epoch: int = Field(ge=0)
+    segment: int = Field(ge=0)
     value: float | None
     metrics: Metrics
 
@@ -36,7 +38,7 @@ class Waiting(Section):
 
 
 class Settled(Section):
-    """What the machine made of the config, where that says auto or nothing."""
+    """What the machine made of settings such as run.device=auto."""
 
     processes: int = Field(ge=1)
     device: str
@@ -45,20 +47,19 @@ class Settled(Section):
 
 
 class TrainingState(Section):
-    """state.json."""
+    """The content of state.json, apart from older versions' names."""
 
     version: int
-    epoch: int = Field(ge=0)
-    """Complete epochs."""
-    step: int = Field(ge=0)
-    """Steps of the next epoch that are done."""
+    """Of the file."""
+    position: Position
     best: Best
     final: Metrics
-    """Metrics of the last complete epoch."""
+    """Metrics of the last complete segment."""
     patience: Waiting
     seconds: float = Field(ge=0)
-    """Over all restarts, as `train_seconds`, which leaves out validation."""
+    """Duration of the run, over all restarts."""
     train_seconds: float = Field(ge=0)
+    """The same without validation."""
     images: str
     """Fingerprint of the images."""
     wandb_id: str | None = Field(pattern=r"^[\w-]{1,128}$")
@@ -67,27 +68,41 @@ class TrainingState(Section):
     settled: Settled | None = None
     """Missing in older records."""
 
+    def notice(self, path: Path) -> str | None:
+        """The line that a user of this record is told, if it is of an older version."""
+        if self.version == VERSION:
+            return None
+        return f"{path}: a checkpoint of version {self.version}; its settings are read by the names that they have now"
+
 
 def _from_3(state: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 had no manifest beside it; early on, another name for the patience's best, and an idle temperature."""
+    """Version 3 at first called early stopping's best value `value`, and kept a temperature that was not used."""
     patience, objective = dict(state["patience"]), dict(state["config"]["objective"])
     if "value" in patience:
         patience["best"] = patience.pop("value")
     if objective["prediction"] != "cross_entropy":
         objective["temperature"] = None
-    return state | {"version": 4, "patience": patience, "config": state["config"] | {"objective": objective}}
+    return state | {"patience": patience, "config": state["config"] | {"objective": objective}}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _from_3}  # each to the next version
+def _from_4(state: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 knew no segments but epochs, and had other names for some settings."""
+    state, best = dict(state), dict(state["best"])
+    position = {"segment": state.pop("epoch"), "step": state.pop("step")}
+    best["segment"] = best.pop("epoch")
+    return state | {"position": position, "best": best, "config": migrated(state["config"])}
 
 
-def read_state(path: Path) -> tuple[TrainingState, int]:
-    """The record at `path`, brought to the present version, and the version that it had.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _from_3, 4: _from_4}  # each to the next version
+
+
+def read_state(path: Path) -> TrainingState:
+    """The record at `path`, brought to the present form.
 
     Raises:
         Damaged: it is missing or holds no JSON.
         Unreadable: this user may not read it.
-        InputError: it is not a record, or of a version that there is no way from.
+        InputError: it is not a record, or of a version that cannot be read.
     """
     regular_file(path)
     try:
@@ -107,7 +122,7 @@ def read_state(path: Path) -> tuple[TrainingState, int]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: no record of version {found} ({type(error).__name__})", "run.resume") from None
     try:
-        return TrainingState.model_validate(state), found
+        return TrainingState.model_validate(state)
     except ValidationError as errors:
         error = errors.errors()[0]
         field = shown(".".join(map(str, error["loc"])))

@@ -1,6 +1,6 @@
-"""A checkpoint's files: tensors of model, probes, optimisers and generators, and the record beside them.
+"""Reads and writes a checkpoint: tensors of model, probes, optimisers and random generators, and its record.
 
-Tensors are safetensors, all else is JSON: reading a checkpoint executes nothing.
+Tensors are safetensors, everything else is JSON: nothing in a checkpoint is executed when it is read.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ METRIC_BANKS = ("train_losses", "train_metrics")
 
 
 def check(path: Path) -> TrainingState:
-    """The record of a checkpoint whose files are whole.
+    """The record of a checkpoint, after its files were compared with its manifest.
 
     Raises:
-        Damaged: one is missing, cut short or changed.
-        Unreadable: this user may not read one.
-        InputError: it is of a version that cannot be read.
+        Damaged: a file is missing, cut short or changed.
+        Unreadable: this user may not read a file.
+        InputError: the checkpoint is of a version that cannot be read.
     """
     try:
         names = os.listdir(path)
@@ -44,8 +44,8 @@ def check(path: Path) -> TrainingState:
         raise read_failure(path, error) from None
     if MANIFEST in names or "state.json" not in names:
         verify(path)
-    state, version = read_state(path / "state.json")
-    if version > 3 and MANIFEST not in names:  # since version 4 there is always one
+    state = read_state(path / "state.json")
+    if state.version > 3 and MANIFEST not in names:  # since version 4 there is always one
         raise Damaged(f"{path / MANIFEST}: missing", "run.resume")
     return state
 
@@ -53,17 +53,17 @@ def check(path: Path) -> TrainingState:
 def read(
     path: Path, rank: int = 0, files: tuple[str, ...] = ("model", "probes", "trainer")
 ) -> tuple[dict[str, dict[str, Tensor]], TrainingState]:
-    """Tensors by file, and the record, of a checkpoint.
+    """The tensors of a checkpoint, by file and name, and its record.
 
     Args:
         path: its folder.
-        rank: of the process whose generators are read; one that has none in the file starts fresh ones.
-        files: which of its files are read.
+        rank: of the process whose random generators are read; their tensors are missing if it had none.
+        files: those that are read.
 
     Raises:
         Damaged: a file is missing, cut short or changed.
-        Unreadable: this user may not read one.
-        InputError: it is of another version, or holds a number that is not finite.
+        Unreadable: this user may not read a file.
+        InputError: the checkpoint is of a version that cannot be read, or holds a number that is not finite.
     """
     state = check(path)
     try:
@@ -87,19 +87,19 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
     """Write a checkpoint's files; every process calls it.
 
     Args:
-        folder: receives them; made anew.
-        training: whose model, probes, optimisers and metrics are saved.
+        folder: to write to; it is emptied first.
+        training: the `TrainingStep` whose model, probes, optimisers and metrics are saved.
         accelerator: of the processes.
-        state: what goes into state.json.
+        state: content of state.json.
 
     Returns:
-        The name of a tensor that is not finite, and then nothing was written; else None.
+        None, or the name of a tensor that is not finite, and then nothing was written.
     """
     tensors = {"model": training.model.state_dict(), "probes": training.probes.state_dict()}
     trainer = optimizer_tensors(training.optimizer, training.model, "optimizer")
     trainer |= optimizer_tensors(training.probe_optimizer, training.probes, "probe_optimizer")
     for bank in METRIC_BANKS:
-        # each process holds its own part of the metrics: their sum goes into the file
+        # each process accumulates metrics of its own part of the batches: the file has their sum
         collected = getattr(training, bank).collect(accelerator).state_dict()
         trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
     tensors["trainer"] = trainer
@@ -110,7 +110,7 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()  # until the folder is there
     save_tensors(rng_tensors(), folder / f"rng-{accelerator.process_index:05d}.safetensors")
     if accelerator.is_main_process:
         for file, entries in tensors.items():
@@ -119,58 +119,58 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
             (folder / "state.json").write_text(
                 to_json({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8"
             )
-    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()  # until every process has written its generators
     if accelerator.is_main_process:
-        seal(folder)
+        seal(folder)  # last: a checkpoint without a manifest does not count
     return None
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, from the CPU, dense and in the standard layout, under the mode of the umask."""
+    """Write tensors as safetensors, contiguous, in a file whose permissions follow the umask."""
     with naming(path):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-        # safetensors makes files that their owner alone may read; the umask decided the folder's mode
+        # safetensors makes files that only their owner may read; the umask decided the folder's permissions
         path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
-    """Put a training step, and this process's generators, where a checkpoint left them.
+    """Load a checkpoint into a training step and into this process's random generators.
 
     Args:
-        training: freshly built from the same config.
+        training: a `TrainingStep`, freshly built from the same config.
         accelerator: of the processes.
-        tensors: of `read`.
-        step: optimiser steps done.
+        tensors: from `read`.
+        step: number of optimiser steps done.
 
     Raises:
-        InputError: the tensors are not those of this network.
+        InputError: the tensors do not fit this network.
     """
     try:
         load_model(training.model, tensors["model"])
         training.probes.load_state_dict(tensors["probes"])
         load_optimizer(training.optimizer, training.model, "optimizer", tensors["trainer"])
         load_optimizer(training.probe_optimizer, training.probes, "probe_optimizer", tensors["trainer"])
-        if accelerator.is_main_process:  # the others add to the sum from zero
+        if accelerator.is_main_process:  # it continues the saved sum, the others begin at zero
             for bank in METRIC_BANKS:
                 getattr(training, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
     except RuntimeError as error:
-        raise InputError(f"its tensors are not this network's ({str(error).splitlines()[0]})", "run.resume") from None
+        raise InputError(f"its weights do not fit this network ({str(error).splitlines()[0]})", "run.resume") from None
     training.device_step.fill_(step)
     try:
         load_rng(tensors["rng"])
     except (RuntimeError, ValueError, TypeError, OverflowError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"its generators' state is none ({reason})", "run.resume") from None
+        raise InputError(f"its random-generator state is invalid ({reason})", "run.resume") from None
 
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load weights that are all of this network's, or raise an `InputError` that names one that differs."""
+    """Load weights, or raise an `InputError` that names one that does not fit."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in own | found:
         if own.get(name) != found.get(name):
             difference = f"{shown(name)} is {found.get(name, 'missing')}, the config asks for {own.get(name, 'none')}"
-            raise InputError(f"its tensors are not this network's ({difference})", "run.resume")
+            raise InputError(f"its weights do not fit this network ({difference})", "run.resume")
     model.load_state_dict(tensors)
 
 
@@ -181,7 +181,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> dict[str, Tensor]:
     """State of an optimiser as `<prefix>.<parameter>.<entry>`."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     return {
         f"{prefix}.{names[parameter]}.{entry}": value
         for parameter, entries in optimizer.state.items()
@@ -189,22 +189,23 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, prefi
     }
 
 
-ENTRIES = ("step", "exp_avg", "exp_avg_sq", "ema")  # of AdamW's state, and of the teacher's average
+ENTRIES = {"step", "exp_avg", "exp_avg_sq", "ema"}  # of AdamW's state; "ema" is the teacher's average
 
 
 def load_optimizer(
     optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
 ) -> None:
-    """The reverse of `optimizer_tensors`; entries take their parameter's device and layout.
+    """The reverse of `optimizer_tensors`; entries take their parameter's device and memory format.
 
-    Optimisers believe their state: torch's fused Adam writes beyond an entry that is too short. So all is compared.
+    Optimisers trust their state, and torch's fused Adam writes beyond an entry that is too short. So each entry is
+    checked against its parameter.
     """
     found = {name for name in tensors if name.startswith(f"{prefix}.")}
     if optimizer.param_groups and not found:
         raise InputError(f"{prefix} has no state", "run.resume")
     for name, parameter in module.named_parameters():
         entries = _under(f"{prefix}.{name}.", tensors)
-        if entries and not {"step", "exp_avg", "exp_avg_sq"} <= entries.keys() <= {*ENTRIES}:
+        if entries and not {"step", "exp_avg", "exp_avg_sq"} <= entries.keys() <= ENTRIES:
             raise InputError(f"{prefix} of {name} has {', '.join(map(shown, sorted(entries)))}", "run.resume")
         for entry, value in entries.items():
             shape = () if entry == "step" else tuple(parameter.shape)
@@ -218,15 +219,15 @@ def load_optimizer(
             optimizer.state[parameter][entry] = moved.detach()
             found.discard(f"{prefix}.{name}.{entry}")
     if found:
-        raise InputError(f"{shown(min(found))} belongs to nothing here", "run.resume")
+        raise InputError(f"{shown(min(found))} belongs to no parameter", "run.resume")
 
 
 def rng_tensors() -> dict[str, Tensor]:
-    """State of this process's generators: Python's, NumPy's, torch's on the CPU and on the GPU."""
-    _, keys, position, *_ = np.random.get_state()
+    """State of this process's random generators: Python's, NumPy's, torch's on the CPU and on the GPU."""
+    numpy_state = np.random.get_state(legacy=False)["state"]
     state = {
         "python": torch.tensor(random.getstate()[1], dtype=torch.int64),
-        "numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),
+        "numpy": torch.tensor([*numpy_state["key"].tolist(), numpy_state["pos"]], dtype=torch.int64),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -241,8 +242,8 @@ def load_rng(state: dict[str, Tensor]) -> None:
     if "numpy" in state:
         *keys, position = state["numpy"].tolist()
         if len(keys) != 624 or not 0 <= position <= 624:
-            raise ValueError("numpy's is of another size")
-        np.random.set_state(("MT19937", np.array(keys, np.uint32), position))
+            raise ValueError("numpy's has another size")
+        np.random.set_state(("MT19937", np.array(keys, np.uint32), position, 0, 0.0))
     if "torch" in state:
         torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():

@@ -1,1 +1,1 @@
-"""Where and on what does a run run? Devices, processes, signals, compilers, failures of the machine, provenance."""
+"""On what does a run take place? Devices, processes, signals, compilers, failures of the machine, provenance."""

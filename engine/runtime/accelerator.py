@@ -1,4 +1,4 @@
-"""The accelerator: device, precision, threads and compiler, settled by the config and not by the environment."""
+"""Sets up device, precision, threads and compiler, as the config says, whatever the environment asks for."""
 
 from __future__ import annotations
 
@@ -10,23 +10,17 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import DynamoBackend, GradientAccumulationPlugin, TorchDynamoPlugin
 
 from ...configs.errors import InputError
 from .compilers import missing_compiler
 from .config import RunConfig
 from .provenance import cores
 
-__all__ = [
-    "COMPILE_MODES",
-    "build_accelerator",
-    "compile_mode",
-    "crowded",
-    "overruled",
-]
+__all__ = ["COMPILE_MODES", "build_accelerator", "compile_mode", "crowded", "overruled"]
 
 TRUE = ("1", "true", "yes", "y", "t", "on")
-# of Accelerate: each would replace the model, the optimiser or the backward pass by its own
+# modes of Accelerate that would replace the model, the optimiser or the backward pass by their own
 UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -38,16 +32,17 @@ DATA_PARALLEL = "accelerate launch --multi_gpu, or configs/accelerate/multi_gpu.
 # variables by which launchers tell a process that it is one of several
 OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE")
 OF_LAUNCHERS += ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-# CUDA graphs are captured over the whole step, by `graph`; torch's own would overwrite what validation keeps
+# the CUDA graphs of torch.compile would overwrite outputs that validation keeps; `graph` captures the whole step itself
 COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
-    """Settle device, threads, precision and determinism, and start Accelerate.
+    """Set device, threads, precision and determinism, and start Accelerate.
 
     Raises:
-        InputError: the device that the config names is not there, or the launcher asks for what there is not here.
+        InputError: this machine lacks the device, or the launcher asks for something that is not supported.
     """
+    # before anything else: Accelerate would already have started what is refused here
     for name, what in UNSUPPORTED.items():
         if os.environ.get(name, "").lower() in TRUE:
             raise InputError(f"the launcher asks for {what} ({name}), which is not supported; {DATA_PARALLEL}")
@@ -55,39 +50,40 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
         raise InputError("cuda is not there; this machine has cpu", "run.device")
     kind = run.device
     if kind == "auto":
-        told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE  # accelerate launch --cpu
-        kind = "cuda" if torch.cuda.is_available() and not told else "cpu"
-    # `accelerate launch` sets OMP_NUM_THREADS=1, which halves the speed of two cores
-    local_processes = _whole_number("LOCAL_WORLD_SIZE", 1)
-    torch.set_num_threads(max(1, cores() // local_processes) if run.threads == "auto" else run.threads)
-
-    if run.compile != "none":  # compiled programs outlive the process: a restarted job does not pay for them again
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE  # accelerate launch --cpu
+        kind = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+    # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle
+    processes = os.environ.get("LOCAL_WORLD_SIZE") or "1"  # of this machine, as launchers say
+    if not processes.isdecimal() or int(processes) < 1:
+        raise InputError(f"LOCAL_WORLD_SIZE={processes} in the environment: must be a whole number >= 1, or unset")
+    torch.set_num_threads(max(1, cores() // int(processes)) if run.threads == "auto" else run.threads)
+    if run.compile != "none":  # compiled programs are kept in a folder, so that a restarted job finds them
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(run.compile_cache).expanduser().absolute()))
-    # the transformer's fused path for evaluation mixes bf16 with fp32 on a CPU, and fails there under torch.compile
+    # the transformer's fast path for evaluation mixes bf16 with fp32 on a CPU, and fails there under torch.compile
     torch.backends.mha.set_fastpath_enabled(False)
     torch.use_deterministic_algorithms(run.deterministic)
     torch.backends.cudnn.benchmark = not run.deterministic
-    if run.deterministic:
+    if run.deterministic:  # read by cuBLAS when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if kind == "cuda":
         torch.set_float32_matmul_precision("high")
-    # a second run in one process, as in a notebook, may want another device or precision
+    # Accelerate keeps its state for the whole process: a second run, as in a notebook, may want another device
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     GradientState._reset_state()
     try:
         accelerator = Accelerator(
             cpu=kind == "cpu",
             mixed_precision="bf16" if _use_bf16(run.precision, kind) else "no",
-            # the two that Accelerate would otherwise take from the environment, or from its saved config
+            # without these two Accelerate would take them from the environment or from its saved config
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
             dynamo_plugin=TorchDynamoPlugin(
-                "no", "default", fullgraph=False, dynamic=False, use_regional_compilation=False
+                DynamoBackend.NO, "default", fullgraph=False, dynamic=False, use_regional_compilation=False
             ),
         )
     except (ValueError, ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         found = [f"{name}={os.environ[name]}" for name in OF_LAUNCHERS if name in os.environ]
-        left = f"; of launchers there are {', '.join(found)}: unset what was left over" if found else ""
+        left = f"; launchers have set {', '.join(found)}: unset what was left over" if found else ""
         raise InputError(f"Accelerate cannot start ({reason}){left}") from None
     if accelerator.device.type != kind:  # as under `accelerate launch --cpu`
         raise InputError(f"{kind} is asked for, the launcher gave {accelerator.device.type}", "run.device")
@@ -95,7 +91,7 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
 
 
 def overruled(run: RunConfig, accumulate: int, accelerator: Accelerator) -> list[str]:
-    """What Accelerate's launcher, environment or saved config asks for and the run's config decides otherwise."""
+    """A line for each thing that Accelerate's launcher, environment or saved config asks for in vain."""
     settled = {
         "ACCELERATE_MIXED_PRECISION": ("run.precision", accelerator.mixed_precision.replace("no", "fp32")),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("optim.accumulate", str(accumulate)),
@@ -104,14 +100,14 @@ def overruled(run: RunConfig, accumulate: int, accelerator: Accelerator) -> list
     lines = []
     for name, (field, value) in settled.items():
         asked = os.environ.get(name, "").lower()
-        # the launcher says "no" where nothing was asked for
+        # the launcher sets "no" where nothing was asked for
         if asked not in ("", "no", value):
             lines.append(f"{name}={asked} is not used: {field} decides, and is {value}")
     return lines
 
 
 def crowded(threads: int) -> str | None:
-    """A line of advice if other programs keep so many cores busy that this many threads would wait for each other."""
+    """A line of advice if other programs keep so many cores busy that this many threads would slow each other down."""
     if threads < 2:
         return None
     shares = psutil.cpu_percent(interval=0.2, percpu=True)
@@ -124,10 +120,10 @@ def crowded(threads: int) -> str | None:
 
 
 def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
-    """`run.compile`, settled for the device and the processes.
+    """How training is compiled here, whatever `run.compile` leaves open.
 
     Raises:
-        InputError: a CUDA graph is asked for on another device, or of several processes; or there is no compiler.
+        InputError: a CUDA graph is asked for on a CPU or with several processes, or there is no compiler.
     """
     device, processes = accelerator.device.type, accelerator.num_processes
     if run.compile == "none" or (run.compile == "auto" and (device != "cuda" or run.deterministic)):
@@ -148,14 +144,6 @@ def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
 @functools.cache
 def _say_once(line: str) -> None:
     print(line, flush=True)
-
-
-def _whole_number(name: str, default: int) -> int:
-    """A variable of the environment that a launcher may have set."""
-    text = os.environ.get(name) or str(default)
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{name}={text} in the environment: must be a whole number >= 1, or unset")
-    return int(text)
 
 
 def _use_bf16(precision: str, device: str) -> bool:

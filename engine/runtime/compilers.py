@@ -19,9 +19,10 @@ __all__ = ["missing_compiler"]
 
 @functools.cache
 def missing_compiler(device: str) -> str | None:
-    """What keeps torch.compile from working on a device, in words; None if nothing does.
+    """Why torch.compile cannot work on a device, in words; None if it can.
 
-    A file as torch's own are is compiled: a compiler may be there and fail, for want of Python's headers or a linker.
+    A small file that includes Python's headers is compiled, as torch's own do: a compiler may be there and still fail,
+    because headers or a linker are missing.
 
     Args:
         device: cuda, for which Triton calls a C compiler; or cpu, for which Inductor calls a C++ compiler.
@@ -32,11 +33,11 @@ def missing_compiler(device: str) -> str | None:
     else:
         language, suffix, variable = "C++", ".cpp", "CXX"
         default = "clang++" if sys.platform == "darwin" else "g++"
-    compiler = os.environ.get(variable, default)  # set to nothing, it is taken at its word
+    compiler = os.environ.get(variable, default)
     try:
         command = [compiler] if device == "cuda" else shlex.split(compiler)  # as Triton and Inductor do
         reason = _failure(command, suffix) if compiler.strip() else f"{variable} is set and empty"
-    except ValueError as error:  # a quote that is not closed
+    except ValueError as error:  # an unclosed quote
         reason = str(error)
     if reason is None:
         return None
@@ -47,7 +48,7 @@ def missing_compiler(device: str) -> str | None:
 
 
 def _failure(command: list[str], suffix: str) -> str | None:
-    """Why a compiler makes no library of a file; None if it does."""
+    """Why a compiler cannot make a library of a file; None if it can."""
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, f"probe{suffix}"), Path(folder, "probe.so")
         source.write_text("#include <Python.h>\n", encoding="utf-8")
@@ -61,4 +62,4 @@ def _failure(command: list[str], suffix: str) -> str | None:
         except (OSError, subprocess.TimeoutExpired) as error:
             return getattr(error, "strerror", None) or "no answer"
         written = library.is_file() and library.stat().st_size > 0
-        return None if written else "it says that it is done, and has written nothing"
+        return None if written else "it reports success, and has written nothing"

@@ -1,10 +1,10 @@
-"""A training step as one CUDA graph: the host launches one program, however many kernels it has."""
+"""A training step as one CUDA graph, which the host launches at once, however many kernels it has."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,25 +17,25 @@ WARM_UP = 3  # steps before the capture: optimisers make their state, kernels co
 
 
 class GraphedStep:
-    """Runs a step as it is three times, then captures it, and replays the capture from then on.
+    """Runs a step three times as it is, then captures it, and from then on replays the capture.
 
-    A replay repeats what was captured on the same memory. So all that changes from step to step has to be a tensor
-    that is written in place; batches are copied to where the captured one lay, and must be of its shapes.
+    A replay works on the memory of the captured step. So whatever changes from step to step must be a tensor that is
+    written in place. Batches are copied into the captured one, and must have its shapes.
 
     Args:
-        work: takes a batch, changes what it changes in place, returns a tensor.
-        device: of all of it.
+        work: the step: takes a batch, changes everything else in place, returns a tensor.
+        device: that it runs on.
     """
 
     def __init__(self, work: Callable[[NamedTuple], Tensor], device: torch.device):
         self.work = work
         self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.batch: NamedTuple | None = None  # where each batch is copied to
+        self.batch: Any = None  # where each batch is copied to
         self.steps = 0
 
     def __call__(self, batch: NamedTuple) -> Tensor:
-        """What `work` returns; overwritten by the next step."""
+        """The result of `work`, which the next step overwrites."""
         if self.batch is None:
             self.batch = each(batch, Tensor.clone)
         for place, field in zip(tensors(self.batch), tensors(batch), strict=True):
@@ -48,14 +48,15 @@ class GraphedStep:
             torch.cuda.current_stream().wait_stream(self.stream)
             return result
         if self.graph is None:
-            self.capture()
+            self.graph = self._capture()
         self.graph.replay()
         return self.result
 
-    def capture(self) -> None:
-        """Record a step; nothing is computed yet."""
-        gc.collect()  # what is freed within a capture could break it
-        self.graph = torch.cuda.CUDAGraph()
-        # thread_local: a thread that reads data or logs may use the device meanwhile
-        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Record a step without running it."""
+        gc.collect()  # memory that is freed within a capture could break it
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads, which read data or log, may use the device meanwhile
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.result = self.work(self.batch)
+        return graph

@@ -1,9 +1,8 @@
-"""Several processes as one: batch statistics of the whole batch, whoever holds its rows.
+"""Several processes as one: batch statistics of the whole batch, of which each process holds a part.
 
-Each process differentiates its own loss, and data-parallel training averages the gradients. What enters a sum over the
-processes acts on the losses of all of them: the gradient of a sum is the sum of what all send back. A term that every
-process computes whole, from the rows of all, would be sent back by all alike: the gradient of joined rows is one
-process's, times their number.
+Data-parallel training averages the gradients of the processes' losses. An all-reduced sum enters the losses of all
+processes, so its gradient is the all-reduced sum of their gradients. Gathered rows enter a term that every process
+computes alike, so their gradient is that of one process, times the number of processes.
 """
 
 from __future__ import annotations
@@ -66,22 +65,22 @@ _sum = differentiable(_sum_over_processes, _setup, _gradient, _tangent)
 
 
 def joined_mean(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Mean over the processes of each element, which need no gradient; `x` itself where there is one process."""
+    """Mean over the processes of each element; `x` itself where there is one process."""
     name, size = name_of(group)
     return _sum(x, name) / size if name else x
 
 
 def joined_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Rows of all processes, [B, ...] to [processes * B, ...], in their order; each brings as many.
+    """Rows of all processes in order of rank, [B, ...] to [processes * B, ...]; B is the same everywhere.
 
-    The gradient is that of the joined batch times the number of processes, as of `seqjepa.kernels`' `group=`.
+    The gradient is that of the joined batch times the number of processes, as with `group=` in `seqjepa.kernels`.
     """
     name, size = name_of(group)
     return gather_rows(x.flatten(1), name, size).unflatten(1, x.shape[1:]) if name else x
 
 
 def uneven_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Rows of all processes, in their order, without gradient; each brings as many as it has, or none."""
+    """Rows of all processes in order of rank, without gradient; each may have another number of them, or none."""
     if group is None:
         return x
     counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(group.size())]
@@ -95,17 +94,21 @@ def uneven_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the rows of all processes: [N, C, ...] to the same. Each brings as many rows.
+    """Batch norm over the rows of all processes, [N, C, ...] to the same; N is the same everywhere.
 
-    What `nn.SyncBatchNorm` is to a GPU, on any device; statistics and sums are float32. It keeps running statistics, by
-    a momentum; in evaluation it is torch's batch norm.
+    `nn.SyncBatchNorm` for any device: torch's own works on GPUs alone. Statistics and sums are float32, the running
+    statistics have a momentum, and evaluation is that of torch's batch norm.
 
     Attributes:
-        group_name: of the processes that share a batch; "" is none.
-        num_processes: how many they are.
+        group_name: of the processes that share a batch; "" if there is one process.
+        num_processes: in that group.
     """
 
     group_name, num_processes = "", 1
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
@@ -131,7 +134,7 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def join_batch_norms(module: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Replace every batch norm in a module by a `JoinedBatchNorm` in the same state, with the same names."""
+    """Replace every batch norm in a module by a `JoinedBatchNorm` with the same name and state."""
     for name, child in module.named_children():
         if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
             joined = JoinedBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
@@ -144,10 +147,10 @@ def join_batch_norms(module: nn.Module, group: dist.ProcessGroup | None) -> None
 
 
 def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:
-    """See that each fact, by its name, is the same on every process.
+    """Check that each fact is the same on every process.
 
     Raises:
-        InputError: names the first that is not, and the processes that differ from the first.
+        InputError: names the first fact that is not, and the processes that differ from process 0.
     """
     if accelerator.num_processes == 1:
         return

@@ -1,4 +1,4 @@
-"""When the machine fails a run: a full disk, no memory left, data that vanish under it. A line each, and what helps."""
+"""What is said when the machine fails a run: a full disk, no memory left, data that disappear."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...configs.errors import shown
 __all__ = ["PEER_LOST", "VALIDATION", "during", "explain", "out_of_memory", "sigbus_handler"]
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
-PEER_LOST = "lost touch with another process"
+PEER_LOST = "lost the connection to another process"
 NO_COMPILER = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton")  # of torch.compile
 VALIDATION = "in the validation"
 SMALLER = "a run with a smaller data.batch_size, or a smaller model, needs less"
@@ -26,12 +26,12 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory") 
 
 
 def explain(error: BaseException, batch_size: int, accumulate: int, processes: int) -> str | None:
-    """What failed and what helps, in a line; None if it is not the machine's fault.
+    """One line on what failed and what helps; None if the machine is not to blame.
 
     Args:
         error: that ended the run.
-        batch_size: sequences of a step.
-        accumulate: micro-batches of a step.
+        batch_size: sequences in a step.
+        accumulate: micro-batches in a step.
         processes: number of processes that share a step.
     """
     text = (str(error).splitlines() or [""])[0]
@@ -42,7 +42,7 @@ def explain(error: BaseException, batch_size: int, accumulate: int, processes: i
         return f"cannot read or write: {text}"
     if out_of_memory(error):
         batch = f"data.batch_size={batch_size} optim.accumulate={accumulate}"
-        if VALIDATION in getattr(error, "__notes__", ()):  # whose batches are not cut
+        if VALIDATION in getattr(error, "__notes__", ()):  # whose batches are not cut into micro-batches
             return f"out of memory in the validation, with {batch}; {SMALLER}"
         return f"out of memory with {batch}; {_smaller(batch_size // processes, accumulate)}"
     said = str(error).splitlines() if isinstance(error, RuntimeError) else []
@@ -56,14 +56,14 @@ def explain(error: BaseException, batch_size: int, accumulate: int, processes: i
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory, the host's or a GPU's, has run out."""
+    """Whether memory has run out, on the host or on a GPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _smaller(local_batch: int, accumulate: int) -> str:
-    """What needs less memory than this process's part of a step, cut into so many micro-batches."""
+    """Advice for a process whose part of a step, cut into `accumulate` micro-batches, needs too much memory."""
     cuts = [number for number in range(accumulate + 1, local_batch // 2 + 1) if local_batch % number == 0]
     if cuts:
         return f"optim.accumulate={cuts[0]} keeps the batch and needs less"
@@ -72,7 +72,7 @@ def _smaller(local_batch: int, accumulate: int) -> str:
 
 @contextlib.contextmanager
 def during(phase: str) -> Iterator[None]:
-    """Let an error that leaves know in which phase it arose, for `explain`."""
+    """Note on an error in which phase it arose, for `explain`."""
     try:
         yield
     except Exception as error:
@@ -82,13 +82,13 @@ def during(phase: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sigbus_handler(line: Callable[[], str]) -> Iterator[None]:
-    """Within it: say a line, and end with 128 + SIGBUS, when a mapped file has shrunk under its reader.
+    """Within it, print a line and exit with 128 + SIGBUS when a mapped file has shrunk while it was read.
 
-    Python's own handlers run between two of its instructions, and after this fault there is none: the reader would
-    fault again and again. So the handler is libc's to call, within the fault.
+    FFCV's compiled code reads mapped files. A handler of Python's `signal` would run only after the faulting
+    instruction, which never ends: it faults again and again. So libc calls this one, during the fault.
 
     Args:
-        line: makes what is said, at the time of the fault.
+        line: makes the line, at the time of the fault.
     """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)

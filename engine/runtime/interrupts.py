@@ -1,4 +1,4 @@
-"""Signals, and the death of the launcher, turned into one question that the loop asks between steps."""
+"""Whether a run should stop, because of a signal or a dead launcher: the loop asks between steps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,41 +18,41 @@ __all__ = ["Interrupted", "Interrupts"]
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; the loop saves and leaves."""
+    """The run was asked to stop: it saves and ends."""
 
 
 class Interrupts:
-    """While entered, SIGINT, SIGTERM and SIGHUP are remembered; one that comes much later acts as if nobody listened.
+    """While entered, remembers SIGINT, SIGTERM and SIGHUP; one that is repeated later has its usual effect.
 
-    `accelerate launch` dies of a SIGTERM without telling its child, so a child of it also watches its parent. Python
-    lets its main thread alone listen to signals: in another one, as tuners and notebooks use, nothing is listened to.
+    `accelerate launch` dies of a SIGTERM without passing it on, so its children also watch their parent. Python lets
+    only its main thread handle signals: in another one, as tuners and notebooks use, there is no handling.
 
     Args:
         parent: process that started this one.
 
     Attributes:
-        received: number of the signal; None while there was none.
+        received: number of the first signal; None before it.
     """
 
     SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-    GRACE = 2.0  # seconds in which schedulers and launchers repeat a signal that they all pass on
+    GRACE = 2.0  # seconds in which a signal may arrive repeatedly, from a scheduler and from a launcher
     PATIENCE = 2.0  # seconds after which processes ask each other again
-    GLANCE = 0.2  # seconds between two looks `at_once`
+    GLANCE = 0.2  # seconds between two checks in `at_once`
 
     def __init__(self, parent: int):
         self.received: int | None = None
         self.received_at = 0.0
-        # set by `accelerate launch` alone; under nohup or a shell the parent may go as it likes
+        # `accelerate launch` sets this variable; any other parent, such as a shell, may end while the run goes on
         self.launcher = parent if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         self.new_pace()
 
     def __enter__(self) -> Interrupts:
         if not _may_listen():
-            print("not in the main thread: signals will not be listened to, and save nothing", file=sys.stderr)
+            print("not in the main thread: signals are not handled, and save nothing", file=sys.stderr)
             return self
         for number in self.SIGNALS:
-            if signal.getsignal(number) is signal.SIG_IGN:  # as nohup has it
+            if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup
                 continue
             self._previous[number] = signal.signal(number, self._remember)
         return self
@@ -68,13 +69,9 @@ class Interrupts:
             os.kill(os.getpid(), number)
 
     @property
-    def exit_code(self) -> int:
-        return 128 + (self.received or signal.SIGTERM)
-
-    @property
-    def cause(self) -> str:
-        """What interrupted the run, in words."""
-        return signal.Signals(self.received or signal.SIGTERM).name
+    def cause(self) -> signal.Signals:
+        """The signal because of which the run should stop."""
+        return signal.Signals(self.received or signal.SIGTERM)
 
     def check(self) -> None:
         """Raise `Interrupted` if this process was asked to stop."""
@@ -85,7 +82,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it, `Interrupted` is raised wherever the main thread is: for what is long and may be left anywhere."""
+        """Within it, `Interrupted` is raised wherever the main thread is: for long work that may stop anywhere."""
         self.check()
         if not _may_listen() or not hasattr(signal, "setitimer"):
             yield
@@ -95,7 +92,7 @@ class Interrupts:
             try:
                 self.check()
             except Interrupted:
-                signal.setitimer(signal.ITIMER_REAL, 0)  # what cleans up is left alone
+                signal.setitimer(signal.ITIMER_REAL, 0)  # clean-up must not be interrupted again
                 raise
 
         handler = signal.signal(signal.SIGALRM, look)
@@ -109,24 +106,24 @@ class Interrupts:
         self.check()
 
     def new_pace(self) -> None:
-        """What begins has steps of another length: processes ask each other from its first on."""
-        self._steps, self._due = 0, 1  # since they last asked each other; at which they do so again
+        """Begin work whose steps have another length: processes ask each other in its first step."""
+        self._steps, self._due = 0, 1  # steps since they last asked each other; step in which they ask again
         self._asked_at = time.monotonic()
 
     def check_together(self, accelerator: Accelerator) -> None:
-        """Raise `Interrupted` on every process if any was asked to stop.
+        """Raise `Interrupted` on every process if any of them was asked to stop.
 
-        All must call it in each step; they ask each other every two seconds or so, in the same step.
+        Every process calls it in every step. About every two seconds, in the same step, they ask each other.
         """
+        if accelerator.num_processes == 1:
+            self.check()
+            return
         self._steps += 1
         if self._steps < self._due:
             return
-        try:
+        with contextlib.suppress(Interrupted):
             self.check()
-            asked = 0
-        except Interrupted:
-            asked = self.received
-        now = time.monotonic()
+        now, asked = time.monotonic(), self.received or 0
         mine = torch.tensor([[asked, (now - self._asked_at) / self._steps]], device=accelerator.device)
         asked, pace = accelerator.gather(mine).max(dim=0).values.tolist()
         self._steps, self._asked_at = 0, now

@@ -1,10 +1,12 @@
-"""What a run was made by: hardware, versions, commit, and the code itself."""
+"""What produced a run: hardware, versions, commit, and a digest of the code."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def cores() -> int:
-    """Cores that this process may use: those that it is bound to, and no more than a container's quota."""
+    """Number of cores that this process may use, by its affinity and its container's quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
@@ -28,33 +30,27 @@ def cores() -> int:
 
 
 def hardware(accelerator: Accelerator) -> str:
-    """The GPUs that the run uses, or the CPU with its cores."""
+    """Name and number of the GPUs that the run uses, or of the CPU and its cores."""
     if accelerator.device.type == "cuda":
         return f"{accelerator.num_processes}x {torch.cuda.get_device_name(accelerator.device)}"
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0] if models else name
+    if cpuinfo.exists() and (found := re.search(r"^model name\s*:(.+)", cpuinfo.read_text(), re.MULTILINE)):
+        name = found[1].strip()
     return f"{name}, {cores()} cores"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what decides the numbers."""
-    names = ("seqjepa", "torch", "torchvision", "triton", "accelerate", "ffcv")
+    """Versions of Python and of the packages that decide a run's numbers."""
     found = {"python": platform.python_version()}
-    for name in names:
-        try:
+    for name in ("seqjepa", "torch", "torchvision", "triton", "accelerate", "ffcv"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def code_digest(package: Path = PACKAGE) -> str:
-    """SHA-256 of all code of the project, with the names of its files."""
+    """SHA-256 of all code of the project, including the names of its files."""
     digest = hashlib.sha256()
     for part in ("engine", "kernels", "loaders", "configs"):
         for path in sorted((package / part).rglob("*.py")):
@@ -64,9 +60,9 @@ def code_digest(package: Path = PACKAGE) -> str:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that this file belongs to, `-dirty` with uncommitted changes; None outside one."""
+    """Commit of the checkout of this file, with `-dirty` for uncommitted changes; None outside a checkout."""
     here = Path(__file__).resolve()
-    tracked = ["git", "ls-files", "--error-unmatch", here.name]  # a wheel may lie in somebody else's repository
+    tracked = ["git", "ls-files", "--error-unmatch", here.name]  # a wheel may be installed within another repository
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         for words in (tracked, command):

@@ -1,31 +1,35 @@
-"""Whether a metric has become better, and for how long it has not."""
+"""Early stopping: whether a metric has improved, and for how many validations it has not."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from .config import EarlyStopConfig
 
 __all__ = ["Patience", "improves"]
 
 
-def improves(value: float, best: float | None, mode: str, least: float = 0.0) -> bool:
-    """Whether a metric is better than the best so far, by more than `least`; NaN never is.
+def improves(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
+    """Whether a value is better than the best so far by more than `min_delta`; NaN never is.
 
     Args:
-        value: of the metric.
-        best: so far; None before the first.
-        mode: max or min.
-        least: change that does not count yet.
+        value: of a metric.
+        best: value so far; None before the first.
+        mode: max or min, whichever is better.
+        min_delta: change that does not count yet.
     """
     if best is None or math.isnan(value):
         return not math.isnan(value)
-    return (value - best if mode == "max" else best - value) > least
+    return (value - best if mode == "max" else best - value) > min_delta
 
 
 class Patience:
-    """Counts validations without improvement, and says when there have been enough."""
+    """Counts the validations since the last improvement.
+
+    Attributes:
+        best: value of the metric so far.
+        waited: validations since then.
+    """
 
     def __init__(self, config: EarlyStopConfig):
         self.config = config
@@ -44,12 +48,5 @@ class Patience:
 
     @property
     def over(self) -> bool:
+        """Whether training should stop."""
         return self.config.metric is not None and self.waited >= self.config.patience
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"best": self.best, "waited": self.waited}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """The reverse of `state`."""
-        self.best, self.waited = state["best"], state["waited"]

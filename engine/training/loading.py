@@ -7,6 +7,7 @@ import contextlib
 import torch
 from accelerate import Accelerator
 
+from ...configs.errors import InputError
 from ...loaders.loader import Loaders, build_loaders
 from ..config import Config
 from ..runtime.accelerator import compile_mode
@@ -18,12 +19,12 @@ def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:
     """Open what a run trains on; each process reads its part of every batch.
 
     Raises:
-        InputError: as `build_loaders`.
+        InputError: as `build_loaders`, or the part of a process cannot be cut into micro-batches of two or more.
     """
-    # one process of each machine fetches what is missing, the others find it
-    alone = accelerator.local_main_process_first() if config.data.download else contextlib.nullcontext()
-    with alone:
-        return build_loaders(
+    # one process of each machine downloads what is missing, the others find it
+    in_turn = accelerator.local_main_process_first() if config.data.download else contextlib.nullcontext()
+    with in_turn:
+        loaders = build_loaders(
             config.data,
             config.sequence,
             config.actions,
@@ -35,3 +36,10 @@ def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:
             threads=torch.get_num_threads(),
             compiled=accelerator.device.type == "cuda" and compile_mode(config.run, accelerator) != "none",
         )
+    local_batch = config.data.batch_size // accelerator.num_processes
+    if local_batch % config.optim.accumulate:
+        raise InputError(f"does not divide the {local_batch} sequences of a process", "optim.accumulate")
+    own_statistics = accelerator.num_processes == 1 or config.run.batch_statistics == "process"
+    if own_statistics and local_batch // config.optim.accumulate < 2:
+        raise InputError("gives a process one sequence per micro-batch; batch norm needs two", "data.batch_size")
+    return loaders

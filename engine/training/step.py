@@ -20,6 +20,7 @@ from ..runtime.cuda_graph import GraphedStep
 from ..runtime.distributed import join_batch_norms, joined_mean, world
 from .forward import StepInputs, StepOutputs, TrainingForward
 from .optimizers import build_optimizer, learning_rate, moves_teacher, set_decay, set_rate
+from .segments import segments_of
 
 __all__ = ["Diverged", "TrainingStep"]
 
@@ -43,7 +44,8 @@ class TrainingStep:
         self.accelerator = accelerator
         self.train_model = train_model
         self.steps_per_epoch = len(loaders.train)
-        self.total_steps = config.run.epochs * self.steps_per_epoch
+        segments = segments_of(config, loaders)
+        self.total_steps = segments.start(len(segments))
         device = accelerator.device
 
         self.model = build_model(config.model, config.target, loaders.sequence.action_dim)

@@ -1,11 +1,11 @@
-"""A training run from start to verdict: control, epochs, checkpoints, gates, summary."""
+"""A training run from start to verdict: untrained control, segments, checkpoints, gates, summary."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
+from ...configs.cli import DIVERGED, DONE, GATE_FAILED, MACHINE_FAILED
 from ...configs.errors import InputError, shown
 from ...configs.files import to_json, write_atomically
 from ..analysis.accumulators import MetricBank
@@ -23,11 +24,10 @@ from ..reports.console import Reporter, Stopwatch, closing_block
 from ..reports.figures.curves import draw_curves
 from ..reports.trackers import Trackers, end_tracking
 from ..runs import tensors as files
-from ..runs.checksums import MANIFEST
 from ..runs.folder import RunFolder
 from ..runs.metrics_file import MetricsFile
-from ..runs.state import Settled, TrainingState
-from ..runtime.accelerator import build_accelerator, compile_mode, crowded, overruled
+from ..runs.position import Position
+from ..runtime.accelerator import build_accelerator, crowded, overruled
 from ..runtime.distributed import check_agreement
 from ..runtime.failures import PEER_LOST, explain, sigbus_handler
 from ..runtime.interrupts import Interrupted, Interrupts
@@ -36,22 +36,24 @@ from .diagnostics import diagnose
 from .early_stopping import Patience, improves
 from .gates import check_rules, judge_epochs
 from .loading import open_loaders
-from .optimizers import learning_rate
+from .resume import Resumed, changes, settle
+from .segments import segments_of
 from .step import Diverged, TrainingStep
 from .untrained_control import untrained_control
 from .validation import Validation, metric_names, validate
 
-__all__ = ["DIVERGED", "DONE", "GATE_FAILED", "MACHINE_FAILED", "Trainer", "train"]
-
-DONE, GATE_FAILED, DIVERGED, MACHINE_FAILED = 0, 1, 3, 4
+__all__ = ["Trainer", "train"]
 
 
 def train(config: Config, parent: int) -> int:
-    """Train, evaluate and judge; returns the exit code.
+    """Train, evaluate and judge.
 
     Args:
         config: of the run.
         parent: process that started this one.
+
+    Returns:
+        The exit code.
 
     Raises:
         InputError: the config, the data or the checkpoint cannot be used.
@@ -68,14 +70,14 @@ def train(config: Config, parent: int) -> int:
             try:
                 trainer.fit()
             except Interrupted:
-                reporter.say(f"interrupted by {interrupts.cause}: {trainer.save_interrupted()}")
-                return interrupts.exit_code
+                reporter.say(f"interrupted by {interrupts.cause.name}: {trainer.save_interrupted()}")
+                return 128 + interrupts.cause
             code = trainer.finish()
             accelerator.wait_for_everyone()  # no process leaves the group while another still uses it
             return code
         except Interrupted:
-            reporter.say(f"interrupted by {interrupts.cause}: nothing new was trained")
-            return interrupts.exit_code
+            reporter.say(f"interrupted by {interrupts.cause.name}: nothing new was trained")
+            return 128 + interrupts.cause
         except Diverged as problem:
             reporter.say(f"{problem}; {folder.last_good}")
             return DIVERGED
@@ -88,7 +90,7 @@ def train(config: Config, parent: int) -> int:
             else:
                 print(f"process {accelerator.process_index}: {cause}", file=sys.stderr, flush=True)
             if cause.startswith(PEER_LOST):
-                time.sleep(5)  # the launcher names the process that leaves first: not one that was left alone
+                time.sleep(5)  # the launcher blames the process that ends first, which should be the lost one
             return MACHINE_FAILED
         finally:
             end_tracking(accelerator, reporter.say)
@@ -96,7 +98,7 @@ def train(config: Config, parent: int) -> int:
 
 
 class Trainer:
-    """One run: its parts, its position, and what it writes."""
+    """A run: its parts, its position, and what it writes."""
 
     def __init__(
         self, config: Config, accelerator: Accelerator, interrupts: Interrupts, reporter: Reporter, folder: RunFolder
@@ -106,174 +108,110 @@ class Trainer:
         self.interrupts = interrupts
         self.reporter = reporter
         self.folder = folder
-        self.epoch = 0  # complete epochs
-        self.step = 0  # steps done in the next one
-        self.best: dict[str, Any] = {"epoch": 0, "value": None, "metrics": {}}
-        self.final: dict[str, float] = {}  # metrics of the last complete epoch
+        self.position = Position(0)
+        self.global_step = 0  # optimiser steps done
+        self.best: dict[str, Any] = {"segment": 0, "value": None, "metrics": {}}
+        self.final: Mapping[str, float | None] = {}  # metrics of the last complete segment
         self.patience = Patience(config.early_stop)
         self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
-        self.watch = Stopwatch()  # of the present epoch
-        self.compile_seconds = 0.0  # of this process's first step, which the epoch's time leaves out
-        self.commit = commit()  # of the code that runs, whatever is checked out by the end
+        self.watch = Stopwatch()  # of the present segment
+        self.compile_seconds = 0.0  # of this process's first step, which the segment's time leaves out
+        self.commit = commit()  # now: by the end of the run something else may be checked out
+        self.settled = settle(config.run, accelerator)
+        say = reporter.say
 
-        # machines may keep their data where they like, and have a W&B environment of their own: the main process tracks
+        # First of all: processes that differ would wait for each other in vain, or train different networks unnoticed.
+        # Machines may keep the data in different places, and the main process alone has trackers.
         same = config.model_dump_json(exclude={"data": {"root"}, "tracking": True})
-        settled = f"{accelerator.mixed_precision}, compile {compile_mode(config.run, accelerator)}"
+        precision = f"{self.settled.precision}, compile {self.settled.compile}"
         facts = {"the code": code_digest(), "the version of torch": torch.__version__, "the config": same}
-        check_agreement(accelerator, {**facts, "the precision": settled})
-        resumed, damaged = self.folder.checkpoint_to_resume(reporter.say)
-        tensors, state = files.read(resumed, accelerator.process_index) if resumed else (None, None)
-        changed = {}
-        if state:
-            changed = self.folder.check_same_experiment(state.config, resumed)
-            begun = state.epoch + (state.step > 0)
-            if begun > config.run.epochs:
-                reached = f"is in epoch {begun}" if state.step else f"has {begun}"
-                allowed = f"at least {begun} is allowed"
-                raise InputError(f"is {config.run.epochs}, {resumed} {reached} already; {allowed}", "run.epochs")
-        with self.interrupts.at_once():  # images are read for minutes, and nothing asks meanwhile
+        check_agreement(accelerator, {**facts, "the precision": precision})
+
+        # The checkpoint comes before the images, which can take minutes to read: one with other settings is refused at
+        # once. A signal stops the reading wherever it is, since there are no steps yet to look for signals between.
+        path, damaged = folder.checkpoint_to_resume(say)
+        resumed = Resumed.read(path, folder, accelerator.process_index) if path else None
+        with interrupts.at_once():
             self.loaders = open_loaders(config, accelerator)
-        sums = (resumed / MANIFEST).read_text() if resumed and (resumed / MANIFEST).exists() else f"{resumed}"
-        check_agreement(accelerator, {"the checkpoint": sums, "the data": self.loaders.fingerprint})
-        if state and state.images != self.loaders.fingerprint:
-            raise InputError(f"holds other images than {resumed} was trained on", "data.root")
+        self.segments = segments_of(config, self.loaders)
+        identity = resumed.identity if resumed else "none"
+        check_agreement(accelerator, {"the checkpoint": identity, "the data": self.loaders.fingerprint})
+        if resumed:
+            resumed.check_fits(self.loaders, self.segments)
         check_rules(config, metric_names(config, self.loaders.sequence.factors))
-        local_batch = config.data.batch_size // accelerator.num_processes
-        if local_batch % config.optim.accumulate:
-            raise InputError(f"does not divide the {local_batch} sequences of a process", "optim.accumulate")
-        alone = accelerator.num_processes == 1 or config.run.batch_statistics == "process"
-        if alone and local_batch // config.optim.accumulate < 2:
-            raise InputError("leaves a process one sequence, which batch norm cannot normalise", "data.batch_size")
-        accelerator.wait_for_everyone()  # all have read what is moved and dropped now
-        if accelerator.is_main_process:
-            self.folder.open(resumed, state, damaged)
+
+        # The folder changes only after everything above has passed. The main process renames and deletes checkpoints in
+        # it, which the others must have read by then.
         accelerator.wait_for_everyone()
-        if not self.folder.path.is_dir():
-            raise InputError(f"{self.folder.path} is not on a disk that all machines share", "run.dir")
-        reporter.say(self._heading())
-        alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1 and config.run.threads == "auto"
-        advice = crowded(torch.get_num_threads()) if alone else None
-        for line in [*overruled(config.run, config.optim.accumulate, accelerator), *([advice] if advice else [])]:
-            reporter.say(line)
-        # before the control: a tracker that cannot start should say so now
+        if accelerator.is_main_process:
+            folder.open(path, resumed.state if resumed else None, damaged)
+        accelerator.wait_for_everyone()
+        if not folder.path.is_dir():
+            raise InputError(f"{folder.path} is not on a disk that all machines share", "run.dir")
+        self._say_what_is_trained()
+
+        # Trackers start before the untrained control, which can take minutes: one that cannot start says so now.
+        settings = config.model_dump()
         self.trackers = Trackers(
-            accelerator,
-            config.tracking,
-            config.run.name,
-            config.model_dump(),
-            self.folder.path,
-            self.folder.tracker_id,
-            reporter.say,
+            accelerator, config.tracking, config.run.name, settings, folder.path, folder.tracker_id, say
         )
         self.untrained = None
         if config.control.enabled:
             self.untrained = untrained_control(
-                config,
-                self.loaders,
-                accelerator,
-                say=reporter.say,
-                progress=self._control_progress,
-                check=self._check_interrupt,
+                config, self.loaders, accelerator, say=say, progress=self._control_progress, check=self._check_interrupt
             )
-        set_seed(config.run.seed)  # the control's network is the one that training starts from
+        # The control began with the same seed: its network is the one that training starts from. Processes share their
+        # weights and then draw different dropout masks. A checkpoint's generators replace these, so it comes last.
+        set_seed(config.run.seed)
         self.training = TrainingStep(config, self.loaders, accelerator)
-        set_seed(config.run.seed, device_specific=True)  # dropout differs between processes
-        if state:
-            self._restore(tensors, state)
-            reporter.say(f"resumed from {resumed}: epoch {self.epoch + 1}, step {self.step}")
-            for line in self._news(changed, state.settled):
-                reporter.say(line)
-        self.metrics_file = MetricsFile(self.folder.metrics, self.epoch) if accelerator.is_main_process else None
-        if self.metrics_file and self.metrics_file.lost:
-            epochs = ", ".join(map(str, self.metrics_file.lost))
-            reporter.say(f"{self.folder.metrics}: the lines of epoch {epochs} are missing or damaged")
+        set_seed(config.run.seed, device_specific=True)
+        if resumed:
+            self._restore(resumed)
+        self.metrics_file = None
+        if accelerator.is_main_process:
+            self.metrics_file = MetricsFile(folder.metrics, self.position.segment)
+            if self.metrics_file.lost:
+                epochs = ", ".join(map(str, self.metrics_file.lost))
+                say(f"{folder.metrics}: the lines of epoch {epochs} are missing or damaged")
 
-    def _heading(self) -> str:
-        loaders, accelerator = self.loaders, self.accelerator
-        return (
-            f"{self.config.run.name}: {self.config.data.name}, {len(loaders.train.sampler.indices)} training and "
+    def _say_what_is_trained(self) -> None:
+        config, loaders, accelerator, say = self.config, self.loaders, self.accelerator, self.reporter.say
+        say(
+            f"{config.run.name}: {config.data.name}, {len(loaders.train.sampler.indices)} training and "
             f"{len(loaders.validation.sampler.indices)} test images, {loaders.kind} loader, "
-            f"{accelerator.device.type}, {'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}, "
-            f"{accelerator.num_processes} process(es)"
+            f"{self.settled.device}, {self.settled.precision}, {self.settled.processes} process(es)"
         )
+        for line in overruled(config.run, config.optim.accumulate, accelerator):
+            say(line)
+        alone = self.settled.device == "cpu" and self.settled.processes == 1 and config.run.threads == "auto"
+        if alone and (advice := crowded(torch.get_num_threads())):
+            say(advice)
 
-    @property
-    def _settled(self) -> Settled:
-        """What this machine makes of the config."""
-        accelerator = self.accelerator
-        return Settled(
-            processes=accelerator.num_processes,
-            device=accelerator.device.type,
-            precision=accelerator.mixed_precision.replace("no", "fp32"),
-            compile=compile_mode(self.config.run, accelerator),
-        )
-
-    def _rows(self, accumulate: int, processes: int) -> int:
-        """Sequences that batch norm and the terms of the objective see at a time."""
-        shared = processes if self.config.run.batch_statistics == "process" else 1
-        return self.config.data.batch_size // accumulate // shared
-
-    def _news(self, changed: dict[str, tuple[Any, Any]], settled: Settled | None) -> list[str]:
-        """What a resumed run does otherwise than the one that saved the checkpoint, a line each.
-
-        Args:
-            changed: fields that differ: value of the checkpoint, value now.
-            settled: what the checkpoint's machine had made of the config; None where it does not say.
-        """
-        config, training, lines = self.config, self.training, []
-        now = self._settled
-        before = settled or now
-        for name in ("device", "precision", "compile"):
-            if (old := getattr(before, name)) != (new := getattr(now, name)):
-                changed.setdefault(f"run.{name}", (old, new))
-        if before.processes != now.processes:
-            changed["the number of processes"] = (before.processes, now.processes)
-        if changed:
-            fields = ", ".join(f"{field} from {old!r} to {new!r}" for field, (old, new) in changed.items())
-            lines.append(f"changed since the checkpoint: {fields}")
-        accumulate, _ = changed.get("optim.accumulate", (config.optim.accumulate, None))
-        old, new = self._rows(accumulate, before.processes), self._rows(config.optim.accumulate, now.processes)
-        if old != new:
-            lines.append(
-                f"batch norm and the terms of the objective now see {new} sequences at a time instead of {old}: "
-                "the run goes on, but not as it would have gone"
-            )
-        if "run.epochs" in changed and not self.done and self.global_step:
-            totals = [number * training.steps_per_epoch for number in changed["run.epochs"]]
-            last = self.global_step - 1
-            for name, schedule in {"learning rate": self._rate, "teacher's decay": self._decay}.items():
-                before, same_step, now = (
-                    schedule(last, totals[0]),
-                    schedule(last, totals[1]),
-                    schedule(last + 1, totals[1]),
-                )
-                if not math.isclose(before, same_step, rel_tol=1e-6):
-                    lines.append(
-                        f"the {name} was {before:.6g} in the last step and is {now:.6g} in the next: its schedule is "
-                        f"now spread over {config.run.epochs} epochs"
-                    )
-        return lines
-
-    def _rate(self, step: int, total_steps: int) -> float:
-        return learning_rate(self.config.optim, step, self.training.steps_per_epoch, total_steps)
-
-    def _decay(self, step: int, total_steps: int) -> float:
-        return self.training.model.target.decay(torch.tensor(step), total_steps).item()
-
-    @property
-    def global_step(self) -> int:
-        """Optimiser steps done."""
-        return self.epoch * self.training.steps_per_epoch + self.step
+    def _restore(self, resumed: Resumed) -> None:
+        """Go to the position of a checkpoint, and say what has changed since."""
+        state, say = resumed.state, self.reporter.say
+        self.position = state.position
+        self.global_step = self.segments.start(self.position.segment) + self.position.step
+        self.best, self.final = state.best.model_dump(), state.final
+        self.patience.best, self.patience.waited = state.patience.best, state.patience.waited
+        self.seconds, self.train_seconds = state.seconds, state.train_seconds
+        files.restore(self.training, self.accelerator, resumed.tensors, self.global_step)
+        if notice := state.notice(resumed.path):
+            say(notice)
+        segment, step = self.position
+        say(f"resumed from {resumed.path}: {self.segments.name} {segment + 1}, step {step}")
+        for line in changes(resumed, self.training, self.settled, None if self.done else self.global_step):
+            say(line)
 
     @property
     def done(self) -> bool:
-        """Whether there is no epoch left."""
-        return self.epoch == self.config.run.epochs or self.patience.over
+        """Whether there is no segment left."""
+        return self.position.segment == len(self.segments) or self.patience.over
 
     # -- the loop
 
     def fit(self) -> None:
-        """Train to the last epoch.
+        """Train to the end of the last segment.
 
         Raises:
             Interrupted: the run was asked to stop.
@@ -282,33 +220,33 @@ class Trainer:
         self.reporter.advance("training", self.global_step, total=self.training.total_steps)
         while not self.done:
             self.watch = Stopwatch()
-            self._train_epoch()
-            if self.accelerator.device.type == "cuda":
-                torch.cuda.synchronize()  # what is queued belongs to this epoch's time
+            self._train_segment()
+            if self.settled.device == "cuda":
+                torch.cuda.synchronize()  # what is queued belongs to this segment's time
             train_seconds = self.watch.seconds
-            number = self.epoch + 1
-            validated = number % self.config.eval.every == 0 or number == self.config.run.epochs
+            number = self.position.segment + 1
+            validated = number % self.config.eval.every == 0 or number == len(self.segments)
             # an interrupted validation is repeated by the resumed run; only then may the training metrics be read
             self.interrupts.new_pace()
             validation = validate(self.training, self.loaders.validation, self._check_interrupt) if validated else None
             self._refuse_divergence()
-            self.final = self.training.epoch_metrics() | (validation.metrics if validation else {})
-            self.epoch, self.step = number, 0
+            metrics = self.training.epoch_metrics() | (validation.metrics if validation else {})
+            self.position, self.final = Position(number), metrics
             self.seconds += self.watch.seconds
             self.train_seconds += train_seconds
-            self._end_epoch(validation, train_seconds)
+            self._end_segment(metrics, validation, train_seconds)
 
-    def _train_epoch(self) -> None:
-        log_every = self.config.run.log_every
+    def _train_segment(self) -> None:
         recent = Stopwatch()
         self.interrupts.new_pace()
-        for batch in self.loaders.train.epoch(self.epoch, self.step):
+        for batch in self.segments.batches(self.position):
             loss = self.training.step(batch, self.global_step)
-            self.step += 1
+            self.position = Position(self.position.segment, self.position.step + 1)
+            self.global_step += 1
             self.watch.count(self.config.data.batch_size)
             recent.count(self.config.data.batch_size)
             self.reporter.advance()
-            if self.global_step % log_every == 0:
+            if self.global_step % self.config.run.log_every == 0:
                 value = self.accelerator.reduce(loss, "mean").item()  # the one host sync of the loop
                 self._refuse_divergence()
                 self._log_step(value, recent)
@@ -325,84 +263,68 @@ class Trainer:
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"
         self.reporter.advance(amount=0, status=status)
-        lr = self._rate(self.global_step - 1, self.training.total_steps)
+        lr = float(self.training.optimizer.param_groups[0]["lr"])  # of the last step
         values = {"step_loss": loss, "lr": lr, "sequences_per_second": recent.rate}
         values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
         self.trackers.log(values, self.global_step)
 
-    def _end_epoch(self, validation: Validation | None, train_seconds: float) -> None:
-        config, metrics, watch = self.config, self.final, self.watch
-        validated = validation is not None
-        is_best = validated and improves(metrics[config.eval.best_metric], self.best["value"], config.eval.best_mode)
-        if validated:
+    def _end_segment(self, metrics: dict[str, float], validation: Validation | None, train_seconds: float) -> None:
+        """Record a segment, show it, and save what is due; sweeps are made first, since their metrics are recorded."""
+        config, watch, number = self.config, self.watch, self.position.segment
+        is_best = False
+        if validation:
+            value = metrics[config.eval.best_metric]
+            is_best = improves(value, self.best["value"], config.eval.best_mode)
             self.patience.see(metrics)
-        if is_best:
-            self.best = {"epoch": self.epoch, "value": metrics[config.eval.best_metric], "metrics": metrics}
-        rate = watch.sequences / train_seconds
-        diagnostics, figures, seconds = (
-            self._diagnose(validation.moments) if validation and self._diagnosed else ({}, [], 0.0)
-        )
+            if is_best:
+                self.best = {"segment": number, "value": value, "metrics": metrics}
+        rate, swept, figures, seconds = watch.sequences / train_seconds, {}, [], 0.0
+        every = config.diagnostics.every
+        if validation and every and self.accelerator.is_main_process and (number % every == 0 or self.done):
+            swept, figures, seconds = self._diagnose(validation.moments)
         timing = {"ep_time": watch.seconds, "train_time": train_seconds, "sequences_per_second": rate}
-        if self.compile_seconds and watch.steps < self.training.steps_per_epoch:
+        if self.compile_seconds and watch.steps < self.segments.steps(number - 1):
             timing["compile_time"] = self.compile_seconds
-        if diagnostics:
+        if swept:
             timing["diagnostics_time"] = seconds
-        untrained = {f"untrained_{name}": value for name, value in (self.untrained or {}).items()}
         if self.metrics_file:
-            self.metrics_file.append({"epoch": self.epoch, **metrics, **diagnostics, "timing": timing})
-        self.trackers.log({"epoch": self.epoch, **metrics, **diagnostics, **untrained, **timing}, self.global_step)
+            self.metrics_file.append({"epoch": number, **metrics, **swept, "timing": timing})
+        untrained = {f"untrained_{name}": value for name, value in (self.untrained or {}).items()}
+        self.trackers.log({"epoch": number, **metrics, **swept, **untrained, **timing}, self.global_step)
         for path in figures:
             self.trackers.log_figure(path.stem, path, self.global_step)
-        if validated:
-            title = f"epoch {self.epoch}/{config.run.epochs}  {rate:.0f} sequences/s"
+        if validation:
+            title = f"{self.segments.name} {number}/{len(self.segments)}  {rate:.0f} sequences/s"
             self.reporter.epoch(title, metrics, self.untrained)
             for warning in collapse_warnings(metrics, config.diagnostics):
                 self.reporter.say(f"collapse? {warning}")
         if self.patience.over:
             waited = f"for {self.patience.waited} validations"
             self.reporter.say(f"stopped early: {config.early_stop.metric} has not improved {waited}")
-        if is_best or self.done or self.epoch % config.checkpoint.every == 0:
+        if is_best or self.done or number % config.checkpoint.every == 0:
             self.save(best=is_best)
-
-    @property
-    def _diagnosed(self) -> bool:
-        """Whether this epoch has factor sweeps."""
-        every = self.config.diagnostics.every
-        return bool(every) and self.accelerator.is_main_process and (self.epoch % every == 0 or self.done)
 
     def _diagnose(self, moments: MetricBank) -> tuple[dict[str, float], list[Path], float]:
         """Metrics and figures of factor sweeps, and the seconds that they took."""
-        watch, training, folder = Stopwatch(), self.training, self.folder
+        watch, training, folder, number = Stopwatch(), self.training, self.folder, self.position.segment
         try:
-            metrics, figures = diagnose(
-                training.model,
-                self.loaders.validation,
-                self.config,
-                self.accelerator,
-                moments,
-                epoch=self.epoch,
-                bases=folder.bases,
-                figures=folder.figures,
-            )
-        # out of memory, a full disk: no reason to lose the epoch
-        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            self.reporter.say(f"no sweeps for epoch {self.epoch}: {str(error).splitlines()[0]}")
+            where = {"epoch": number, "bases": folder.bases, "figures": folder.figures}
+            loader = self.loaders.validation
+            metrics, figures = diagnose(training.model, loader, self.config, self.accelerator, moments, **where)
+        except (RuntimeError, ValueError, OSError, SafetensorError) as error:  # no memory, a full disk
+            self.reporter.say(f"no sweeps for epoch {number}: {str(error).splitlines()[0]}")
             metrics, figures = {}, []
         self.seconds += watch.seconds
         return metrics, figures, watch.seconds
 
     def _refuse_divergence(self) -> None:
-        found = self.training.diverged()
-        if found is not None:
+        if found := self.training.diverged():
             step, term = found
-            epoch = step // self.training.steps_per_epoch + 1
-            raise Diverged(f"diverged: {term} was not finite at step {step} (epoch {epoch})")
+            where = f"step {step} ({self.segments.name} {self.segments.segment_of(step) + 1})"
+            raise Diverged(f"diverged: {term} was not finite at {where}")
 
     def _check_interrupt(self) -> None:
-        if self.accelerator.num_processes == 1:
-            self.interrupts.check()
-        else:
-            self.interrupts.check_together(self.accelerator)
+        self.interrupts.check_together(self.accelerator)
 
     def _control_progress(self, description: str, amount: int) -> None:
         if description:
@@ -415,22 +337,21 @@ class Trainer:
     def save(self, *, best: bool = False) -> Path:
         """Write a checkpoint of the present position; returns its folder."""
         state = {
-            "epoch": self.epoch,
-            "step": self.step,
+            "position": self.position._asdict(),
             "best": self.best,
             "final": self.final,
-            "patience": self.patience.state(),
+            "patience": {"best": self.patience.best, "waited": self.patience.waited},
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
             "images": self.loaders.fingerprint,
             "wandb_id": self.folder.tracker_id,
             "commit": self.commit,
             "config": self.config.model_dump(),
-            "settled": self._settled.model_dump(),
+            "settled": self.settled.model_dump(),
         }
         self.training.share_buffers()
         checkpoints = self.folder.checkpoints
-        partial, final = checkpoints.partial(self.epoch, self.step)
+        partial, final = checkpoints.partial(self.segments.name, self.position)
         try:
             broken = files.write(partial, self.training, self.accelerator, state)
             if broken:
@@ -447,39 +368,29 @@ class Trainer:
         self._refuse_divergence()
         self.seconds += self.watch.seconds
         self.train_seconds += self.watch.seconds
-        return f"saved {self.save()}; run.resume=auto continues in epoch {self.epoch + 1}"
-
-    def _restore(self, tensors: dict[str, dict[str, Any]], state: TrainingState) -> None:
-        self.epoch, self.step = state.epoch, state.step
-        if self.step > self.training.steps_per_epoch:
-            raise InputError(f"is at step {self.step} of {self.training.steps_per_epoch}", "run.resume")
-        self.best, self.final = state.best.model_dump(), state.final
-        self.patience.load(state.patience.model_dump())
-        self.seconds, self.train_seconds = state.seconds, state.train_seconds
-        files.restore(self.training, self.accelerator, tensors, self.global_step)
+        where = f"{self.segments.name} {self.position.segment + 1}"
+        return f"saved {self.save()}; run.resume=auto continues in {where}"
 
     # -- the verdict
 
     def finish(self) -> int:
         """Judge, summarise, draw; returns the exit code."""
-        config = self.config
-        epochs = {"final epoch": self.final, f"best epoch {self.best['epoch']}": self.best["metrics"]}
-        passed, reasons = judge_epochs(config.data.name, config.active_rules, epochs, self.untrained)
-        if self.accelerator.is_main_process:
-            sequences = self.global_step * config.data.batch_size
-            summary = {
-                "gate_pass": passed,
-                "gate_reasons": reasons,
+        config, best, name = self.config, self.best, self.segments.name
+        judged = {f"final {name}": self.final, f"best {name} {best['segment']}": best["metrics"]}
+        passed, reasons = judge_epochs(config.data.name, config.active_rules, judged, self.untrained)
+        if self.metrics_file:
+            verdict = {"gate_pass": passed, "gate_reasons": reasons}
+            summary = verdict | {
                 "final": self.final,
-                "best": self.best["metrics"],
+                "best": best["metrics"],
                 "untrained": self.untrained,
-                "best_epoch": self.best["epoch"],
-                "epochs": self.epoch,
+                "best_epoch": best["segment"],
+                "epochs": self.position.segment,
                 "stopped_early": self.patience.over,
                 "commit": self.commit,
                 "timing": {
                     "seconds": self.seconds,
-                    "sequences_per_second": sequences / max(self.train_seconds, 1e-9),
+                    "sequences_per_second": self.global_step * config.data.batch_size / max(self.train_seconds, 1e-9),
                     "hardware": hardware(self.accelerator),
                     "versions": versions(),
                 },
@@ -488,10 +399,10 @@ class Trainer:
             try:
                 draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves)
                 self.trackers.log_figure("curves", self.folder.curves, self.global_step)
-            except OSError as error:  # of a run that has all but its picture
+            except OSError as error:  # no reason to fail a run that has everything else
                 where = shown(error.filename or self.folder.curves)
                 self.reporter.say(f"curves are not drawn: {where} cannot be written ({error.strerror})")
-            self.trackers.summarise({"gate_pass": passed, "gate_reasons": reasons, "best_epoch": self.best["epoch"]})
+            self.trackers.summarise(verdict | {"best_epoch": best["segment"]})
             for reason in reasons:
                 self.reporter.say(f"gate: {reason}")
             self.reporter.say(closing_block(str(self.folder.path), summary))

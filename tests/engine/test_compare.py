@@ -172,7 +172,7 @@ def test_a_file_is_read_as_training_reads_it(make, capsys):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "summary.json"])
-def test_what_cannot_be_read_is_said_to_be_so(make, tmp_path, capsys, monkeypatch, name):
+def test_what_cannot_be_read_is_reported(make, tmp_path, capsys, monkeypatch, name):
     """By somebody whom modes keep out, as they do not root; the folders above are not theirs either."""
     path = make("a", 1, [20.0])
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ import torch
 from seqjepa.engine.train import main
 
 
-def test_a_standing_run_is_not_overwritten(tiny, tmp_path, refused):
+def test_an_existing_run_is_not_overwritten(tiny, tmp_path, refused):
     assert main(tiny()) == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     refused(
@@ -151,7 +151,7 @@ def test_refuses_a_checkpoint_of_another_experiment_or_a_damaged_one(tiny, tmp_p
     refused(tiny(f"run.resume={path}", run="b"), "run.resume", "1000 bytes, the manifest says")
     (path / "trainer.safetensors").write_bytes(whole)
     (path / "manifest.json").unlink()  # as before version 4
-    for text, message in (("{", "not readable"), ('{"version": 2}', "a checkpoint of version 2; 3, 4 can be read")):
+    for text, message in (("{", "not readable"), ('{"version": 2}', "a checkpoint of version 2; 3, 4, 5 can be read")):
         (path / "state.json").write_text(text)
         refused(tiny(f"run.resume={path}", run="b"), "run.resume", message)
 

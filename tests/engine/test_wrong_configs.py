@@ -138,7 +138,7 @@ def test_strange_words_are_one_line(refused, word, parts):
     refused(["configs/smoke.yaml", word], *parts)
 
 
-def test_a_file_that_cannot_be_read_is_said_to_be_so(tmp_path, refused, monkeypatch):
+def test_a_file_that_cannot_be_read_is_reported(tmp_path, refused, monkeypatch):
     """By somebody whom modes keep out, as they do not root; the folders above are not theirs either."""
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o755)
@@ -152,6 +152,6 @@ def test_a_file_that_cannot_be_read_is_said_to_be_so(tmp_path, refused, monkeypa
         os.seteuid(user)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path, refused):
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, refused):
     os.mkfifo(tmp_path / "pipe.yaml")
     refused([str(tmp_path / "pipe.yaml")], "no such config file")

@@ -62,7 +62,7 @@ def count(module):
         (5, MNIST, 19_739_840, 30_908_672),
     ],
 )
-def test_parameter_counts_are_the_references(action_dim, settings, trainable, with_teacher):
+def test_parameter_counts_are_those_of_the_reference_code(action_dim, settings, trainable, with_teacher):
     model = build_model(ModelConfig(**settings), EMATargetConfig(), action_dim)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
     assert count(model) == with_teacher
@@ -71,7 +71,7 @@ def test_parameter_counts_are_the_references(action_dim, settings, trainable, wi
     assert count(without) == trainable
 
 
-def test_probe_parameter_counts_are_the_references():
+def test_probe_parameter_counts_are_those_of_the_reference_code():
     from seqjepa.engine.evaluation.config import ProbesConfig
 
     probes = OnlineProbes(ProbesConfig(), 512, 640, 10, {"rotation": slice(0, 2)})

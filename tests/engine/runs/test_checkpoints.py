@@ -100,8 +100,30 @@ def test_a_checkpoint_named_by_its_path_is_checked_too(copy, tiny, refused):
     refused(tiny(*words, f"run.resume={path}"), "run.resume: ", "probes.safetensors: changed, its checksum")
 
 
+def write_record(path: Path, state: dict) -> None:
+    """Another state.json in a checkpoint, with a manifest that agrees."""
+    (path / "state.json").write_text(json.dumps(state))
+    (path / "manifest.json").unlink()
+    seal(path)
+
+
+# of the tiny run, as version 4 saved the sections that have other settings now
+OLD_SECTIONS = Path(__file__).parent.parent / "version4" / "tiny.json"
+
+
+def as_version_4(path: Path) -> None:
+    """As when training knew nothing but epochs, and sections held the settings of all kinds."""
+    state = json.loads((path / "state.json").read_text())
+    position = state.pop("position")
+    state |= {"version": 4, "epoch": position["segment"], "step": position["step"]}
+    state["best"]["epoch"] = state["best"].pop("segment")
+    state["config"] |= json.loads(OLD_SECTIONS.read_text())
+    write_record(path, state)
+
+
 def as_version_3(path: Path) -> None:
     """As the first checkpoints of version 3 were."""
+    as_version_4(path)
     (path / "manifest.json").unlink()
     state = json.loads((path / "state.json").read_text())
     state["patience"]["value"] = state["patience"].pop("best")
@@ -109,21 +131,52 @@ def as_version_3(path: Path) -> None:
     (path / "state.json").write_text(json.dumps(state | {"version": 3}))
 
 
-def test_version_3_is_migrated(copy, saved, tiny):
-    shutil.rmtree(copy / "checkpoints" / "epoch-0003")
-    as_version_3(copy / "checkpoints" / "epoch-0002")
+@pytest.mark.parametrize(("version", "as_before"), [(3, as_version_3), (4, as_version_4)])
+def test_older_versions_are_migrated_and_a_line_says_so(copy, saved, tiny, capsys, version, as_before):
+    newest, before = (copy / "checkpoints" / f"epoch-000{epoch}" for epoch in (3, 2))
+    shutil.rmtree(newest)
+    as_before(before)
     words = ("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
     assert main(tiny(*words)) == 0
-    assert same_weights(copy / "checkpoints" / "epoch-0003", saved / "checkpoints" / "epoch-0003")
+    assert f"{before}: a checkpoint of version {version}; its settings are read by" in capsys.readouterr().out
+    assert same_weights(newest, saved / "checkpoints" / "epoch-0003")
+    ours, theirs = (json.loads((run / "checkpoints/epoch-0003/state.json").read_text()) for run in (copy, saved))
+    for name in ("version", "position", "best"):
+        assert ours[name] == theirs[name]
+    assert {**ours["config"], "run": 0, "control": 0} == {**theirs["config"], "run": 0, "control": 0}
+    assert main(tiny(*words)) == 0
+    assert "a checkpoint of version" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("version", [0, 2, 5, "4", None, True])
+def test_an_interrupted_run_of_version_4_goes_on_in_the_middle(tiny, tmp_path, capsys, interrupt_at, monkeypatch):
+    assert main(tiny(run="whole")) == 0
+    interrupt_at(7)
+    assert main(tiny(run="cut")) == 143
+    monkeypatch.undo()
+    as_version_4(find_checkpoint(tmp_path / "cut"))
+    assert main(tiny("run.resume=auto", run="cut")) == 0
+    assert "epoch 2, step 3" in capsys.readouterr().out
+    assert same_weights(*(tmp_path / run / "checkpoints" / "epoch-0002" for run in ("whole", "cut")))
+
+
+@pytest.mark.parametrize("missing", ["epoch", "step", "best", "config", "patience"])
+def test_a_record_of_version_4_that_lacks_a_part_is_refused(copy, missing):
+    path = copy / "checkpoints" / "epoch-0002"
+    as_version_4(path)
+    state = json.loads((path / "state.json").read_text())
+    del state[missing]
+    write_record(path, state)
+    with pytest.raises(InputError, match=rf"{path / 'state.json'}: (no record of version 4 \(KeyError\)|{missing}: )"):
+        checkpoint_files.read(path)
+
+
+@pytest.mark.parametrize("version", [0, 2, 6, "4", None, True])
 def test_other_versions_are_refused(copy, version):
     path = copy / "checkpoints" / "epoch-0002"
     as_version_3(path)
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(state | {"version": version}))
-    with pytest.raises(InputError, match=f"a checkpoint of version {version!r}; 3, 4 can be read"):
+    with pytest.raises(InputError, match=f"a checkpoint of version {version!r}; 3, 4, 5 can be read"):
         checkpoint_files.read(path)
 
 
@@ -150,34 +203,32 @@ json_values = st.recursive(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(
-    field=st.sampled_from([*TrainingState.model_fields, "best.epoch", "patience.waited", "extra"]), value=json_values
+    field=st.sampled_from([*TrainingState.model_fields, "position.step", "best.segment", "patience.waited", "extra"]),
+    value=json_values,
 )
 def test_a_hostile_record_is_refused(copy, field, value):
     """With a manifest that agrees: what is read is checked for itself; only an `InputError` may come of it."""
     path = copy / "checkpoints" / "epoch-0002"
     original = (path / "state.json").read_text()
-    as_version_3(path)
     try:
         state = json.loads(original)
         section, _, key = field.rpartition(".")
         (state[section] if section else state)[key] = value
-        (path / "state.json").write_text(json.dumps(state))
+        write_record(path, state)
         with contextlib.suppress(InputError):
             _, found = checkpoint_files.read(path)
             assert field != "extra"
-            assert isinstance(found.epoch, int)
-            assert found.epoch >= 0
+            assert all(isinstance(number, int) and number >= 0 for number in found.position)
     finally:
-        (path / "state.json").write_text(original)
-        seal(path)
+        write_record(path, json.loads(original))
 
 
 def step_of(state):
-    state["step"] = 10**9
+    state["position"]["step"] = 10**9
 
 
 def epoch_of(state):
-    state["epoch"] = 2**63
+    state["position"]["segment"] = 2**63
 
 
 def secret_of(state):
@@ -186,7 +237,11 @@ def secret_of(state):
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [(step_of, "step 1000000000 of 5"), (epoch_of, "less than 2**32"), (secret_of, "'${' is not looked up")],
+    [
+        (step_of, "step 1000000000 of 5"),
+        (epoch_of, "position.segment: input should be less than 4294967296"),
+        (secret_of, "'${' is not looked up"),
+    ],
 )
 def test_a_record_is_not_believed(copy, tiny, capsys, monkeypatch, change, part):
     """Its checksum is right: somebody wrote it so."""
@@ -222,9 +277,9 @@ def other_optimizer(tensors, name):
         ("trainer", "probe_optimizer.{}.exp_avg", gone, "has exp_avg_sq, step"),
         ("trainer", "probe_optimizer.{}.exp_avg_sq", whole_numbers, "of torch.int64, not ("),
         ("trainer", "", other_optimizer, "optimizer has no state"),
-        ("rng-00000", "numpy", halved, "generators' state is none"),
-        ("rng-00000", "python", halved, "generators' state is none"),
-        ("rng-00000", "torch", halved, "generators' state is none"),
+        ("rng-00000", "numpy", halved, "random-generator state is invalid"),
+        ("rng-00000", "python", halved, "random-generator state is invalid"),
+        ("rng-00000", "torch", halved, "random-generator state is invalid"),
     ],
 )
 def test_tensors_are_not_believed(copy, tiny, capsys, file, name, change, part):
@@ -300,7 +355,7 @@ def test_what_may_not_be_read_is_not_called_damaged(copy, tmp_path, name):
     for error in (caught.value, by_name.value):
         assert not isinstance(error, manifest.Damaged)
         assert f"{locked}" in str(error)
-        assert "cannot be read (Permission denied); it may be whole: let this user read it" in str(error)
+        assert "cannot be read (Permission denied); it may be undamaged: let this user read it" in str(error)
         assert error.field == "run.resume"
 
 
@@ -328,7 +383,7 @@ def test_a_pipe_among_the_files_is_not_waited_for(copy, tiny, capsys):
     assert f"resumed from {copy / 'checkpoints' / 'epoch-0001'}" in capsys.readouterr().out
 
 
-def test_best_as_a_folder(copy, tiny):
+def test_a_best_that_is_a_folder_is_replaced(copy, tiny):
     """As copies by some tools have it."""
     link = copy / "checkpoints" / "best"
     best = os.readlink(link)

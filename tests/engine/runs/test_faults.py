@@ -157,7 +157,7 @@ def test_a_run_that_another_overtook(tiny, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(trainer, "open_loaders", slow)
     capfd.readouterr()
     assert main(words) == 2
-    assert "another run has been in it since this one began" in capfd.readouterr().err
+    assert "another run wrote here after this one started" in capfd.readouterr().err
     assert find_checkpoint(tmp_path / "run").name == "epoch-0002"
     assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == 2
 
@@ -229,7 +229,7 @@ def spoil_gradient(training, batch):
 
 
 @pytest.mark.parametrize("spoil", [spoil_image, spoil_teacher, spoil_gradient])
-def test_a_number_that_is_none(tiny, tmp_path, whole, capsys, monkeypatch, spoil):
+def test_a_number_that_is_not_finite_ends_the_run(tiny, tmp_path, whole, capsys, monkeypatch, spoil):
     """It ends the run by the end of the epoch, nothing of it is saved, and from what was the run goes on."""
     original = TrainingStep.step
 
@@ -361,7 +361,7 @@ def test_data_that_vanish_under_a_run(tiny, tmp_path, beton, fault):
     if "truncate" in fault:
         assert result.returncode == 128 + signal.SIGBUS, said
         shrunk = "a file that was being read has shrunk or is gone (SIGBUS); last good checkpoint: "
-        assert said[-1] == f"{shrunk}{good}; run.resume=auto goes on from there"
+        assert said[-1] == f"{shrunk}{good}; run.resume=auto continues from it"
         assert good.name == "epoch-0001"
     else:
         assert result.returncode == 2, said

@@ -37,7 +37,7 @@ def replaced(section, field: str):
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of what is put there
 @pytest.mark.parametrize("field", [name for name in leaves(Config().model_dump()) if name != "gates.rules"])
-def test_no_setting_changes_without_a_word(field, tmp_path):
+def test_no_setting_changes_silently(field, tmp_path):
     saved = Config()
     folder = folder_of(replaced(saved, field))
     if Config.is_free(field):
@@ -98,7 +98,7 @@ def test_what_decides_what_is_learnt_is_fixed(field, words, tmp_path):
     assert caught.value.field in {field, *(word.partition("=")[0] for word in words)}
 
 
-def test_more_epochs_change_rate_and_decay_and_that_is_said(tiny, capsys):
+def test_more_epochs_move_the_schedules_and_lines_say_so(tiny, capsys):
     """The schedules are spread over all epochs: a cosine that had ended begins anew from its middle."""
     words = tiny(*TEN_STEPS, "optim.lr=1e-3", "optim.min_lr=1e-5", "target.schedule=cosine", "target.decay=0.9")
     assert main([*words, "run.epochs=1"]) == 0
@@ -128,7 +128,7 @@ def test_more_epochs_of_constant_schedules_change_nothing(tiny, capsys):
     assert "in the last step and is" not in printed
 
 
-def test_what_a_lack_of_memory_is_answered_with_is_taken(tiny, capsys):
+def test_the_advice_on_a_lack_of_memory_can_be_followed(tiny, capsys):
     """More micro-batches and run.resume=auto, as the message advises."""
     words = tiny(*TEN_STEPS, "run.epochs=2", "run.overwrite=false")
     assert main([*words, "run.epochs=1"]) == 0
@@ -138,7 +138,7 @@ def test_what_a_lack_of_memory_is_answered_with_is_taken(tiny, capsys):
     assert "batch norm and the terms of the objective now see 8 sequences at a time instead of 16" in printed
 
 
-def test_what_another_machine_makes_of_the_config_is_said(tiny, capsys, monkeypatch):
+def test_what_another_machine_makes_of_the_config_is_reported(tiny, capsys, monkeypatch):
     """run.precision=auto is bf16 where a CPU has it, and the number of processes is no field of the config."""
     words = tiny(*TEN_STEPS, "run.precision=auto", "run.batch_statistics=process")
     bf16 = "seqjepa.engine.runtime.accelerator._use_bf16"

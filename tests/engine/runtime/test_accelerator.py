@@ -75,7 +75,7 @@ def test_a_run_says_what_its_config_overrules(tiny, monkeypatch, capsys):
     assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=8 is not used" in capsys.readouterr().out
 
 
-def test_a_busy_machine_is_told_of():
+def test_a_busy_machine_is_reported():
     """Threads that wait for each other by spinning are much slower than one where others take the cores."""
     cores = len(os.sched_getaffinity(0))
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * cores)]
@@ -120,7 +120,7 @@ def test_a_change_of_any_module_changes_the_code_digest(tmp_path):
         ("LOCAL_WORLD_SIZE", "0", "LOCAL_WORLD_SIZE=0 in the environment: must be a whole number"),
     ],
 )
-def test_what_a_launcher_left_over_is_one_line(tiny, run_process, variable, value, part):
+def test_variables_that_a_launcher_left_over_are_one_line(tiny, run_process, variable, value, part):
     result = run_process(sys.executable, "-W", "ignore", "engine/train.py", *tiny(), **{variable: value})
     assert result.returncode == 2, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr

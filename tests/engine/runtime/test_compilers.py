@@ -54,15 +54,15 @@ def test_a_compiler_is_tried(device, variable, name, monkeypatch, script):
     ("device", "variable", "value", "said"),
     [
         ("cpu", "CXX", 'g++ "', 'g++ " fails (No closing quotation)'),
-        ("cpu", "CXX", "/bin/true", "/bin/true fails (it says that it is done, and has written nothing)"),
-        ("cuda", "CC", "/bin/true", "/bin/true fails (it says that it is done, and has written nothing)"),
+        ("cpu", "CXX", "/bin/true", "/bin/true fails (it reports success, and has written nothing)"),
+        ("cuda", "CC", "/bin/true", "/bin/true fails (it reports success, and has written nothing)"),
         ("cpu", "CXX", "", " fails (CXX is set and empty)"),
         ("cpu", "CXX", " ", " fails (CXX is set and empty)"),
         ("cuda", "CC", "", " fails (CC is set and empty)"),
         ("cuda", "CC", "gcc -O1", "gcc -O1 fails (No such file or directory)"),  # which torch would split
     ],
 )
-def test_what_is_no_compiler_is_found_out(device, variable, value, said, monkeypatch):
+def test_a_program_that_is_no_compiler_is_recognised(device, variable, value, said, monkeypatch):
     monkeypatch.setenv(variable, value)
     assert said in missing_compiler(device)
 

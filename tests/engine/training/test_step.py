@@ -121,7 +121,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pulls_are_measured_without_a_trace(build, variant):
+def test_term_gradient_norms_are_measured_without_side_effects(build, variant):
     """The step is the same whether the terms' gradients are looked at or not."""
     states = []
     for log_every in (1, 1000):
@@ -136,7 +136,7 @@ def test_pulls_are_measured_without_a_trace(build, variant):
         assert torch.equal(value, states[1][name]), name
 
 
-def test_pulls_are_the_slopes_of_the_terms(build):
+def test_term_gradient_norms_are_the_slopes_of_the_terms(build):
     """Against finite differences along the gradient of the total."""
     training, loaders = build("run.log_every=1", "model.aggregator.dropout=0.0", "objective.rate.weight=0.1")
     batch = next(loaders.train.epoch(0))

@@ -81,7 +81,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
     assert os.readlink(run / "checkpoints" / "best") == f"epoch-{final['best_epoch']:04d}"
     state = json.loads((run / "checkpoints" / "epoch-0002" / "state.json").read_text())
     assert state["config"]["run"]["epochs"] == 2
-    assert (state["epoch"], state["step"]) == (2, 0)
+    assert state["position"] == {"segment": 2, "step": 0}
 
 
 def test_the_same_command_gives_the_same_run(tiny, tmp_path):

@@ -1,0 +1,91 @@
+"""What all commands do alike: their streams, their options, their error lines, their exit codes, and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .compose import Composed
+from .console import open_console
+from .errors import InputError
+
+__all__ = [
+    "BAD_INPUT",
+    "DIVERGED",
+    "DONE",
+    "GATE_FAILED",
+    "MACHINE_FAILED",
+    "check_options",
+    "command",
+    "located",
+]
+
+DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED = range(5)  # exit codes
+
+
+def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[..., int]]:
+    """Decorate the main function of a command, which takes its words and returns its exit code.
+
+    An `InputError` becomes a line `error: ...` and exit code 2. SIGINT, SIGTERM and SIGHUP, unless they are ignored,
+    raise a KeyboardInterrupt where the command is, and become a line and exit code 128 + signal.
+
+    Args:
+        outcome: what has become of the command's work when a signal ends it, in words.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    def decorate(main: Callable[[list[str]], int]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(argv: list[str] | None = None) -> int:
+            open_console()
+            numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+            if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+                numbers = []
+            numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+            try:
+                for number in numbers:
+                    signal.signal(number, stop)
+                return main(sys.argv[1:] if argv is None else argv)
+            except InputError as error:
+                field = f"{error.field}: " if error.field else ""
+                for line in str(error).splitlines():
+                    print(f"error: {field}{line}", file=sys.stderr)
+                return BAD_INPUT
+            except KeyboardInterrupt as error:
+                number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+                print(f"interrupted by {number.name}: {outcome}", file=sys.stderr)
+                return 128 + number
+            finally:
+                for number in numbers:
+                    signal.signal(number, signal.SIG_DFL)
+
+        return run
+
+    return decorate
+
+
+@contextlib.contextmanager
+def located(composed: Composed[Any]) -> Iterator[None]:
+    """Within it, an `InputError` about a setting says where that was set."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(composed.located(error)) from None
+
+
+def check_options(words: list[str], *known: str) -> None:
+    """Refuse a word that begins with a dash and is not one of the options.
+
+    Raises:
+        InputError: names the word and the options.
+    """
+    if unknown := [word for word in words if word.startswith("-") and word not in known]:
+        options = " and ".join(known)
+        raise InputError(f"{unknown[0]}: unknown option; allowed: {options}, and section.key=value for a setting")

@@ -1,0 +1,136 @@
+"""Going on from a checkpoint: what is refused, and what is said about changes since then."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ...configs.errors import InputError
+from ...loaders.loader import Loaders
+from ..runs.checksums import MANIFEST
+from ..runs.folder import RunFolder
+from ..runs.state import Settled, TrainingState
+from ..runs.tensors import read
+from ..runtime.accelerator import compile_mode
+from ..runtime.config import RunConfig
+from .optimizers import learning_rate
+from .segments import Segments
+from .step import TrainingStep
+
+__all__ = ["Resumed", "changes", "settle"]
+
+
+class Resumed(NamedTuple):
+    """A checkpoint that a run goes on from."""
+
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: TrainingState
+    changed: dict[str, tuple[Any, Any]]  # settings that differ: value of the checkpoint, value now
+
+    @classmethod
+    def read(cls, path: Path, folder: RunFolder, rank: int) -> Self:
+        """Read a checkpoint and compare its config with that of the run in `folder`.
+
+        Raises:
+            InputError: the checkpoint cannot be read, or was trained with other settings.
+        """
+        tensors, state = read(path, rank)
+        return cls(path, tensors, state, folder.check_same_experiment(state.config, path))
+
+    @property
+    def identity(self) -> str:
+        """What is equal on all processes if they have read the same checkpoint."""
+        manifest = self.path / MANIFEST
+        return manifest.read_text() if manifest.exists() else str(self.path)
+
+    def check_fits(self, loaders: Loaders, segments: Segments) -> None:
+        """Refuse other images than those that were trained on, and a position that the run does not have.
+
+        Raises:
+            InputError: names the field at fault.
+        """
+        (segment, step), path = self.state.position, self.path
+        if self.state.images != loaders.fingerprint:
+            raise InputError(f"holds other images than {path} was trained on", "data.root")
+        begun = segment + (step > 0)
+        if begun > len(segments):  # epochs alone may be fewer than they were
+            reached = f"is in epoch {begun}" if step else f"has {begun}"
+            raise InputError(f"is {len(segments)}, {path} {reached} already; at least {begun} is allowed", "run.epochs")
+        if step and step > segments.steps(segment):
+            raise InputError(f"is at step {step} of {segments.steps(segment)}", "run.resume")
+
+
+# what the machine settles, by the name that the user knows
+SETTLED = {"device": "run.device", "precision": "run.precision", "compile": "run.compile"}
+SETTLED["processes"] = "the number of processes"
+
+
+def settle(run: RunConfig, accelerator: Accelerator) -> Settled:
+    """What this machine makes of the config."""
+    return Settled(
+        processes=accelerator.num_processes,
+        device=accelerator.device.type,
+        precision=accelerator.mixed_precision.replace("no", "fp32"),
+        compile=compile_mode(run, accelerator),
+    )
+
+
+def changes(resumed: Resumed, training: TrainingStep, now: Settled, step: int | None) -> list[str]:
+    """Lines on what has changed since the checkpoint was saved, and on what that means for the run.
+
+    Args:
+        resumed: the checkpoint.
+        training: as the run goes on.
+        now: what the machine makes of the config.
+        step: number of the next optimiser step; None if there is none.
+    """
+    config, changed, lines = training.config, dict(resumed.changed), []
+    before = resumed.state.settled or now
+    for name, setting in SETTLED.items():
+        if (old := getattr(before, name)) != (new := getattr(now, name)):
+            changed.setdefault(setting, (old, new))
+    if changed:
+        fields = ", ".join(f"{field} from {old!r} to {new!r}" for field, (old, new) in changed.items())
+        lines.append(f"changed since the checkpoint: {fields}")
+
+    def rows(accumulate: int, processes: int) -> int:
+        shared = processes if config.run.batch_statistics == "process" else 1
+        return config.data.batch_size // accumulate // shared
+
+    accumulate, _ = changed.get("optim.accumulate", (config.optim.accumulate, None))
+    old, new = rows(accumulate, before.processes), rows(config.optim.accumulate, now.processes)
+    if old != new:
+        lines.append(
+            f"batch norm and the terms of the objective now see {new} sequences at a time instead of {old}: "
+            "the run continues, with other results than it would have had"
+        )
+    if "run.epochs" in changed and step:
+        lines += _schedule_changes(training, changed["run.epochs"], step)
+    return lines
+
+
+def _schedule_changes(training: TrainingStep, epochs: tuple[int, int], step: int) -> list[str]:
+    """How learning rate and teacher's decay jump at a step, if their schedules no longer span as many epochs."""
+
+    def rate(step: int, total_steps: int) -> float:
+        return learning_rate(training.config.optim, step, training.steps_per_epoch, total_steps)
+
+    def decay(step: int, total_steps: int) -> float:
+        return training.model.target.decay(torch.tensor(step), total_steps).item()
+
+    earlier, total = (number * training.steps_per_epoch for number in epochs)
+    lines = []
+    for name, schedule in {"learning rate": rate, "teacher's decay": decay}.items():
+        was, same_step = schedule(step - 1, earlier), schedule(step - 1, total)
+        if not math.isclose(was, same_step, rel_tol=1e-6):
+            lines.append(
+                f"the {name} was {was:.6g} in the last step and is {schedule(step, total):.6g} in the next: "
+                f"its schedule is now spread over {epochs[1]} epochs"
+            )
+    return lines
