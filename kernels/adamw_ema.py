@@ -22,8 +22,6 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from ._ops import add_op_namespace_prefix
-from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .checks import readable
 from .ema import (
     FLOATS,
     as_scalar,
@@ -38,7 +36,9 @@ from .ema import (
     torch_update,
     update_lists,
 )
-from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout, sent
+from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton
+from .internal.checks import readable
+from .internal.multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout, sent
 
 __all__ = ["AdamWEMA", "adamw_ema_", "adamw_ema_reference"]
 

@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
-from .backend import full_precision, group_of, name_of
-from .buffers import BufferedModule
-from .checks import check_positive, plain, readable
-from .cholesky import inverse_logdet
-from .matmul import gram, matmul
-from .transforms import differentiable, transformed
+from .collectives import group_of, name_of
+from .internal.backend import full_precision
+from .internal.buffers import BufferedModule
+from .internal.checks import check_positive, plain, readable
+from .internal.cholesky import inverse_logdet
+from .internal.matmul import gram, matmul
+from .internal.transforms import differentiable, transformed
 
 __all__ = ["CodingRate", "CodingRateStats", "coding_rate", "coding_rate_reference", "coding_rate_stats"]
 
@@ -222,46 +223,6 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
 
 
 _rate = differentiable(_forward, _setup, _differentiate, _tangent)
-
-
-@torch.library.custom_op(add_op_namespace_prefix("gather_rows"), mutates_args=())
-def _gather_rows(z: Tensor, group: str, size: int) -> Tensor:
-    """Rows of all processes: [..., B, d] to [..., processes * B, d].
-
-    Each process is to compute the same of them: the gradient is its own rows' times the number of processes, which
-    data-parallel training averages away.
-    """
-    own = z.movedim(-2, 0).contiguous()
-    gathered = own.new_empty((size * own.shape[0], *own.shape[1:]))
-    dist.all_gather_into_tensor(gathered, own, group=group_of(group))
-    return gathered.movedim(0, -2).contiguous()
-
-
-@_gather_rows.register_fake
-def _(z, group, size):
-    return z.new_empty((*z.shape[:-2], size * z.shape[-2], z.shape[-1]))
-
-
-def _gather_setup(ctx, inputs, output):
-    z, ctx.group, ctx.size = inputs
-    ctx.rows = z.shape[-2]
-    return ()
-
-
-def _gather_gradient(ctx, grad):
-    rank = dist.get_rank(group_of(ctx.group))
-    return grad.narrow(-2, rank * ctx.rows, ctx.rows) * ctx.size, None, None
-
-
-def _gather_tangent(ctx, tangent, *_):
-    return gather_rows(tangent, ctx.group, ctx.size)
-
-
-def _gather_vmap(call):
-    return lambda info, in_dims, z, group, size: (call(z.movedim(in_dims[0], 0), group, size), 0)
-
-
-gather_rows = differentiable(_gather_rows, _gather_setup, _gather_gradient, _gather_tangent, _gather_vmap)
 
 
 @overload

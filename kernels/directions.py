@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .backend import jit, launch, tl, triton, uses_triton
+from .internal.backend import jit, launch, tl, triton, uses_triton
 from .philox import MASK, philox
 
 __all__ = ["directions"]

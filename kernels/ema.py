@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ._ops import add_op_namespace_prefix
-from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .checks import check_positive, readable
-from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
+from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton
+from .internal.checks import check_positive, readable
+from .internal.multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
 

@@ -26,12 +26,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
-from .backend import group_of, jit, launch, name_of, tl, triton, uses_triton
-from .buffers import BufferedModule
-from .checks import check_count, check_positive, plain, real
+from .collectives import group_of, name_of
 from .directions import directions, sincos
-from .matmul import matmul
-from .transforms import count_up, differentiable, folded, transformed
+from .internal.backend import jit, launch, tl, triton, uses_triton
+from .internal.buffers import BufferedModule
+from .internal.checks import check_count, check_positive, plain, real
+from .internal.matmul import matmul
+from .internal.transforms import count_up, differentiable, folded, transformed
 
 __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ..backend import name_of
-from ..buffers import BufferedModule
 from ..coding_rate import coding_rate
+from ..collectives import name_of
+from ..internal.buffers import BufferedModule
 
 
 def exact(z: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..buffers import BufferedModule
-from ..checks import check_count, check_finite, plain
+from ..internal.buffers import BufferedModule
+from ..internal.checks import check_count, check_finite, plain
+from ..internal.transforms import count_up
 from ..sigreg import joint_sigreg
-from ..transforms import count_up
 from .common import agree, exact, mean_of_rows, world
 
 

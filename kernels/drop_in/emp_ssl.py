@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..checks import check_finite, check_positive, plain
 from ..coding_rate import coding_rate
+from ..internal.checks import check_finite, check_positive, plain
 from .common import class_rate, exact, memberships
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import name_of
-from ..buffers import BufferedModule
-from ..checks import check_count, check_positive
+from ..collectives import name_of
+from ..internal.buffers import BufferedModule
+from ..internal.checks import check_count, check_positive
+from ..internal.transforms import count_up, transformed
 from ..sigreg import sigreg
-from ..transforms import count_up, transformed
 from .common import agree, exact, hold_knots, world
 
 

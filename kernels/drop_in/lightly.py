@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..buffers import BufferedModule
-from ..checks import check_count, check_finite, check_positive, plain
 from ..coding_rate import coding_rate
+from ..internal.buffers import BufferedModule
+from ..internal.checks import check_count, check_finite, check_positive, plain
 from ..sigreg import sigreg
 from .common import agree, exact, hold_knots, mean_of_rows, world
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backend import name_of
-from ..checks import check_count, check_finite, check_positive, plain
 from ..coding_rate import joint_rate
+from ..collectives import name_of
+from ..internal.checks import check_count, check_finite, check_positive, plain
 from .common import exact, mean_of_rows, world
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import plain
+from ..internal.checks import plain
 from .common import exact
 from .simdino import Expansion, compression
 

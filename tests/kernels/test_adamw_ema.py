@@ -12,7 +12,7 @@ from torch import nn
 
 from seqjepa.kernels._ops import ops
 from seqjepa.kernels.adamw_ema import AdamWEMA, adamw_ema_, adamw_ema_reference
-from seqjepa.kernels.backend import INTERPRETED
+from seqjepa.kernels.internal.backend import INTERPRETED
 
 triton = pytest.mark.triton
 SHAPES = [(1,), (63,), (7, 5), (3, 2, 4, 4), (5000,)]

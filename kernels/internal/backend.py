@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 try:
     import triton
@@ -22,10 +21,8 @@ except ImportError:  # no wheel for this platform: the torch references serve
 __all__ = [
     "dot_precision",
     "full_precision",
-    "group_of",
     "jit",
     "launch",
-    "name_of",
     "tl",
     "triton",
     "triton_dtype",
@@ -107,15 +104,3 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
         finally:  # what it had inherited it inherits again
             matmul.fp32_precision = "none" if before == torch.backends.fp32_precision else before
-
-
-def name_of(group: ProcessGroup | None) -> tuple[str, int]:
-    """Name and size of a process group, for an operation's arguments; ("", 1) where there is nobody to talk to."""
-    if group is None or group.size() == 1:
-        return "", 1
-    return group.group_name, group.size()
-
-
-def group_of(name: str) -> ProcessGroup:
-    """The process group of a name."""
-    return torch.distributed.distributed_c10d._resolve_process_group(name)

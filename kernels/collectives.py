@@ -1,0 +1,99 @@
+"""Sums and gathers over processes that autograd, `torch.func` and `torch.compile` follow, and the groups they run in.
+
+Every process differentiates its own loss, and data-parallel training (DDP, FSDP) averages the gradients. The backward
+of a sum over processes is therefore itself a sum over processes. What every process computes in the same way from the
+rows of all would be counted once per process; `gather_rows` scales its gradient to make up for the averaging.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ._ops import add_op_namespace_prefix
+from .internal.transforms import differentiable
+
+__all__ = ["gather_rows", "group_of", "name_of", "sum_over_processes"]
+
+
+def name_of(group: ProcessGroup | None) -> tuple[str, int]:
+    """Name and size of a process group, as operators take them; ("", 1) for no group and for a group of one process."""
+    if group is None or group.size() == 1:
+        return "", 1
+    return group.group_name, group.size()
+
+
+def group_of(name: str) -> ProcessGroup:
+    """The process group that has this name."""
+    return torch.distributed.distributed_c10d._resolve_process_group(name)
+
+
+@torch.library.custom_op(add_op_namespace_prefix("sum_over_processes"), mutates_args=())
+def _sum_over_processes(x: Tensor, group: str) -> Tensor:
+    """Elementwise sum of `x` over the processes of a group, whose name is not empty; the gradient is summed as well."""
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group_of(group))
+    return total
+
+
+@_sum_over_processes.register_fake
+def _(x, group):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _sum_setup(ctx, inputs, output):
+    ctx.group = inputs[1]
+    return ()
+
+
+def _sum_gradient(ctx, grad):
+    return sum_over_processes(grad, ctx.group), None
+
+
+def _sum_tangent(ctx, tangent, *_):
+    return sum_over_processes(tangent, ctx.group)
+
+
+sum_over_processes = differentiable(_sum_over_processes, _sum_setup, _sum_gradient, _sum_tangent)
+
+
+@torch.library.custom_op(add_op_namespace_prefix("gather_rows"), mutates_args=())
+def _gather_rows(z: Tensor, group: str, size: int) -> Tensor:
+    """Rows of all processes of a group: [..., B, d] to [..., size * B, d]; every process brings as many.
+
+    Every process must compute the same from them. Its gradient is that of its own rows times the number of processes,
+    which data-parallel training averages away.
+    """
+    own = z.movedim(-2, 0).contiguous()
+    gathered = own.new_empty((size * own.shape[0], *own.shape[1:]))
+    dist.all_gather_into_tensor(gathered, own, group=group_of(group))
+    return gathered.movedim(0, -2).contiguous()
+
+
+@_gather_rows.register_fake
+def _(z, group, size):
+    return z.new_empty((*z.shape[:-2], size * z.shape[-2], z.shape[-1]))
+
+
+def _gather_setup(ctx, inputs, output):
+    z, ctx.group, ctx.size = inputs
+    ctx.rows = z.shape[-2]
+    return ()
+
+
+def _gather_gradient(ctx, grad):
+    rank = dist.get_rank(group_of(ctx.group))
+    return grad.narrow(-2, rank * ctx.rows, ctx.rows) * ctx.size, None, None
+
+
+def _gather_tangent(ctx, tangent, *_):
+    return gather_rows(tangent, ctx.group, ctx.size)
+
+
+def _gather_vmap(call):
+    return lambda info, in_dims, z, group, size: (call(z.movedim(in_dims[0], 0), group, size), 0)
+
+
+gather_rows = differentiable(_gather_rows, _gather_setup, _gather_gradient, _gather_tangent, _gather_vmap)
