@@ -17,7 +17,7 @@ import torch
 __all__ = ["add_op_namespace_prefix", "ops"]
 
 _sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
-_name = f"seqjepa_{hashlib.sha256(__package__.encode() + _sources).hexdigest()[:12]}"
+_name = f"seqjepa_{hashlib.sha256(__name__.encode() + _sources).hexdigest()[:12]}"
 _taken = {operator.split("::")[0] for operator in torch._C._dispatch_get_all_op_names()}
 _numbered = itertools.chain([_name], (f"{_name}_{number}" for number in itertools.count(2)))
 _namespace = next(name for name in _numbered if name not in _taken)

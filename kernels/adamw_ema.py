@@ -207,7 +207,6 @@ def adamw_ema_(
         settings: float64 [4], betas, eps and weight_decay as in torch.optim.AdamW: a tensor, for `torch.compile`
             makes a graph for each value of a number. On the CPU, or beside the parameters.
     """
-    scalars = (lr, ema_decay, found_inf, grad_scale)
     buckets = defaultdict(lambda: ([], [], [], [], [], []))
     apart = []  # teachers with strides of their own, or more digits than the kernel has
     written_back, scaled_back = [], []
@@ -225,9 +224,10 @@ def adamw_ema_(
         for column, tensor in zip(buckets[p.dtype, g.dtype, kind, p.device], row, strict=True):
             column.append(tensor)
     for (*_, device), columns in buckets.items():
-        there = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in scalars]
+        numbers = lr.to(device, non_blocking=True), ema_decay.to(device, non_blocking=True)
+        scaler = [None if flag is None else flag.to(device, non_blocking=True) for flag in (found_inf, grad_scale)]
         update = _step if uses_triton(columns[0][0]) else _torch_step
-        update(list(columns), *there, settings)
+        update(list(columns), *numbers, *scaler, settings=settings)
     for tensor, flat in written_back:
         tensor.copy_(flat)
     for g, flat in scaled_back if grad_scale is not None else ():
@@ -369,7 +369,8 @@ class AdamWEMA(Optimizer):
                 if p.grad.layout != torch.strided:
                     raise RuntimeError("AdamWEMA does not support sparse gradients")
                 self._start(p)
-            idle = [p for p in group["params"] if p.grad is None and self.teacher_of(p) is not None]
+            others = [(p, self.teacher_of(p)) for p in group["params"] if p.grad is None]
+            idle = [(p, t) for p, t in others if t is not None]
             if not active and not idle:
                 continue
             device = group["params"][0].device
@@ -391,7 +392,7 @@ class AdamWEMA(Optimizer):
                     _settings(group, active[0]),
                 )
             if idle:
-                ema_update_([self.teacher_of(p) for p in idle], idle, ema_decay, skip=found_inf)
+                ema_update_([t for _, t in idle], [p for p, _ in idle], ema_decay, skip=found_inf)
         return loss
 
     def _start(self, p: Tensor) -> None:

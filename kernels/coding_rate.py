@@ -321,9 +321,7 @@ def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, 
     """alpha, or d / eps, as a 0-dim tensor where `z` is; checks `z` on the way."""
     if z.ndim < 2 or z.shape[-1] == 0 or (z.shape[-2] == 0 and not group) or not z.is_floating_point():
         raise ValueError(f"z must be floating-point [..., B, d] with rows and columns, got {z.dtype} {list(z.shape)}")
-    if (alpha is None) == (eps is None):
-        raise ValueError("exactly one of alpha and eps must be given")
-    name, value = ("alpha", alpha) if eps is None else ("eps", eps)
+    name, value = _given(alpha, eps)
     if isinstance(value, Tensor) and (value.ndim or value.device != z.device or value.requires_grad):
         raise ValueError(
             f"{name} must be 0-dim, without gradient, on {z.device} like z, "
@@ -334,6 +332,15 @@ def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, 
         value = z.new_ones((), dtype=_exact(z)) * plain(value)  # torch.full would be a graph for each value
     value = value.to(_exact(z))  # NumPy's numbers are tensors to torch.compile
     return value if eps is None else z.shape[-1] / value
+
+
+def _given(alpha: float | Tensor | None, eps: float | Tensor | None) -> tuple[str, float | Tensor]:
+    """Name and value of the one that is given."""
+    if alpha is not None and eps is None:
+        return "alpha", alpha
+    if eps is not None and alpha is None:
+        return "eps", eps
+    raise ValueError("exactly one of alpha and eps must be given")
 
 
 def _check_weights(z: Tensor, weights: Tensor) -> None:
@@ -450,6 +457,9 @@ def coding_rate_stats(
 class CodingRate(BufferedModule):
     """`coding_rate` with its settings; `alpha` or `eps` is a float32 buffer, so that a schedule may write on it."""
 
+    alpha: Tensor | None
+    eps: Tensor | None
+
     def __init__(
         self,
         *,
@@ -459,9 +469,7 @@ class CodingRate(BufferedModule):
         group: ProcessGroup | None = None,
     ):
         super().__init__()
-        if (alpha is None) == (eps is None):
-            raise ValueError("exactly one of alpha and eps must be given")
-        name, value = ("alpha", alpha) if eps is None else ("eps", eps)
+        name, value = _given(alpha, eps)
         check_positive(**{name: value})
         self.center = center
         self.group = group

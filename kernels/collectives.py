@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import _resolve_process_group  # pyright: ignore[reportPrivateImportUsage]
 
 from ._ops import add_op_namespace_prefix
 from .internal.transforms import differentiable
@@ -27,7 +28,7 @@ def name_of(group: ProcessGroup | None) -> tuple[str, int]:
 
 def group_of(name: str) -> ProcessGroup:
     """The process group that has this name."""
-    return torch.distributed.distributed_c10d._resolve_process_group(name)
+    return _resolve_process_group(name)  # pyright: ignore[reportArgumentType]  (GroupName is a str)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("sum_over_processes"), mutates_args=())

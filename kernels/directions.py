@@ -63,16 +63,16 @@ def _directions_kernel(
     key = tl.load(seed)
     o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     b_norm = tl.zeros([BLOCK_K], dtype=tl.float32)
-    for start in range(0, D, 4 * BLOCK_D):
+    for start in range(0, D, BLOCK_D * 4):
         o_i = start // 4 + tl.arange(0, BLOCK_D)[:, None]
         zero = tl.zeros([BLOCK_D, BLOCK_K], dtype=tl.int32)
         w_0, w_1, w_2, w_3 = tl.philox(key, o_i + zero, o_k[None, :] + zero, zero, zero)
         n_0, n_1 = _normals(w_0, w_1)
         n_2, n_3 = _normals(w_2, w_3)
-        for r in tl.static_range(4):
+        for r in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]
             n = n_0 if r == 0 else n_1 if r == 1 else n_2 if r == 2 else n_3
             m = (4 * o_i + r < D) & (o_k < K)[None, :]
-            b_norm += tl.sum(tl.where(m, n * n, 0.0), axis=0)
+            b_norm += tl.where(m, n * n, 0.0).sum(axis=0)
             tl.store(out + (4 * o_i + r).to(tl.int64) * K + o_k[None, :], n, mask=m)
     tl.debug_barrier()  # what was stored is read again
     b_scale = 1.0 / tl.sqrt(tl.where(o_k < K, b_norm, 1.0))

@@ -15,10 +15,10 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, _assert_async, _foreach_copy_, _foreach_lerp_, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from ._ops import add_op_namespace_prefix
 from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton
@@ -102,10 +102,10 @@ def torch_update(
         if skip is not None and skip:
             return
         moved = [t.to(wide) for t in teacher]  # the teacher itself where it is as wide as that
-        torch._foreach_lerp_(moved, [s.to(wide) for s in student], 1 - decay.item())
-        torch._foreach_copy_(teacher, moved)
+        _foreach_lerp_(moved, [s.to(wide) for s in student], 1 - decay.item())
+        _foreach_copy_(teacher, moved)
         if live:
-            torch._foreach_copy_(live, teacher)
+            _foreach_copy_(live, teacher)
         return
     moves = None if skip is None else skip.reshape(()) == 0
     wide = torch.promote_types(wide, torch.float32)
@@ -129,7 +129,7 @@ def update_lists(
         for column, tensor in zip(buckets[flat, *(x.dtype for x in row), t.device], row, strict=False):
             column.append(tensor)
     for (flat, *_, device), columns in buckets.items():
-        there = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in (decay, skip)]
+        there = decay.to(device, non_blocking=True), None if skip is None else skip.to(device, non_blocking=True)
         (_launch if flat else torch_update)(*columns, *there)
     if odd:
         _announce_strides(odd, len(teacher))
@@ -191,22 +191,23 @@ def ema_update_(
     """
     _check_buffers(buffers)
     copied: list[tuple[Tensor, Tensor]] = []
-    if isinstance(teacher, nn.Module) != isinstance(student, nn.Module):
-        raise ValueError("teacher and student must both be modules or both be tensors")
     if isinstance(live, nn.Module):
         if buffers != "ignore":
             raise ValueError("live modules hold parameters alone: buffers must be 'ignore'")
         live = list(live.parameters())
-    if isinstance(teacher, nn.Module):
+    if isinstance(teacher, nn.Module) and isinstance(student, nn.Module):
         for module in (*teacher.modules(), *student.modules()):
-            if hasattr(module, "reshard"):  # FSDP2's: after a forward pass alone it still holds gathered weights
-                module.reshard()
+            reshard = getattr(module, "reshard", None)
+            if reshard is not None:  # FSDP2's: after a forward pass alone it still holds gathered weights
+                reshard()
         pairs = _paired(teacher, student, "parameters")
         if buffers != "ignore":
             own = _paired(teacher, student, "buffers")
             averaged = [pair for pair in own if buffers == "average" and pair[0].is_floating_point()]
             copied = [pair for pair in own if buffers == "copy" or not pair[0].is_floating_point()]
             pairs += averaged
+    elif isinstance(teacher, nn.Module) or isinstance(student, nn.Module):
+        raise ValueError("teacher and student must both be modules or both be tensors")
     else:
         if buffers != "ignore":
             raise ValueError(f"buffers = {buffers!r} needs modules")
@@ -246,7 +247,7 @@ def as_scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
         return value
     if torch.compiler.is_compiling():  # the value is not known yet
         scalar = on_device(value, device)
-        torch._assert_async((scalar >= 0) & (scalar <= 1), f"{name} must be in [0, 1]")
+        _assert_async((scalar >= 0) & (scalar <= 1), f"{name} must be in [0, 1]")
         return scalar
     check_unit(name, value)
     return on_device(value, device)
@@ -260,12 +261,12 @@ def check_unit(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
-def real(name: str, value) -> Real:
+def real(name: str, value: Any) -> float:
     """A number as it is, or the one in a 0-dim tensor or NumPy array."""
     number = value.item() if getattr(value, "ndim", None) == 0 else value
     if not isinstance(number, Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    return number
+    return cast(float, number)
 
 
 def check_decay(name: str, decay: float | Tensor) -> None:
@@ -330,8 +331,9 @@ def _named(module: nn.Module, kind: str, prefix: str = "", seen: set[Tensor] | N
 def _paired(teacher: nn.Module, student: nn.Module, kind: str) -> list[tuple[Tensor, Tensor]]:
     own, theirs = _named(teacher, kind), _named(student, kind)
     differing = own.keys() ^ theirs.keys()
-    while own.keys() != theirs.keys() and (student := _wrapped(student)) is not None:
-        theirs = _named(student, kind)  # without a wrapper's own buffer, a count of updates say
+    inner = student
+    while own.keys() != theirs.keys() and (inner := _wrapped(inner)) is not None:
+        theirs = _named(inner, kind)  # without a wrapper's own buffer, a count of updates say
     if own.keys() != theirs.keys():
         raise ValueError(f"teacher and student differ in their {kind}: only one of them has {sorted(differing)[0]}")
     return [(tensor, theirs[name]) for name, tensor in own.items()]
@@ -390,6 +392,8 @@ class EMA(nn.Module):
             FSDP has sharded it; decay is out of range; `buffers` is unknown.
     """
 
+    decay: Tensor
+
     def __init__(self, student: nn.Module, decay: float | Tensor = 0.996, *, buffers: Buffers = "ignore"):
         super().__init__()
         _check_buffers(buffers)
@@ -403,8 +407,8 @@ class EMA(nn.Module):
         while True:
             if isinstance(student, nn.parallel.DistributedDataParallel | nn.DataParallel):
                 student = student.module
-            elif hasattr(student, "_orig_mod"):
-                student = student._orig_mod
+            elif isinstance(compiled := getattr(student, "_orig_mod", None), nn.Module):
+                student = compiled
             else:
                 break
         try:
@@ -415,7 +419,7 @@ class EMA(nn.Module):
                 "if FSDP has sharded it, make the EMA first and then shard both alike"
             ) from error
         self.teacher.requires_grad_(False)
-        self.buffers_policy = buffers
+        self.buffers_policy: Buffers = buffers
         device = next(iter(parameters.values())).device
         device = torch.device("cpu") if device.type == "meta" else device
         self.register_buffer("decay", as_scalar("decay", decay, device))

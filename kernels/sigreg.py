@@ -110,21 +110,22 @@ def _moments_kernel(
     o_p = tl.arange(0, BLOCK_P)[:, None]
     b_cosines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
     b_sines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
+    m_k = o_k < K
     for start in range(i_split * BLOCK_N, N, num_splits * BLOCK_N):
         o_n = (start + tl.arange(0, BLOCK_N)[:, None]).to(tl.int64)
-        m = (o_n < N) & (o_k < K)[None, :]
+        m = (o_n < N) & m_k[None, :]
         b_x = tl.load(x + (i_s * N + o_n) * K + o_k[None, :], mask=m, other=0.0)
         b_cos, b_sin, b_turn_cos, b_turn_sin = _first_knot(b_x, step, BETWEEN)
         b_cos = tl.where(m, b_cos, 0.0)  # rows beyond N stay zero under rotation
         b_sin = tl.where(m, b_sin, 0.0)
         for p in range(P):
             here = o_p == p
-            b_cosines += tl.where(here, tl.sum(b_cos, axis=0)[None, :], 0.0)
-            b_sines += tl.where(here, tl.sum(b_sin, axis=0)[None, :], 0.0)
+            b_cosines += tl.where(here, b_cos.sum(axis=0)[None, :], 0.0)
+            b_sines += tl.where(here, b_sin.sum(axis=0)[None, :], 0.0)
             b_next = b_cos * b_turn_cos - b_sin * b_turn_sin
             b_sin = b_sin * b_turn_cos + b_cos * b_turn_sin
             b_cos = b_next
-    m = (o_p < P) & (o_k < K)[None, :]
+    m = (o_p < P) & m_k[None, :]
     p_sums = sums + ((i_s * num_splits + i_split) * 2 * P + o_p) * K + o_k[None, :]
     tl.store(p_sums, b_cosines, mask=m)
     tl.store(p_sums + P * K, b_sines, mask=m)
@@ -417,6 +418,8 @@ class SIGReg(BufferedModule):
 
     CALLS = 100
     BAND = 0.03
+    step: Tensor
+    stuck: Tensor
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ def world() -> ProcessGroup | None:
 def agree(seed: Tensor, group: ProcessGroup | None) -> Tensor:
     """One seed for all processes, the largest of theirs, without waiting for the device."""
     name, _ = name_of(group)
-    return collectives.wait_tensor(collectives.all_reduce(seed, "max", name)) if name else seed
+    return collectives.wait_tensor(collectives.all_reduce(seed, "max", name)) if name else seed  # pyright: ignore[reportArgumentType]
 
 
 def hold_knots(module: BufferedModule, t_max: float, num_points: int) -> None:

@@ -25,6 +25,10 @@ class EppsPulley(BufferedModule):
         integration: `trapezoid`.
     """
 
+    t: Tensor
+    phi: Tensor
+    weights: Tensor
+
     def __init__(self, t_max: float = 3, n_points: int = 17, integration: str = "trapezoid"):
         super().__init__()
         check_positive(t_max=t_max)
@@ -69,6 +73,8 @@ class SlicingUnivariateTest(BufferedModule):
         sampler: `gaussian`.
         clip_value: None.
     """
+
+    global_step: Tensor
 
     def __init__(
         self,

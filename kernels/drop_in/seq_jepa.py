@@ -78,8 +78,7 @@ class CodingRateLoss(nn.Module):
 
     def forward(self, agg_out: Tensor | None = None, z_t: Tensor | None = None) -> Tensor | float:
         """Weighted loss of agg_out [B, d] and z_t [B, d']; 0.0 where the target is not given."""
-        given = {"agg_out": agg_out, "z_t": z_t}
-        names = ("agg_out", "z_t") if self.target == "both" else (self.target,)
+        given = {"agg_out": (agg_out,), "z_t": (z_t,), "both": (agg_out, z_t)}[self.target]
         loss = coding_rate_loss_stable if self.use_stable else coding_rate_loss
-        losses = [loss(given[name], self.alpha, self.eps) for name in names if given[name] is not None]
+        losses = [loss(Z, self.alpha, self.eps) for Z in given if Z is not None]
         return plain(self.lambda_rate) * sum(losses, 0.0)

@@ -8,12 +8,14 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 try:
     import triton
+    import triton.knobs
     import triton.language as tl
 except ImportError:  # no wheel for this platform: the torch references serve
     triton = tl = None
@@ -32,12 +34,12 @@ __all__ = [
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
 
-def jit(function: Callable) -> Callable:
+def jit(function: Callable) -> Any:
     """`triton.jit` where there is Triton."""
     return function if triton is None else triton.jit(function)
 
 
-def launch(kernel: Callable, grid: tuple[int, ...], *arguments, **constants) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *arguments, **constants) -> None:
     """Launch a kernel where its first argument, a tensor, is: Triton would take the current device."""
     if 0 in grid:  # an empty batch
         return
@@ -93,7 +95,8 @@ def dot_precision(device: torch.device) -> str:
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Let torch multiply float32 as float32: no autocast, no TF32, and no bfloat16 in its place on CPUs."""
-    matmul = (torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn).matmul
+    backends: Any = torch.backends  # modules that torch replaces by objects with more attributes
+    matmul = (backends.cuda if device.type == "cuda" else backends.mkldnn).matmul
     before = matmul.fp32_precision
     with torch.autocast(device.type, enabled=False):
         if before in ("ieee", "none"):
@@ -103,4 +106,4 @@ def full_precision(device: torch.device) -> Iterator[None]:
         try:
             yield
         finally:  # what it had inherited it inherits again
-            matmul.fp32_precision = "none" if before == torch.backends.fp32_precision else before
+            matmul.fp32_precision = "none" if before == backends.fp32_precision else before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from numbers import Integral, Real
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +23,24 @@ def readable(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "cpu"
 
 
-def plain(value: float | Tensor) -> float | Tensor:
+@overload
+def plain(value: float) -> float: ...
+@overload
+def plain(value: Tensor) -> Tensor: ...
+def plain(value: Any) -> Any:
     """A setting as arithmetic with tensors takes it: a 0-dim array of NumPy is a number, except to a tensor."""
     if torch.compiler.is_compiling() or isinstance(value, Tensor):  # to torch.compile such an array is a tensor
         return value
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
-def real(value) -> Real | None:
+def real(value: Any) -> float | None:
     """A number as it is, or the one in a 0-dim tensor or array; none where there is another thing, a bool included."""
     number = value.item() if getattr(value, "ndim", None) == 0 else value
-    return number if isinstance(number, Real) and not isinstance(number, bool) else None
+    return cast(float, number) if isinstance(number, Real) and not isinstance(number, bool) else None
 
 
-def _read(values: dict[str, float | Tensor]) -> Iterator[tuple[str, float | Tensor, Real | None]]:
+def _read(values: dict[str, float | Tensor]) -> Iterator[tuple[str, float | Tensor, float | None]]:
     if torch.compiler.is_compiling():  # a number that changes would be a graph for each of its values
         return
     for name, value in values.items():

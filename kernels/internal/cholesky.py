@@ -28,13 +28,13 @@ def _leaf(b_a):
     logdet = 0.0
     info = 0
     for j in range(16):
-        pivot = tl.sum(tl.sum(tl.where((row == j) & (column == j), b_a, 0.0), axis=1), axis=0)
+        pivot = tl.where((row == j) & (column == j), b_a, 0.0).sum(axis=1).sum(axis=0)
         info = tl.where((info == 0) & ((pivot > 0) == 0), j + 1, info)  # a pivot that is NaN is bad too
         logdet += tl.log(pivot)
         scale = 1.0 / tl.sqrt(pivot)
-        down = tl.sum(tl.where(column == j, b_a, 0.0), axis=1) * scale  # column j of the factor
-        across = tl.sum(tl.where(row == j, b_a, 0.0), axis=0) * scale  # the same, lying
-        w_row = tl.sum(tl.where(row == j, b_w, 0.0), axis=0) * scale
+        down = tl.where(column == j, b_a, 0.0).sum(axis=1) * scale  # column j of the factor
+        across = tl.where(row == j, b_a, 0.0).sum(axis=0) * scale  # the same, lying
+        w_row = tl.where(row == j, b_w, 0.0).sum(axis=0) * scale
         below = tl.where(o > j, down, 0.0)[:, None]
         b_a -= below * across[None, :]
         b_w = tl.where(row == j, w_row[None, :], b_w - below * w_row[None, :])

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
 from .backend import jit, tl
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["PIECE", "Table", "address_table", "find_piece", "local", "pointer", "same_layout", "sent"]
 
@@ -49,21 +53,23 @@ def local(tensor: Tensor, like: Tensor, redistribute: bool = False) -> Tensor:
         ValueError: the two are not placed alike.
     """
     own, other = _sharding(tensor), _sharding(like)
-    if own is None and other is None:
-        return tensor
-    if own and other and redistribute and own != other:
+    if _is_dtensor(tensor) and other is not None and redistribute and own != other:
         tensor, own = tensor.redistribute(*other), other
     if own != other:
         raise ValueError(
             f"a tensor of shape {list(tensor.shape)} is {_told(own)}, the one that belongs to it {_told(other)}: "
             "shard both alike"
         )
-    return tensor.to_local()
+    return tensor.to_local() if _is_dtensor(tensor) else tensor
+
+
+def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "to_local")  # importing the class takes a second
 
 
 def _sharding(tensor: Tensor) -> tuple | None:
     """Mesh and placements of a DTensor, as FSDP2 makes them; None for any other tensor."""
-    return (tensor.device_mesh, tensor.placements) if hasattr(tensor, "to_local") else None
+    return (tensor.device_mesh, tensor.placements) if _is_dtensor(tensor) else None
 
 
 def _told(sharding: tuple | None) -> str:
@@ -153,7 +159,7 @@ def find_piece(table, T, COLUMNS: tl.constexpr, PIECE: tl.constexpr, BLOCK_T: tl
     """Number of this program's tensor, pointer to its row, and its first element."""
     o = tl.arange(0, BLOCK_T)
     b_first = tl.load(table + o * COLUMNS + 1, mask=o < T, other=2**31)
-    i_tensor = tl.sum((b_first <= tl.program_id(0)).to(tl.int32), axis=0) - 1
+    i_tensor = (b_first <= tl.program_id(0)).to(tl.int32).sum(axis=0) - 1
     row = table + i_tensor * COLUMNS
     return i_tensor, row, (tl.program_id(0) - tl.load(row + 1)) * PIECE
 
@@ -164,4 +170,4 @@ def pointer(row, i_list, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     address = tl.load(row + 2 + i_list)
     if ALIGNED:
         address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(DTYPE)) + tl.multiple_of(start, 16)
+    return address.to(tl.pointer_type(DTYPE)) + tl.multiple_of(start, 16)  # pyright: ignore[reportArgumentType]
