@@ -361,7 +361,7 @@ class AdamWEMA(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        self._find_taught("in no group any more: make the optimiser anew once parameters are replaced")
+        self._find_taught("no longer in any group: make a new optimiser after replacing parameters")
         for group in self.param_groups:
             _check_options(group)
             _check_numbers(group)
@@ -451,10 +451,10 @@ def _check_options(group: Mapping[str, Any]) -> None:
     for option in ("amsgrad", "maximize", "foreach", "differentiable"):
         if group.get(option):
             raise ValueError(
-                f"a group has {option}=True, which AdamWEMA does not have: take torch.optim.AdamW and ema_update_"
+                f"a group has {option}=True, which AdamWEMA does not support: use torch.optim.AdamW and ema_update_"
             )
     if not group.get("fused", True):
-        raise ValueError("fused must be True: for a step in parts take torch.optim.AdamW and ema_update_")
+        raise ValueError("fused must be True: otherwise use torch.optim.AdamW and ema_update_")
 
 
 def _check_numbers(group: Mapping[str, Any], wait: bool = False) -> None:

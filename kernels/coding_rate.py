@@ -211,7 +211,7 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
     if scale_tangent is not None:
         raise RuntimeError(NO_SCALE)
     if ctx.group:
-        raise RuntimeError("coding_rate has no forward-mode derivative over several processes; reverse mode is there")
+        raise RuntimeError("coding_rate has no forward-mode derivative over several processes; use reverse mode")
     z, weights, mean, mass, *rest = ctx.saved_tensors
     weighted = weights_tangent is not None
     z = z.to(mass.dtype)  # otherwise its gradient would be rounded to bfloat16 before it is used
@@ -350,7 +350,7 @@ def _given(alpha: float | Tensor | None, eps: float | Tensor | None) -> tuple[st
 def _check_weights(z: Tensor, weights: Tensor) -> None:
     if weights.ndim < 1 or weights.shape[-1] != z.shape[-2] or not weights.is_floating_point():
         raise ValueError(
-            f"weights must be floating-point [..., {z.shape[-2]}], one a row of z, "
+            f"weights must be floating-point [..., {z.shape[-2]}], one per row of z, "
             f"got {weights.dtype} {list(weights.shape)}"
         )
     if weights.device != z.device:

@@ -193,7 +193,7 @@ def ema_update_(
     copied: list[tuple[Tensor, Tensor]] = []
     if isinstance(live, nn.Module):
         if buffers != "ignore":
-            raise ValueError("live modules hold parameters alone: buffers must be 'ignore'")
+            raise ValueError("buffers must be 'ignore' if live is a module, of which only parameters are updated")
         live = list(live.parameters())
     if isinstance(teacher, nn.Module) and isinstance(student, nn.Module):
         for module in (*teacher.modules(), *student.modules()):

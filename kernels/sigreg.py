@@ -301,7 +301,7 @@ def _differentiate(ctx, grad, *_):
 def _tangent(ctx, z_tangent, *_):
     """Forward mode: the gradient times the tangents."""
     if ctx.group:
-        raise RuntimeError("sigreg has no forward-mode derivative over several processes; reverse mode is there")
+        raise RuntimeError("sigreg has no forward-mode derivative over several processes; use reverse mode")
     z, unit, x, difference = ctx.saved_tensors
     # with z in the precision of x; otherwise the gradient would be rounded to bfloat16 before it is used
     dz = _gradient(x.new_ones(len(x)), z.to(x.dtype), unit, x, difference, *ctx.settings)
@@ -377,7 +377,7 @@ def joint_sigreg(
 
 def check_seed(seed: int) -> None:
     if not isinstance(real(seed), Integral):
-        raise ValueError(f"seed must be a whole number, or int64 on the device, got {seed!r}")
+        raise ValueError(f"seed must be a whole number, or an int64 tensor, got {seed!r}")
 
 
 def _seed_on(device: torch.device, seed: int) -> Tensor:
@@ -468,8 +468,8 @@ class SIGReg(BufferedModule):
         if stuck >= self.CALLS and not self._warned:
             self._warned = True
             warnings.warn(
-                f"SIGReg has stood at its degenerate value, {self.degenerate:.3f} a sample, for {stuck} calls: are its "
-                "inputs normalised to unit length, or collapsed?",
+                f"SIGReg has been at its degenerate value, {self.degenerate:.3f} per sample, for {stuck} calls: "
+                "are its inputs normalised to unit length, or collapsed?",
                 stacklevel=4,
             )
         return stuck >= self.CALLS

@@ -49,7 +49,7 @@ class EppsPulley(BufferedModule):
         samples = x.shape[-2]
         if name:
             if transformed():
-                raise RuntimeError("EppsPulley over several processes knows neither torch.func nor forward mode")
+                raise RuntimeError("EppsPulley over several processes supports neither torch.func nor forward mode")
             joint = torch.cat([sums.detach().flatten(), sums.new_full((1,), samples)])
             torch.distributed.all_reduce(joint)
             samples = joint[-1]
@@ -89,7 +89,7 @@ class SlicingUnivariateTest(BufferedModule):
             raise ValueError(f"univariate_test must be this module's EppsPulley, got {type(univariate_test).__name__}")
         if reduction != "mean" or sampler != "gaussian" or clip_value is not None:
             raise ValueError(
-                "only reduction='mean', sampler='gaussian' and clip_value=None are accelerated, "
+                "only reduction='mean', sampler='gaussian' and clip_value=None are supported, "
                 f"got {reduction!r}, {sampler!r} and {clip_value}"
             )
         check_count(1, num_slices=num_slices)

@@ -80,4 +80,4 @@ def check_count(least: int, **values: int) -> None:
     """
     for name, value in values.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number, {least} at least, got {value}")
+            raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
