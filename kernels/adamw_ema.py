@@ -22,20 +22,8 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from ._ops import add_op_namespace_prefix
-from .ema import (
-    FLOATS,
-    as_scalar,
-    check_decay,
-    check_unit,
-    check_written,
-    ema_update_,
-    lerp,
-    listed,
-    on_device,
-    real,
-    torch_update,
-    update_lists,
-)
+from .ema import FLOATS, ema_update_, lerp, torch_update, update_lists
+from .internal.arguments import as_number, as_scalar, check_decay, check_unit, check_written, listed, on_device
 from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton
 from .internal.checks import readable
 from .internal.multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout, sent
@@ -465,13 +453,13 @@ def _check_numbers(group: Mapping[str, Any], wait: bool = False) -> None:
         value = group[name]
         if isinstance(value, Tensor) and not (wait or readable(value)):
             continue
-        if not real(name, value.squeeze() if isinstance(value, Tensor) else value) >= 0:  # nor NaN
+        if not as_number(name, value.squeeze() if isinstance(value, Tensor) else value) >= 0:  # nor NaN
             raise ValueError(f"{name} must be at least 0, got {value}")
     try:
         betas = list(group["betas"])
     except TypeError:
         betas = []
-    if len(betas) != 2 or not all(0 <= real("betas", beta) < 1 for beta in betas):
+    if len(betas) != 2 or not all(0 <= as_number("betas", beta) < 1 for beta in betas):
         raise ValueError(f"betas must be in [0, 1), one for each moment, got {group['betas']}")
     (check_decay if wait else check_unit)("ema_decay", group["ema_decay"])
 

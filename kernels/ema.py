@@ -14,15 +14,15 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
-from numbers import Real
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, _assert_async, _foreach_copy_, _foreach_lerp_, nn  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, _foreach_copy_, _foreach_lerp_, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from ._ops import add_op_namespace_prefix
+from .internal.arguments import as_scalar, check_decay, check_unit, check_written, listed
 from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .internal.checks import check_positive, readable
+from .internal.checks import check_positive
 from .internal.multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
@@ -233,74 +233,6 @@ def ema_update_(
     _update([local(t, t) for t, _ in pairs], [local(s, t, redistribute=True) for t, s in pairs], live, decay, skip)
     for t, s in copied:
         t.copy_(s if skip is None else torch.where(skip.reshape(()) == 0, s, t))
-
-
-def as_scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
-    """A number in [0, 1] as a 0-dim float64 tensor on the device, without waiting for it."""
-    if isinstance(value, Tensor):
-        if value.ndim or value.device != device or not value.is_floating_point():
-            raise ValueError(
-                f"{name} must be a floating 0-dim tensor on {device} like the teacher, "
-                f"got {value.dtype} {list(value.shape)} on {value.device}"
-            )
-        check_unit(name, value)
-        return value
-    if torch.compiler.is_compiling():  # the value is only known when the graph runs
-        scalar = on_device(value, device)
-        _assert_async((scalar >= 0) & (scalar <= 1), f"{name} must be in [0, 1]")
-        return scalar
-    check_unit(name, value)
-    return on_device(value, device)
-
-
-def check_unit(name: str, value: float | Tensor) -> None:
-    """Raise if a value is not in [0, 1], as far as it can be read without waiting."""
-    if torch.compiler.is_compiling() or (isinstance(value, Tensor) and not readable(value)):
-        return
-    if not 0.0 <= real(name, value) <= 1.0:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-
-
-def real(name: str, value: Any) -> float:
-    """The number itself, or the one in a 0-dim tensor or NumPy array."""
-    number = value.item() if getattr(value, "ndim", None) == 0 else value
-    if not isinstance(number, Real):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    return cast(float, number)
-
-
-def check_decay(name: str, decay: float | Tensor) -> None:
-    """Raise if a decay is not in [0, 1]. This may wait for the device, so it is for constructors only."""
-    if not 0.0 <= as_scalar(name, decay, getattr(decay, "device", torch.device("cpu"))) <= 1.0:
-        raise ValueError(f"{name} must be in [0, 1], got {decay}")
-
-
-def on_device(value: float, device: torch.device) -> Tensor:
-    """A number as a 0-dim float64 tensor on the device, without waiting for it."""
-    if torch.compiler.is_compiling():  # torch.full would be recompiled for each value
-        return torch.ones((), dtype=torch.float64, device=device) * value
-    return torch.full((), float(value), dtype=torch.float64, device=device)
-
-
-def listed(name: str, tensors: Iterable) -> list:
-    """The items of an iterable as a list.
-
-    Raises:
-        ValueError: the iterable is an iterator that yields nothing, presumably because it was read before.
-    """
-    found = list(tensors)
-    if not found and hasattr(tensors, "__next__"):
-        raise ValueError(f"{name} is an iterator that yields nothing: was it read before? A list can be read twice")
-    return found
-
-
-def check_written(tensor: Tensor) -> None:
-    """Raise if a tensor that will be written to is expanded, so that elements share memory."""
-    steps = tensor.stride()
-    if 0 in steps and any(step == 0 and size > 1 for step, size in zip(steps, tensor.shape, strict=True)):
-        raise ValueError(
-            f"a teacher or live copy of shape {list(tensor.shape)} is expanded, its elements share memory: clone it"
-        )
 
 
 def _check_buffers(buffers: str) -> None:
