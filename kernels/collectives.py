@@ -1,8 +1,8 @@
 """Sums and gathers over processes that autograd, `torch.func` and `torch.compile` follow, and the groups they run in.
 
 Every process differentiates its own loss, and data-parallel training (DDP, FSDP) averages the gradients. The backward
-of a sum over processes is therefore itself a sum over processes. What every process computes in the same way from the
-rows of all would be counted once per process; `gather_rows` scales its gradient to make up for the averaging.
+of a sum over processes is therefore itself a sum over processes. From gathered rows every process computes the same
+loss, so each gets the gradient of its own rows, times the number of processes to make up for the averaging.
 """
 
 from __future__ import annotations
@@ -31,9 +31,32 @@ def group_of(name: str) -> ProcessGroup:
     return _resolve_process_group(name)  # pyright: ignore[reportArgumentType]  (GroupName is a str)
 
 
+def sum_over_processes(x: Tensor, group: str) -> Tensor:
+    """Elementwise sum over the processes of a group; gradients are summed as well.
+
+    Args:
+        x: any tensor, of the same shape on all processes.
+        group: name of the group; not "".
+    """
+    return _sum(x, group)
+
+
+def gather_rows(z: Tensor, group: str, size: int) -> Tensor:
+    """Rows of all processes of a group, from which every process must compute the same.
+
+    Args:
+        z: rows [..., B, d], of the same shape on all processes.
+        group: name of the group; not "".
+        size: its number of processes.
+
+    Returns:
+        [..., size * B, d], ordered by rank. The gradient of `z` is that of its rows, times `size`.
+    """
+    return _gathered(z, group, size)
+
+
 @torch.library.custom_op(add_op_namespace_prefix("sum_over_processes"), mutates_args=())
 def _sum_over_processes(x: Tensor, group: str) -> Tensor:
-    """Elementwise sum of `x` over the processes of a group, whose name is not empty; the gradient is summed as well."""
     total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group_of(group))
     return total
@@ -50,23 +73,18 @@ def _sum_setup(ctx, inputs, output):
 
 
 def _sum_gradient(ctx, grad):
-    return sum_over_processes(grad, ctx.group), None
+    return _sum(grad, ctx.group), None
 
 
 def _sum_tangent(ctx, tangent, *_):
-    return sum_over_processes(tangent, ctx.group)
+    return _sum(tangent, ctx.group)
 
 
-sum_over_processes = differentiable(_sum_over_processes, _sum_setup, _sum_gradient, _sum_tangent)
+_sum = differentiable(_sum_over_processes, _sum_setup, _sum_gradient, _sum_tangent)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("gather_rows"), mutates_args=())
 def _gather_rows(z: Tensor, group: str, size: int) -> Tensor:
-    """Rows of all processes of a group: [..., B, d] to [..., size * B, d]; every process brings as many.
-
-    Every process must compute the same from them. Its gradient is that of its own rows times the number of processes,
-    which data-parallel training averages away.
-    """
     own = z.movedim(-2, 0).contiguous()
     gathered = own.new_empty((size * own.shape[0], *own.shape[1:]))
     dist.all_gather_into_tensor(gathered, own, group=group_of(group))
@@ -90,11 +108,11 @@ def _gather_gradient(ctx, grad):
 
 
 def _gather_tangent(ctx, tangent, *_):
-    return gather_rows(tangent, ctx.group, ctx.size)
+    return _gathered(tangent, ctx.group, ctx.size)
 
 
 def _gather_vmap(call):
     return lambda info, in_dims, z, group, size: (call(z.movedim(in_dims[0], 0), group, size), 0)
 
 
-gather_rows = differentiable(_gather_rows, _gather_setup, _gather_gradient, _gather_tangent, _gather_vmap)
+_gathered = differentiable(_gather_rows, _gather_setup, _gather_gradient, _gather_tangent, _gather_vmap)
