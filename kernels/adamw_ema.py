@@ -220,9 +220,7 @@ def adamw_ema_(
     for tensor, flat in written_back:
         tensor.copy_(flat)
     for g, flat in scaled_back if grad_scale is not None else ():
-        once = tuple(
-            slice(None, None if stride else 1) for stride in g.stride()
-        )  # each element of an expanded gradient once
+        once = tuple(slice(None, None if stride else 1) for stride in g.stride())  # without repeats, if it is expanded
         g[once].copy_(flat[once])
     update_lists([teacher for teacher, _ in apart], [p for _, p in apart], [], ema_decay, found_inf)
 

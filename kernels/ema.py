@@ -254,9 +254,8 @@ def _named(module: nn.Module, kind: str, prefix: str = "", seen: set[Tensor] | N
         if tensor is not None and tensor not in seen:  # shared ones are listed once
             seen.add(tensor)
             named[prefix + name] = tensor
-    wraps = _wrapped(module) is not None and not getattr(
-        module, f"_{kind}"
-    )  # its own names could clash with its child's
+    # a wrapper's name is left out, unless it has tensors of its own: their names could clash with its child's
+    wraps = _wrapped(module) is not None and not getattr(module, f"_{kind}")
     for name, child in module.named_children():
         named |= _named(child, kind, prefix if wraps else f"{prefix}{name}.", seen)
     return named
