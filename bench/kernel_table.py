@@ -30,11 +30,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import resnet18
 
 from seqjepa.engine.runtime.provenance import commit, versions
-from seqjepa.kernels import AdamWEMA, cholesky, coding_rate, ema_update_, sigreg
+from seqjepa.kernels import AdamWEMA, coding_rate, ema_update_, sigreg
 from seqjepa.kernels.adamw_ema import adamw_ema_reference
 from seqjepa.kernels.coding_rate import coding_rate_reference
 from seqjepa.kernels.directions import directions
 from seqjepa.kernels.ema import ema_reference
+from seqjepa.kernels.internal import cholesky
 from seqjepa.kernels.sigreg import sigreg_reference
 
 try:

@@ -1,7 +1,7 @@
-"""Kernels that other JEPA code can drop in. They import torch and triton alone, and nothing of this project."""
+"""Operations that any PyTorch code can use. They import torch and triton only, and nothing else of this project."""
 
 if __name__ == "kernels":
-    # reached by the folder's name, with the repository's root on sys.path: the caller means Hugging Face's package
+    # `import kernels` found this folder because the repository's root is on sys.path: it means Hugging Face's package
     import sys
     from importlib.machinery import PathFinder
     from importlib.util import module_from_spec

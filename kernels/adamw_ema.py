@@ -1,13 +1,13 @@
-"""AdamW and the teacher's moving average in one pass: 36 bytes a parameter where two passes move 40.
+"""AdamW and the teacher's moving average in one pass over memory: 36 bytes per parameter instead of 40 in two passes.
 
     θ <- (1 - lr λ) θ
     m <- β₁ m + (1 - β₁) g        v <- β₂ v + (1 - β₂) g²
     θ <- θ - lr / (1 - β₁ᵏ) m / (√v / √(1 - β₂ᵏ) + ε)
     t <- decay t + (1 - decay) θ
 
-k counts the steps of a parameter; λ is the weight decay, t the teacher of θ.
+k counts the steps of a parameter, λ is the weight decay, and t is the teacher of θ.
 
-Source: AdamW (arXiv 1711.05101), algorithm 2, in torch.optim.AdamW's order of operations; `ema.py` for the last line.
+Source: AdamW (arXiv 1711.05101), algorithm 2, in torch.optim.AdamW's order of operations; ema.py for the last line.
 """
 
 from __future__ import annotations
@@ -22,23 +22,11 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from ._ops import add_op_namespace_prefix
-from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .checks import readable
-from .ema import (
-    FLOATS,
-    as_scalar,
-    check_decay,
-    check_unit,
-    check_written,
-    ema_update_,
-    lerp,
-    listed,
-    on_device,
-    real,
-    torch_update,
-    update_lists,
-)
-from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout, sent
+from .ema import FLOATS, ema_update_, lerp, torch_update, update_lists
+from .internal.arguments import as_number, as_scalar, check_decay, check_unit, check_written, listed, on_device
+from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton
+from .internal.checks import readable
+from .internal.multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout, sent
 
 __all__ = ["AdamWEMA", "adamw_ema_", "adamw_ema_reference"]
 
@@ -47,7 +35,7 @@ def adamw_ema_reference(
     parameter: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, teacher: Tensor,
     *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, ema_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The formulas as they stand: parameter, moments and teacher after step number `step`, counted from 1."""
+    """The plain formulas: parameter, moments and teacher after step number `step`, counted from 1."""
     parameter = (1 - lr * weight_decay) * parameter
     m = beta1 * m + (1 - beta1) * grad
     v = beta2 * v + (1 - beta2) * grad**2
@@ -61,7 +49,7 @@ def _advance_kernel(
     scalars,  # pointer to float32 [T, 2]: lr / (1 - β₁ᵏ) and 1 / √(1 - β₂ᵏ)
     lr,  # pointer to a float64 or float32
     settings,  # pointer to float64 [4]: β₁, β₂, ε, λ
-    found_inf,  # pointer to a number: no step unless it is zero
+    found_inf,  # pointer to a number: the step is counted only if it is zero
     T,
     FOUND_INF: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -75,7 +63,7 @@ def _advance_kernel(
     else:
         b_step += 1.0
     tl.store(p_step, b_step, mask=m)
-    b_step = tl.maximum(b_step, 1.0).to(tl.float64)  # 1 - βᵏ cancels in float32; zero steps have nothing to correct
+    b_step = tl.maximum(b_step, 1.0).to(tl.float64)  # float32 would cancel in 1 - βᵏ; at 0 steps it is not used
     b_bias1 = 1.0 - tl.exp2(b_step * tl.log2(tl.load(settings)))
     b_bias2 = 1.0 - tl.exp2(b_step * tl.log2(tl.load(settings + 1)))
     tl.store(scalars + 2 * o, (tl.load(lr).to(tl.float64) / b_bias1).to(tl.float32), mask=m)
@@ -90,7 +78,7 @@ def _adamw_ema_kernel(
     settings,  # pointer to float64 [4]: β₁, β₂, ε, λ
     ema_decay,  # pointer to a float64 or float32
     found_inf,  # pointer to a number: nothing is written unless it is zero
-    grad_scale,  # pointer to a number by which the gradients are divided, and written back
+    grad_scale,  # pointer to a number; gradients are divided by it in place
     T,
     PARAMETER: tl.constexpr,  # dtypes; the moments have the parameter's
     GRAD: tl.constexpr,
@@ -145,7 +133,7 @@ def _step(
     columns: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
     settings: Tensor,
 ) -> None:  # fmt: skip
-    """Two launches over tensors of one device, one layout by rows, and one dtype in each column."""
+    """Two launches. All tensors are on one device, each column has one dtype, each row one layout."""
     *lists, steps = columns
     device = lists[0][0].device
     table, step_table = address_table(lists, device), address_table([steps], device)
@@ -170,7 +158,7 @@ def _torch_step(
     columns: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
     settings: Tensor,
 ) -> None:  # fmt: skip
-    """The same in two passes, by torch's fused AdamW and EMA's."""
+    """The same in two passes: torch's fused AdamW, then the update of the teachers."""
     beta1, beta2, eps, weight_decay = settings.tolist()
     params, grads, exp_avgs, exp_avg_sqs, teachers, steps = columns
     adamw(
@@ -196,20 +184,20 @@ def adamw_ema_(
 
     Args:
         params: T floating-point tensors.
-        grads: their gradients, of the same shapes; divided by `grad_scale` in place where it is given.
-        exp_avgs: first moments, like the parameters; likewise `exp_avg_sqs`, the second.
-        steps: T float32 scalars, the steps done; counted up.
-        teachers: T tensors of the parameters' shapes, of any floating dtype; empty ones where there is no teacher.
-        lr: learning rate, 0-dim, on the device, as all scalars here.
-        ema_decay: weight of the teacher, 0-dim; float64 keeps 1 - decay exact.
-        found_inf: nothing moves where it is not zero, or none.
-        grad_scale: what the gradients are to be divided by, or none.
-        settings: float64 [4], betas, eps and weight_decay as in torch.optim.AdamW: a tensor, for `torch.compile`
-            makes a graph for each value of a number. On the CPU, or beside the parameters.
+        grads: their gradients, of the same shapes; divided by `grad_scale` in place if it is given.
+        exp_avgs: first moments, of the parameters' shapes and dtypes.
+        exp_avg_sqs: second moments, of the parameters' shapes and dtypes.
+        steps: T float32 scalars, the number of steps so far; incremented.
+        teachers: T tensors of the parameters' shapes, of any floating dtype; an empty tensor means no teacher.
+        lr: learning rate, 0-dim, on the device; so are the other scalars.
+        ema_decay: weight of the teacher, 0-dim; in float64, 1 - decay is exact.
+        found_inf: unless it is zero, nothing is updated; None always updates.
+        grad_scale: divisor of the gradients; None divides nothing.
+        settings: betas, eps and weight_decay as in torch.optim.AdamW, float64 [4], on the CPU or on the device of the
+            parameters. A tensor, since `torch.compile` would make a graph for each value of a Python number.
     """
-    scalars = (lr, ema_decay, found_inf, grad_scale)
     buckets = defaultdict(lambda: ([], [], [], [], [], []))
-    apart = []  # teachers with strides of their own, or more digits than the kernel has
+    apart = []  # teachers of other strides than their parameter's, or in float64, which the kernel does not have
     written_back, scaled_back = [], []
     for p, g, m, v, teacher, step in zip(params, grads, exp_avgs, exp_avg_sqs, teachers, steps, strict=True):
         if not p.dtype == m.dtype == v.dtype:
@@ -218,26 +206,27 @@ def adamw_ema_(
         if teacher.numel() and (wider or not same_layout(p, teacher)):
             apart.append((teacher, p))
             teacher = p.new_empty(0)
-        flat = _like(p, p, written_back)  # torch's fused step too walks through flat memory, without a look at strides
+        flat = _like(p, p, written_back)  # torch's fused step ignores strides too
         moments = [_like(moment, flat, written_back) for moment in (m, v)]
         row = (flat, _like(g, flat, scaled_back), *moments, teacher, step)
         kind = teacher.dtype if teacher.numel() else torch.float32
         for column, tensor in zip(buckets[p.dtype, g.dtype, kind, p.device], row, strict=True):
             column.append(tensor)
     for (*_, device), columns in buckets.items():
-        there = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in scalars]
+        numbers = lr.to(device, non_blocking=True), ema_decay.to(device, non_blocking=True)
+        scaler = [None if flag is None else flag.to(device, non_blocking=True) for flag in (found_inf, grad_scale)]
         update = _step if uses_triton(columns[0][0]) else _torch_step
-        update(list(columns), *there, settings)
+        update(list(columns), *numbers, *scaler, settings=settings)
     for tensor, flat in written_back:
         tensor.copy_(flat)
     for g, flat in scaled_back if grad_scale is not None else ():
-        once = tuple(slice(None, None if stride else 1) for stride in g.stride())  # where it is expanded
+        once = tuple(slice(None, None if stride else 1) for stride in g.stride())  # without repeats, if it is expanded
         g[once].copy_(flat[once])
     update_lists([teacher for teacher, _ in apart], [p for _, p in apart], [], ema_decay, found_inf)
 
 
 def _like(tensor: Tensor, other: Tensor, written_back: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The tensor, or a dense copy of it in the other's layout, which is noted to be written back."""
+    """The tensor, or a dense copy in the other's layout, which is added to the list of copies to write back."""
     if same_layout(tensor, other):
         return tensor
     copy = tensor.contiguous() if tensor is other else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
@@ -251,36 +240,35 @@ def _(params, grads, exp_avgs, exp_avg_sqs, steps, teachers, *settings):
 
 
 class AdamWEMA(Optimizer):
-    """torch.optim.AdamW that moves the parameters' teachers as well.
+    """torch.optim.AdamW that updates the parameters' teachers (moving averages) in the same pass.
 
-    A drop-in for `torch.optim.AdamW(..., fused=True)`: the same arguments in the same order, the same state, so that
-    either loads the other's `state_dict`, and the same treatment of `GradScaler`, which unscales in the step and skips
-    it, teachers included. Parameters that FSDP2 has sharded are stepped shard by shard; so are their teachers, which
-    are sharded alike. Call nothing for the average after `step()`.
+    A drop-in for `torch.optim.AdamW(..., fused=True)`: it takes the same arguments in the same order and has the same
+    state, so that either loads the other's `state_dict`. It cooperates with `GradScaler` in the same way: gradients are
+    unscaled within the step, and a skipped step also skips the teachers. Parameters that FSDP2 has sharded are stepped
+    shard by shard, and so are their teachers, which must be sharded alike. No call is needed after `step()`.
 
     Args:
-        params: as any torch optimiser takes them.
-        lr: learning rate; a 0-dim tensor on the device may change between the replays of a CUDA graph.
+        params: as in any torch optimiser.
+        lr: learning rate; a 0-dim tensor on the device may change between replays of a CUDA graph.
         betas, eps, weight_decay: as in torch.optim.AdamW.
-        amsgrad, maximize, foreach, differentiable: as there, but nothing else than their defaults is supported.
-        capturable: as there; every step can be captured in a CUDA graph, whatever it is.
-        fused: True, as all of it is.
-        ema_decay: weight of the teacher in [0, 1], a number or a 0-dim tensor on the device (float64 is best); also a
-            key of each parameter group, for schedules to write on.
-        teacher: pairs of a parameter and the tensor that follows it, of its shape, in any floating dtype; parameters
-            that are not among them have no teacher, so an empty list gives none at all. None gives every parameter a
-            teacher, a copy at its first step, in float32, which lies in the optimiser's state under `ema` and in its
-            `state_dict`. Teachers that you bring are saved with your module, not here. Parameters that are added
-            later have none.
+        amsgrad, maximize, foreach, differentiable: as in torch.optim.AdamW, but only the defaults are supported.
+        capturable: ignored, since every step can be captured in a CUDA graph.
+        fused: must be True or None.
+        ema_decay: weight of the teacher, a number in [0, 1] or a 0-dim tensor on the device, preferably float64. It is
+            also a key of each parameter group, so that schedules can write to it.
+        teacher: pairs of a parameter and its teacher, a tensor of the same shape in any floating dtype. Parameters
+            without a pair have no teacher; this includes those added later. An empty list means no teachers at all.
+            Teachers given here are saved with the module that owns them, not with the optimiser. None gives every
+            parameter a teacher: a float32 copy made at its first step, kept in the optimiser's state under `ema`.
 
-    Teachers in a module that FSDP2 shards need `fully_shard(..., reshard_after_forward=True)`: it runs no backward
-    pass, and its root would keep the weights that its first forward pass has gathered. Where you use
-    torch.distributed.checkpoint, load them after the optimiser's state, which it builds by a step.
+    If FSDP2 shards the teachers' module, call `fully_shard(..., reshard_after_forward=True)`: without a backward pass
+    its root module would otherwise keep the weights gathered in the first forward pass. With
+    torch.distributed.checkpoint, load the teachers after the optimiser's state, since loading that makes a step.
 
     Raises:
-        ValueError: a number is out of range, an option is not supported, a teacher does not fit its parameter, or
-            shares memory with a parameter or another teacher; `teacher` is an iterator that was read before. At a
-            step also: a parameter that has a teacher is in no group any more.
+        ValueError: a number is out of range; an option is not supported; a teacher does not fit its parameter, or
+            shares memory with a parameter or another teacher; `teacher` is an exhausted iterator. In `step()`: a
+            parameter that has a teacher is no longer in any group.
 
     Example:
         >>> teacher = copy.deepcopy(encoder).requires_grad_(False)
@@ -288,7 +276,7 @@ class AdamWEMA(Optimizer):
         >>> optimizer = AdamWEMA(model.parameters(), lr=1e-3, ema_decay=0.996, teacher=pairs)
     """
 
-    _step_supports_amp_scaling = True  # GradScaler then hands over grad_scale and found_inf
+    _step_supports_amp_scaling = True  # makes GradScaler pass grad_scale and found_inf
 
     def __init__(
         self,
@@ -320,10 +308,10 @@ class AdamWEMA(Optimizer):
         return {**super().__getstate__(), "_teachers": self._teachers}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in any torch optimiser.
+        """Add a parameter group, as in any torch optimiser.
 
         Raises:
-            ValueError: a number is out of range, an option or a dtype is not supported, a teacher shares memory with
+            ValueError: a number is out of range; an option or a dtype is not supported; a teacher shares memory with
                 one of the parameters.
         """
         super().add_param_group(param_group)
@@ -336,14 +324,14 @@ class AdamWEMA(Optimizer):
             raise
 
     def teacher_of(self, parameter: Tensor) -> Tensor | None:
-        """The tensor that follows a parameter; None where there is none, or no step was made yet."""
+        """The teacher of a parameter; None if it has none, or before the first step makes one."""
         return self.state.get(parameter, {}).get("ema") if self._teachers is None else self._teachers.get(parameter)
 
     def _find_taught(self, lost: str) -> None:
-        """Raise unless every parameter that has a teacher is in a group."""
+        """Raise unless every parameter that has a teacher is in a group; `lost` says what the others are."""
         if self._teachers is not None:
             total = len(self._teachers)
-        elif torch.compiler.is_compiling():  # a walk through the state would be compiled anew for every new gradient
+        elif torch.compiler.is_compiling():  # a loop over the state would be recompiled for every new gradient
             return
         else:
             total = sum("ema" in state for state in self.state.values())
@@ -353,13 +341,13 @@ class AdamWEMA(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step; parameters without a gradient stay, their teachers still follow them."""
+        """Make one step. Parameters without a gradient do not change, but their teachers still move towards them."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        self._find_taught("in no group any more: make the optimiser anew once parameters are replaced")
+        self._find_taught("no longer in any group: make a new optimiser after replacing parameters")
         for group in self.param_groups:
             _check_options(group)
             _check_numbers(group)
@@ -369,7 +357,8 @@ class AdamWEMA(Optimizer):
                 if p.grad.layout != torch.strided:
                     raise RuntimeError("AdamWEMA does not support sparse gradients")
                 self._start(p)
-            idle = [p for p in group["params"] if p.grad is None and self.teacher_of(p) is not None]
+            others = [(p, self.teacher_of(p)) for p in group["params"] if p.grad is None]
+            idle = [(p, t) for p, t in others if t is not None]
             if not active and not idle:
                 continue
             device = group["params"][0].device
@@ -391,7 +380,7 @@ class AdamWEMA(Optimizer):
                     _settings(group, active[0]),
                 )
             if idle:
-                ema_update_([self.teacher_of(p) for p in idle], idle, ema_decay, skip=found_inf)
+                ema_update_([t for _, t in idle], [p for p, _ in idle], ema_decay, skip=found_inf)
         return loss
 
     def _start(self, p: Tensor) -> None:
@@ -405,16 +394,16 @@ class AdamWEMA(Optimizer):
 
     @staticmethod
     def _wide(tensor: Tensor) -> Tensor:
-        """A copy in float32 at least: in bfloat16 a teacher hardly moves."""
+        """A copy in float32 or more: in bfloat16 a teacher would hardly move."""
         return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, or torch.optim.AdamW's, in place of what is there.
+        """Replace the state by that of `state_dict`, which may also come from torch.optim.AdamW.
 
-        Teachers keep their float32, and learning rates and decays that are tensors here stay the same tensors.
+        Teachers stay in float32. Learning rates and decays that are tensors are written in place.
 
         Raises:
-            ValueError: the state is of an AdamW that this one cannot be (amsgrad, maximize).
+            ValueError: the state comes from an AdamW with options that are not supported here (amsgrad, maximize).
         """
         for group in state_dict["param_groups"]:
             _check_options({name: group.get(name) for name in ("amsgrad", "maximize")})
@@ -424,7 +413,7 @@ class AdamWEMA(Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, parameters, strict=True):
             saved, state = state_dict["state"].get(number, {}), self.state.get(p, {})
-            if "step" in state:  # the base class leaves it where it was saved
+            if "step" in state:  # the base class does not move it to the device
                 state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=p.device).clone()
             if "ema" in saved:  # the base class casts it to the parameter's dtype
                 state["ema"] = self._wide(saved["ema"]).to(p.device)
@@ -433,7 +422,12 @@ class AdamWEMA(Optimizer):
                 if isinstance(value, Tensor):
                     value.copy_(torch.as_tensor(group.get(key, value)))
                     group[key] = value
-                elif key in ("foreach", "capturable", "differentiable", "fused"):  # how it is computed, not what
+                elif key in (
+                    "foreach",
+                    "capturable",
+                    "differentiable",
+                    "fused",
+                ):  # how the step is computed, not its result
                     group[key] = value
                 else:
                     group.setdefault(key, value)
@@ -443,27 +437,27 @@ def _check_options(group: Mapping[str, Any]) -> None:
     for option in ("amsgrad", "maximize", "foreach", "differentiable"):
         if group.get(option):
             raise ValueError(
-                f"a group has {option}=True, which AdamWEMA does not have: take torch.optim.AdamW and ema_update_"
+                f"a group has {option}=True, which AdamWEMA does not support: use torch.optim.AdamW and ema_update_"
             )
     if not group.get("fused", True):
-        raise ValueError("fused must be True: for a step in parts take torch.optim.AdamW and ema_update_")
+        raise ValueError("fused must be True: otherwise use torch.optim.AdamW and ema_update_")
 
 
 def _check_numbers(group: Mapping[str, Any], wait: bool = False) -> None:
-    """Refuse numbers out of range; those on a device only where waiting for it does no harm."""
+    """Raise for numbers out of range. Those on a device are read only if `wait`, since reading them waits for it."""
     if torch.compiler.is_compiling():
         return
     for name in ("lr", "eps", "weight_decay"):
         value = group[name]
         if isinstance(value, Tensor) and not (wait or readable(value)):
             continue
-        if not real(name, value.squeeze() if isinstance(value, Tensor) else value) >= 0:  # nor NaN
+        if not as_number(name, value.squeeze() if isinstance(value, Tensor) else value) >= 0:  # nor NaN
             raise ValueError(f"{name} must be at least 0, got {value}")
     try:
         betas = list(group["betas"])
     except TypeError:
         betas = []
-    if len(betas) != 2 or not all(0 <= real("betas", beta) < 1 for beta in betas):
+    if len(betas) != 2 or not all(0 <= as_number("betas", beta) < 1 for beta in betas):
         raise ValueError(f"betas must be in [0, 1), one for each moment, got {group['betas']}")
     (check_decay if wait else check_unit)("ema_decay", group["ema_decay"])
 
@@ -477,18 +471,18 @@ def _check_group(group: Mapping[str, Any]) -> None:
 
 
 def _settings(group: Mapping[str, Any], parameter: Tensor) -> Tensor:
-    """Betas, eps and weight decay as float64 [4]; where torch traces, on the device, so that its graphs follow them."""
+    """Betas, eps and weight decay as float64 [4]. In torch.compile they are inputs of the graph, on the device."""
     numbers = (*group["betas"], group["eps"], group["weight_decay"])
     if not torch.compiler.is_compiling():
         return torch.tensor([float(number) for number in numbers], dtype=torch.float64, device="cpu")
-    kernels = parameter.is_cuda and parameter.dtype != torch.float64  # torch's own step reads them on the host
+    kernels = parameter.is_cuda and parameter.dtype != torch.float64  # torch's fused step reads them on the host
     device = parameter.device if kernels else torch.device("cpu")
     return torch.stack([on_device(number, device) for number in numbers])
 
 
 @torch.no_grad()
 def _check_apart(parameters: Iterable[Tensor], teachers: Iterable[Tensor]) -> None:
-    """Refuse teachers whose memory is a parameter's or another teacher's too."""
+    """Raise if a teacher shares memory with a parameter or another teacher."""
     spans = []
     for taught, tensors in enumerate((parameters, teachers)):
         for tensor in tensors:
@@ -497,7 +491,7 @@ def _check_apart(parameters: Iterable[Tensor], teachers: Iterable[Tensor]) -> No
                 extent = 1 + sum(step * (size - 1) for step, size in zip(here.stride(), here.shape, strict=True))
                 start = here.data_ptr()
                 spans.append((start, start + extent * here.element_size(), taught, list(tensor.shape)))
-    ends = [0, 0]  # of the parameters and of the teachers that start earlier
+    ends = [0, 0]  # where the parameters, and the teachers, that start earlier end
     for start, end, taught, shape in sorted(spans):
         if start < ends[1] or (taught and start < ends[0]):
             raise ValueError(
@@ -511,7 +505,7 @@ def _pairs(teacher: Iterable[tuple[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
     """Teachers by parameter.
 
     Raises:
-        ValueError: these are no pairs of tensors, or one does not fit the other.
+        ValueError: an item is not a pair of tensors, or a teacher does not fit its parameter.
     """
     teachers = {}
     given = teacher.items() if isinstance(teacher, Mapping) else teacher

@@ -1,16 +1,20 @@
-"""Coding rate of a batch of features: how many nats it takes to tell them apart, up to a distortion.
+"""Coding rate of a batch of features: the nats needed to encode them up to a given distortion.
 
     R(Z) = log det(I + c ZᵀZ),    c = alpha / B  or  c = d / (B eps)
 
-natural logarithm, without the ½ that some codes put before it. Z [B, d] is centred first (if asked); with row weights
-w it is diag(√w) Z, centred at the weighted mean, and B is Σ w: one rate per class from hard or soft membership.
+The logarithm is natural, and there is no factor ½, which some implementations have. Rows of Z [B, d] are centred
+unless `center=False`. With row weights w, Z becomes diag(√w) Z, the mean is weighted, and B is Σ w, so that hard or
+soft memberships give one rate per class.
 
-    dR/dZ = 2c diag(w) Z (I + c Zᵀ diag(w) Z)⁻¹,    the same whether the smaller side is d or B
+    dR/dZ = 2c diag(w) Z (I + c Zᵀ diag(w) Z)⁻¹
+
+The d x d matrix above or its B x B counterpart is factored, whichever is smaller: rate and gradient are the same.
 
 Source: Ma, Derksen, Hong, Wright (2007), "Segmentation of multivariate mixed data via lossy data coding and
 compression"; MCR² (arXiv 2006.08558), equation 6, with eps for its squared distortion.
 
-Whatever comes in and whatever autocast or TF32 say, Gram, factor and gradient are float32 (float64 stays float64).
+Gram matrix, factorisation and gradient are always computed in float32 (float64 for float64 inputs), whatever the input
+dtype and the autocast or TF32 settings.
 """
 
 from __future__ import annotations
@@ -24,23 +28,24 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
-from .backend import full_precision, group_of, name_of
-from .buffers import BufferedModule
-from .checks import check_positive, plain, readable
-from .cholesky import inverse_logdet
-from .matmul import gram, matmul
-from .transforms import differentiable, transformed
+from .collectives import group_of, name_of
+from .internal.backend import full_precision
+from .internal.buffers import BufferedModule
+from .internal.checks import check_positive, plain, readable
+from .internal.cholesky import inverse_logdet
+from .internal.matmul import gram, matmul
+from .internal.transforms import differentiable, transformed
 
 __all__ = ["CodingRate", "CodingRateStats", "coding_rate", "coding_rate_reference", "coding_rate_stats"]
 
 
 def coding_rate_reference(z: Tensor, scale: Tensor, weights: Tensor | None = None, *, center: bool = True) -> Tensor:
-    """The formula as it stands, for tests and benchmarks: differentiable by autograd, slow.
+    """The plain formula, for tests and benchmarks: differentiable by autograd, but slow.
 
     Args:
         z: [..., B, d].
         scale: alpha, or d / eps.
-        weights: [..., B], or none.
+        weights: [..., B]; None weights all rows by 1.
         center: whether to subtract the (weighted) mean.
     """
     weights = torch.ones_like(z[..., 0]) if weights is None else weights
@@ -52,24 +57,24 @@ def coding_rate_reference(z: Tensor, scale: Tensor, weights: Tensor | None = Non
 
 
 def _exact(z: Tensor) -> torch.dtype:
-    """Precision of the computation."""
+    """Dtype of the computation."""
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
 def _empty(mass: Tensor) -> Tensor:
-    """Whether a class has no members to speak of: by less than this, c would overflow."""
+    """Whether a class has (almost) no members: division by a smaller mass would overflow."""
     return mass < torch.finfo(mass.dtype).tiny * 2**40
 
 
 def _root(weights: Tensor) -> Tensor:
-    """√w, never zero: a row without weight has a gradient in it, and 2⁻¹²⁸ is none beside the identity."""
+    """√w, but never zero: rows of weight 0 have a gradient too, and a weight of 2⁻¹²⁸ does not change I + c ZᵀZ."""
     return weights.sqrt().clamp(min=2**-64)
 
 
 def _rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
     """diag(√w) (Z - mean) [S, B, d]; `mean` is float64 [S, d], `root` is √w or empty.
 
-    Rows that hardly differ lose their difference to the rounding of the mean, unless its lower half is taken off too.
+    If rows hardly differ, rounding the mean to float32 would lose their differences, so the rest is subtracted as well.
     """
     y = z.to(_exact(z))
     if center:
@@ -79,12 +84,12 @@ def _rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
 
 
 def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
-    """Mean, float64 [S, d], or zero, and mass [S] of the rows."""
+    """Mean of the rows, float64 [S, d] (zero without centring), and their mass [S], the sum of their weights."""
     mass = weights.sum(-1) if weights.numel() else z.new_full((z.shape[0],), z.shape[1], dtype=_exact(z))
     if not center:
         return z.new_zeros((z.shape[0], z.shape[2]), dtype=torch.float64), mass
-    mean = z.sum(-2, dtype=torch.float64) / max(z.shape[1], 1)  # of several processes one may have no rows
-    # products are rounded, so the rows come near zero first: once to the mean of their class, once to its last digit
+    mean = z.sum(-2, dtype=torch.float64) / max(z.shape[1], 1)  # one of several processes may have no rows
+    # products are rounded, so rows are shifted towards zero before: to the mean of their class, then to its last digits
     for _ in range(2 if weights.numel() else 0):
         shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=torch.float64)
         mean = mean + torch.where(_empty(mass)[:, None], 0.0, shift / mass[:, None])
@@ -95,9 +100,9 @@ def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
 def _forward(
     z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, inverse: bool, group: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rate [S], info [S], mean [S, d], mass [S], c [S] and inverse [S, n, n] of z [S, B, d], by scale [S].
+    """Rate [S], info [S], mean [S, d], mass [S], c [S] and inverse [S, n, n] of z [S, B, d], for scale [S].
 
-    Where there are no weights they are [S, 0], and the inverse is [S, 0, 0] where it is not asked for.
+    No weights are [S, 0]; without `inverse` the last result is [S, 0, 0]. With `samples` the side n is B instead of d.
     """
     mean, mass = _moments(z, weights, center)
     y = _rows(z, _root(weights), center, mean)
@@ -112,14 +117,14 @@ def _forward(
     else:
         matrix = gram(sides, c, identity=True)
     rate, inverse_matrix, info = inverse_logdet(matrix, inverse=inverse)
-    c = torch.where(info > 0, float("nan"), c)  # a failed factor left an inverse of finite numbers behind
+    c = torch.where(info > 0, float("nan"), c)  # a failed factorisation leaves finite numbers in the inverse
     return rate, info, mean, mass, c, inverse_matrix
 
 
 def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gram matrix, mean and mass of all processes' rows, by one sum over a packed buffer.
+    """Gram matrix, mean and mass of all processes' rows, by one all-reduce of a packed buffer.
 
-    Each process writes its mean and mass into a slot of its own. So every one of them knows all means, and the scatter
+    Each process writes its mean and mass into a slot of its own. All of them then know all means, and the scatter
     between processes is a sum of squares rather than a small difference of large numbers.
     """
     batch, width = mean.shape
@@ -152,7 +157,7 @@ def _backward(
     grad: Tensor, z: Tensor, weights: Tensor, mean: Tensor, mass: Tensor, c: Tensor, inverse: Tensor,
     center: bool, samples: bool, weighted: bool, group: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of z and, if `weighted`, of the weights, else [S, 0]."""
+    """Gradients of z and of the weights, the latter [S, 0] unless `weighted`."""
     factor = (2 * grad * c)[:, None]  # [S, 1]
     root = _root(weights)
     if not weighted:
@@ -164,8 +169,8 @@ def _backward(
     # rows z_i M⁻¹; with Y = diag(√w) Z they are those of diag(√w)⁻¹ (I + c Y Yᵀ)⁻¹ Y
     solved = matmul(inverse, root[..., None] * y, 1 / root) if samples else matmul(y, inverse)
     dz = (factor * weights)[..., None] * solved
-    # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹) = c Σ w_i z_i M⁻¹ z_iᵀ, whose terms
-    # are not negative, where d - tr M⁻¹ would cancel
+    # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹) = c Σ w_i z_i M⁻¹ z_iᵀ. No term of
+    # this sum is negative, while d - tr M⁻¹ would suffer from cancellation
     leverage = (y * solved).sum(-1)
     total = (weights * leverage).sum(-1)
     if group:
@@ -196,7 +201,7 @@ def _differentiate(ctx, grad, *_):
     _, weighted, scaled, *_ = ctx.needs_input_grad
     if scaled:
         raise RuntimeError(NO_SCALE)
-    grad = grad * ctx.size  # data-parallel training averages gradients over processes
+    grad = grad * ctx.size  # makes up for data-parallel training, which averages gradients over processes
     dz, dw = _gradient(grad, *ctx.saved_tensors, ctx.center, ctx.samples, weighted, ctx.group)
     return dz, dw if weighted else None, None, None, None, None, None, None
 
@@ -206,10 +211,10 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
     if scale_tangent is not None:
         raise RuntimeError(NO_SCALE)
     if ctx.group:
-        raise RuntimeError("coding_rate has no forward-mode derivative over several processes; reverse mode is there")
+        raise RuntimeError("coding_rate has no forward-mode derivative over several processes; use reverse mode")
     z, weights, mean, mass, *rest = ctx.saved_tensors
     weighted = weights_tangent is not None
-    z = z.to(mass.dtype)  # so that its gradient is not rounded to bfloat16 first
+    z = z.to(mass.dtype)  # otherwise its gradient would be rounded to bfloat16 before it is used
     dz, dw = _gradient(
         torch.ones_like(mass), z, weights, mean, mass, *rest, ctx.center, ctx.samples, weighted, ctx.group
     )
@@ -222,46 +227,6 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
 
 
 _rate = differentiable(_forward, _setup, _differentiate, _tangent)
-
-
-@torch.library.custom_op(add_op_namespace_prefix("gather_rows"), mutates_args=())
-def _gather_rows(z: Tensor, group: str, size: int) -> Tensor:
-    """Rows of all processes: [..., B, d] to [..., processes * B, d].
-
-    Each process is to compute the same of them: the gradient is its own rows' times the number of processes, which
-    data-parallel training averages away.
-    """
-    own = z.movedim(-2, 0).contiguous()
-    gathered = own.new_empty((size * own.shape[0], *own.shape[1:]))
-    dist.all_gather_into_tensor(gathered, own, group=group_of(group))
-    return gathered.movedim(0, -2).contiguous()
-
-
-@_gather_rows.register_fake
-def _(z, group, size):
-    return z.new_empty((*z.shape[:-2], size * z.shape[-2], z.shape[-1]))
-
-
-def _gather_setup(ctx, inputs, output):
-    z, ctx.group, ctx.size = inputs
-    ctx.rows = z.shape[-2]
-    return ()
-
-
-def _gather_gradient(ctx, grad):
-    rank = dist.get_rank(group_of(ctx.group))
-    return grad.narrow(-2, rank * ctx.rows, ctx.rows) * ctx.size, None, None
-
-
-def _gather_tangent(ctx, tangent, *_):
-    return gather_rows(tangent, ctx.group, ctx.size)
-
-
-def _gather_vmap(call):
-    return lambda info, in_dims, z, group, size: (call(z.movedim(in_dims[0], 0), group, size), 0)
-
-
-gather_rows = differentiable(_gather_rows, _gather_setup, _gather_gradient, _gather_tangent, _gather_vmap)
 
 
 @overload
@@ -298,8 +263,8 @@ def coding_rate(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Coding rate log det(I + c ZᵀZ) of each batch of rows, in nats; differentiable once, in `z` and `weights`.
 
-    Nothing waits for the device, and it can be captured in a CUDA graph. Exactly one of `alpha` and `eps` is given. It
-    may change between steps without recompiling; as a 0-dim tensor on the device of `z`, without a new capture too.
+    It never waits for the device and can be captured in a CUDA graph. Give exactly one of `alpha` and `eps`. Its value
+    may change between steps without recompilation and, as a 0-dim tensor on the device of `z`, without a new capture.
 
     Args:
         z: features [..., B, d], bfloat16, float16, float32 or float64, any strides.
@@ -309,15 +274,15 @@ def coding_rate(
         weights: membership of the rows, [..., B], not negative, broadcast against the leading dimensions of `z`: with
             z [B, d] and weights [k, B] there are k rates. B is then the sum of the weights; a class without members
             has rate 0.
-        group: processes whose rows are one batch; one may bring more than another, or none. The rate is that of the
-            joined batch on every process, and gradients are those of the joined batch times the number of processes,
-            so that the averaging of data-parallel training makes them exact. The factor has side d, whatever B is.
-        return_info: whether to return the state of the factor as well.
+        group: processes whose rows form one batch; each may bring any number of rows, or none. Every process gets the
+            rate of the joint batch. Gradients are those of the joint batch times the number of processes, so that
+            they are exact after data-parallel training has averaged them. A d x d matrix is factored, even if B < d.
+        return_info: whether to return the status of the factorisation as well.
 
     Returns:
-        Rates [...], float32 (float64 for float64); NaN, and their gradients too, where `z` holds NaN or the factor
-        fails, as it may where I + c ZᵀZ has a condition of 2²² or more. With `return_info` also int32 [...]: 0, or the
-        number of the first pivot of the factor that was not positive.
+        Rates [...], float32 (float64 for float64). Rates and gradients are NaN where `z` holds NaN or the factorisation
+        fails, which can happen if the condition number of I + c ZᵀZ is 2²² or more. With `return_info` also int32
+        [...]: 0, or the number of the first pivot that was not positive, counted from 1.
 
     Raises:
         ValueError: a shape, dtype, device or number is not allowed.
@@ -336,7 +301,7 @@ def joint_rate(
     weights: Tensor | None,
     group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `coding_rate` returns with `return_info`, and B of all processes, [...]."""
+    """What `coding_rate` returns with `return_info`, and the sum of B over all processes, [...]."""
     name, size = name_of(group)
     scale = _scale(z, alpha, eps, name)
     if weights is not None:
@@ -348,7 +313,7 @@ def joint_rate(
         weights = weights.to(scale.dtype).expand(*lead, rows).reshape(math.prod(lead), rows)
     followed = z.requires_grad or (weights is not None and weights.requires_grad)
     differentiates = transformed() or (torch.is_grad_enabled() and followed)
-    # over several processes the side may not depend on the rows, whose number is each one's own
+    # several processes must factor the same side, although their numbers of rows may differ
     samples = rows < z.shape[-1] and not name
     flat = z.reshape(math.prod(lead), *z.shape[-2:])
     given = scale.new_empty((len(flat), 0)) if weights is None else weights
@@ -357,12 +322,10 @@ def joint_rate(
 
 
 def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, group: str) -> Tensor:
-    """alpha, or d / eps, as a 0-dim tensor where `z` is; checks `z` on the way."""
+    """alpha, or d / eps, as a 0-dim tensor on the device of `z`; checks both."""
     if z.ndim < 2 or z.shape[-1] == 0 or (z.shape[-2] == 0 and not group) or not z.is_floating_point():
         raise ValueError(f"z must be floating-point [..., B, d] with rows and columns, got {z.dtype} {list(z.shape)}")
-    if (alpha is None) == (eps is None):
-        raise ValueError("exactly one of alpha and eps must be given")
-    name, value = ("alpha", alpha) if eps is None else ("eps", eps)
+    name, value = _given(alpha, eps)
     if isinstance(value, Tensor) and (value.ndim or value.device != z.device or value.requires_grad):
         raise ValueError(
             f"{name} must be 0-dim, without gradient, on {z.device} like z, "
@@ -370,15 +333,24 @@ def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, 
         )
     check_positive(**{name: value})
     if not isinstance(value, Tensor):
-        value = z.new_ones((), dtype=_exact(z)) * plain(value)  # torch.full would be a graph for each value
-    value = value.to(_exact(z))  # NumPy's numbers are tensors to torch.compile
+        value = z.new_ones((), dtype=_exact(z)) * plain(value)  # torch.full would be recompiled for each value
+    value = value.to(_exact(z))  # also NumPy numbers, which torch.compile traces as tensors
     return value if eps is None else z.shape[-1] / value
+
+
+def _given(alpha: float | Tensor | None, eps: float | Tensor | None) -> tuple[str, float | Tensor]:
+    """Name and value of the one that is not None."""
+    if alpha is not None and eps is None:
+        return "alpha", alpha
+    if eps is not None and alpha is None:
+        return "eps", eps
+    raise ValueError("exactly one of alpha and eps must be given")
 
 
 def _check_weights(z: Tensor, weights: Tensor) -> None:
     if weights.ndim < 1 or weights.shape[-1] != z.shape[-2] or not weights.is_floating_point():
         raise ValueError(
-            f"weights must be floating-point [..., {z.shape[-2]}], one a row of z, "
+            f"weights must be floating-point [..., {z.shape[-2]}], one per row of z, "
             f"got {weights.dtype} {list(weights.shape)}"
         )
     if weights.device != z.device:
@@ -389,7 +361,7 @@ def _check_weights(z: Tensor, weights: Tensor) -> None:
 
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate_gram"), mutates_args=())
 def _gram(z: Tensor, center: bool, samples: bool, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gram matrix [S, n, n], mean [S, d] and number [S] of the rows of all processes, z [S, B, d]."""
+    """Gram matrix [S, n, n], mean [S, d] and number [S] of the rows z [S, B, d] of all processes."""
     nothing = z.new_empty(0, dtype=_exact(z))
     mean, mass = _moments(z, nothing, center)
     y = _rows(z, nothing, center, mean)
@@ -427,17 +399,17 @@ _stats_gram = differentiable(_gram, _gram_setup, jvp=_gram_tangent)
 
 
 class CodingRateStats(NamedTuple):
-    """What `coding_rate_stats` returns; leading dimensions as in `z`."""
+    """Result of `coding_rate_stats`; the leading dimensions are those of `z`."""
 
     rate: Tensor
     """Coding rate in nats, [...]."""
     rate_fraction: Tensor
-    """R / R_max, [...]: R_max is the rate of the isotropic batch of the same energy, n log(1 + c tr(ZᵀZ) / n); 0 for
-    a batch without any."""
+    """R / R_max, [...]. R_max is the rate of an isotropic batch with the same energy, n log(1 + c tr(ZᵀZ) / n). It is 0
+    for a batch whose energy is 0."""
     effective_rank: Tensor
-    """exp of the entropy of the normalised singular values of Z, [...]: Roy & Vetterli (2007); RankMe. At least 1."""
+    """exp of the entropy of the normalised singular values of Z, [...]; at least 1. Roy & Vetterli (2007); RankMe."""
     spectrum: Tensor
-    """Eigenvalues of the (centred) covariance ZᵀZ / B in falling order, [..., min(B, d)]."""
+    """Eigenvalues of the (centred) covariance ZᵀZ / B in descending order, [..., min(B, d)]."""
 
 
 @torch.no_grad()
@@ -449,16 +421,16 @@ def coding_rate_stats(
     center: bool = True,
     group: ProcessGroup | None = None,
 ) -> CodingRateStats:
-    """Rate, share of its maximum, effective rank and spectrum, all from one Gram matrix.
+    """Rate, fraction of its maximum, effective rank and spectrum, all from one Gram matrix.
 
-    For logs and evaluations: eigenvalues take longer than the rate alone, and on a GPU they wait for the device. To
-    reverse mode they are constants, forward mode follows them.
+    For logs and evaluations: computing eigenvalues takes longer than the rate alone, and waits for a GPU. Forward mode
+    differentiates the results; reverse mode treats them as constants.
 
     Args:
-        z: features [..., B, d], as `coding_rate` takes them; likewise the other arguments.
+        z: features [..., B, d]; this and the other arguments are those of `coding_rate`.
 
     Raises:
-        ValueError: as `coding_rate`.
+        ValueError: as in `coding_rate`.
     """
     name, size = name_of(group)
     scale = _scale(z, alpha, eps, name)
@@ -468,16 +440,16 @@ def coding_rate_stats(
     if name:
         rows = int(mass.amax()) if len(mass) else 0
     finite = matrix.isfinite().all(-1).all(-1)[:, None]
-    # a NaN among the matrices would fail them all
+    # one matrix with NaN would make eigvalsh fail for all of them
     values = torch.linalg.eigvalsh(torch.where(finite[..., None], matrix, 0.0)).flip(-1).clamp(min=0)
-    rank = max(min(rows - int(center), width), 1)  # centring takes a dimension from the rows
+    rank = max(min(rows - int(center), width), 1)  # centring removes one dimension
     values = values[:, : min(rows, width)]
     values[:, rank:] = 0
     spectrum = torch.where(finite, values / mass[:, None], float("nan"))
     energy = spectrum.sum(-1)
     rate = torch.log1p(scale * spectrum).sum(-1)
     largest = rank * torch.log1p(scale * energy / rank)
-    singular = spectrum[:, :rank].sqrt()  # without those that are always zero, where a root has no slope
+    singular = spectrum[:, :rank].sqrt()  # without those that are always zero, where a root has no derivative
     share = torch.where(energy[:, None] == 0, 0.0, singular / singular.sum(-1, keepdim=True))
     entropy = -torch.xlogy(share, share).sum(-1)
     rate_fraction = torch.where(largest == 0, 0.0, rate / largest)
@@ -487,7 +459,10 @@ def coding_rate_stats(
 
 
 class CodingRate(BufferedModule):
-    """`coding_rate` with its settings; `alpha` or `eps` is a float32 buffer, so that a schedule may write on it."""
+    """`coding_rate` as a module. `alpha` or `eps` is a float32 buffer, which a schedule may write to."""
+
+    alpha: Tensor | None
+    eps: Tensor | None
 
     def __init__(
         self,
@@ -498,9 +473,7 @@ class CodingRate(BufferedModule):
         group: ProcessGroup | None = None,
     ):
         super().__init__()
-        if (alpha is None) == (eps is None):
-            raise ValueError("exactly one of alpha and eps must be given")
-        name, value = ("alpha", alpha) if eps is None else ("eps", eps)
+        name, value = _given(alpha, eps)
         check_positive(**{name: value})
         self.center = center
         self.group = group

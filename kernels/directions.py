@@ -1,7 +1,7 @@
-"""Random unit directions that every process draws alike, without a word between them.
+"""Random unit directions that are the same on every process, without communication.
 
-Standard normals by Box and Muller from Philox words, which are a function of (seed, row, slice) alone; then each
-direction is scaled to unit length. Triton's and torch's agree up to the rounding of logarithms and cosines.
+Philox words, a function of (seed, row, slice), become standard normals by the Box-Muller transform, and each direction
+is scaled to unit length. Triton's and torch's results agree up to the rounding of logarithms and cosines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .backend import jit, launch, tl, triton, uses_triton
+from .internal.backend import jit, launch, tl, triton, uses_triton
 from .philox import MASK, philox
 
 __all__ = ["directions"]
@@ -21,13 +21,13 @@ BLOCKS = {"BLOCK_D": 32, "BLOCK_K": 32}
 
 @jit
 def sincos(b_x):
-    """Sine and cosine to float32 accuracy for |x| < 1e5: Cody and Waite's reduction to an octant, then polynomials.
+    """Sine and cosine to float32 accuracy for |x| < 1e5: Cody-Waite reduction to an octant, then polynomials.
 
-    libdevice's, made for any argument, spills. Coefficients: Cephes, sinf.
+    libdevice's functions work for any argument, but spill registers here. Coefficients: Cephes, sinf.
     """
     b_quarter = tl.floor(b_x * 0.6366197723675814 + 0.5)
     b_r = b_x - b_quarter * 1.5703125 - b_quarter * 4.837512969970703e-4 - b_quarter * 7.549789954891882e-8
-    b_r = tl.where(b_r == b_r, tl.minimum(tl.maximum(b_r, -0.7854), 0.7854), b_r)  # huge ones: wrong, but finite
+    b_r = tl.where(b_r == b_r, tl.minimum(tl.maximum(b_r, -0.7854), 0.7854), b_r)  # beyond 1e5: wrong, but finite
     b_z = b_r * b_r
     b_sin = b_r + b_r * b_z * ((-1.9515295891e-4 * b_z + 8.3321608736e-3) * b_z - 1.6666654611e-1)
     b_cos = (2.443315711809948e-5 * b_z - 1.388731625493765e-3) * b_z + 4.166664568298827e-2
@@ -42,7 +42,7 @@ def sincos(b_x):
 
 @jit
 def _normals(word_0, word_1):
-    """Two standard normals from two words, by Box and Muller."""
+    """Two standard normals from two words, by the Box-Muller transform."""
     u = ((word_0 >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08  # 2**-24
     angle = (word_1 >> 8).to(tl.float32) * 3.7450703e-07  # 2π 2**-24
     radius = tl.sqrt(-2.0 * tl.log(u))
@@ -63,18 +63,18 @@ def _directions_kernel(
     key = tl.load(seed)
     o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     b_norm = tl.zeros([BLOCK_K], dtype=tl.float32)
-    for start in range(0, D, 4 * BLOCK_D):
+    for start in range(0, D, BLOCK_D * 4):
         o_i = start // 4 + tl.arange(0, BLOCK_D)[:, None]
         zero = tl.zeros([BLOCK_D, BLOCK_K], dtype=tl.int32)
         w_0, w_1, w_2, w_3 = tl.philox(key, o_i + zero, o_k[None, :] + zero, zero, zero)
         n_0, n_1 = _normals(w_0, w_1)
         n_2, n_3 = _normals(w_2, w_3)
-        for r in tl.static_range(4):
+        for r in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]
             n = n_0 if r == 0 else n_1 if r == 1 else n_2 if r == 2 else n_3
             m = (4 * o_i + r < D) & (o_k < K)[None, :]
-            b_norm += tl.sum(tl.where(m, n * n, 0.0), axis=0)
+            b_norm += tl.where(m, n * n, 0.0).sum(axis=0)
             tl.store(out + (4 * o_i + r).to(tl.int64) * K + o_k[None, :], n, mask=m)
-    tl.debug_barrier()  # what was stored is read again
+    tl.debug_barrier()  # other threads of the program read what was stored
     b_scale = 1.0 / tl.sqrt(tl.where(o_k < K, b_norm, 1.0))
     for start in range(0, D, BLOCK_D):
         o_d = (start + tl.arange(0, BLOCK_D)[:, None]).to(tl.int64)
@@ -84,7 +84,7 @@ def _directions_kernel(
 
 
 def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
-    """Random unit directions, a pure function of the seed: every process draws the same, and none of them waits.
+    """Random unit directions, a pure function of the seed: every process draws the same ones, without waiting.
 
     Args:
         seed: int64, 0-dim, on any device.

@@ -1,8 +1,8 @@
 """Exponential moving average of a teacher's tensors: t <- decay t + (1 - decay) s.
 
-A linear interpolation, t + (1 - decay) (s - t), so that a teacher that equals its student stays equal: in float32,
-`mul` and `add` drift. A teacher in bfloat16 hardly moves at all (at decay 0.996 and weights 1 % apart, under 1 % of
-them change in an update): keep it in float32, and let `live` be its copy in bfloat16, written in the same pass.
+It is computed as t + (1 - decay) (s - t), so that a teacher that equals its student stays equal; `mul` and `add` would
+drift in float32. A teacher in bfloat16 hardly moves: at decay 0.996 and weights 1 % apart, under 1 % of them change in
+an update. Keep the teacher in float32; `live` is its copy in bfloat16, written in the same pass.
 
 Source: momentum encoder of BYOL (arXiv 2006.07733), section 3.1; teacher of seq-JEPA (arXiv 2505.03176).
 """
@@ -14,16 +14,16 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
-from numbers import Real
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, _foreach_copy_, _foreach_lerp_, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from ._ops import add_op_namespace_prefix
-from .backend import jit, launch, tl, triton, triton_dtype, uses_triton
-from .checks import check_positive, readable
-from .multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
+from .internal.arguments import as_scalar, check_decay, check_unit, check_written, listed
+from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton
+from .internal.checks import check_positive
+from .internal.multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
 
@@ -32,13 +32,13 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def ema_reference(teacher: Tensor, student: Tensor, decay: float) -> Tensor:
-    """The formula as it stands: the new teacher, in the teacher's dtype."""
+    """The plain formula: the new teacher, in the teacher's dtype."""
     return torch.lerp(teacher, student.to(teacher.dtype), 1.0 - decay)
 
 
 @jit
 def lerp(b_from, b_to, weight):
-    """Linear interpolation, from the nearer end: exact at weights 0 and 1, and where both are equal."""
+    """Linear interpolation from the nearer end: exact for weights 0 and 1, and if both ends are equal."""
     near = b_from + weight * (b_to - b_from)
     far = b_to - (b_to - b_from) * (1.0 - weight)
     return tl.where(weight < 0.5, near, far)
@@ -48,7 +48,7 @@ def lerp(b_from, b_to, weight):
 def _ema_kernel(
     table,  # pointer to int64 [T, 2 + lists]: teacher, student, live
     decay,  # pointer to a float64 or float32
-    skip,  # pointer to a number: nothing moves unless it is zero
+    skip,  # pointer to a number: the teacher is updated only if it is zero
     T,
     LISTS: tl.constexpr,
     TEACHER: tl.constexpr,  # dtypes
@@ -81,7 +81,7 @@ def _ema_kernel(
 def _launch(
     teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
 ) -> None:
-    """One launch over tensors of one device and layout by pairs, and one dtype in each list."""
+    """One launch. All tensors are on one device, each list has one dtype, and the tensors of a pair have one layout."""
     device = teacher[0].device
     lists = [teacher, student, live] if live else [teacher, student]
     table = address_table(lists, device)
@@ -96,16 +96,16 @@ def _launch(
 def torch_update(
     teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
 ) -> None:
-    """The same in torch; on a CPU the scalars are at hand, elsewhere they stay on the device."""
+    """The same in torch. On a CPU scalars are read; elsewhere they stay on the device, since reading would wait."""
     wide = torch.promote_types(teacher[0].dtype, student[0].dtype)
     if teacher[0].device.type == "cpu":
         if skip is not None and skip:
             return
-        moved = [t.to(wide) for t in teacher]  # the teacher itself where it is as wide as that
-        torch._foreach_lerp_(moved, [s.to(wide) for s in student], 1 - decay.item())
-        torch._foreach_copy_(teacher, moved)
+        moved = [t.to(wide) for t in teacher]  # no copy if the teacher has this dtype
+        _foreach_lerp_(moved, [s.to(wide) for s in student], 1 - decay.item())
+        _foreach_copy_(teacher, moved)
         if live:
-            torch._foreach_copy_(live, teacher)
+            _foreach_copy_(live, teacher)
         return
     moves = None if skip is None else skip.reshape(()) == 0
     wide = torch.promote_types(wide, torch.float32)
@@ -119,7 +119,7 @@ def torch_update(
 def update_lists(
     teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
 ) -> None:
-    """What the operator does: one launch, or one call of torch's, for all tensors of the same dtypes and device."""
+    """The operator's body: one launch, or one call of torch, for all tensors of the same dtypes and device."""
     buckets = defaultdict(lambda: ([], [], []))
     odd = 0
     for number, (t, s) in enumerate(zip(teacher, student, strict=True)):
@@ -129,7 +129,7 @@ def update_lists(
         for column, tensor in zip(buckets[flat, *(x.dtype for x in row), t.device], row, strict=False):
             column.append(tensor)
     for (flat, *_, device), columns in buckets.items():
-        there = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in (decay, skip)]
+        there = decay.to(device, non_blocking=True), None if skip is None else skip.to(device, non_blocking=True)
         (_launch if flat else torch_update)(*columns, *there)
     if odd:
         _announce_strides(odd, len(teacher))
@@ -168,45 +168,46 @@ def ema_update_(
     buffers: Buffers = "ignore",
     skip: Tensor | None = None,
 ) -> None:
-    """Move each teacher tensor towards its student, in place: no address changes, nothing waits for the device.
+    """Move each teacher tensor towards its student, in place: no address changes, and nothing waits for the device.
 
-    One launch for each combination of dtypes. Works in `torch.compile` and, after one call on the same tensors, in a
-    CUDA graph. DTensors, FSDP2's for example, are updated shard by shard, without communication.
+    There is one launch for each combination of dtypes. It works in `torch.compile` and, after one call on the same
+    tensors, in a CUDA graph. DTensors (of FSDP2 for example) are updated shard by shard, without communication.
 
     Args:
-        teacher: floating-point tensors of any shapes and strides, or a module, whose parameters they are.
+        teacher: floating-point tensors of any shapes and strides, or a module, whose parameters are taken.
         student: tensors of the same shapes in the same order, of any floating dtype, or a module with the same names.
-            What merely wraps a module (DistributedDataParallel, torch.compile, AveragedModel) makes no difference.
-        decay: weight of the teacher in [0, 1], a number, or a 0-dim tensor on the device, which may change between
-            the replays of a graph: float64 keeps 1 - decay exact.
-        live: copies of the teacher, in a lower precision say, written in the same pass.
-        buffers: with modules, what becomes of the teacher's buffers (batch-norm statistics): stay its own (`ignore`),
-            become the student's (`copy`), or are averaged like weights (`average`; integers are copied).
-        skip: 0-dim tensor, `found_inf` of a gradient scaler say; where it is not zero, the teacher stays as it is.
+            Wrappers around a module (DistributedDataParallel, torch.compile, AveragedModel) are ignored.
+        decay: weight of the teacher, a number in [0, 1] or a 0-dim tensor on the device. A tensor may change between
+            replays of a CUDA graph; in float64, 1 - decay is exact.
+        live: copies of the teacher, for example in a lower precision, written in the same pass.
+        buffers: for modules, what happens to the teacher's buffers, such as batch-norm statistics: they are left alone
+            (`ignore`), copied from the student (`copy`), or averaged like weights (`average`; integers are copied).
+        skip: 0-dim tensor, such as the `found_inf` of a gradient scaler; unless it is zero, nothing is updated.
 
     Raises:
-        ValueError: decay is out of range; the two differ in number, names, shapes, devices or sharding; a tensor is
-            not floating-point, or is to be written and expanded; `buffers` is unknown, or given without modules; an
-            iterator has been read before.
+        ValueError: decay is out of range; teacher and student differ in number, names, shapes, devices or sharding; a
+            tensor is not floating-point; a tensor to write to is expanded; `buffers` is unknown, or given without
+            modules; an iterator is already exhausted.
     """
     _check_buffers(buffers)
     copied: list[tuple[Tensor, Tensor]] = []
-    if isinstance(teacher, nn.Module) != isinstance(student, nn.Module):
-        raise ValueError("teacher and student must both be modules or both be tensors")
     if isinstance(live, nn.Module):
         if buffers != "ignore":
-            raise ValueError("live modules hold parameters alone: buffers must be 'ignore'")
+            raise ValueError("buffers must be 'ignore' if live is a module, of which only parameters are updated")
         live = list(live.parameters())
-    if isinstance(teacher, nn.Module):
+    if isinstance(teacher, nn.Module) and isinstance(student, nn.Module):
         for module in (*teacher.modules(), *student.modules()):
-            if hasattr(module, "reshard"):  # FSDP2's: after a forward pass alone it still holds gathered weights
-                module.reshard()
+            reshard = getattr(module, "reshard", None)
+            if reshard is not None:  # FSDP2: after a forward pass without a backward, weights are still gathered
+                reshard()
         pairs = _paired(teacher, student, "parameters")
         if buffers != "ignore":
             own = _paired(teacher, student, "buffers")
             averaged = [pair for pair in own if buffers == "average" and pair[0].is_floating_point()]
             copied = [pair for pair in own if buffers == "copy" or not pair[0].is_floating_point()]
             pairs += averaged
+    elif isinstance(teacher, nn.Module) or isinstance(student, nn.Module):
+        raise ValueError("teacher and student must both be modules or both be tensors")
     else:
         if buffers != "ignore":
             raise ValueError(f"buffers = {buffers!r} needs modules")
@@ -234,94 +235,27 @@ def ema_update_(
         t.copy_(s if skip is None else torch.where(skip.reshape(()) == 0, s, t))
 
 
-def as_scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
-    """A number in [0, 1] as a 0-dim float64 tensor on the device, without waiting for it."""
-    if isinstance(value, Tensor):
-        if value.ndim or value.device != device or not value.is_floating_point():
-            raise ValueError(
-                f"{name} must be a floating 0-dim tensor on {device} like the teacher, "
-                f"got {value.dtype} {list(value.shape)} on {value.device}"
-            )
-        check_unit(name, value)
-        return value
-    if torch.compiler.is_compiling():  # the value is not known yet
-        scalar = on_device(value, device)
-        torch._assert_async((scalar >= 0) & (scalar <= 1), f"{name} must be in [0, 1]")
-        return scalar
-    check_unit(name, value)
-    return on_device(value, device)
-
-
-def check_unit(name: str, value: float | Tensor) -> None:
-    """Refuse what is not in [0, 1], as far as looking at it is free."""
-    if torch.compiler.is_compiling() or (isinstance(value, Tensor) and not readable(value)):
-        return
-    if not 0.0 <= real(name, value) <= 1.0:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-
-
-def real(name: str, value) -> Real:
-    """A number as it is, or the one in a 0-dim tensor or NumPy array."""
-    number = value.item() if getattr(value, "ndim", None) == 0 else value
-    if not isinstance(number, Real):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    return number
-
-
-def check_decay(name: str, decay: float | Tensor) -> None:
-    """Refuse a decay where it is first given, and waiting for the device does no harm."""
-    if not 0.0 <= as_scalar(name, decay, getattr(decay, "device", torch.device("cpu"))) <= 1.0:
-        raise ValueError(f"{name} must be in [0, 1], got {decay}")
-
-
-def on_device(value: float, device: torch.device) -> Tensor:
-    """A number as a 0-dim float64 tensor on the device, without waiting for it."""
-    if torch.compiler.is_compiling():  # full would be compiled anew for each value
-        return torch.ones((), dtype=torch.float64, device=device) * value
-    return torch.full((), float(value), dtype=torch.float64, device=device)
-
-
-def listed(name: str, tensors: Iterable) -> list:
-    """What an iterable yields; none at all is right in a list, and a mistake in an iterator.
-
-    Raises:
-        ValueError: names the iterator.
-    """
-    found = list(tensors)
-    if not found and hasattr(tensors, "__next__"):
-        raise ValueError(f"{name} is an iterator that yields nothing: was it read before? A list can be read twice")
-    return found
-
-
-def check_written(tensor: Tensor) -> None:
-    """Refuse a tensor whose elements share memory where they are to be written."""
-    steps = tensor.stride()
-    if 0 in steps and any(step == 0 and size > 1 for step, size in zip(steps, tensor.shape, strict=True)):
-        raise ValueError(
-            f"a teacher or live copy of shape {list(tensor.shape)} is expanded, its elements share memory: clone it"
-        )
-
-
 def _check_buffers(buffers: str) -> None:
     if buffers not in get_args(Buffers):
         raise ValueError(f"buffers must be 'ignore', 'copy' or 'average', got {buffers!r}")
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
-    """The one module inside a module that has no other and no parameter of its own."""
+    """The only child of a module without parameters of its own, which is then a wrapper; else None."""
     children = list(module.children())
     return children[0] if len(children) == 1 and not module._parameters else None
 
 
 def _named(module: nn.Module, kind: str, prefix: str = "", seen: set[Tensor] | None = None) -> dict[str, Tensor]:
-    """Parameters or buffers by name, as if wrappers were not there."""
+    """Parameters or buffers by name, without the names of wrappers."""
     seen = set() if seen is None else seen
     named = {}
     for name, tensor in getattr(module, f"_{kind}").items():
-        if tensor is not None and tensor not in seen:  # shared ones once
+        if tensor is not None and tensor not in seen:  # shared ones are listed once
             seen.add(tensor)
             named[prefix + name] = tensor
-    wraps = _wrapped(module) is not None and not getattr(module, f"_{kind}")  # whose names might be its child's
+    # a wrapper's name is left out, unless it has tensors of its own: their names could clash with its child's
+    wraps = _wrapped(module) is not None and not getattr(module, f"_{kind}")
     for name, child in module.named_children():
         named |= _named(child, kind, prefix if wraps else f"{prefix}{name}.", seen)
     return named
@@ -330,8 +264,9 @@ def _named(module: nn.Module, kind: str, prefix: str = "", seen: set[Tensor] | N
 def _paired(teacher: nn.Module, student: nn.Module, kind: str) -> list[tuple[Tensor, Tensor]]:
     own, theirs = _named(teacher, kind), _named(student, kind)
     differing = own.keys() ^ theirs.keys()
-    while own.keys() != theirs.keys() and (student := _wrapped(student)) is not None:
-        theirs = _named(student, kind)  # without a wrapper's own buffer, a count of updates say
+    inner = student
+    while own.keys() != theirs.keys() and (inner := _wrapped(inner)) is not None:
+        theirs = _named(inner, kind)  # without the buffers of a wrapper, such as AveragedModel's count of updates
     if own.keys() != theirs.keys():
         raise ValueError(f"teacher and student differ in their {kind}: only one of them has {sorted(differing)[0]}")
     return [(tensor, theirs[name]) for name, tensor in own.items()]
@@ -354,12 +289,12 @@ def _check_pair(number: int, teacher: Tensor, student: Tensor) -> None:
 
 
 def cosine_decay(step: Tensor, *, start: float, end: float = 1.0, total_steps: int) -> Tensor:
-    """Decay at a step: from `start` at 0 to `end` at `total_steps - 1` along half a cosine, on the device.
+    """Decay at a step: a half cosine from `start` at step 0 to `end` at step `total_steps - 1`, computed on the device.
 
     Args:
-        step: integer, 0-dim, on any device; what lies beyond the last step stays at `end`.
-        start, end: in [0, 1].
-        total_steps: of the schedule, positive.
+        step: integer, 0-dim, on any device; after the last step the decay stays at `end`.
+        start, end: numbers in [0, 1].
+        total_steps: number of steps of the schedule, positive.
 
     Returns:
         float64, 0-dim, on the device of `step`.
@@ -377,18 +312,20 @@ def cosine_decay(step: Tensor, *, start: float, end: float = 1.0, total_steps: i
 
 
 class EMA(nn.Module):
-    """A teacher that follows a student: `ema_update_` with its settings, and a decay on the device.
+    """A teacher that follows a student: a copy of the module, updated by `ema_update_`, and a decay on the device.
 
     Args:
-        student: whose copy the teacher is at first; the copy keeps its layout in memory. DistributedDataParallel,
-            DataParallel and torch.compile round the student are not copied: compile the EMA itself.
-        decay: weight of the teacher; write on the buffer `decay` to schedule it.
-        buffers: as `ema_update_` takes it.
+        student: the module to copy, with its memory layout. If it is wrapped in DistributedDataParallel, DataParallel
+            or torch.compile, only the module inside is copied; compile the EMA itself if it should be compiled.
+        decay: weight of the teacher, in [0, 1]. A schedule writes to the buffer `decay`.
+        buffers: as in `ema_update_`.
 
     Raises:
-        ValueError: the student has no parameters, or one that is not floating-point; it cannot be copied, as after
-            FSDP has sharded it; decay is out of range; `buffers` is unknown.
+        ValueError: the student has no parameters, has one that is not floating-point, or cannot be copied, for example
+            because FSDP has sharded it; decay is out of range; `buffers` is unknown.
     """
+
+    decay: Tensor
 
     def __init__(self, student: nn.Module, decay: float | Tensor = 0.996, *, buffers: Buffers = "ignore"):
         super().__init__()
@@ -403,8 +340,8 @@ class EMA(nn.Module):
         while True:
             if isinstance(student, nn.parallel.DistributedDataParallel | nn.DataParallel):
                 student = student.module
-            elif hasattr(student, "_orig_mod"):
-                student = student._orig_mod
+            elif isinstance(compiled := getattr(student, "_orig_mod", None), nn.Module):
+                student = compiled
             else:
                 break
         try:
@@ -415,14 +352,14 @@ class EMA(nn.Module):
                 "if FSDP has sharded it, make the EMA first and then shard both alike"
             ) from error
         self.teacher.requires_grad_(False)
-        self.buffers_policy = buffers
+        self.buffers_policy: Buffers = buffers
         device = next(iter(parameters.values())).device
         device = torch.device("cpu") if device.type == "meta" else device
         self.register_buffer("decay", as_scalar("decay", decay, device))
 
     @property
     def module(self) -> nn.Module:
-        """The teacher, by the name that timm's ModelEmaV3 and torch's AveragedModel give it."""
+        """The teacher, under the name that timm's ModelEmaV3 and torch's AveragedModel use."""
         return self.teacher
 
     def forward(self, *args, **kwargs):
@@ -430,9 +367,9 @@ class EMA(nn.Module):
         return self.teacher(*args, **kwargs)
 
     def _apply(self, function, recurse: bool = True):
-        """Move with the rest, but stay float64: in bfloat16 a decay of 0.9999 is 1, and the teacher stands still.
+        """Keep the decay in float64 when the module is cast: in bfloat16, 0.9999 is 1 and the teacher would not move.
 
-        On the meta device, where there are no values, the decay stays where it was.
+        If the module moves to the meta device, which holds no values, the decay stays where it was.
         """
         decay = self.decay
         super()._apply(function, recurse)
@@ -441,7 +378,7 @@ class EMA(nn.Module):
         return self
 
     def __getstate__(self) -> dict:
-        """With the decay as a number too: `torch.load(map_location="meta")` leaves the buffer without a value."""
+        """Save the decay as a number too: `torch.load(map_location="meta")` restores the buffer without a value."""
         known = type(self.decay) is Tensor and not self.decay.is_meta
         return {**self.__dict__, "_saved_decay": self.decay.item() if known else None}
 
@@ -452,5 +389,5 @@ class EMA(nn.Module):
             self.decay = torch.full_like(self.decay, saved, device="cpu")
 
     def update(self, student: nn.Module, skip: Tensor | None = None) -> None:
-        """Follow the student, which may be wrapped, by one step; call after the optimiser's."""
+        """Move the teacher one step towards the student, which may be wrapped; call it after the optimiser's step."""
         ema_update_(self.teacher, student, self.decay, buffers=self.buffers_policy, skip=skip)

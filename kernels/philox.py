@@ -1,9 +1,11 @@
-"""Philox4x32-10, the counter-based generator: random words that are a pure function of a key and a counter.
+"""Philox4x32-10, a counter-based generator: random words that are a pure function of a key and a counter.
 
-Integer arithmetic whose bits depend on neither the device nor the batch size nor the compiler.
+It is integer arithmetic, so its bits depend on neither the device nor the batch size nor the compiler.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 from torch import Tensor
 
@@ -12,7 +14,9 @@ __all__ = ["philox"]
 MASK = 0xFFFFFFFF
 
 
-def philox(key: tuple[Tensor | int, Tensor | int], counter: tuple[Tensor | int, ...]) -> tuple[Tensor, ...]:
+def philox(
+    key: tuple[Tensor | int, Tensor | int], counter: tuple[Tensor | int, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10, the counter-based generator of Salmon et al. (2011), "Parallel random numbers".
 
     Args:
@@ -28,11 +32,11 @@ def philox(key: tuple[Tensor | int, Tensor | int], counter: tuple[Tensor | int, 
         (high0, low0), (high1, low1) = _multiply(0xD2511F53, c0), _multiply(0xCD9E8D57, c2)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
-    return c0, c1, c2, c3
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], (c0, c1, c2, c3))  # one was a tensor, so all are by now
 
 
-def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper and lower 32 bits of a product of 32-bit words, by halves: compilers differ in what overflow does."""
+def _multiply(constant: int, word: Tensor | int) -> tuple[Tensor | int, Tensor | int]:
+    """Upper and lower 32 bits of a product of 32-bit words, by 16-bit halves, since compilers differ on overflow."""
     low = constant * (word & 0xFFFF)  # < 2**48
     high = constant * (word >> 16) + (low >> 16)  # < 2**49
     return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF

@@ -1,16 +1,16 @@
-"""SIGReg: how far features are from an isotropic Gaussian, by the characteristic functions of random projections.
+"""SIGReg: how far features are from an isotropic Gaussian, by characteristic functions of random projections.
 
 With unit directions a_k, projections x_ik = z_i·a_k and φ(t) = exp(-t²/2), the Epps-Pulley statistic of slice k is
 
     T_k = N Σ_t w_t φ(t) [(mean_i cos(t x_ik) - φ(t))² + (mean_i sin(t x_ik))²]
 
-and SIGReg is the mean over slices. The knots t are equally spaced, so that cosines and sines of all of them follow
-from one of each by angle addition: nothing of size N x slices x knots exists, neither forward nor backward.
+and SIGReg is the mean over slices. The knots t are equally spaced, so cosines and sines at all knots follow from the
+first ones by angle addition. No tensor of size N x slices x knots is ever made, neither forward nor backward.
 
 Source: LeJEPA (arXiv 2511.08544); Epps & Pulley (1983).
 
-Two conventions are in use. LeJEPA's loss is (1 - λ) inv + λ T with T as above; eb_jepa's is inv + λ_u T / N (with ten
-knots on [-3, 3], `span="full"`). They agree, up to a factor and the knots, for λ_u = λ N / (1 - λ).
+There are two conventions. LeJEPA's loss is (1 - λ) inv + λ T with T as above; eb_jepa's is inv + λ_u T / N, with ten
+knots on [-3, 3] (`span="full"`). They agree, up to a factor and the knots, for λ_u = λ N / (1 - λ).
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
-from .backend import group_of, jit, launch, name_of, tl, triton, uses_triton
-from .buffers import BufferedModule
-from .checks import check_count, check_positive, plain, real
+from .collectives import group_of, name_of
 from .directions import directions, sincos
-from .matmul import matmul
-from .transforms import count_up, differentiable, folded, transformed
+from .internal.backend import jit, launch, tl, triton, uses_triton
+from .internal.buffers import BufferedModule
+from .internal.checks import check_count, check_positive, plain, real
+from .internal.matmul import matmul
+from .internal.transforms import count_up, differentiable, folded, transformed
 
 __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
 
 MOMENTS_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 32}
 GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
-CACHED_ROWS = 64  # torch's references go through so many rows at a time, which stay in a CPU's cache
+CACHED_ROWS = 64  # rows that the torch implementation processes at a time, so that they stay in a CPU's cache
 
 
 def knots(t_max: float, num_points: int, span: str) -> tuple[list[float], list[float]]:
-    """Positive knots, equally spaced, and their trapezoidal weights for the whole of [-t_max, t_max].
+    """Positive knots, equally spaced, and their trapezoidal weights for the integral over [-t_max, t_max].
 
-    The integrand is even and zero at t = 0. The first knot is one step from zero, or half a step.
+    The integrand is even and zero at t = 0. The first knot is one step from zero, or half a step if zero is no knot.
     """
     step = t_max / (num_points - 1) * (1 if span == "half" else 2)
     between = span == "full" and num_points % 2 == 0  # zero lies between two knots
@@ -53,7 +54,7 @@ def knots(t_max: float, num_points: int, span: str) -> tuple[list[float], list[f
 
 
 def degenerate_value(t_max: float = 3.0, num_points: int = 17, span: str = "half") -> float:
-    """T / N of samples that project to zero, as collapsed or unit ones nearly do: where SIGReg gets stuck."""
+    """T / N if all projections are zero: SIGReg gets stuck there, with samples that are collapsed or of unit length."""
     t, w = knots(t_max, num_points, span)
     return sum(wi * math.exp(-(ti**2) / 2) * (1 - math.exp(-(ti**2) / 2)) ** 2 for ti, wi in zip(t, w, strict=True))
 
@@ -61,12 +62,12 @@ def degenerate_value(t_max: float = 3.0, num_points: int = 17, span: str = "half
 def sigreg_reference(
     z: Tensor, unit: Tensor, *, t_max: float = 3.0, num_points: int = 17, span: str = "half"
 ) -> Tensor:
-    """The formula as it stands, for tests and benchmarks: every cosine and sine, differentiable by autograd.
+    """The plain formula, for tests and benchmarks: computes every cosine and sine, differentiable by autograd.
 
     Args:
         z: [..., N, D].
         unit: directions [D, num_slices].
-        t_max, num_points, span: as `sigreg` takes them.
+        t_max, num_points, span: as in `sigreg`.
     """
     t, w = (torch.tensor(values, dtype=z.dtype, device=z.device) for values in knots(t_max, num_points, span))
     phi = torch.exp(-(t**2) / 2)
@@ -77,7 +78,7 @@ def sigreg_reference(
 
 @jit
 def _first_knot(b_x, step, BETWEEN: tl.constexpr):
-    """Cosine and sine of t x at the first knot, and of the rotation by which each further knot follows."""
+    """Cosine and sine of t x at the first knot, and of the angle from each knot to the next."""
     if BETWEEN:
         b_sin, b_cos = sincos(b_x * (0.5 * step))
         b_turn_cos = b_cos * b_cos - b_sin * b_sin
@@ -109,21 +110,22 @@ def _moments_kernel(
     o_p = tl.arange(0, BLOCK_P)[:, None]
     b_cosines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
     b_sines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
+    m_k = o_k < K
     for start in range(i_split * BLOCK_N, N, num_splits * BLOCK_N):
         o_n = (start + tl.arange(0, BLOCK_N)[:, None]).to(tl.int64)
-        m = (o_n < N) & (o_k < K)[None, :]
+        m = (o_n < N) & m_k[None, :]
         b_x = tl.load(x + (i_s * N + o_n) * K + o_k[None, :], mask=m, other=0.0)
         b_cos, b_sin, b_turn_cos, b_turn_sin = _first_knot(b_x, step, BETWEEN)
         b_cos = tl.where(m, b_cos, 0.0)  # rows beyond N stay zero under rotation
         b_sin = tl.where(m, b_sin, 0.0)
         for p in range(P):
             here = o_p == p
-            b_cosines += tl.where(here, tl.sum(b_cos, axis=0)[None, :], 0.0)
-            b_sines += tl.where(here, tl.sum(b_sin, axis=0)[None, :], 0.0)
+            b_cosines += tl.where(here, b_cos.sum(axis=0)[None, :], 0.0)
+            b_sines += tl.where(here, b_sin.sum(axis=0)[None, :], 0.0)
             b_next = b_cos * b_turn_cos - b_sin * b_turn_sin
             b_sin = b_sin * b_turn_cos + b_cos * b_turn_sin
             b_cos = b_next
-    m = (o_p < P) & (o_k < K)[None, :]
+    m = (o_p < P) & m_k[None, :]
     p_sums = sums + ((i_s * num_splits + i_split) * 2 * P + o_p) * K + o_k[None, :]
     tl.store(p_sums, b_cosines, mask=m)
     tl.store(p_sums + P * K, b_sines, mask=m)
@@ -132,7 +134,7 @@ def _moments_kernel(
 @jit
 def _projection_gradient_kernel(
     x,  # pointer to projections [S, N, K], contiguous
-    slopes,  # pointer to [S, 2, P, K]: gradients of the statistic in the sums of cos(t x) and sin(t x), times t
+    slopes,  # pointer to [S, 2, P, K]: t times the gradients of the statistic w.r.t. the sums of cos(t x) and sin(t x)
     out,  # pointer to [S, N, K]
     N,
     K,
@@ -196,7 +198,7 @@ def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
 
 
 def _projection_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
-    """Gradient in the projections [S, N, K], from t times the gradients in the sums [S, 2, knots, K]."""
+    """Gradient w.r.t. the projections [S, N, K], from t times the gradients w.r.t. the sums, [S, 2, knots, K]."""
     count = slopes.shape[2]
     if not uses_triton(x):
         out = torch.zeros_like(x)
@@ -215,7 +217,7 @@ def _projection_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) 
 
 
 def _table(t_max: float, num_points: int, span: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Knots t, φ(t) and weights w φ(t), each [knots, 1]; computed on the device, where a copy would wait for it."""
+    """Knots t, φ(t) and weights w φ(t), each [knots, 1]; computed on the device, since copying them would wait."""
     step, between, count = _spacing(t_max, num_points, span)
     t = (torch.arange(count, dtype=like.dtype, device=like.device)[:, None] + (0.5 if between else 1)) * step
     phi = torch.exp(-(t**2) / 2)
@@ -228,9 +230,9 @@ def _table(t_max: float, num_points: int, span: str, like: Tensor) -> tuple[Tens
 def _forward(
     z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str, group: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Statistic [S] of z [S, N, D], number of samples of all processes [S], and what the gradient needs.
+    """Statistic [S] of z [S, N, D], number of samples of all processes [S], and three tensors for the gradient.
 
-    That is directions [D, K], projections [S, N, K] and differences from φ [S, 2, knots, K].
+    These are directions [D, K], projections [S, N, K] and differences from φ [S, 2, knots, K].
     """
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     unit = directions(seed, z.shape[-1], num_slices).to(exact)
@@ -249,7 +251,7 @@ def _forward(
 
 
 def _spacing(t_max: float, num_points: int, span: str) -> tuple[float, bool, int]:
-    """Distance of the knots, whether the first is half of it from zero, and their number."""
+    """Distance between knots, whether the first knot is half that distance from zero, and the number of knots."""
     t, _ = knots(t_max, num_points, span)
     between = span == "full" and num_points % 2 == 0
     return t[0] * (2 if between else 1), between, len(t)
@@ -268,7 +270,7 @@ def _(z, seed, num_slices, t_max, num_points, span, group, size):
 def _backward(
     grad: Tensor, z: Tensor, unit: Tensor, x: Tensor, difference: Tensor, t_max: float, num_points: int, span: str
 ) -> Tensor:
-    """Gradient [S, N, D] of the samples z, which are here so that a second derivative is refused."""
+    """Gradient [S, N, D] w.r.t. the samples z, which are an argument so that a second derivative raises an error."""
     t, _, weight = _table(t_max, num_points, span, x)
     slopes = difference * (2 * t * weight) * (grad / x.shape[-1])[:, None, None, None]
     step, between, _ = _spacing(t_max, num_points, span)
@@ -291,7 +293,7 @@ _gradient = differentiable(_backward, vmap=folded(shared=(2,)))
 
 
 def _differentiate(ctx, grad, *_):
-    # data-parallel training averages gradients over processes
+    # the factor makes up for data-parallel training, which averages gradients over processes
     dz = _gradient(grad * ctx.size, *ctx.saved_tensors, *ctx.settings)
     return dz, None, None, None, None, None, None, None
 
@@ -299,9 +301,9 @@ def _differentiate(ctx, grad, *_):
 def _tangent(ctx, z_tangent, *_):
     """Forward mode: the gradient times the tangents."""
     if ctx.group:
-        raise RuntimeError("sigreg has no forward-mode derivative over several processes; reverse mode is there")
+        raise RuntimeError("sigreg has no forward-mode derivative over several processes; use reverse mode")
     z, unit, x, difference = ctx.saved_tensors
-    # of z in the precision of x, so that its gradient is not rounded to bfloat16 first
+    # with z in the precision of x; otherwise the gradient would be rounded to bfloat16 before it is used
     dz = _gradient(x.new_ones(len(x)), z.to(x.dtype), unit, x, difference, *ctx.settings)
     return (dz * z_tangent).sum((-2, -1)), None, None, None, None
 
@@ -319,22 +321,23 @@ def sigreg(
     seed: int | Tensor,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """SIGReg statistic of each batch of samples, LeJEPA's, with the factor N; differentiable once, in `z`.
+    """SIGReg statistic of each batch of samples, with LeJEPA's factor N; differentiable once, in `z`.
 
-    About 1 for samples of a standard Gaussian; 0.40 N for collapsed ones. Do not normalise `z` to unit length before:
-    in many dimensions the projections of unit vectors are near zero, and the statistic is a constant.
+    It is about 1 for samples of a standard Gaussian and 0.40 N for collapsed ones. Do not normalise `z` to unit length:
+    in many dimensions the projections of unit vectors are close to zero, and the statistic is nearly constant.
 
     Args:
-        z: samples [..., N, D], bfloat16, float16, float32 or float64, any strides. Computed in float32 (float64).
-        num_slices: directions K, drawn anew for each seed.
+        z: samples [..., N, D], bfloat16, float16, float32 or float64, any strides. Computed in float32 (float64 for
+            float64).
+        num_slices: number K of random directions; every seed gives other directions.
         t_max: largest knot.
-        num_points: number of knots, zero among them: 17 in LeJEPA.
-        span: `half`, on [0, t_max] with doubled weights, or `full`, on [-t_max, t_max].
-        seed: int64, 0-dim, on the device of `z`, the same on all processes; it may change between the replays of a
-            CUDA graph. Or a plain int.
-        group: processes whose samples are one batch; one may bring more than another, or none. The statistic is that
-            of the joined batch, gradients are the joined batch's times the number of processes, for data-parallel
-            training to average.
+        num_points: number of knots, zero included; 17 in LeJEPA.
+        span: `half` for knots on [0, t_max] with doubled weights, `full` for knots on [-t_max, t_max].
+        seed: an int, or int64, 0-dim, on the device of `z`, which may change between replays of a CUDA graph. It must
+            be the same on all processes.
+        group: processes whose samples form one batch; each may bring any number of samples, or none. The statistic is
+            that of the joint batch. Gradients are those of the joint batch times the number of processes, so that they
+            are exact after data-parallel training has averaged them.
 
     Returns:
         [...], float32 (float64 for float64).
@@ -342,7 +345,7 @@ def sigreg(
     Raises:
         ValueError: a shape, dtype, device or number is not allowed.
 
-    Source: LeJEPA (arXiv 2511.08544), its statistic with Gaussian window and trapezoidal rule.
+    Source: LeJEPA (arXiv 2511.08544), with a Gaussian window and the trapezoidal rule.
     """
     return joint_sigreg(z, num_slices, t_max, num_points, span, seed, group)[0]
 
@@ -356,7 +359,7 @@ def joint_sigreg(
     seed: int | Tensor,
     group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
-    """What `sigreg` returns, and N of all processes, [...]."""
+    """What `sigreg` returns, and the sum of N over all processes, [...]."""
     name, size = name_of(group)
     if z.ndim < 2 or z.shape[-1] == 0 or (z.shape[-2] == 0 and not name) or not z.is_floating_point():
         raise ValueError(f"z must be floating-point [..., N, D] with rows and columns, got {z.dtype} {list(z.shape)}")
@@ -374,24 +377,24 @@ def joint_sigreg(
 
 def check_seed(seed: int) -> None:
     if not isinstance(real(seed), Integral):
-        raise ValueError(f"seed must be a whole number, or int64 on the device, got {seed!r}")
+        raise ValueError(f"seed must be a whole number, or an int64 tensor, got {seed!r}")
 
 
 def _seed_on(device: torch.device, seed: int) -> Tensor:
-    """A seed as a tensor, by arithmetic: `torch.full` would be a graph for each."""
-    if not torch.compiler.is_compiling():  # there NumPy's integers are tensors
+    """A seed as a tensor, by arithmetic: `torch.full` would be recompiled for each seed."""
+    if not torch.compiler.is_compiling():  # torch.compile traces NumPy integers as tensors
         check_seed(seed)
     elif isinstance(seed, int):
-        from torch.fx.experimental.symbolic_shapes import guard_or_false  # with SymPy, which takes a while
+        from torch.fx.experimental.symbolic_shapes import guard_or_false  # imports SymPy, which is slow
 
-        # an integer that was computed from a float, as of a schedule, becomes an input of the graph only as a float
+        # an int computed from a float, by a schedule for instance, becomes an input of the graph only as a float
         if guard_or_false(abs(seed) < 2**53):
             return (torch.ones((), dtype=torch.float64, device=device) * float(seed)).long()
     return torch.zeros((), dtype=torch.int64, device=device) + plain(seed)
 
 
 def check_settings(num_slices: int, t_max: float, num_points: int, span: str) -> None:
-    """See that these are settings of `sigreg`."""
+    """Check the settings of `sigreg`."""
     check_count(1, num_slices=num_slices)
     check_count(2, num_points=num_points)
     check_positive(t_max=t_max)
@@ -400,22 +403,24 @@ def check_settings(num_slices: int, t_max: float, num_points: int, span: str) ->
 
 
 class SIGReg(BufferedModule):
-    """`sigreg` with new directions at each call in training, and a warning when it has been stuck for 100 calls.
+    """`sigreg` with new directions at each call in training, and a warning after 100 calls without progress.
 
-    Stuck is the statistic of a single batch within 3 % of `degenerate_value`: then the samples are normalised, or
-    collapsed, and there is no gradient worth the name. The buffer `stuck` counts such calls in a row, on the device.
-    Outside `torch.compile` and CUDA graphs the module reads it now and then, without waiting, and warns; there, or to
-    know at once, call `check()` where your code waits for the device anyway. Under activation checkpointing call
-    `sigreg` with a seed of your own: a module that runs twice would draw twice. Calls under `torch.func` do not count
-    as stuck.
+    A call counts as stuck if the statistic is within 3 % of `degenerate_value`: the samples are then normalised or
+    collapsed, and the gradient is close to zero. The buffer `stuck` counts such calls in a row, on the device. In eager
+    mode the module reads it now and then, without waiting, and warns. In `torch.compile` and CUDA graphs, or to know at
+    once, call `check()` at a point where your code waits for the device anyway. Under activation checkpointing call
+    `sigreg` with a seed of your own, since a module that runs twice would draw twice. Calls under `torch.func` are not
+    counted.
 
     Args:
-        num_slices, t_max, num_points, span, group: as `sigreg` takes them.
-        seed: of the first call; the buffer `step` counts on from it.
+        num_slices, t_max, num_points, span, group: as in `sigreg`.
+        seed: seed of the first call; the buffer `step` counts up from it.
     """
 
     CALLS = 100
     BAND = 0.03
+    step: Tensor
+    stuck: Tensor
 
     def __init__(
         self,
@@ -449,34 +454,34 @@ class SIGReg(BufferedModule):
             near = ((value / samples).mean() - self.degenerate).abs() < self.BAND * self.degenerate
             self.stuck.copy_((self.stuck + near) * near)
         if not torch.compiler.is_compiling():
-            self._look()
+            self._poll()
         return value
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_pending": None}  # an event does not travel
+        return {**self.__dict__, "_pending": None}  # a CUDA event cannot be pickled
 
     def check(self) -> bool:
         """Whether the statistic has been stuck for 100 calls; warns the first time. Waits for the device."""
-        return self._judge(int(self.stuck))
+        return self._warn(int(self.stuck))
 
-    def _judge(self, stuck: int) -> bool:
+    def _warn(self, stuck: int) -> bool:
         if stuck >= self.CALLS and not self._warned:
             self._warned = True
             warnings.warn(
-                f"SIGReg has stood at its degenerate value, {self.degenerate:.3f} a sample, for {stuck} calls: are its "
-                "inputs normalised to unit length, or collapsed?",
+                f"SIGReg has been at its degenerate value, {self.degenerate:.3f} per sample, for {stuck} calls: "
+                "are its inputs normalised to unit length, or collapsed?",
                 stacklevel=4,
             )
         return stuck >= self.CALLS
 
-    def _look(self) -> None:
-        """Every so many calls start a copy of the count to the host, and read it once it has arrived."""
+    def _poll(self) -> None:
+        """Every 100 calls start copying the count to the host, and read it in a later call once it has arrived."""
         if self._warned:
             return
         self._calls += 1
         if not self.stuck.is_cuda:
             if self._calls % self.CALLS == 0:
-                self._judge(int(self.stuck))
+                self._warn(int(self.stuck))
             return
         if torch.cuda.is_current_stream_capturing():
             return
@@ -487,5 +492,5 @@ class SIGReg(BufferedModule):
             arrived.record(torch.cuda.current_stream(self.stuck.device))
             self._pending = host, arrived
         elif self._pending is not None and self._pending[1].query():
-            self._judge(int(self._pending[0]))
+            self._warn(int(self._pending[0]))
             self._pending = None

@@ -1,8 +1,8 @@
-"""Augmentations of a batch, each sample with parameters of its own: no loop over samples, no host sync.
+"""Augmentations of a batch in which every sample has its own parameters, without loops over samples or host syncs.
 
-Images are *planes*, float32 [3, N, H, W] in [0, 1], so that each step runs over contiguous colours. They follow
-torchvision's on float tensors; the crop clamps what bicubic overshoots, as 8-bit images do. Those with an underscore
-write into their argument.
+Images are *planes*, float32 [3, N, H, W] in [0, 1], so that every step runs over contiguous colour channels. Results
+are those of torchvision on float tensors, except that `crop` clamps where bicubic interpolation overshoots, as happens
+with 8-bit images. Functions whose name ends in an underscore write into their argument.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ BRIGHTNESS, CONTRAST, SATURATION = range(3)
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor) -> Tensor:
-    """Cut a box out of each image for each view, resize it to the image's size, flip it: `A_y X A_xᵀ`.
+    """Cut a box out of each image for each view, resize it to the image's size and flip it: `A_y X A_xᵀ`.
 
-    Bicubic (a = -0.5, Pillow's and torchvision's antialiased one, which for enlarging has four taps).
+    Interpolation is bicubic with a = -0.5, as in Pillow and in torchvision's antialiased mode; enlarging has four taps.
 
     Args:
         images: uint8 [B, H, W, 3].
-        top: first row of the box, float32 [B, V], a whole number; likewise `left`.
-        height: rows of the box, in 1..H; likewise `width`.
-        flip: 1 where the view is mirrored left to right, else 0.
+        top, left: first row and column of the box, whole numbers, float32 [B, V].
+        height, width: size of the box, in 1..H and 1..W, float32 [B, V].
+        flip: 1 where the view is mirrored left to right, else 0, [B, V].
 
     Returns:
         Planes [3, B * V, H, W].
@@ -44,13 +44,13 @@ def crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tenso
 
 
 def _resize_matrix(size: int, start: Tensor, length: Tensor, flip: Tensor | None = None) -> Tensor:
-    """Weights [B, V, size, size] with which each output pixel takes the input's pixels start..start+length-1."""
+    """Weights [B, V, size, size] of the input pixels start..start+length-1 in each output pixel."""
     place = torch.arange(size, dtype=torch.float32, device=start.device)
     start, length = start[..., None], length[..., None]
     output = place if flip is None else torch.where(flip[..., None] > 0, size - 1 - place, place)
     centre = (output + 0.5) * (length / size) + start - 0.5  # [B, V, size], in input pixels
     distance = (place - centre[..., None]).abs_()
-    # Keys' cubic with a = -0.5, zero beyond 2, as two polynomials of what is left to 2 and to 1
+    # Keys' cubic with a = -0.5, zero beyond a distance of 2, as polynomials of (2 - distance)+ and (1 - distance)+
     outer = (2 - distance).clamp_(min=0)
     inner = distance.neg_().add_(1).clamp_(min=0)
     weights = (outer - 1).mul_(outer.square_()).mul_(0.5)
@@ -63,17 +63,17 @@ def _resize_matrix(size: int, start: Tensor, length: Tensor, flip: Tensor | None
 def color_jitter_(
     planes: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor, order: Tensor
 ) -> Tensor:
-    """Brightness, contrast, saturation and hue, in an order of each sample's own.
+    """Change brightness, contrast, saturation and hue, in an order of its own for every sample.
 
-    The first three blend a pixel with black, with the image's mean gray or with the pixel's gray: one formula, run in
-    three slots before the hue and three after, of which each sample uses three.
+    The first three blend a pixel with black, with the image's mean gray or with the pixel's gray. That is one formula,
+    which runs three times before the hue and three times after it; each sample uses three of the six.
 
     Args:
-        planes: [3, N, H, W].
-        brightness: factor, float32 [N]; likewise `contrast` and `saturation`. 1 changes nothing.
+        planes: [3, N, H, W], written in place.
+        brightness, contrast, saturation: factors, float32 [N]; 1 changes nothing.
         hue: shift in turns, [N], within [-0.5, 0.5].
-        order: [N], in 0..23: `order % 6` is the place of the order of brightness, contrast and saturation among their
-            permutations in lexical order, `order // 6` the number of them that come before the hue.
+        order: [N], in 0..23. `order % 6` numbers the permutations of (brightness, contrast, saturation) in
+            lexicographic order, and `order // 6` is how many of the three come before the hue.
     """
     before_hue = order // 6
     first = order % 6 // 2
@@ -102,7 +102,7 @@ def _gray(planes: Tensor) -> Tensor:
 
 
 def _blend_(planes: Tensor, factor: Tensor, operation: Tensor) -> None:
-    """factor * x + (1 - factor) * (0, mean gray or gray), clamped to [0, 1]."""
+    """factor * x + (1 - factor) * y, clamped to [0, 1], where y is 0, the mean gray or the gray, by operation."""
     rest = 1 - factor
     gray = _gray(planes)
     mean = gray.mean((1, 2)) * torch.where(operation == CONTRAST, rest, 0.0)
@@ -111,12 +111,12 @@ def _blend_(planes: Tensor, factor: Tensor, operation: Tensor) -> None:
 
 
 def _shift_hue_(planes: Tensor, hue: Tensor) -> None:
-    """Turn the hue of HSV; value and chroma stay, so each colour is a clamped triangle wave of the new hue."""
+    """Shift the hue of HSV. Value and chroma stay, so each colour is a clamped triangle wave of the new hue."""
     red, green, blue = planes
     largest = torch.maximum(red, green).maximum(blue)
     smallest = torch.minimum(red, green).minimum(blue)
     chroma = largest - smallest
-    scale = chroma.clamp(min=1e-30).reciprocal_()  # at chroma 0 all differences are 0 too
+    scale = chroma.clamp(min=1e-30).reciprocal_()  # where chroma is 0, all differences are 0 as well
     angle = torch.where(
         largest == red,
         (green - blue).mul_(scale),
@@ -131,19 +131,19 @@ def _shift_hue_(planes: Tensor, hue: Tensor) -> None:
 
 
 def grayscale_(planes: Tensor, on: Tensor) -> Tensor:
-    """Replace all three colours by the gray value where `on`, [N], is 1."""
+    """Replace all three colours by the gray value in samples where `on` [N] is 1."""
     return planes.lerp_(_gray(planes), _per_image(on))
 
 
 def gaussian_blur(planes: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Separable Gaussian with reflected edges, `K X Kᵀ`; planes [3, N, H, W], sigma [N] in pixels, 0 for none."""
+    """Separable Gaussian blur with reflected edges, `K X Kᵀ`: planes [3, N, H, W], sigma [N] in pixels (0: no blur)."""
     radius = kernel_size // 2
     place = torch.arange(-radius, radius + 1, dtype=torch.float32, device=planes.device)
     weights = torch.exp(-0.5 * (place / sigma.clamp(min=1e-3)[:, None]).square())  # [N, k]; at 0: 1 in the middle
     weights = (weights / weights.sum(-1, keepdim=True)).T[..., None, None]  # [k, N, 1, 1]
     for dim, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
         size = planes.shape[dim]
-        # one batch of one channel: reflect pads no tensor of 0 channels, and a process may have no images
+        # as images of one channel: a process may have no images, and `reflect` does not accept 0 channels
         padded = F.pad(planes.flatten(0, 1)[:, None], padding, mode="reflect")
         padded = padded.view(*planes.shape[:2], *padded.shape[2:])
         planes = planes * weights[radius]
@@ -153,9 +153,9 @@ def gaussian_blur(planes: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 
 
 def solarize(planes: Tensor, on: Tensor) -> Tensor:
-    """Invert what is at least 1/2 where `on`, [N], is 1.
+    """Invert values of at least 1/2 in samples where `on` [N] is 1.
 
-    Between 127 and 128 of 255, Pillow's usual threshold, inverting is continuous: rounding cannot make a jump.
+    At this threshold, Pillow's default of 128 of 255, inverting is continuous, so rounding cannot cause a jump.
     """
     limit = torch.where(on > 0, 0.5, 2.0)
     return torch.where(planes >= _per_image(limit), 1 - planes, planes)

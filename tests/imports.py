@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # the rooms of the house, lowest first: a module imports from its own room and from those below it
 ENGINE = ["runtime", "runs", "models", "objectives", "analysis", "reports", "evaluation", "training"]
-ROOMS = ["kernels", "kernels.drop_in", "configs", "loaders", "engine config"]
+ROOMS = ["kernels.internal", "kernels", "kernels.drop_in", "configs", "loaders", "engine config"]
 ROOMS += [*(f"engine.{name}" for name in ENGINE), "commands"]
 
 

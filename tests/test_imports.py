@@ -33,10 +33,17 @@ def test_kernels_import_nothing_of_the_project():
             assert all(target.startswith("kernels") for target in targets), module
 
 
+def test_nothing_but_kernels_imports_their_insides():
+    for module, targets in imports.graph().items():
+        if not imports.room(module).startswith("kernels"):
+            inside = {target for target in targets if target.startswith(("kernels.internal", "kernels._"))}
+            assert not inside, f"{module} imports {inside}"
+
+
 def test_relative_imports_are_read(tmp_path):
     """The reader of this graph sees what Python sees: each module's own list, by another way."""
     known = imports.graph()
-    assert "kernels.backend" in known["kernels.coding_rate"]  # from .backend import ...
+    assert "kernels.internal.backend" in known["kernels.coding_rate"]  # from .internal.backend import ...
     assert "configs.errors" in known["engine.runs.folder"]  # from ...configs.errors import ...
     assert "engine.training.trainer" in known["engine.train"]  # within a function
     assert sum(map(len, known.values())) > 200

@@ -15,10 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...configs.errors import InputError
-from ...kernels._ops import add_op_namespace_prefix
-from ...kernels.backend import group_of, name_of
-from ...kernels.coding_rate import gather_rows
-from ...kernels.transforms import differentiable
+from ...kernels.collectives import gather_rows, name_of, sum_over_processes
 
 __all__ = [
     "JoinedBatchNorm",
@@ -36,38 +33,10 @@ def world() -> dist.ProcessGroup | None:
     return dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
 
 
-@torch.library.custom_op(add_op_namespace_prefix("sum_over_processes"), mutates_args=())
-def _sum_over_processes(x: Tensor, group: str) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group_of(group))
-    return total
-
-
-@_sum_over_processes.register_fake
-def _(x, group):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _setup(ctx, inputs, output):
-    ctx.group = inputs[1]
-    return ()
-
-
-def _gradient(ctx, grad):
-    return _sum(grad, ctx.group), None
-
-
-def _tangent(ctx, tangent, *_):
-    return _sum(tangent, ctx.group)
-
-
-_sum = differentiable(_sum_over_processes, _setup, _gradient, _tangent)
-
-
 def joined_mean(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Mean over the processes of each element; `x` itself where there is one process."""
     name, size = name_of(group)
-    return _sum(x, name) / size if name else x
+    return sum_over_processes(x, name) / size if name else x
 
 
 def joined_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -120,9 +89,9 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * size
-        mean = _sum(x.float().sum(axes), name) / count
+        mean = sum_over_processes(x.float().sum(axes), name) / count
         centred = x.float() - mean.view(shape)
-        variance = _sum(centred.square().sum(axes), name) / count
+        variance = sum_over_processes(centred.square().sum(axes), name) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -1,4 +1,4 @@
-"""Losses of other codebases by their own names, computed by this package's kernels: a user changes one import line.
+"""Losses of other codebases under their own names, computed by this package's kernels. Changing an import is enough.
 
     codebase                   module     classes and functions
     RobinWu218/SimDINO, v1     simdino    MCRLoss
@@ -10,11 +10,11 @@
     rbalestr-lab/lejepa        lejepa     EppsPulley, SlicingUnivariateTest
     facebookresearch/eb_jepa   eb_jepa    BCS
 
-For instance `from seqjepa.kernels.drop_in.simdino import MCRLoss`. Arguments with their order and defaults, constants,
-signs, values and state dicts are the originals'. Everywhere different:
+For instance `from seqjepa.kernels.drop_in.simdino import MCRLoss`. Arguments, their order and defaults, constants,
+signs, values and state dicts are those of the originals. All of them differ from the originals in this:
 
-- Whatever autocast and TF32 say, all is computed and returned in float32 (float64 for float64).
-- Nothing waits for the device; what an original returned as a Python float for logs is a 0-dim tensor, detached.
-- Random directions are drawn by another generator, the same way on all processes.
-- Where an original does something that is not done here, a ValueError says so in one line.
+- Results are computed and returned in float32 (float64 for float64 inputs), whatever autocast and TF32 settings say.
+- Nothing waits for the device. What an original returns as a Python float for logs is a detached 0-dim tensor here.
+- Random directions come from another generator, which draws the same directions on all processes.
+- An option of the original that is not supported here raises a ValueError with a one-line message.
 """

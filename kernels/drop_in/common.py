@@ -1,4 +1,4 @@
-"""What several adapters need: exact inputs, the processes of the original, memberships in classes."""
+"""Helpers of several drop-ins: exact inputs, process groups, class memberships."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ..backend import name_of
-from ..buffers import BufferedModule
 from ..coding_rate import coding_rate
+from ..collectives import name_of
+from ..internal.buffers import BufferedModule
 
 
 def exact(z: Tensor) -> Tensor:
-    """`z` in float32, or float64 where it is that."""
+    """`z` in float32; float64 stays float64."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def mean_of_rows(values: Tensor) -> Tensor:
-    """Mean of all values; zero on a process that has no rows, where `mean` is NaN."""
+    """Mean of all values, but zero (not NaN) on a process that has no rows."""
     return values.sum() / max(values.numel(), 1)
 
 
 def world() -> ProcessGroup | None:
-    """All processes, where torch.distributed is initialised."""
+    """The group of all processes; None unless torch.distributed is initialised."""
     return torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
 
 
 def agree(seed: Tensor, group: ProcessGroup | None) -> Tensor:
-    """One seed for all processes, the largest of theirs, without waiting for the device."""
+    """One seed for all processes, the largest of their seeds, without waiting for the device."""
     name, _ = name_of(group)
-    return collectives.wait_tensor(collectives.all_reduce(seed, "max", name)) if name else seed
+    return collectives.wait_tensor(collectives.all_reduce(seed, "max", name)) if name else seed  # pyright: ignore[reportArgumentType]
 
 
 def hold_knots(module: BufferedModule, t_max: float, num_points: int) -> None:
-    """Buffers of lejepa's EppsPulley and lightly's SIGReg: knots on [0, t_max], φ there, trapezoidal weights times φ.
+    """Buffers of lejepa's EppsPulley and lightly's SIGReg: knots on [0, t_max], φ(t), and trapezoidal weights times φ.
 
     The weights are doubled, so that they integrate an even function over [-t_max, t_max].
     """
@@ -51,7 +51,7 @@ def hold_knots(module: BufferedModule, t_max: float, num_points: int) -> None:
 
 
 def memberships(labels: Tensor, num_classes: int | None, like: Tensor) -> Tensor:
-    """One-hot rows [k, m] of labels [m]; k is looked up in the labels unless it is given."""
+    """One-hot memberships [k, m] of labels [m]; without `num_classes`, k is the largest label plus one."""
     one_hot = F.one_hot(labels.long(), -1 if num_classes is None else int(num_classes))
     return one_hot.T.to(device=like.device, dtype=like.dtype)
 
@@ -59,7 +59,7 @@ def memberships(labels: Tensor, num_classes: int | None, like: Tensor) -> Tensor
 def class_rate(X: Tensor, members: Tensor, eps: float | Tensor) -> Tensor:
     """½ Σ_j (m_j / m) R(class j), for X [m, p] and members [k, m] with m_j = Σ_i members_ji.
 
-    The originals add 1e-8 to m_j against division by zero; here a class without members has rate and gradient 0.
+    The originals add 1e-8 to m_j to avoid division by zero; here an empty class has rate and gradient 0.
     """
     rates = coding_rate(X, eps=eps, center=False, weights=members)
     return (members.sum(-1) * rates).sum() / (2 * X.shape[0])

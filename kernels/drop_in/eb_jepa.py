@@ -1,29 +1,31 @@
-"""eb_jepa's Gaussian regulariser (facebookresearch/eb_jepa, eb_jepa/losses.py)."""
+"""The Gaussian regulariser of eb_jepa (facebookresearch/eb_jepa, eb_jepa/losses.py)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..buffers import BufferedModule
-from ..checks import check_count, check_finite, plain
+from ..internal.buffers import BufferedModule
+from ..internal.checks import check_count, check_finite, plain
+from ..internal.transforms import count_up
 from ..sigreg import joint_sigreg
-from ..transforms import count_up
 from .common import agree, exact, mean_of_rows, world
 
 
 class BCS(BufferedModule):
-    """Mean square distance of two views + lmbd * SIGReg without the factor N, ten knots on [-3, 3], mean of the views.
+    """Mean square distance between two views + lmbd * mean over the views of SIGReg / N, with ten knots on [-3, 3].
 
-    Both views have the same directions, new ones at each call, and statistics are of the samples of all processes.
+    Both views share their directions, which are new at each call. Statistics cover the samples of all processes.
 
-    Differs from the original: directions come from a counter-based generator; its seed, the number of calls, is a
-    buffer `step`, which state dicts leave out, as they did.
+    Differs from the original: directions come from a counter-based generator. Its seed, the number of calls, is the
+    buffer `step`, which is not in state dicts, as in the original.
 
     Args:
-        num_slices: directions.
-        lmbd: weight.
+        num_slices: number of directions.
+        lmbd: weight of SIGReg.
     """
+
+    step: Tensor
 
     def __init__(self, num_slices: int = 256, lmbd: float = 10.0):
         super().__init__()
@@ -35,7 +37,7 @@ class BCS(BufferedModule):
     def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """`loss`, `bcs_loss` and `invariance_loss` of samples z1 and z2 [N, D]."""
         if self.step.device != z1.device:
-            self.step = self.step.to(z1.device)  # the original has nothing to move, so its users move nothing
+            self.step = self.step.to(z1.device)  # the original has no buffers, so its users do not move it
         group = world()
         z = exact(torch.stack([z1, z2]))
         statistic, samples = joint_sigreg(

@@ -1,18 +1,18 @@
-"""EMP-SSL's losses (tsb0601/EMP-SSL, loss.py). Source: arXiv 2304.03977, whose eps² is eps in the code, and here."""
+"""The losses of EMP-SSL (tsb0601/EMP-SSL, loss.py). Source: arXiv 2304.03977; its eps² is `eps` here."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..checks import check_finite, check_positive, plain
 from ..coding_rate import coding_rate
+from ..internal.checks import check_finite, check_positive, plain
 from .common import class_rate, exact, memberships
 
 
 class TotalCodingRate(nn.Module):
     """-½ R(X; d / (B eps)), rows not centred.
 
-    Differs from the original: also takes a stack of patches, instead of a loop over them.
+    Differs from the original: it also takes a stack of patches, so that no loop over them is needed.
 
     Args:
         eps: distortion.
@@ -31,11 +31,11 @@ class TotalCodingRate(nn.Module):
 class MaximalCodingRateReduction(nn.Module):
     """-½ R(X; p / (m eps)) + gamma * ½ Σ_j (m_j / m) R(class j; p / (m_j eps)), rows not centred.
 
-    Differs from the original: the numbers for logs are 0-dim tensors, since `.item()` would wait for the device.
+    Differs from the original: numbers for logs are 0-dim tensors, since `.item()` would wait for the device.
 
     Args:
         eps: distortion.
-        gamma: factor before the rate of the classes.
+        gamma: factor of the rate of the classes.
     """
 
     def __init__(self, eps: float = 0.01, gamma: float = 1):
@@ -45,15 +45,15 @@ class MaximalCodingRateReduction(nn.Module):
         self.eps, self.gamma = eps, gamma
 
     def forward(self, X: Tensor, Y: Tensor, num_classes: int | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Loss of rows X [m, p] with labels Y [m] or probabilities Y [m, k], differentiable in those too.
+        """Loss of rows X [m, p] with labels Y [m] or probabilities Y [m, k], differentiable in Y as well.
 
         Args:
             X: features.
             Y: class of each row, or its membership in each class.
-            num_classes: number of classes; without it labels are looked up, which waits for a GPU if they are there.
+            num_classes: number of classes. Without it the largest label is read, which waits if it is on a GPU.
 
         Returns:
-            The loss; the rate of the batch and of the classes, each times ½.
+            The loss; ½ times the rates of the batch and of the classes.
         """
         X = exact(X)
         members = memberships(Y, num_classes, X) if Y.ndim == 1 else Y.T.to(X.dtype)

@@ -1,6 +1,6 @@
 """LeJEPA's SIGReg (rbalestr-lab/lejepa, univariate/epps_pulley.py and multivariate/slicing.py, from 2025-12 on).
 
-Source: arXiv 2511.08544. Before commit fd27093 `EppsPulley` meant another statistic, without the factor N.
+Source: arXiv 2511.08544. Before its commit fd27093, `EppsPulley` was another statistic, without the factor N.
 """
 
 from __future__ import annotations
@@ -8,22 +8,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import name_of
-from ..buffers import BufferedModule
-from ..checks import check_count, check_positive
+from ..collectives import name_of
+from ..internal.buffers import BufferedModule
+from ..internal.checks import check_count, check_positive
+from ..internal.transforms import count_up, transformed
 from ..sigreg import sigreg
-from ..transforms import count_up, transformed
 from .common import agree, exact, hold_knots, world
 
 
 class EppsPulley(BufferedModule):
-    """Epps-Pulley statistic of samples on a line. In `SlicingUnivariateTest` it holds the settings of a fused kernel.
+    """Epps-Pulley statistic of one-dimensional samples. `SlicingUnivariateTest` only reads its settings.
 
     Args:
         t_max: largest knot.
-        n_points: number of knots on [0, t_max], odd, 3 at least.
-        integration: `trapezoid`.
+        n_points: number of knots on [0, t_max], odd, at least 3.
+        integration: must be `trapezoid`.
     """
+
+    t: Tensor
+    phi: Tensor
+    weights: Tensor
 
     def __init__(self, t_max: float = 3, n_points: int = 17, integration: str = "trapezoid"):
         super().__init__()
@@ -45,11 +49,11 @@ class EppsPulley(BufferedModule):
         samples = x.shape[-2]
         if name:
             if transformed():
-                raise RuntimeError("EppsPulley over several processes knows neither torch.func nor forward mode")
+                raise RuntimeError("EppsPulley over several processes supports neither torch.func nor forward mode")
             joint = torch.cat([sums.detach().flatten(), sums.new_full((1,), samples)])
             torch.distributed.all_reduce(joint)
             samples = joint[-1]
-            # gradients of the joint sums times the number of processes, for data-parallel training to average
+            # the factor makes up for data-parallel training, which averages gradients over processes
             sums = joint[:-1].view_as(sums) + processes * (sums - sums.detach())
         mean = sums / samples
         error = (mean[0] - self.phi) ** 2 + mean[1] ** 2
@@ -57,18 +61,20 @@ class EppsPulley(BufferedModule):
 
 
 class SlicingUnivariateTest(BufferedModule):
-    """Mean of a statistic over random directions, new ones at each call; over the samples of all processes.
+    """Mean of a statistic over random directions, new ones at each call, for the samples of all processes.
 
-    Differs from the original: directions come from a counter-based generator with the buffer `global_step` for its
-    seed, which is not read on the host; only `EppsPulley`, reduction="mean" and no clipping are there.
+    Differs from the original: directions come from a counter-based generator whose seed is the buffer `global_step`,
+    which is not read on the host. Only `EppsPulley` and the settings below are supported.
 
     Args:
         univariate_test: this module's `EppsPulley`.
-        num_slices: directions.
-        reduction: `mean`.
-        sampler: `gaussian`.
-        clip_value: None.
+        num_slices: number of directions.
+        reduction: must be `mean`.
+        sampler: must be `gaussian`.
+        clip_value: must be None.
     """
+
+    global_step: Tensor
 
     def __init__(
         self,
@@ -83,7 +89,7 @@ class SlicingUnivariateTest(BufferedModule):
             raise ValueError(f"univariate_test must be this module's EppsPulley, got {type(univariate_test).__name__}")
         if reduction != "mean" or sampler != "gaussian" or clip_value is not None:
             raise ValueError(
-                "only reduction='mean', sampler='gaussian' and clip_value=None are accelerated, "
+                "only reduction='mean', sampler='gaussian' and clip_value=None are supported, "
                 f"got {reduction!r}, {sampler!r} and {clip_value}"
             )
         check_count(1, num_slices=num_slices)

@@ -1,4 +1,4 @@
-"""lightly's EMP-SSL and LeJEPA losses (lightly-ai/lightly 1.6, loss/emp_ssl_loss.py and loss/lejepa_loss.py)."""
+"""The EMP-SSL and LeJEPA losses of lightly (lightly-ai/lightly 1.6, loss/emp_ssl_loss.py and loss/lejepa_loss.py)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..buffers import BufferedModule
-from ..checks import check_count, check_finite, check_positive, plain
 from ..coding_rate import coding_rate
+from ..internal.buffers import BufferedModule
+from ..internal.checks import check_count, check_finite, check_positive, plain
 from ..sigreg import sigreg
 from .common import agree, exact, hold_knots, mean_of_rows, world
 
@@ -18,8 +18,8 @@ from .common import agree, exact, hold_knots, mean_of_rows, world
 class EMPSSLLoss(nn.Module):
     """+½ mean over views of R(Z; d / (B eps)) - inv_coef * mean cosine of a row and its mean over views.
 
-    The sign of the rate is lightly's, opposite to EMP-SSL's own code and paper: minimising this loss makes the rate
-    small. `emp_ssl.TotalCodingRate` has the other sign.
+    The sign of the rate is that of lightly, the opposite of EMP-SSL's own code and paper: minimising this loss lowers
+    the rate. `emp_ssl.TotalCodingRate` has the other sign.
 
     Args:
         tcr_eps: distortion.
@@ -43,13 +43,13 @@ class SIGReg(BufferedModule):
     """LeJEPA's statistic, with the factor N, averaged over random directions.
 
     Differs from the original: directions come from a counter-based generator, whose seed is drawn from torch's. The
-    buffers `t`, `phi` and `weights` are there for the sake of state dicts.
+    buffers `t`, `phi` and `weights` only keep state dicts compatible.
 
     Args:
         knots: number of knots on [0, t_max].
         t_max: largest knot.
-        num_vectors: directions.
-        gather_distributed: whether the samples of all processes are one batch.
+        num_vectors: number of directions.
+        gather_distributed: whether the samples of all processes form one batch.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class LeJEPALoss(nn.Module):
     """lambda_param * SIGReg of all views + (1 - lambda_param) * mean square distance to the mean global view.
 
     Args:
-        lambda_param: weight, in [0, 1].
-        gather_distributed, sigreg_knots, sigreg_t_max, sigreg_num_vectors: as `SIGReg` takes them.
+        lambda_param: weight of SIGReg, in [0, 1].
+        gather_distributed, sigreg_knots, sigreg_t_max, sigreg_num_vectors: as in `SIGReg`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class LeJEPALoss(nn.Module):
     def forward(self, *, local_proj: Tensor, global_proj: Tensor) -> Tensor:
         """Loss of projections [V_local, N, D] and [V_global, N, D]."""
         shapes = local_proj.shape, global_proj.shape
-        # of several processes one may have no samples: without the others the statistic refuses that
+        # N may be 0, since a process may have no samples; if it is the only process, `sigreg` raises an error
         if any(len(shape) != 3 or 0 in (shape[0], shape[2]) for shape in shapes) or shapes[0][1:] != shapes[1][1:]:
             raise ValueError(
                 "local_proj and global_proj must be [V, N, D] with at least one view each and the same N and D, "

@@ -1,6 +1,6 @@
 """The rate loss of the seq-JEPA fork (kaikun213/seq-jepa, experiments/losses/coding_rate.py).
 
-Its `eps` is added to the diagonal, which is a constant and a smaller alpha:
+Its `eps` is added to the diagonal, which amounts to a constant and a smaller alpha:
 
     log det(I + alpha C + eps I) = d log(1 + eps) + R(Zc; alpha / (1 + eps)),    C = Zcᵀ Zc / B, rows centred
 """
@@ -10,20 +10,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_finite, check_positive, plain
 from ..coding_rate import coding_rate
+from ..internal.checks import check_finite, check_positive, plain
 from .common import exact
 
 
 def _check(alpha: float | Tensor, eps: float | Tensor) -> None:
     check_positive(alpha=alpha)
     check_finite(eps=eps)
-    if not isinstance(eps, Tensor):  # on a device the sum would be computed for nothing
+    if not isinstance(eps, Tensor):  # tensors on a device are not read, so the sum would not be checked
         check_positive(**{"1 + eps": 1 + plain(eps)})
 
 
 def coding_rate_loss(Z: Tensor, alpha: float = 1.0, eps: float = 1e-4) -> Tensor:
-    """-log det(I + alpha C + eps I) of rows Z [B, d]; of Z [..., B, d], one a batch."""
+    """-log det(I + alpha C + eps I) of rows Z [B, d]; one value per batch for Z [..., B, d]."""
     _check(alpha, eps)
     eps = plain(eps)
     rate = coding_rate(Z, alpha=plain(alpha) / (1 + eps))
@@ -32,10 +32,10 @@ def coding_rate_loss(Z: Tensor, alpha: float = 1.0, eps: float = 1e-4) -> Tensor
 
 
 def coding_rate_loss_stable(Z: Tensor, alpha: float = 1.0, eps: float = 1e-4) -> Tensor:
-    """-Σ log(1 + alpha max(λ, eps)) over the eigenvalues λ of C, in plain torch; it waits for a GPU.
+    """-Σ log(1 + alpha max(λ, eps)) over the eigenvalues λ of C, in plain torch; waits for a GPU.
 
-    Another function than `coding_rate_loss`, which does not fail where this one was of use: directions with λ < eps
-    have no gradient, and each adds a constant.
+    This is another function than `coding_rate_loss`: directions with λ < eps have no gradient and add a constant each.
+    The original needs it where its log-determinant fails; `coding_rate_loss` does not fail there.
     """
     _check(alpha, eps)
     Z, alpha, eps = exact(Z), plain(alpha), plain(eps)
@@ -46,14 +46,14 @@ def coding_rate_loss_stable(Z: Tensor, alpha: float = 1.0, eps: float = 1e-4) ->
 
 
 class CodingRateLoss(nn.Module):
-    """`coding_rate_loss` of the aggregate, of the encoder's features, or of both, with a weight.
+    """Weighted `coding_rate_loss` of the aggregate, of the encoder's features, or of both.
 
     Args:
         alpha: scale of the covariance.
-        eps: what is added to the diagonal, a number.
-        target: `agg_out`, `z_t` or `both`.
-        lambda_rate: weight.
-        use_stable: whether to take `coding_rate_loss_stable`.
+        eps: number that is added to the diagonal.
+        target: `agg_out` for the aggregate, `z_t` for the encoder's features, or `both`.
+        lambda_rate: weight of the loss.
+        use_stable: whether to use `coding_rate_loss_stable` instead.
     """
 
     def __init__(
@@ -77,9 +77,8 @@ class CodingRateLoss(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def forward(self, agg_out: Tensor | None = None, z_t: Tensor | None = None) -> Tensor | float:
-        """Weighted loss of agg_out [B, d] and z_t [B, d']; 0.0 where the target is not given."""
-        given = {"agg_out": agg_out, "z_t": z_t}
-        names = ("agg_out", "z_t") if self.target == "both" else (self.target,)
+        """Weighted loss of agg_out [B, d] and z_t [B, d']; 0.0 if the target is None."""
+        given = {"agg_out": (agg_out,), "z_t": (z_t,), "both": (agg_out, z_t)}[self.target]
         loss = coding_rate_loss_stable if self.use_stable else coding_rate_loss
-        losses = [loss(given[name], self.alpha, self.eps) for name in names if given[name] is not None]
+        losses = [loss(Z, self.alpha, self.eps) for Z in given if Z is not None]
         return plain(self.lambda_rate) * sum(losses, 0.0)

@@ -1,10 +1,10 @@
-"""SimDINO's loss (RobinWu218/SimDINO, simdino/main_dino.py): teacher and student agree, views spread out.
+"""The loss of SimDINO (RobinWu218/SimDINO, simdino/main_dino.py): teacher and student agree, each view spreads out.
 
     loss = -coeff * comp - expa
     comp = mean cosine of teacher view t and student view s over the pairs t ≠ s
     expa = γ/2 * mean over views of R(Z; p / (n eps)),    γ = 1/p + 1/n
 
-with rows Z [n, p] of a view, not centred; n counts the rows of all processes. Source: arXiv 2502.10385.
+for rows Z [n, p] of a view, not centred, where n counts the rows of all processes. Source: arXiv 2502.10385.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backend import name_of
-from ..checks import check_count, check_finite, check_positive, plain
 from ..coding_rate import joint_rate
+from ..collectives import name_of
+from ..internal.checks import check_count, check_finite, check_positive, plain
 from .common import exact, mean_of_rows, world
 
 
 def compression(student: Tensor, teacher: Tensor, no_diag: bool = True) -> tuple[Tensor, Tensor]:
-    """Mean product of rows of different views, and the sum over global views only, divided by their number.
+    """Mean inner product of teacher and student rows over pairs of views, and the sum over global views divided by T.
 
     Args:
-        student: [S, m, p], the first T views being those of the teacher.
+        student: [S, m, p]; the first T views are those of the teacher.
         teacher: [T, m, p].
-        no_diag: whether to leave pairs of equal views out; the divisor of the mean does so in any case.
+        no_diag: whether to leave out pairs of equal views; the divisor of the mean does not count them in any case.
     """
     T, S = len(teacher), len(student)
     same = min(T, S)
-    # sums over views first: no product for each pair
+    # sum over views first, so that there is no product for each pair
     pairs = mean_of_rows((teacher.sum(0) * student.sum(0)).sum(-1))
     pairs_global = mean_of_rows((teacher.sum(0) * student[:T].sum(0)).sum(-1))
     diagonal = mean_of_rows((teacher[:same] * student[:same]).sum((0, -1))) if no_diag else 0
@@ -40,7 +40,7 @@ def compression(student: Tensor, teacher: Tensor, no_diag: bool = True) -> tuple
 
 
 class Expansion(nn.Module):
-    """Settings of both versions' losses, and the term that does not differ."""
+    """Settings of the losses of SimDINO v1 and v2, and the expansion term, which they share."""
 
     def __init__(self, expa_type: int, reduce_cov: int, eps: float, coeff: float, local_gram: bool):
         super().__init__()
@@ -65,7 +65,7 @@ class Expansion(nn.Module):
         else:
             if not self.local_gram and not torch.compiler.is_compiling():
                 _announce_local_gram(processes)
-            if not views.shape[1]:  # a process without rows adds nothing to what the processes' gradients average
+            if not views.shape[1]:  # a process without rows contributes a gradient of zero to the average
                 return views.sum()
             rates, _, rows = joint_rate(views, None, eps * processes, False, None, None)
             rows = rows * processes
@@ -84,17 +84,17 @@ def _announce_local_gram(processes: int) -> None:
 
 
 class MCRLoss(Expansion):
-    """SimDINO v1's loss. `eps` and `coeff` may be written at any time, as numbers or as 0-dim tensors.
+    """The loss of SimDINO v1. `eps` and `coeff` may be set at any time, to numbers or 0-dim tensors.
 
     Args:
-        ncrops: views of the student.
-        reduce_cov: 1 for the rate of all processes' rows; 0 for what the original does by default, local Gram matrices
-            over the global number of rows, as if eps were larger by the number of processes. Where there are several
-            this is announced, once.
-        expa_type: 0 to expand the student's first two views, 1 their mean with the teacher's.
+        ncrops: number of the student's views.
+        reduce_cov: 1 for the rate of all processes' rows. 0, the original's default, divides the Gram matrix of each
+            process by the number of all rows, as if eps were multiplied by the number of processes; with several
+            processes this gives a warning, once.
+        expa_type: 0 to expand the student's first two views, 1 to expand their mean with the teacher's views.
         eps: distortion.
         coeff: weight of the compression.
-        local_gram: whether reduce_cov=0 is meant and need not be announced.
+        local_gram: True silences the warning about reduce_cov=0.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class MCRLoss(Expansion):
         self.ncrops = ncrops
 
     def forward(self, student_feat: Tensor, teacher_feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, and compression and expansion detached, of rows [ncrops * m, p] and [2 * m, p], view after view."""
+        """Loss, and detached compression and expansion, of rows [ncrops * m, p] and [2 * m, p], ordered by view."""
         student = exact(student_feat).unflatten(0, (self.ncrops, len(student_feat) // self.ncrops))
         teacher = exact(teacher_feat).unflatten(0, (2, len(teacher_feat) // 2))
-        # 1e-8: shorter rows count as such in the original's cosine
+        # 1e-8 is the smallest norm in the original's cosine similarity
         comp, _ = compression(F.normalize(student, dim=-1, eps=1e-8), F.normalize(teacher, dim=-1, eps=1e-8))
         expa = self.expansion(student, teacher)
         return -plain(self.coeff) * comp - expa, comp.detach(), expa.detach()

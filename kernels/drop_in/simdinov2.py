@@ -1,4 +1,4 @@
-"""SimDINO v2's loss (RobinWu218/SimDINO, simdinov2/loss/dino_clstoken_loss.py): v1's, with products for cosines."""
+"""The loss of SimDINO v2 (RobinWu218/SimDINO, simdinov2/loss/dino_clstoken_loss.py): inner products, not cosines."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import plain
+from ..internal.checks import plain
 from .common import exact
 from .simdino import Expansion, compression
 
 
 class MCRLoss(Expansion):
-    """SimDINO v2's loss. `eps` and `coeff` may be written at any time, as numbers or as 0-dim tensors.
+    """The loss of SimDINO v2. `eps` and `coeff` may be set at any time, to numbers or 0-dim tensors.
 
-    Differs from the original: center=True is refused.
+    Differs from the original: center=True raises an error. The original's base class then keeps a centre, which this
+    loss never reads.
 
     Args:
-        out_dim: width of the features; not used, nor are further arguments, such as the original's schedules.
-        expa_type: 0 to expand the student's first views, 1 their mean with the teacher's.
-        reduce_cov: as in `simdino.MCRLoss`; likewise `local_gram`.
+        out_dim: width of the features; unused, and so are further arguments, such as the original's schedules.
+        expa_type: 0 to expand the student's first views, 1 to expand their mean with the teacher's views.
+        reduce_cov, local_gram: as in `simdino.MCRLoss`.
         eps: distortion.
         coeff: weight of the compression.
-        center: the original's base class would hold a centre, which this loss does not read.
+        center: must be False.
     """
 
     def __init__(
@@ -50,16 +51,16 @@ class MCRLoss(Expansion):
         no_diag: bool = True,
         normalized: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and its parts detached.
+        """Loss, and its detached parts.
 
         Args:
-            student_feat_list: rows [m, p] of each of S views, the teacher's first.
+            student_feat_list: rows [m, p] of each of S views; the teacher's T views come first.
             teacher_feat_list: rows [m, p] of each of T views.
             no_diag: whether to leave pairs of equal views out of the compression.
-            normalized: whether rows have unit length already.
+            normalized: whether the rows have unit length already.
 
         Returns:
-            The loss, and `loss`, `comp_loss`, `global_comp_loss` and `expa_loss`.
+            The loss, and a dict of `loss`, `comp_loss`, `global_comp_loss` and `expa_loss`.
         """
         student = exact(torch.stack(tuple(student_feat_list)))
         teacher = exact(torch.stack(tuple(teacher_feat_list)))

@@ -26,7 +26,8 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 import seqjepa.kernels
-from seqjepa.kernels import adamw_ema, cholesky, directions, ema, matmul, multi_tensor
+from seqjepa.kernels import adamw_ema, directions, ema
+from seqjepa.kernels.internal import cholesky, matmul, multi_tensor
 
 sigreg = importlib.import_module("seqjepa.kernels.sigreg")  # the package exports a function of that name
 
@@ -108,8 +109,8 @@ def manifest(architecture: int) -> dict[str, tuple]:
 def all_kernels() -> set[str]:
     """Names of the kernels in the package."""
     found = set()
-    for module in pkgutil.iter_modules(seqjepa.kernels.__path__):
-        members = vars(importlib.import_module(f"seqjepa.kernels.{module.name}"))
+    for module in pkgutil.walk_packages(seqjepa.kernels.__path__, "seqjepa.kernels."):
+        members = vars(importlib.import_module(module.name))
         found |= {name for name, value in members.items() if isinstance(value, triton.JITFunction)}
     return {name for name in found if name.endswith("_kernel")}
 

@@ -15,7 +15,7 @@ import torch
 import torch._dynamo.trace_rules
 
 import seqjepa.kernels
-from seqjepa.kernels import backend
+from seqjepa.kernels.internal import backend
 
 # torch remembers its constructors when `with torch.device(...)` first looks at them: before a test patches one
 torch.utils._device._device_constructors()
@@ -25,10 +25,8 @@ LAUNCHES: collections.Counter[str] = collections.Counter()
 
 def kernel_names() -> set[str]:
     """Names of the kernels in the package."""
-    modules = [
-        importlib.import_module(f"seqjepa.kernels.{m.name}") for m in pkgutil.iter_modules(seqjepa.kernels.__path__)
-    ]
-    return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    modules = pkgutil.walk_packages(seqjepa.kernels.__path__, "seqjepa.kernels.")
+    return {name for m in modules for name in vars(importlib.import_module(m.name)) if name.endswith("_kernel")}
 
 
 if backend.INTERPRETED:

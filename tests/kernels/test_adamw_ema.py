@@ -12,7 +12,7 @@ from torch import nn
 
 from seqjepa.kernels._ops import ops
 from seqjepa.kernels.adamw_ema import AdamWEMA, adamw_ema_, adamw_ema_reference
-from seqjepa.kernels.backend import INTERPRETED
+from seqjepa.kernels.internal.backend import INTERPRETED
 
 triton = pytest.mark.triton
 SHAPES = [(1,), (63,), (7, 5), (3, 2, 4, 4), (5000,)]
@@ -318,7 +318,7 @@ def test_arguments_are_those_of_torch():
 @pytest.mark.parametrize("option", ["amsgrad", "maximize", "foreach", "differentiable"])
 def test_options_are_refused_wherever_they_are_written(option):
     """As an argument, in a group, in a group added later, and written into a group; nothing moves then."""
-    message = f"{option}=True, which AdamWEMA does not have"
+    message = f"{option}=True, which AdamWEMA does not support"
     p, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match=message):
         AdamWEMA([p], **{option: True})
@@ -369,7 +369,7 @@ def test_options_are_refused_wherever_they_are_written(option):
         ({"ema_decay": math.nan}, r"ema_decay must be in \[0, 1\], got nan"),
         ({"ema_decay": torch.tensor(1.5)}, r"ema_decay must be in \[0, 1\], got 1.5"),
         ({"ema_decay": torch.full((1,), 0.5)}, "ema_decay must be a (floating 0-dim tensor|number)"),
-        ({"fused": False}, "fused must be True: for a step in parts take"),
+        ({"fused": False}, "fused must be True: otherwise use"),
     ],
 )
 def test_refusals(settings, message, where):
@@ -465,7 +465,7 @@ def test_loads_the_default_adamw_and_refuses_what_it_is_not(device):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
     for option in ("amsgrad", "maximize"):
         state = torch.optim.AdamW(parameters(device), **{option: True}).state_dict()
-        with pytest.raises(ValueError, match=f"{option}=True, which AdamWEMA does not have"):
+        with pytest.raises(ValueError, match=f"{option}=True, which AdamWEMA does not support"):
             optimizer.load_state_dict(state)
 
 
@@ -580,7 +580,7 @@ def test_replaced_parameters_do_not_leave_a_teacher_standing(own):
     old.grad, new.grad = torch.ones(3), torch.ones(3)
     optimizer.step()
     optimizer.param_groups[0]["params"][0] = new
-    with pytest.raises(ValueError, match="1 of 1 teachers follow parameters that are in no group any more"):
+    with pytest.raises(ValueError, match="1 of 1 teachers follow parameters that are no longer in any group"):
         optimizer.step()
     assert (new == 1).all()
     if own:  # the way on, as with moments

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seqjepa.kernels import backend
+from seqjepa.kernels.internal import backend
 
 
 @pytest.mark.skipif(backend.triton is None, reason="needs Triton")

@@ -531,7 +531,7 @@ def test_stats_compile_whole(device):
         ({"eps": 1e-50}, "eps must lie between 1e-30 and 1e30, got 1e-50"),  # zero in float32
         ({"alpha": 1.0, "weights": torch.tensor([1.0] * 7 + [-0.5])}, "weights must not be negative, got -0.5"),
         ({"alpha": 1.0, "weights": torch.ones(8, dtype=torch.complex64)}, "weights must be floating-point"),
-        ({"alpha": 1.0, "weights": torch.ones(3)}, r"weights must be floating-point \[..., 8\], one a row of z"),
+        ({"alpha": 1.0, "weights": torch.ones(3)}, r"weights must be floating-point \[..., 8\], one per row of z"),
     ],
 )
 def test_refusals(arguments, message):

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from seqjepa.kernels import EMA, cosine_decay, ema_update_
 from seqjepa.kernels._ops import ops
-from seqjepa.kernels.backend import INTERPRETED
+from seqjepa.kernels.internal.backend import INTERPRETED
 
 triton = pytest.mark.triton
 SHAPES = [(1,), (63,), (7, 5), (3, 2, 4, 4), (0,), (4097,), (9000,)]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from seqjepa.kernels.cholesky import inverse_logdet
-from seqjepa.kernels.matmul import gram, matmul
+from seqjepa.kernels.internal.cholesky import inverse_logdet
+from seqjepa.kernels.internal.matmul import gram, matmul
 
 pytestmark = pytest.mark.triton
 

@@ -225,7 +225,7 @@ def test_warns_when_stuck_and_only_then():
     for call in range(99):
         assert module(torch.randn(32, 4) if call == 50 else unit).isfinite()
     assert module.stuck == 48  # a healthy call starts the count again
-    with pytest.warns(UserWarning, match=r"degenerate value, 0.402 a sample, for 1\d\d calls: are its inputs norm"):
+    with pytest.warns(UserWarning, match=r"degenerate value, 0.402 per sample, for 1\d\d calls: are its inputs norm"):
         [module(unit) for _ in range(200)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -240,14 +240,14 @@ def test_warns_when_stuck_and_only_then():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_slices": 0}, "num_slices must be a whole number, 1 at least, got 0"),
-        ({"num_slices": 2.5}, "num_slices must be a whole number, 1 at least, got 2.5"),
-        ({"num_points": 1}, "num_points must be a whole number, 2 at least, got 1"),
+        ({"num_slices": 0}, "num_slices must be a whole number >= 1, got 0"),
+        ({"num_slices": 2.5}, "num_slices must be a whole number >= 1, got 2.5"),
+        ({"num_points": 1}, "num_points must be a whole number >= 2, got 1"),
         ({"t_max": float("nan")}, "t_max must be positive, got nan"),
-        ({"seed": 1.5}, "seed must be a whole number, or int64 on the device, got 1.5"),
+        ({"seed": 1.5}, "seed must be a whole number, or an int64 tensor, got 1.5"),
         ({"t_max": 0.0}, "t_max must be positive, got 0.0"),
-        ({"num_slices": True}, "num_slices must be a whole number, 1 at least, got True"),
-        ({"seed": True}, "seed must be a whole number, or int64 on the device, got True"),
+        ({"num_slices": True}, "num_slices must be a whole number >= 1, got True"),
+        ({"seed": True}, "seed must be a whole number, or an int64 tensor, got True"),
         ({"span": "whole"}, "span must be 'half' or 'full', got 'whole'"),
         ({"seed": torch.tensor(1.0)}, "seed must be int64, 0-dim, on cpu like z, got torch.float32"),
     ],

@@ -1,10 +1,11 @@
-"""What numbers an operation takes. Nothing here waits for a device, and nothing is looked at while torch traces."""
+"""Checks of the numbers that operations take. They never wait for a device, and do nothing while torch traces."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from numbers import Integral, Real
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +17,31 @@ __all__ = ["check_count", "check_finite", "check_positive", "plain", "readable",
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether looking at the numbers of a tensor is free: they are on the host, no tracer or transform in between."""
+    """Whether the values of a tensor can be read at no cost: it is on the CPU, and nothing traces or transforms it."""
     if torch.compiler.is_compiling() or transformed() or is_in_torch_dispatch_mode():
         return False
     return type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "cpu"
 
 
-def plain(value: float | Tensor) -> float | Tensor:
-    """A setting as arithmetic with tensors takes it: a 0-dim array of NumPy is a number, except to a tensor."""
-    if torch.compiler.is_compiling() or isinstance(value, Tensor):  # to torch.compile such an array is a tensor
+@overload
+def plain(value: float) -> float: ...
+@overload
+def plain(value: Tensor) -> Tensor: ...
+def plain(value: Any) -> Any:
+    """A setting as arithmetic with tensors accepts it: a 0-dim NumPy array becomes a number."""
+    if torch.compiler.is_compiling() or isinstance(value, Tensor):  # torch.compile traces NumPy arrays as tensors
         return value
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
-def real(value) -> Real | None:
-    """A number as it is, or the one in a 0-dim tensor or array; none where there is another thing, a bool included."""
+def real(value: Any) -> float | None:
+    """The number itself, or the one in a 0-dim tensor or array; None for anything else, bools included."""
     number = value.item() if getattr(value, "ndim", None) == 0 else value
-    return number if isinstance(number, Real) and not isinstance(number, bool) else None
+    return cast(float, number) if isinstance(number, Real) and not isinstance(number, bool) else None
 
 
-def _read(values: dict[str, float | Tensor]) -> Iterator[tuple[str, float | Tensor, Real | None]]:
-    if torch.compiler.is_compiling():  # a number that changes would be a graph for each of its values
+def _read(values: dict[str, float | Tensor]) -> Iterator[tuple[str, float | Tensor, float | None]]:
+    if torch.compiler.is_compiling():  # looking at a number would compile a graph for each of its values
         return
     for name, value in values.items():
         if not isinstance(value, Tensor) or value.ndim or readable(value):
@@ -44,10 +49,10 @@ def _read(values: dict[str, float | Tensor]) -> Iterator[tuple[str, float | Tens
 
 
 def check_finite(**values: float | Tensor) -> None:
-    """See that settings, by their names, are finite numbers.
+    """Check that settings, given by name, are finite numbers.
 
     Raises:
-        ValueError: names the first that is not.
+        ValueError: one is not; names the first.
     """
     for name, value, number in _read(values):
         if number is None or not -math.inf < number < math.inf:
@@ -55,10 +60,10 @@ def check_finite(**values: float | Tensor) -> None:
 
 
 def check_positive(**values: float | Tensor) -> None:
-    """See that settings, by their names, are positive numbers with which float32 can compute.
+    """Check that settings, given by name, are positive numbers that float32 can compute with.
 
     Raises:
-        ValueError: names the first that is not.
+        ValueError: one is not; names the first.
     """
     for name, value, number in _read(values):
         if number is None or not number > 0:
@@ -68,11 +73,11 @@ def check_positive(**values: float | Tensor) -> None:
 
 
 def check_count(least: int, **values: int) -> None:
-    """See that numbers, by their names, are integers and at least so large.
+    """Check that numbers, given by name, are integers and not smaller than `least`.
 
     Raises:
-        ValueError: names the first that is not.
+        ValueError: one is not; names the first.
     """
     for name, value in values.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number, {least} at least, got {value}")
+            raise ValueError(f"{name} must be a whole number >= {least}, got {value}")

@@ -1,7 +1,7 @@
-"""Products of float32 accuracy whatever the settings: `a @ b` with scaled rows, and `I + c * y @ yᵀ`.
+"""Matrix products in full float32 accuracy: `a @ b` with scaled rows, and `I + c * y @ yᵀ`.
 
-Ambient autocast and TF32 settings do not reach them: a Gram matrix that is rounded to bfloat16 need not be positive
-definite any more, and TF32 loses three digits of a coding rate's gradient.
+They ignore autocast and TF32 settings: a Gram matrix rounded to bfloat16 may no longer be positive definite, and TF32
+loses three digits of a coding rate's gradient.
 
 Letters: M, N rows and columns of the result, K the inner dimension, S matrices in the batch.
 """
@@ -17,7 +17,7 @@ __all__ = ["gram", "matmul"]
 
 MATMUL_BLOCKS = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16}
 GRAM_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 16}
-OPTIONS = {"num_warps": 8}  # with fewer, or deeper blocks, some GPU's binary spills (tests/kernels/aot.py)
+OPTIONS = {"num_warps": 8}  # with fewer warps or deeper blocks, registers spill on some GPUs (tests/kernels/aot.py)
 
 
 @jit
@@ -100,7 +100,7 @@ def _gram_kernel(
     b_out *= tl.load(c + i_s)
     if IDENTITY:
         b_out += (o_i[:, None] == o_j[None, :]).to(tl.float32)
-    # in a tile on the diagonal too: a product and its mirror image may be rounded differently
+    # also within tiles on the diagonal, where an element and its mirror image may be rounded differently
     m_out = m_i[:, None] & m_j[None, :] & (o_i[:, None] >= o_j[None, :])
     tl.store(out + i_s * N * N + o_i[:, None] * N + o_j[None, :], b_out, mask=m_out)
     tl.store(out + i_s * N * N + o_j[None, :] * N + o_i[:, None], b_out, mask=m_out)
@@ -110,9 +110,9 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
     """`scale[..., None] * (a @ b)` in float32.
 
     Args:
-        a: [S, M, K], float32, bfloat16 or float16 (float64 stays so), any strides.
-        b: [S, K, N], likewise.
-        scale: [S, M], float32, or none.
+        a: [S, M, K], float32, bfloat16 or float16, any strides; float64 is multiplied in float64.
+        b: [S, K, N], of the same dtypes, any strides.
+        scale: [S, M], float32; None scales nothing.
 
     Returns:
         [S, M, N].
@@ -136,12 +136,12 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
 
 
 def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
-    """`c * y @ yᵀ`, plus the identity if asked, in float32.
+    """`c * y @ yᵀ` in float32, optionally plus the identity.
 
     Args:
-        y: [S, N, K], float32, bfloat16 or float16 (float64 stays so), any strides.
+        y: [S, N, K], float32, bfloat16 or float16, any strides; float64 is multiplied in float64.
         c: [S], float32.
-        identity: whether to add it.
+        identity: whether to add the identity.
 
     Returns:
         [S, N, N], exactly symmetric.

@@ -1,7 +1,7 @@
-"""Operators under `torch.func` and in forward mode, which `torch.library.custom_op` does not follow.
+"""Custom operators that also work under `torch.func` and in forward mode, which `torch.library.custom_op` does not.
 
-In a bare custom operator tangents vanish without a word, and `torch.func.grad` fails in words of torch's insides. So
-where one of the two is at work an operator is called through an `autograd.Function`, and as it is everywhere else.
+A bare custom operator drops tangents silently, and `torch.func.grad` of one fails with an internal error of torch. So
+while a transform or forward mode is active, operators are called through an `autograd.Function`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["count_up", "differentiable", "folded", "transformed"]
 
 
 def transformed() -> bool:
-    """Whether a transform of `torch.func` or a level of forward-mode differentiation is at work."""
+    """Whether a transform of `torch.func` or a level of forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def count_up(counter: Tensor) -> None:
-    """Add one in place, below the transforms of `torch.func`, which refuse to change what was there before them."""
+    """Add one in place. Transforms of `torch.func` refuse to change outer tensors, so this bypasses them."""
     (_count_below if transformed() else Tensor.add_)(counter, 1)
 
 
@@ -32,14 +32,14 @@ def _count_below(counter: Tensor, number: int) -> Tensor:
 
 
 def folded(shared: tuple[int, ...] = (), alike: tuple[int, ...] = ()) -> Callable:
-    """A rule by which `vmap` calls an operator once, its dimension folded into the first one of every tensor.
+    """A vmap rule that calls the operator once, with the mapped dimension folded into the first one of every tensor.
 
     Args:
-        shared: places of arguments that the whole batch shares. Where they differ, there is a call for each.
-        alike: places of results that the whole batch shares.
+        shared: positions of arguments that the whole batch shares. If they are mapped too, there is a call for each.
+        alike: positions of results that the whole batch shares.
 
     Returns:
-        From what is to be called to the rule, as `torch.library.register_vmap` and an `autograd.Function` take it.
+        A function from the operator to its rule, in the form of `torch.library.register_vmap` and `autograd.Function`.
     """
 
     def of(call: Callable) -> Callable:
@@ -82,12 +82,12 @@ def differentiable(
 
     Args:
         operator: what `torch.library.custom_op` returns; its arguments are positional.
-        setup: of (ctx, inputs, output), returns the tensors to save.
-        backward, jvp: as an `autograd.Function` has them. Without them every derivative is refused.
-        vmap: a rule as `folded` returns it, which is the default.
+        setup: takes (ctx, inputs, output) and returns the tensors to save.
+        backward, jvp: as in an `autograd.Function`. Without them, differentiating raises an error.
+        vmap: a rule as `folded` returns it, which is also the default.
 
     Returns:
-        What to call in place of the operator.
+        A function to call in place of the operator.
     """
 
     def refuse(ctx, *_):
@@ -109,7 +109,7 @@ def differentiable(
         "setup_context": save_twice,
         "backward": backward or refuse,
         "jvp": jvp or refuse,
-        # torch's own rule fails where forward mode is outside of vmap and a result is of integers
+        # torch's own rule fails for integer results if forward mode is outside of vmap
         "vmap": vmap(lambda *inputs: function.apply(*inputs)),
     }
     operator.register_autograd(methods["backward"], setup_context=save)

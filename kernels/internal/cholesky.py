@@ -1,8 +1,8 @@
 """Log-determinants and inverses of many small positive definite matrices, without a host sync.
 
-M = L Lᵀ, log det M = 2 Σ log L_ii, M⁻¹ = L⁻ᵀ L⁻¹. One Triton program factors one matrix, 16 columns at a time and
-looking left: a leaf of 16 x 16 is factored and inverted column by column, all else is a product of tiles. A pivot that
-is not positive is reported on the device (`info`), as LAPACK's potrf does.
+M = L Lᵀ, log det M = 2 Σ log L_ii, M⁻¹ = L⁻ᵀ L⁻¹. One Triton program factors one matrix by the left-looking algorithm,
+16 columns at a time: the 16 x 16 block on the diagonal is factored and inverted column by column, everything else is a
+product of tiles. As in LAPACK's potrf, `info` reports a pivot that is not positive; it stays on the device.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from .matmul import gram
 __all__ = ["inverse_logdet"]
 
 BLOCKS = {"BLOCK": 64, "BLOCK_K": 32}
-ONE_PROGRAM = 256  # largest matrix for one program; bench/kernel_table.py measures where cuSOLVER takes over
+ONE_PROGRAM = 256  # side of the largest matrix for one program; above it cuSOLVER (bench/kernel_table.py compares)
 
 
 @jit
 def _leaf(b_a):
-    """Inverse Cholesky factor of a [16, 16] matrix, its log-determinant, and its first bad pivot from 1, or 0."""
+    """Inverse Cholesky factor of a [16, 16] matrix, its log-determinant, and its first bad pivot, from 1, or 0."""
     o = tl.arange(0, 16)
     row, column = o[:, None], o[None, :]
     b_w = (row == column).to(tl.float32)
     logdet = 0.0
     info = 0
     for j in range(16):
-        pivot = tl.sum(tl.sum(tl.where((row == j) & (column == j), b_a, 0.0), axis=1), axis=0)
+        pivot = tl.where((row == j) & (column == j), b_a, 0.0).sum(axis=1).sum(axis=0)
         info = tl.where((info == 0) & ((pivot > 0) == 0), j + 1, info)  # a pivot that is NaN is bad too
         logdet += tl.log(pivot)
         scale = 1.0 / tl.sqrt(pivot)
-        down = tl.sum(tl.where(column == j, b_a, 0.0), axis=1) * scale  # column j of the factor
-        across = tl.sum(tl.where(row == j, b_a, 0.0), axis=0) * scale  # the same, lying
-        w_row = tl.sum(tl.where(row == j, b_w, 0.0), axis=0) * scale
+        down = tl.where(column == j, b_a, 0.0).sum(axis=1) * scale  # column j of the factor
+        across = tl.where(row == j, b_a, 0.0).sum(axis=0) * scale  # the same as a row
+        w_row = tl.where(row == j, b_w, 0.0).sum(axis=0) * scale
         below = tl.where(o > j, down, 0.0)[:, None]
         b_a -= below * across[None, :]
         b_w = tl.where(row == j, w_row[None, :], b_w - below * w_row[None, :])
@@ -64,7 +64,7 @@ def _cholesky_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # What one thread stored another loads only after a barrier, which orders them within a program.
+    # A thread sees what another thread of the program stored only after a barrier.
     i_s = tl.program_id(0).to(tl.int64)
     matrix += i_s * n * n
     factor += i_s * n * n
@@ -76,7 +76,7 @@ def _cholesky_kernel(
     for j in range(0, n, 16):
         o_j = j + o_16
         b_a = _load(matrix, o_j, o_j, n)
-        b_a += ((o_16[:, None] == o_16[None, :]) & (o_j >= n)[:, None]).to(tl.float32)  # beyond it: a unit matrix
+        b_a += ((o_16[:, None] == o_16[None, :]) & (o_j >= n)[:, None]).to(tl.float32)  # pad with the identity beyond n
         for k in range(0, j, BLOCK_K):
             b_l = tl.where((k + o_inner < j)[None, :], _load(matrix, o_j, k + o_inner, n), 0.0)
             b_a -= tl.dot(b_l, tl.trans(b_l), input_precision="ieee")
@@ -130,12 +130,12 @@ def inverse_logdet(matrix: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, Te
     """Log-determinant and inverse of positive definite matrices.
 
     Args:
-        matrix: [S, n, n], float32 or float64, contiguous, symmetric; its memory may be overwritten.
+        matrix: [S, n, n], float32 or float64, contiguous, symmetric; may be overwritten.
         inverse: whether to compute the inverse.
 
     Returns:
-        The log-determinants [S], NaN where the factor failed; the inverses [S, n, n], or none, [S, 0, 0]; and int32
-        [S]: 0, or the number of the first pivot, counted from 1, that was not positive.
+        The log-determinants [S], NaN where the factorisation failed; the inverses [S, n, n], or [S, 0, 0] without
+        `inverse`; and int32 [S]: 0, or the number of the first pivot, counted from 1, that was not positive.
     """
     n = matrix.shape[-1]
     if uses_triton(matrix) and n <= ONE_PROGRAM:
@@ -146,8 +146,8 @@ def inverse_logdet(matrix: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, Te
         logdet = logdet.masked_fill(info > 0, float("nan"))
         if not inverse:
             return logdet, matrix.new_empty((len(matrix), 0, 0)), info
-        if matrix.device.type == "cpu" and not info.any():  # elsewhere it would wait for the device
-            return logdet, torch.cholesky_inverse(factor).mT.contiguous(), info  # LAPACK goes by columns
+        if matrix.device.type == "cpu" and not info.any():  # on a GPU this would wait for the device
+            return logdet, torch.cholesky_inverse(factor).mT.contiguous(), info  # LAPACK stores by columns
         identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
         lower = torch.linalg.solve_triangular(factor, identity, upper=False)
     return logdet, gram(lower.mT, torch.ones_like(logdet), identity=False), info

@@ -1,4 +1,4 @@
-"""Where an operation runs, Triton or torch, and how exactly torch multiplies there."""
+"""Which backend runs an operation, Triton or torch, and in which precision matrices are multiplied."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 try:
     import triton
+    import triton.knobs
     import triton.language as tl
-except ImportError:  # no wheel for this platform: the torch references serve
+except ImportError:  # there is no wheel for this platform: the torch implementations are used
     triton = tl = None
 
 __all__ = [
     "dot_precision",
     "full_precision",
-    "group_of",
     "jit",
     "launch",
-    "name_of",
     "tl",
     "triton",
     "triton_dtype",
@@ -35,28 +34,28 @@ __all__ = [
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
 
-def jit(function: Callable) -> Callable:
-    """`triton.jit` where there is Triton."""
+def jit(function: Callable) -> Any:
+    """`triton.jit`, or the function unchanged if Triton is not installed."""
     return function if triton is None else triton.jit(function)
 
 
-def launch(kernel: Callable, grid: tuple[int, ...], *arguments, **constants) -> None:
-    """Launch a kernel where its first argument, a tensor, is: Triton would take the current device."""
-    if 0 in grid:  # an empty batch
+def launch(kernel: Any, grid: tuple[int, ...], *arguments, **constants) -> None:
+    """Launch a kernel on the device of its first argument, a tensor; Triton alone would use the current device."""
+    if 0 in grid:  # the batch is empty
         return
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **constants)
 
 
 def triton_dtype(tensor: Tensor):
-    """Triton's name of a tensor's dtype."""
+    """Triton's dtype for a tensor's dtype."""
     return getattr(tl, str(tensor.dtype).removeprefix("torch."))
 
 
 def uses_triton(tensor: Tensor) -> bool:
     """Whether an operation on `tensor` launches Triton kernels.
 
-    So on CUDA devices, and on the CPU under TRITON_INTERPRET=1. Double precision, which only tests use, is torch's.
+    It does on CUDA devices, and on the CPU under TRITON_INTERPRET=1. float64, which only tests use, runs in torch.
     """
     if tensor.dtype == torch.float64:
         return False
@@ -68,7 +67,7 @@ def uses_triton(tensor: Tensor) -> bool:
 
 @functools.cache
 def _missing() -> str | None:
-    """What keeps Triton's kernels from running on a GPU, in words: Triton, or the C compiler that it needs."""
+    """Why Triton kernels cannot run on a GPU: Triton or the C compiler that it calls is missing. None if they can."""
     if triton is None:
         return "Triton is not installed"
     compiler = os.environ.get("CC")
@@ -78,15 +77,15 @@ def _missing() -> str | None:
 
 @functools.cache
 def _announce(missing: str) -> None:
-    warnings.warn(f"seqjepa.kernels: {missing}, so torch stands in for the kernels", stacklevel=4)
+    warnings.warn(f"seqjepa.kernels: {missing}, so torch replaces the kernels", stacklevel=4)
 
 
 @functools.cache
 def dot_precision(device: torch.device) -> str:
-    """Triton's way to multiply float32 as exactly as float32 can.
+    """Triton's `input_precision` for products of full float32 accuracy.
 
-    Three TF32 products are as accurate as IEEE ones and faster where tensor cores run TF32 at several times the
-    rate of float32: on A100, H100 and B200. On GeForce they run at the same rate.
+    Three TF32 products are as accurate as one in IEEE float32. They are faster where tensor cores run TF32 at several
+    times the rate of float32, which is the case on A100, H100 and B200 but not on GeForce cards.
     """
     if device.type != "cuda":
         return "ieee"
@@ -95,8 +94,9 @@ def dot_precision(device: torch.device) -> str:
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Let torch multiply float32 as float32: no autocast, no TF32, and no bfloat16 in its place on CPUs."""
-    matmul = (torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn).matmul
+    """Make torch multiply float32 matrices in float32: no autocast, no TF32, and no bfloat16 on CPUs."""
+    backends: Any = torch.backends  # modules that torch replaces by objects with more attributes
+    matmul = (backends.cuda if device.type == "cuda" else backends.mkldnn).matmul
     before = matmul.fp32_precision
     with torch.autocast(device.type, enabled=False):
         if before in ("ieee", "none"):
@@ -105,17 +105,5 @@ def full_precision(device: torch.device) -> Iterator[None]:
         matmul.fp32_precision = "ieee"
         try:
             yield
-        finally:  # what it had inherited it inherits again
-            matmul.fp32_precision = "none" if before == torch.backends.fp32_precision else before
-
-
-def name_of(group: ProcessGroup | None) -> tuple[str, int]:
-    """Name and size of a process group, for an operation's arguments; ("", 1) where there is nobody to talk to."""
-    if group is None or group.size() == 1:
-        return "", 1
-    return group.group_name, group.size()
-
-
-def group_of(name: str) -> ProcessGroup:
-    """The process group of a name."""
-    return torch.distributed.distributed_c10d._resolve_process_group(name)
+        finally:  # a setting that was inherited from torch.backends is inherited again
+            matmul.fp32_precision = "none" if before == backends.fp32_precision else before

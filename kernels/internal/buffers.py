@@ -1,4 +1,4 @@
-"""Modules with numbers in buffers: what becomes of these where a module is moved or cast, or leaves the meta device."""
+"""Modules that hold settings in buffers, and keep them intact when they are cast or leave the meta device."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["BufferedModule"]
 
 
 class BufferedModule(nn.Module):
-    """A module whose buffers keep their dtype where it is cast, and have their first values after `to_empty`."""
+    """A module whose buffers keep their dtype when it is cast, and get their initial values back after `to_empty`."""
 
     def __init__(self):
         super().__init__()
-        # Python's numbers: `torch.load(..., map_location="meta")` would take the values of tensors too
+        # Python numbers, since `torch.load(..., map_location="meta")` would drop the values of tensors
         self._first_values: dict[str, tuple[int | float | list[float], torch.dtype]] = {}
 
     def hold(self, name: str, value: int | float | list[float], *, dtype: torch.dtype, persistent: bool = True) -> None:
-        """Register a buffer, under `torch.device("meta")` too."""
+        """Register a buffer with an initial value; works under `torch.device("meta")` too."""
         self._first_values[name] = value, dtype
         self.register_buffer(name, self._first(name, torch.get_default_device()), persistent=persistent)
 
@@ -36,7 +36,7 @@ class BufferedModule(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        if local_metadata.get("assign_to_params_buffers"):  # what is not in a state dict would stay on meta
+        if local_metadata.get("assign_to_params_buffers"):  # buffers that are in no state dict would stay on meta
             for name in self._non_persistent_buffers_set & self._first_values.keys():
                 if getattr(self, name).is_meta:
                     setattr(self, name, self._first(name, torch.get_default_device()))

@@ -1,24 +1,29 @@
-"""One launch over lists of tensors: a table of their addresses on the device, and the pieces that programs take.
+"""One launch over lists of tensors, by a table of their addresses on the device.
 
-A row of the table is a tensor: its number of elements, the number of its first piece, and its address in each list.
-Programs are counted over the pieces of all tensors; each finds its own in the table.
+All tensors are cut into pieces of the same size, and every program takes one piece, whose tensor it looks up in the
+table. A row of the table describes a tensor: its number of elements, the number of its first piece, and its address in
+each list.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
 from .backend import jit, tl
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 __all__ = ["PIECE", "Table", "address_table", "find_piece", "local", "pointer", "same_layout", "sent"]
 
 PIECE = 4096  # elements that one program takes
-KEPT = 4096  # tables, a few kilobytes each
-ARENA = 2**17  # addresses for CUDA graphs, one MiB
+KEPT = 4096  # tables in the cache, a few kilobytes each
+ARENA = 2**17  # addresses in pinned memory for CUDA graphs, one MiB
 _tables: OrderedDict[tuple, Tensor] = OrderedDict()
 _arena: list[Tensor] = []
 
@@ -38,40 +43,42 @@ class Table:
 
 
 def local(tensor: Tensor, like: Tensor, redistribute: bool = False) -> Tensor:
-    """The part of a DTensor that lies in this process; any other tensor as it is.
+    """The shard of a DTensor that this process holds; any other tensor unchanged.
 
     Args:
-        tensor: of any kind.
-        like: the tensor beside which it will be walked through.
-        redistribute: whether a tensor that is only read may first be brought to the placements of `like`.
+        tensor: a DTensor or any other tensor.
+        like: a tensor that must be sharded in the same way, since both are processed elementwise.
+        redistribute: whether `tensor` may be redistributed to the placements of `like`; only if it is not written.
 
     Raises:
         ValueError: the two are not placed alike.
     """
     own, other = _sharding(tensor), _sharding(like)
-    if own is None and other is None:
-        return tensor
-    if own and other and redistribute and own != other:
+    if _is_dtensor(tensor) and other is not None and redistribute and own != other:
         tensor, own = tensor.redistribute(*other), other
     if own != other:
         raise ValueError(
-            f"a tensor of shape {list(tensor.shape)} is {_told(own)}, the one that belongs to it {_told(other)}: "
-            "shard both alike"
+            f"a tensor of shape {list(tensor.shape)} is {_described(own)}, "
+            f"the one that belongs to it {_described(other)}: shard both alike"
         )
-    return tensor.to_local()
+    return tensor.to_local() if _is_dtensor(tensor) else tensor
+
+
+def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "to_local")  # importing the class would take half a second
 
 
 def _sharding(tensor: Tensor) -> tuple | None:
     """Mesh and placements of a DTensor, as FSDP2 makes them; None for any other tensor."""
-    return (tensor.device_mesh, tensor.placements) if hasattr(tensor, "to_local") else None
+    return (tensor.device_mesh, tensor.placements) if _is_dtensor(tensor) else None
 
 
-def _told(sharding: tuple | None) -> str:
+def _described(sharding: tuple | None) -> str:
     return "not sharded" if sharding is None else f"a DTensor with placements {sharding[1]}"
 
 
 def same_layout(tensor: Tensor, other: Tensor) -> bool:
-    """Whether the two can be walked through in step as flat memory."""
+    """Whether both can be processed elementwise as flat memory: dense, and of the same strides."""
     if tensor.shape != other.shape:
         return False
     if tensor.is_contiguous() and other.is_contiguous():
@@ -91,12 +98,12 @@ def same_layout(tensor: Tensor, other: Tensor) -> bool:
 
 
 def _steps(tensor: Tensor) -> list[tuple[int, int]]:
-    """Strides and sizes, without dimensions of one element, whose stride means nothing."""
+    """Strides and sizes, without dimensions of size 1, whose stride does not matter."""
     return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
 
 
 def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> Table:
-    """Table of tensors in lists of equal length; a tensor without elements has address 0.
+    """Table of tensors in lists of equal length; an empty tensor has address 0.
 
     Raises:
         ValueError: a tensor is on another device.
@@ -116,14 +123,14 @@ def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> Ta
 
 
 def sent(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """The rows as an int64 tensor, sent without waiting; those of the last calls are still there."""
+    """The rows as an int64 tensor on the device, copied without waiting; recent ones are cached."""
     if device.type != "cuda":
         return torch.tensor(rows, dtype=torch.int64, device="cpu")
     if torch.cuda.is_current_stream_capturing():
         return _in_graph(rows, device)
     if not _arena:
         _arena.append(torch.zeros(ARENA, dtype=torch.int64, device="cpu").pin_memory())
-    key = (torch.cuda.current_stream(device).cuda_stream, device, rows)  # sent in the order of its stream
+    key = (torch.cuda.current_stream(device).cuda_stream, device, rows)  # a copy is ordered on its own stream only
     if key in _tables:
         _tables.move_to_end(key)
     else:
@@ -134,11 +141,11 @@ def sent(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
 
 
 def _in_graph(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """In a capture the graph itself copies the rows, at each replay, from pinned memory that stays as it is."""
+    """During a capture: the graph copies the rows at each replay, from pinned memory that is never reused."""
     host = torch.tensor(rows, dtype=torch.int64, device="cpu")
     if not _arena or _arena[0].numel() < host.numel():
         raise RuntimeError(
-            "pinned memory cannot be had during the capture of a CUDA graph: run one step before capturing"
+            "pinned memory cannot be allocated during the capture of a CUDA graph: run one step before capturing"
             if not _arena
             else "the pinned memory for addresses in CUDA graphs is used up: capture fewer graphs, or fewer tensors"
         )
@@ -150,10 +157,10 @@ def _in_graph(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor
 
 @jit
 def find_piece(table, T, COLUMNS: tl.constexpr, PIECE: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Number of this program's tensor, pointer to its row, and its first element."""
+    """Number of this program's tensor, pointer to its row, and index of its first element."""
     o = tl.arange(0, BLOCK_T)
     b_first = tl.load(table + o * COLUMNS + 1, mask=o < T, other=2**31)
-    i_tensor = tl.sum((b_first <= tl.program_id(0)).to(tl.int32), axis=0) - 1
+    i_tensor = (b_first <= tl.program_id(0)).to(tl.int32).sum(axis=0) - 1
     row = table + i_tensor * COLUMNS
     return i_tensor, row, (tl.program_id(0) - tl.load(row + 1)) * PIECE
 
@@ -164,4 +171,4 @@ def pointer(row, i_list, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     address = tl.load(row + 2 + i_list)
     if ALIGNED:
         address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(DTYPE)) + tl.multiple_of(start, 16)
+    return address.to(tl.pointer_type(DTYPE)) + tl.multiple_of(start, 16)  # pyright: ignore[reportArgumentType]

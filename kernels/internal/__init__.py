@@ -1,0 +1,1 @@
+"""The parts that operations are built from: Triton launches, matrix products, tensor lists, argument checks."""
