@@ -114,7 +114,7 @@ def _compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, 
             origins = {n: o for n, o in origins.items() if not field.startswith(f"{n}.")} | {field: label}
         merged = _merge(merged, layer, label)
     try:
-        return Composed(schema.model_validate(merged), origins)
+        return Composed(schema.model_validate(merged, context=origins), origins)
     except ValidationError as errors:
         draft = Composed(schema(), origins)
         lines = dict.fromkeys(_explain(error, draft, merged) for error in errors.errors())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ..configs.errors import InputError
-from .beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
 from .config import ActionsConfig, DataConfig, SequenceConfig
 from .draws import TRAIN_STREAM, VALIDATION_STREAM, words
-from .resident import ResidentImages
+from .images import find_dataset
+from .images.base import SPLITS, Images
+from .images.beton import BetonImages, open_betons
+from .images.resident import ResidentImages
+from .images.sources import check_alike, find_layout, open_images
 from .sampler import Sampler, subset
 from .sequences import Sequence, build_sequence
-from .sources import SPLITS, Images, Tally, check_alike, check_shape, find_layout, open_images
 
 __all__ = ["Batch", "Loaders", "SequenceLoader", "build_loaders", "padded"]
 
@@ -166,67 +168,48 @@ def build_loaders(
     Raises:
         InputError: the data are missing, empty, damaged or of another kind, or the batch does not fit them.
     """
-    layout = find_layout(data.dataset, data.root)
-    sources: dict[str, Images | BetonImages] = {}
-    kind = "resident"
-    if layout.kind == "beton":
-        if not has_ffcv():
-            raise InputError(f"{layout.root}: betons need ffcv, which is not installed; {INSTALL_HINT}", "data.root")
-        kind = "ffcv" if data.loader == "auto" else data.loader
-        reading = {
-            "batch_size": -(-data.batch_size // num_processes),
-            "threads": threads,
-            "device": device if kind == "ffcv" else torch.device("cpu"),
-        }
-        for split in SPLITS:
-            path, sidecar = open_beton(layout.root, data.dataset, split)
-            check_shape(data.dataset, str(path), sidecar.image_size, len(sidecar.classes))
-            sources[split] = BetonImages(path, sidecar, **reading)
+    dataset = find_dataset(data.dataset)
+    layout = find_layout(dataset, data.root)
+    images: Mapping[str, Images | BetonImages]
+    if layout.betons:
+        images = open_betons(
+            layout.betons,
+            dataset,
+            batch_size=-(-data.batch_size // num_processes),
+            threads=threads,
+            device=torch.device("cpu") if data.loader == "resident" else device,
+        )
     elif data.loader == "ffcv":
         wanted = "ffcv reads betons, and data.root holds none; python -m seqjepa.loaders.write SOURCE OUT makes them"
         raise InputError(wanted, "data.loader")
     else:
-        sources = {split: open_images(data.dataset, layout, split, data.download) for split in SPLITS}
-    check_alike(layout.root, sources)
-    built = build_sequence(sequence, sources["train"].shape[1:3], actions, device)
-    sizes = {"train": data.train_subset, "test": data.val_subset}
-    samplers = {
-        split: Sampler(
-            subset(len(sources[split].labels), sizes[split], data.subset_seed + number),
+        images = {split: open_images(dataset, layout, split, data.download) for split in SPLITS}
+    check_alike(layout.root, images)
+    built = build_sequence(sequence, images["train"].size, actions, device)
+
+    def load(split: str, num_images: int | None, subset_seed: int) -> SequenceLoader:
+        source, train = images[split], split == "train"
+        sampler = Sampler(
+            subset(len(source.labels), num_images, subset_seed),
             batch_size=data.batch_size,
             seed=seed,
-            train=split == "train",
-            drop_last=drop_last and split == "train",
+            train=train,
+            drop_last=drop_last and train,
             rank=rank,
             num_processes=num_processes,
-            micro_batches=micro_batches if split == "train" else 1,
+            micro_batches=micro_batches if train else 1,
         )
-        for number, split in enumerate(SPLITS)
-    }
-    if layout.kind == "beton":
-        sidecars = {split: source.sidecar for split, source in sources.items()}
-        mean, std = sidecars["train"].mean, sidecars["train"].std
-        prints = [sidecar.pixels_sha256 for sidecar in sidecars.values()]
-        stores = sources
-        if kind == "resident":
-            stores = {split: ResidentImages(sources[split], device, samplers[split].indices) for split in SPLITS}
-    else:
-        tallies = {split: Tally(data.dataset) for split in SPLITS}
-        stores = {
-            split: ResidentImages(sources[split], device, samplers[split].indices, tally)
-            for split, tally in tallies.items()
-        }
-        mean, std = tallies["train"].statistics()
-        prints = [tally.fingerprint(sources[split].labels) for split, tally in tallies.items()]
-    train, validation = (
-        SequenceLoader(stores[split], samplers[split], built, mean=mean, std=std, device=device, compiled=compiled)
-        for split in SPLITS
-    )
+        if not (isinstance(source, BetonImages) and data.loader != "resident"):
+            source = ResidentImages(source, device, sampler.indices)
+        mean, std = images["train"].statistics()  # measured when the training images were read
+        return SequenceLoader(source, sampler, built, mean=mean, std=std, device=device, compiled=compiled)
+
+    train = load("train", data.train_subset, data.subset_seed)
     return Loaders(
         train=train,
-        validation=validation,
+        validation=load("test", data.val_subset, data.subset_seed + 1),
         sequence=built,
-        num_classes=len(sources["train"].classes),
-        fingerprint="-".join(text[:16] for text in prints),
-        kind=kind,
+        num_classes=len(images["train"].classes),
+        fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),
+        kind="ffcv" if isinstance(train.images, BetonImages) else "resident",
     )

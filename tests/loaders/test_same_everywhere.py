@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from seqjepa.loaders.beton import has_ffcv
 from seqjepa.loaders.config import DataConfig, SequenceConfig
 from seqjepa.loaders.draws import words
+from seqjepa.loaders.images.beton import has_ffcv
 from seqjepa.loaders.loader import Batch, build_loaders
 from seqjepa.loaders.sequences import SEQUENCES, build_sequence
 from seqjepa.loaders.write import main as write

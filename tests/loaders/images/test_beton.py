@@ -8,16 +8,19 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from image_data import read_images
 
 from seqjepa.configs.errors import InputError
-from seqjepa.loaders.beton import BetonImages, has_ffcv, open_beton
 from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.images import find_dataset
+from seqjepa.loaders.images.base import Images
+from seqjepa.loaders.images.beton import BetonImages, has_ffcv, open_beton
 from seqjepa.loaders.loader import build_loaders
-from seqjepa.loaders.sources import Images, find_layout, read_images
 from seqjepa.loaders.write import main, write_beton
 
 pytestmark = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed")
 CPU = torch.device("cpu")
+FOLDER = find_dataset("imagefolder")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,7 @@ def test_files_are_those_of_ffcvs_own_writer(shape, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     labels = np.arange(len(pixels)) % 3
     ours, theirs = tmp_path / "train.beton", tmp_path / "theirs.beton"
-    sidecar = write_beton(Images("imagefolder", pixels, labels, ["a", "b", "c"]), ours, split="train")
+    sidecar = write_beton(Images(FOLDER, pixels, labels, ["a", "b", "c"]), ours, split="train")
     fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
     page_size = 1 << 23 if pixels[0].nbytes <= 1 << 23 else 1 << 24
     with warnings.catch_warnings():
@@ -131,13 +134,13 @@ def test_files_are_those_of_ffcvs_own_writer(shape, tmp_path):
 def test_images_that_ffcv_cannot_describe_are_refused_before_anything_is_written(tmp_path):
     pixels = np.broadcast_to(np.uint8(0), (2, 1, 2**16, 3))
     with pytest.raises(InputError, match="images are 65536x1, a beton takes at most 65535 pixels a side"):
-        write_beton(Images("imagefolder", pixels, np.zeros(2, int), ["a"]), tmp_path / "out/train.beton", split="train")
+        write_beton(Images(FOLDER, pixels, np.zeros(2, int), ["a"]), tmp_path / "out/train.beton", split="train")
     assert not (tmp_path / "out").exists()
 
 
 def test_sidecar_describes_the_file(digits):
-    _, sidecar = open_beton(digits, "digits", "test")
-    images = read_images("digits", find_layout("digits", None), "test")
+    _, sidecar = open_beton(digits, find_dataset("digits"), "test")
+    images = read_images("digits", None, "test")
     assert sidecar.count == len(images.labels) == 359
     assert sidecar.image_size == [24, 24]
     assert sidecar.file_size == (digits / "test.beton").stat().st_size
@@ -277,7 +280,7 @@ def test_gpu_batches_survive_a_busy_stream(digits):
     parts = np.split(np.arange(1280), 80)
     torch.cuda._sleep(1_000_000_000)
     ours = list(ffcv.batches(parts))
-    expected = read_images("digits", find_layout("digits", None), "train").pixels
+    expected = read_images("digits", None).pixels
     for (pixels, _, index), part in zip(ours, parts, strict=True):
         assert np.array_equal(index.cpu().numpy(), part)
         assert np.array_equal(pixels.cpu().numpy(), expected[part])

@@ -1,33 +1,23 @@
-"""Sources: what is read, and what is refused."""
+"""Datasets: which images are read, and which are refused."""
 
 import numpy as np
 import pytest
+from image_data import read_images, write_images
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from seqjepa.configs.errors import InputError
-from seqjepa.loaders.sources import Images, find_layout, read_images
-
-
-def write_folder(root, split, classes=("cat", "dog"), count=3, size=(12, 12)):
-    rng = np.random.default_rng(0)
-    for name in classes:
-        (root / split / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+from seqjepa.loaders.images import find_dataset
+from seqjepa.loaders.images.base import Images
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for split in ("train", "test"):
-        write_folder(tmp_path, split)
-    return tmp_path
+    return write_images(tmp_path, size=(12, 12))
 
 
-def test_digits_are_scikit_learns():
-    layout = find_layout("digits", None)
-    train, test = (read_images("digits", layout, split) for split in ("train", "test"))
+def test_digits_are_those_of_scikit_learn():
+    train, test = (read_images("digits", None, split) for split in ("train", "test"))
     assert len(train.labels) + len(test.labels) == 1797
     assert sorted(np.concatenate([train.labels, test.labels])) == sorted(load_digits().target)
     assert train.pixels.shape[1:] == (24, 24, 3)
@@ -44,7 +34,7 @@ def test_digits_are_scikit_learns():
 
 
 def test_imagefolder_is_read_exactly(folder):
-    images = read_images("imagefolder", find_layout("imagefolder", str(folder)), "train")
+    images = read_images("imagefolder", folder)
     assert images.classes == ["cat", "dog"]
     assert images.labels.tolist() == [0] * 3 + [1] * 3
     assert np.array_equal(images.pixels[4], np.asarray(Image.open(folder / "train" / "dog" / "1.png")))
@@ -56,19 +46,20 @@ def test_imagefolder_is_read_exactly(folder):
 
 def test_fingerprint_sees_pixels_labels_and_order():
     pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    base = Images("x", pixels, np.array([0, 1]), ["a", "b"])
+    folder, digits = find_dataset("imagefolder"), find_dataset("digits")
+    base = Images(folder, pixels, np.array([0, 1]), ["a", "b"])
     others = [
-        Images("x", pixels[::-1], np.array([0, 1]), ["a", "b"]),
-        Images("x", pixels, np.array([1, 0]), ["a", "b"]),
-        Images("x", pixels + 1, np.array([0, 1]), ["a", "b"]),
+        Images(folder, pixels[::-1], np.array([0, 1]), ["a", "b"]),
+        Images(folder, pixels, np.array([1, 0]), ["a", "b"]),
+        Images(folder, pixels + 1, np.array([0, 1]), ["a", "b"]),
     ]
     assert len({image.fingerprint() for image in (base, *others)}) == 4
-    assert base.fingerprint() == Images("y", pixels.copy(), np.array([0, 1], np.int32), ["a", "b"]).fingerprint()
+    assert base.fingerprint() == Images(digits, pixels.copy(), np.array([0, 1], np.int32), ["a", "b"]).fingerprint()
 
 
-def refuse(match, dataset, root, split="train"):
+def refuse(match, dataset, root):
     with pytest.raises(InputError, match=match) as caught:
-        read_images(dataset, find_layout(dataset, root and str(root)), split)
+        read_images(dataset, root)
     assert "\n" not in str(caught.value)
     assert caught.value.field == "data.root"
 
@@ -104,14 +95,14 @@ def test_refuses_files_that_are_no_images(folder):
 
 @pytest.mark.realdata
 def test_real_mnist_and_cifar(data_root):
-    mnist = read_images("mnist", find_layout("mnist", str(data_root)), "test")
+    mnist = read_images("mnist", data_root, "test")
     assert mnist.pixels.shape == (10_000, 28, 28, 3)
     assert mnist.labels[:4].tolist() == [7, 2, 1, 0]  # LeCun's first test digits
     mean, std = mnist.statistics()
-    scaled = read_images("mnist", find_layout("mnist", str(data_root)), "train").pixels[..., 0] / 255
+    scaled = read_images("mnist", data_root).pixels[..., 0] / 255
     assert abs(scaled.mean() - mean[0]) < 1e-4
     assert abs(scaled.std() - std[0]) < 1e-4
-    cifar = read_images("cifar10", find_layout("cifar10", str(data_root / "cifar10")), "train")
+    cifar = read_images("cifar10", data_root / "cifar10")
     assert cifar.pixels.shape[1:] == (32, 32, 3)
     assert len(cifar.classes) == 10
     published, measured = cifar.statistics()[0], cifar.pixels.reshape(-1, 3).mean(0) / 255
