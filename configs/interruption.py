@@ -1,4 +1,4 @@
-"""Commands that a signal interrupts: they clean up as after Ctrl-C, say so in a line, and end with 128 + the signal."""
+"""What a signal does to a command: it cleans up as after Ctrl-C, prints one line, and exits with 128 + the signal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["interruptible"]
 
 
 def interruptible(outcome: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Decorate the main function of a command: SIGTERM and SIGHUP end it as SIGINT does, unless they are ignored.
+    """Decorate a command's main function, so that SIGTERM and SIGHUP end it as SIGINT does, unless they are ignored.
 
     Args:
-        outcome: what has become of the command's work then, in words.
+        outcome: what becomes of the interrupted command's work, in words; it is printed.
     """
 
     def stop(number: int, frame: object) -> None:
@@ -25,7 +25,7 @@ def interruptible(outcome: str) -> Callable[[Callable[..., int]], Callable[..., 
         @functools.wraps(main)
         def run(*args: object) -> int:
             numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-            if threading.current_thread() is not threading.main_thread():  # which alone may listen
+            if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
                 numbers = []
             numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from .config import ActionsConfig, DataConfig, SequenceConfig
 from .draws import TRAIN_STREAM, VALIDATION_STREAM, words
 from .images import find_dataset
 from .images.base import SPLITS, Images
-from .images.beton import BetonImages, open_betons
+from .images.beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
 from .images.resident import ResidentImages
 from .images.sources import check_alike, find_layout, open_images
 from .sampler import Sampler, subset
@@ -39,13 +39,13 @@ class SequenceLoader:
     """Yields the batches of an epoch.
 
     Args:
-        images: resident or beton images.
+        images: on the device, or in betons.
         sampler: order and sharding; a training sampler makes a training loader.
         sequence: draws and renders the views.
-        mean: of the training pixels, one a channel, in [0, 1].
-        std: likewise.
+        mean: mean of the training pixels, for each channel, in [0, 1].
+        std: standard deviation of the training pixels, in the same form.
         device: where everything happens.
-        compiled: whether views are drawn and rendered by one compiled program, of one shape.
+        compiled: whether one compiled program, of one batch size, draws and renders the views.
     """
 
     def __init__(
@@ -62,8 +62,7 @@ class SequenceLoader:
         self.images = images
         self.sampler = sampler
         self.sequence = sequence
-        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=device).view(-1, 1, 1) for x in (mean, std))
         self.compiled = compiled
         self.program = SequenceLoader._views
         if compiled:
@@ -97,24 +96,22 @@ class SequenceLoader:
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Each image once, as it is: normalised float32 [b, C, H, W], labels [b], index [b]."""
-        order = self.sampler.indices
-        parts = np.split(order, range(self.sampler.batch_size, len(order), self.sampler.batch_size))
-        for pixels, labels, index in self.images.batches(parts):
+        for pixels, labels, index in self._read(self.sampler.indices):
             yield (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std, labels, index
 
     def pixels(self, count: int) -> Tensor:
         """The first images of the subset as they are, uint8 [n, H, W, C] on the device."""
-        order = self.sampler.indices[:count]
+        return torch.cat([pixels for pixels, _, _ in self._read(self.sampler.indices[:count])])
+
+    def _read(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Pixels, labels and index of the images at these positions."""
         size = self.sampler.local_batch_size  # all that an FFCV reader takes at a time
-        parts = np.split(order, range(size, len(order), size))
-        return torch.cat([pixels for pixels, _, _ in self.images.batches(parts)])
+        return self.images.batches(np.split(order, range(size, len(order), size)))
 
     def redrawn(self) -> SequenceLoader:
-        """A loader of the same images whose sequences are drawn by another seed."""
-        sampler = copy.copy(self.sampler)
-        sampler.seed = (sampler.seed + 1) % 2**32
+        """A loader of the same images whose sequences are drawn from another seed."""
         other = copy.copy(self)
-        other.sampler = sampler
+        other.sampler = replace(self.sampler, seed=(self.sampler.seed + 1) % 2**32)
         return other
 
 
@@ -126,7 +123,7 @@ def padded(x: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Loaders:
-    """What a run reads from."""
+    """The data of a run."""
 
     train: SequenceLoader
     validation: SequenceLoader
@@ -155,30 +152,31 @@ def build_loaders(
     Args:
         data: which images.
         sequence: which views of them.
-        actions: how the moves between these are encoded.
-        seed: of draws and order.
+        actions: how the moves between views are encoded.
+        seed: seed of draws and order.
         device: where batches go.
         rank: number of this process.
-        num_processes: how many share each batch.
-        micro_batches: that a process cuts its part of a training batch into.
-        threads: of FFCV's reader.
-        drop_last: whether training leaves out the incomplete last batch.
-        compiled: whether views are drawn and rendered by one compiled program.
+        num_processes: how many processes share each batch.
+        micro_batches: how many a process cuts its part of a training batch into.
+        threads: number of FFCV's threads.
+        drop_last: whether training leaves out an incomplete last batch.
+        compiled: whether one compiled program draws and renders the views.
 
     Raises:
-        InputError: the data are missing, empty, damaged or of another kind, or the batch does not fit them.
+        InputError: the data are missing, empty, damaged or another dataset's, or the batch does not fit them.
     """
     dataset = find_dataset(data.dataset)
     layout = find_layout(dataset, data.root)
     images: Mapping[str, Images | BetonImages]
     if layout.betons:
-        images = open_betons(
-            layout.betons,
-            dataset,
-            batch_size=-(-data.batch_size // num_processes),
-            threads=threads,
-            device=torch.device("cpu") if data.loader == "resident" else device,
-        )
+        if not has_ffcv():
+            raise InputError(f"{layout.root}: betons need ffcv, which is not installed; {INSTALL_HINT}", "data.root")
+        reading = {
+            "batch_size": -(-data.batch_size // num_processes),
+            "threads": threads,
+            "device": torch.device("cpu") if data.loader == "resident" else device,
+        }
+        images = {split: BetonImages(*open_beton(layout.betons, dataset, split), **reading) for split in SPLITS}
     elif data.loader == "ffcv":
         wanted = "ffcv reads betons, and data.root holds none; python -m seqjepa.loaders.write SOURCE OUT makes them"
         raise InputError(wanted, "data.loader")

@@ -65,15 +65,12 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     # a text column is as wide as its longest line
     text_width = max(len(name) + 6.4 * (dims.stop - dims.start) for name, dims in factors.items()) * 0.043
     widths = [1.0, text_width] * (num_views - 1) + [1.0]
-    width, height, margin, heading = sum(widths), 1.08 * len(views), 0.06, 0.2  # inches
-    figure = Figure(figsize=(width + 2 * margin, height + margin + heading))
+    margin, heading = 0.06, 0.2  # inches
+    width, height = sum(widths) + 2 * margin, 1.08 * len(views) + margin + heading
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    edges = {
-        "left": margin / (width + 2 * margin),
-        "right": 1 - margin / (width + 2 * margin),
-        "bottom": margin / (height + margin + heading),
-        "top": 1 - heading / (height + margin + heading),
-    }
+    edges = {"left": margin / width, "right": 1 - margin / width}
+    edges |= {"bottom": margin / height, "top": 1 - heading / height}
     cells = figure.subplots(
         len(views), len(widths), width_ratios=widths, squeeze=False, gridspec_kw={"wspace": 0, "hspace": 0.06, **edges}
     )
@@ -109,7 +106,7 @@ def _read(words: list[str]) -> Composed[_Config]:
 
 @interruptible("nothing was drawn")
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns 0, 2 for bad input, or 4 for want of memory."""
+    """Run the command line and return 0, 2 for bad input, or 4 if memory runs out."""
     open_console()
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.show", description=summary, epilog=details)

@@ -11,8 +11,9 @@ import errno
 import os
 import shutil
 import sys
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -49,8 +50,8 @@ def write_beton(images: Images, path: Path, *, split: str, train: Images | None 
     height, width = images.size
     if max(height, width) > LARGEST_SIDE:
         raise InputError(f"images are {width}x{height}, a beton takes at most {LARGEST_SIDE} pixels a side")
-    frame = _frame(images)
-    file_size = frame.end + len(frame.tail)
+    head, places, end, tail = _frame(images)
+    file_size = end + len(tail)
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
     if free < file_size:
@@ -59,14 +60,12 @@ def write_beton(images: Images, path: Path, *, split: str, train: Images | None 
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as file:
-            file.write(frame.head)
-            places = iter(frame.places.tolist())
-            for part in images.parts():
-                for image in part:
-                    file.write(bytes(next(places) - file.tell()))  # zeros, up to the image's place
-                    file.write(np.ascontiguousarray(image).data)
-            file.write(bytes(frame.end - file.tell()))
-            file.write(frame.tail)
+            file.write(head)
+            for place, image in zip(places.tolist(), chain.from_iterable(images.parts()), strict=True):
+                file.write(bytes(place - file.tell()))  # zeros
+                file.write(np.ascontiguousarray(image).data)
+            file.write(bytes(end - file.tell()))
+            file.write(tail)
             file.flush()
             os.fsync(file.fileno())
         mean, std = (train or images).statistics()
@@ -95,20 +94,14 @@ def write_beton(images: Images, path: Path, *, split: str, train: Images | None 
     return sidecar
 
 
-class _Frame(NamedTuple):
+def _frame(images: Images) -> tuple[bytes, np.ndarray, int, bytes]:
     """All of a beton but its images, byte for byte as FFCV's own writer has it.
 
     That writer hands each image to another process, for which it waits forever when the disk is full.
+
+    Returns:
+        What comes before the images, the place of each image in the file, the place where the images end, what follows.
     """
-
-    head: bytes
-    places: np.ndarray  # offset of each image in the file, int64 [N]
-    end: int  # offset of `tail`
-    tail: bytes
-
-
-def _frame(images: Images) -> _Frame:
-    """In a beton, header, fields and the samples' metadata come first, then the images, then the allocation table."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.rgb_image import IMAGE_MODES
     from ffcv.types import (
@@ -140,10 +133,13 @@ def _frame(images: Images) -> _Frame:
     samples["f1"] = images.labels
     table = np.zeros(count, ALLOC_TABLE_TYPE)
     table["sample_id"], table["ptr"], table["size"] = np.arange(count), places, size
-    return _Frame(header.tobytes() + fields.tobytes() + samples.tobytes(), places, end, table.tobytes())
+    return header.tobytes() + fields.tobytes() + samples.tobytes(), places, end, table.tobytes()
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+@interruptible("what was finished is written, nothing by halves")
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return 0, 2 for bad input, or 4 if memory runs out."""
+    open_console()
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.write", description=summary, epilog=details)
     parser.add_argument("source", help=f"a folder with train/ and test/, or one of {', '.join(DATASETS)}")
@@ -151,14 +147,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", help="folder of the dataset's own files, where SOURCE is its name")
     parser.add_argument("--download", action="store_true", help="let torchvision download what --root lacks")
     parser.add_argument("--dataset", help="which dataset a folder holds (default: the folder's name, if it is one's)")
-    return parser.parse_args(argv)
-
-
-@interruptible("what was finished is written, nothing by halves")
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns 0, 2 for bad input, or 4 for want of memory."""
-    open_console()
-    args = _parse(argv)
+    args = parser.parse_args(argv)
     # torch is imported from here on: --help answers at once
     from .images.base import SPLITS
     from .images.beton import INSTALL_HINT, has_ffcv

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from ...configs.errors import InputError, readable, shown
 from ...configs.files import file_sha256
-from .base import SPLITS, Dataset
-from .tally import Statistics
+from .base import Dataset, Statistics
 
-__all__ = ["INSTALL_HINT", "BetonImages", "Sidecar", "has_ffcv", "open_beton", "open_betons", "sidecar_path"]
+__all__ = ["INSTALL_HINT", "BetonImages", "Sidecar", "has_ffcv", "open_beton", "sidecar_path"]
 
 INSTALL_HINT = (
     "apt-get install pkg-config libopencv-dev libturbojpeg0-dev (Ubuntu: libturbojpeg-dev), "
@@ -55,11 +54,7 @@ class Sidecar:
 
     @classmethod
     def read(cls, path: Path) -> Sidecar:
-        """Read the sidecar at `path`.
-
-        Raises:
-            InputError: the file is missing, cannot be read, or is no sidecar.
-        """
+        """Read a sidecar, or raise an InputError if the file is missing, cannot be read, or is none."""
         with readable(path, "data.root"):
             if not path.exists():
                 raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root")
@@ -74,7 +69,6 @@ class Sidecar:
 
     def problem(self, split: str, count: int | None) -> str | None:
         """What contradicts a beton of `split` whose header counts `count` images; None if nothing does."""
-        statistics = len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, self.mean + self.std))
         if self.version != 1:
             return f"its sidecar is of version {self.version}, 1 can be read"
         if self.split != split:
@@ -83,7 +77,8 @@ class Sidecar:
             return f"it holds {count} images, its sidecar says {self.count}"
         if len(self.image_size) != 2 or min(self.image_size) < 1 or not self.classes:
             return "its sidecar has no image size, or no classes"
-        if not statistics or min(self.std) <= 0:
+        numbers = [*self.mean, *self.std]
+        if not len(self.mean) == len(self.std) == 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
             return "its sidecar's mean and std are not three numbers each, or a std is not above 0"
         return None
 
@@ -95,16 +90,6 @@ def sidecar_path(beton: Path) -> Path:
 def has_ffcv() -> bool:
     """Whether FFCV is installed; it is not imported."""
     return importlib.util.find_spec("ffcv") is not None
-
-
-def open_betons(
-    folder: Path, dataset: Dataset, *, batch_size: int, threads: int, device: torch.device
-) -> dict[str, BetonImages]:
-    """Check both betons in `folder` and open them; arguments and errors are those of `open_beton` and `BetonImages`."""
-    if not has_ffcv():
-        raise InputError(f"{folder}: betons need ffcv, which is not installed; {INSTALL_HINT}", "data.root")
-    reading = {"batch_size": batch_size, "threads": threads, "device": device}
-    return {split: BetonImages(*open_beton(folder, dataset, split), **reading) for split in SPLITS}
 
 
 def open_beton(folder: Path, dataset: Dataset, split: str) -> tuple[Path, Sidecar]:
@@ -158,9 +143,8 @@ class BetonImages:
             from ffcv.loader import Loader, OrderOption
             from ffcv.transforms import ToTensor
         except ImportError as error:
-            raise InputError(
-                f"ffcv reads betons and cannot be imported ({error}); {INSTALL_HINT}", "data.loader"
-            ) from None
+            problem = f"ffcv reads betons and cannot be imported ({error}); {INSTALL_HINT}"
+            raise InputError(problem, "data.loader") from None
         self.path, self.sidecar, self.device = path, sidecar, device
         self.loader = Loader(
             str(path),
@@ -171,22 +155,9 @@ class BetonImages:
             drop_last=False,
             pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
         )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W)."""
-        height, width = self.sidecar.image_size
-        return height, width
-
-    @property
-    def classes(self) -> list[str]:
-        """Name of each class."""
-        return self.sidecar.classes
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 [N]."""
-        return self.loader.reader.metadata["f1"].astype(np.int64)
+        height, width = sidecar.image_size
+        self.size, self.classes = (height, width), sidecar.classes
+        self.labels = self.loader.reader.metadata["f1"].astype(np.int64)  # [N]
 
     def statistics(self) -> Statistics:
         """Mean and standard deviation of the training pixels."""

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100: 50,000 training and 10,000 test photographs of 32x32 pixels."""
 
-from .torchvision_files import TorchvisionDataset
+from .base import TorchvisionDataset
 
 __all__ = ["CIFAR10", "CIFAR100"]
 

@@ -22,13 +22,7 @@ TOO_LARGE = "images of up to 89 million pixels are read"
 
 
 class ImageFiles:
-    """Image files of one size, which a slice decodes as if they were an array.
-
-    Args:
-        paths: of the files.
-
-    Attributes:
-        shape: (N, H, W, 3).
+    """Image files as an array of shape (N, H, W, 3) whose slices are decoded when they are asked for.
 
     Raises:
         InputError: a file is no image of 8 bits a channel, or not of the size of the first.

@@ -11,9 +11,9 @@ import numpy as np
 
 from ...configs.errors import InputError, readable, shown
 from .base import Dataset, Images
-from .files import ImageFiles, identity
+from .files import identity
 
-__all__ = ["EXTENSIONS", "ImageFolder", "list_images", "read_folder"]
+__all__ = ["EXTENSIONS", "ImageFolder", "list_images"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 # where storage systems and archives keep copies, thumbnails and deleted files; other such names begin with a dot
@@ -28,12 +28,6 @@ class ImageFolder(Dataset):
         exists = root is not None and root.is_dir()
         problem = "needs train/ and test/, each with a folder for each class" if exists else "no such folder"
         raise InputError(f"{root}: {problem}", "data.root")
-
-
-def read_folder(dataset: Dataset, folder: Path) -> Images:
-    """The images of a split in class folders, which are decoded later. Errors are those of `list_images`."""
-    classes, paths, labels = list_images(folder)
-    return Images(dataset, ImageFiles(paths), labels, classes)
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str], np.ndarray]:

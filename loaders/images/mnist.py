@@ -1,6 +1,6 @@
 """MNIST: 60,000 training and 10,000 test images of handwritten digits, 28x28 pixels."""
 
-from .torchvision_files import TorchvisionDataset
+from .base import TorchvisionDataset
 
 __all__ = ["MNIST"]
 

@@ -10,7 +10,7 @@ from ...configs.errors import InputError, shown
 from .base import SPLITS, Dataset, Images
 from .beton import BetonImages
 from .files import ImageFiles
-from .folder import read_folder
+from .folder import list_images
 
 __all__ = ["Layout", "check_alike", "find_layout", "open_images"]
 
@@ -61,7 +61,8 @@ def open_images(dataset: Dataset, layout: Layout, split: str, download: bool = F
         InputError: missing, empty or unreadable files, or images that are not the dataset's.
     """
     if layout.root is not None and layout.class_folders:
-        images = read_folder(dataset, layout.root / split)
+        classes, paths, labels = list_images(layout.root / split)
+        images = Images(dataset, ImageFiles(paths), labels, classes)
     else:
         images = dataset.read(layout.root, split, download)
     dataset.check(layout.root, images.size, len(images.classes))
