@@ -132,7 +132,7 @@ class Images:
         digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
         return digest.hexdigest()
 
-    def _measure(self) -> tuple[Any, np.ndarray]:
+    def _measure(self) -> Any:
         if self._measured is None:
             for _ in self.parts():
                 pass

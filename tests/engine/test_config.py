@@ -34,7 +34,7 @@ def test_every_config_composes(path):
 
 @pytest.mark.parametrize("tier", ["smoke", "quick", "lite"])
 @pytest.mark.parametrize("variant", ["baseline", "stopgrad"])
-def test_tiers_hold_the_references_sizes_and_thresholds(tier, variant):
+def test_tiers_hold_the_sizes_and_thresholds_of_the_reference(tier, variant):
     words = ["configs/data/cifar10_rot.yaml", f"configs/tier/{tier}.yaml", f"configs/variant/{variant}.yaml"]
     config = compose(words).config
     # epochs, batch, images to train and to test, least accuracy and R²

@@ -107,7 +107,7 @@ class Samples:
 
 # one image, several pages, pages that are full to the last byte, images larger than FFCV's usual page
 @pytest.mark.parametrize("shape", [(1, 1, 1), (700, 90, 70), (6, 1024, 1365), (4, 1024, 2048), (3, 1700, 1701)])
-def test_files_are_those_of_ffcvs_own_writer(shape, tmp_path):
+def test_files_equal_those_of_the_writer_in_ffcv(shape, tmp_path):
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -165,7 +165,7 @@ def refuse(root, match):
         ({"std": [0.5, 0.5, 0.0]}, "a std is not above 0"),
     ],
 )
-def test_a_sidecar_is_not_believed(copied, lie, match):
+def test_a_sidecar_that_contradicts_its_beton_is_refused(copied, lie, match):
     path = copied / "train.beton.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | lie))
     refuse(copied, match)
@@ -182,7 +182,7 @@ def test_a_beton_of_another_name_is_refused(copied):
     refuse(copied / "mine.beton", r"mine\.beton: betons are read as a pair")
 
 
-def test_refuses_truncated_and_flipped(copied):
+def test_truncated_and_damaged_betons_are_refused(copied):
     whole = (copied / "train.beton").read_bytes()
     (copied / "train.beton").write_bytes(whole[:-4096])
     refuse(copied, "bytes, its sidecar says")
@@ -192,7 +192,7 @@ def test_refuses_truncated_and_flipped(copied):
     refuse(copied, "damaged, its checksum differs")
 
 
-def test_refuses_missing_and_foreign(copied):
+def test_missing_betons_and_those_of_other_datasets_are_refused(copied):
     sidecar = copied / "train.beton.json"
     text = sidecar.read_text()
     sidecar.write_text(json.dumps(json.loads(text) | {"source": "mnist"}))
@@ -207,8 +207,8 @@ def test_refuses_missing_and_foreign(copied):
 
 
 @pytest.mark.parametrize("name", ["train.beton", "train.beton.json", "test.beton"])
-def test_what_cannot_be_read_is_said_to_be_so(copied, name, monkeypatch):
-    """By somebody whom modes keep out, as they do not root; the folders above are not theirs either."""
+def test_unreadable_files_are_refused_by_name(copied, name, monkeypatch):
+    """Read by another user, because root may read everything; by a relative path, because pytest's folders are root's."""
     monkeypatch.chdir(copied)
     copied.chmod(0o755)
     (copied / name).chmod(0)

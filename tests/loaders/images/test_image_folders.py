@@ -1,4 +1,4 @@
-"""What a folder of images may hold: handled, or refused by the file's name; nothing passed over in silence."""
+"""Whatever a folder of images contains is read, passed over with a message, or refused by the file's name."""
 
 import os
 import shutil
@@ -126,7 +126,7 @@ def test_ordinary_folders_are_listed_as_torchvision_does(tmp_path):
 
 
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbnails", "#recycle", "lost+found"])
-def test_copies_that_programs_keep_are_passed_over_aloud(folder, capsys, name):
+def test_copies_kept_by_programs_are_passed_over_and_counted(folder, capsys, name):
     """As folders within a class, within a folder of it, and beside the classes."""
     expected = read(folder).fingerprint()
     for place in ("train/cat", "train/dog/more", "train", "test"):
@@ -158,7 +158,7 @@ def test_copies_that_programs_keep_are_passed_over_aloud(folder, capsys, name):
         ("train/dog/one", "more"),
     ],
 )
-def test_links_that_lead_back_are_passed_over_aloud(folder, capsys, link, target):
+def test_links_that_lead_back_are_passed_over_and_counted(folder, capsys, link, target):
     for name in ("cat", "dog"):
         (folder / "train" / name / "more").mkdir()
         shutil.copy(folder / "test" / name / "0.png", folder / "train" / name / "more")
@@ -221,7 +221,7 @@ def test_test_images_that_are_training_images_are_refused(folder, tiny, refused,
     refused(words, f"data.root: {folder}/{first}: {shared} test images are training images, by a link")
 
 
-def test_copies_in_both_splits_are_no_links(folder, tmp_path, capsys):
+def test_copies_in_both_splits_are_not_taken_for_links(folder, tmp_path, capsys):
     """Data sets of a few pixels have equal images; hard links are one, and betons of them are not written."""
     pytest.importorskip("ffcv")
     from seqjepa.loaders.write import main as write
@@ -255,8 +255,8 @@ for root in sys.argv[2:]:
 """
 
 
-def test_what_cannot_be_read_is_refused_by_name(folder, run_process, python):
-    """By somebody whom modes keep out, as they do not root."""
+def test_unreadable_files_and_folders_are_refused_by_name(folder, run_process, python):
+    """Read by another user, because root may read everything."""
     names = ["0/train/cat/more", "1/train/dog", "2/train", "3/train/cat/0.png", "4"]
     for number, name in enumerate(names):
         copy = shutil.copytree(folder, folder.parent / str(number))

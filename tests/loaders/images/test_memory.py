@@ -1,4 +1,4 @@
-"""What reading costs: no copy of all pixels, only the chosen images kept, and advice where memory does not suffice."""
+"""Reading copies no split as a whole, keeps only the chosen images, and says what helps when memory runs out."""
 
 import contextlib
 import hashlib
@@ -51,7 +51,7 @@ def test_constant_channels_have_the_smallest_deviation():
 
 
 @pytest.mark.parametrize("question", [Images.statistics, Images.fingerprint])
-def test_no_copy_of_all_pixels_is_made(question):
+def test_pixels_are_not_copied_as_a_whole(question):
     pixels = np.zeros((4000, 96, 96, 3), np.uint8)
     tracemalloc.start()
     question(Images(FOLDER, pixels, np.zeros(4000, np.int64), ["a"]))
@@ -87,7 +87,7 @@ def build(root, **settings):
     return build_loaders(data, SequenceConfig(), seed=1, device=CPU)
 
 
-def test_a_subset_alone_is_kept_and_nothing_else_changes(folder):
+def test_only_the_subset_is_kept_and_nothing_else_changes(folder):
     whole, part = build(folder), build(folder, train_subset=9, val_subset=5)
     assert part.fingerprint == whole.fingerprint
     assert torch.equal(part.train.mean, whole.train.mean)
@@ -105,7 +105,7 @@ def test_a_subset_alone_is_kept_and_nothing_else_changes(folder):
     assert seen == 8
 
 
-def test_images_that_fit_no_memory(tmp_path, tiny, refused):
+def test_images_larger_than_memory(tmp_path, tiny, refused):
     """Larger steps of accumulation would not help: the images themselves are too many."""
     for split in ("train", "test"):
         (tmp_path / split / "a").mkdir(parents=True)
@@ -127,7 +127,7 @@ def large(tmp_path):
     return tmp_path
 
 
-def test_an_image_that_fits_no_memory(large, tiny, refused, capsys):
+def test_one_image_larger_than_memory(large, tiny, refused, capsys):
     folder = ("data.dataset=imagefolder", f"data.root={large}", "data.batch_size=2", "data.train_subset=null")
     told = "data.root: 2 images of 5000x5000 pixels are 0.14 GiB, more memory than cpu has left"
     with memory_left(48 << 20):
@@ -136,7 +136,7 @@ def test_an_image_that_fits_no_memory(large, tiny, refused, capsys):
     assert told in capsys.readouterr().err
 
 
-def test_betons_of_images_that_fit_no_memory(large, capsys):
+def test_writing_betons_of_images_larger_than_memory(large, capsys):
     pytest.importorskip("ffcv")  # which takes some memory itself
     with memory_left(48 << 20):
         assert write([str(large), str(large / "out")]) == 4
@@ -144,7 +144,7 @@ def test_betons_of_images_that_fit_no_memory(large, capsys):
     assert not list((large / "out").iterdir())
 
 
-def test_whatever_says_that_memory_is_lacking_is_explained():
+def test_every_error_of_missing_memory_is_explained():
     for error in (
         *(MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), RuntimeError("x")),
         *(RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("can't start new thread")),

@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from image_data import read_images, write_images
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from seqjepa.configs.errors import InputError
-from seqjepa.loaders.images import find_dataset
+from seqjepa.engine.compose import compose
+from seqjepa.loaders.config import DataConfig, SequenceConfig
+from seqjepa.loaders.images import DATASETS, find_dataset
 from seqjepa.loaders.images.base import Images
+from seqjepa.loaders.images.beton import has_ffcv
+from seqjepa.loaders.loader import build_loaders
 
 
 @pytest.fixture
@@ -91,6 +96,85 @@ def test_refuses_files_that_are_no_images(folder):
         refuse("1.png: not a readable image", "imagefolder", folder)
     Image.fromarray(np.zeros((12, 12), np.uint16)).save(path)
     refuse("1.png: I;16 pixels; 8 bits a channel are allowed", "imagefolder", folder)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_dataset_is_read_from_class_folders_of_its_shape(name, tmp_path):
+    dataset = find_dataset(name)
+    side, number = dataset.side or 12, dataset.num_classes or 2
+    classes = [f"{label:02}" for label in range(number)]
+
+    def build(folder, classes, size):
+        root = write_images(tmp_path / folder, 1, classes, size)
+        data = DataConfig(dataset=name, root=str(root), batch_size=2)
+        return build_loaders(data, SequenceConfig(), seed=0, device=torch.device("cpu"))
+
+    loaders = build("right", classes, (side, side))
+    assert loaders.num_classes == number
+    assert next(loaders.train.epoch(0)).views.shape[-2:] == (side, side)
+    mean, std = dataset.statistics or read_images(name, tmp_path / "right").statistics()
+    assert torch.equal(loaders.train.mean.flatten(), torch.tensor(mean))
+    assert torch.equal(loaders.train.std.flatten(), torch.tensor(std))
+    if dataset.side:
+        with pytest.raises(InputError, match=f"images are 9x12, {name} has {side}x{side}"):
+            build("size", classes, (12, 9))
+        with pytest.raises(InputError, match=f"{number - 1} classes, {name} has {number}"):
+            build("classes", classes[1:], (side, side))
+
+
+STRIPES = """
+import numpy as np
+from seqjepa.loaders.images.base import Dataset, Images
+
+class Stripes(Dataset):
+    side, num_classes = 16, 2
+    needs_root = False
+
+    def read(self, root, split, download):
+        labels = np.arange(40 if split == "train" else 20) % 2
+        across = np.where(np.arange(16) % 4 < 2, 255, 0).astype(np.uint8)
+        images = [np.broadcast_to(across[:, None, None] if label else across[:, None], (16, 16, 3)) for label in labels]
+        return Images(self, np.stack(images), labels, ["along", "across"])
+"""
+CHOOSE = """
+import sys
+from seqjepa.loaders.images import DATASETS
+DATASETS["stripes"] = "stripes:Stripes"
+from seqjepa.engine.train import main
+from seqjepa.loaders.write import main as write
+words, out = sys.argv[2:], sys.argv[1]
+print(main([*words, "data.dataset=squares"]), main([*words, "data.dataset=stripes"]))
+if write(["stripes", out]) == 0:
+    print(main([*words, "data.dataset=stripes", f"data.root={out}", "run.name=again"]))
+"""
+
+
+def test_a_new_dataset_is_a_file_and_a_line(tiny, run_process, python, tmp_path):
+    (tmp_path / "stripes.py").write_text(STRIPES)
+    (tmp_path / "choose.py").write_text(CHOOSE)
+    words = tiny("data.train_subset=null", "data.val_subset=null", "data.batch_size=20", "run.epochs=1")
+    result = run_process(python, str(tmp_path / "choose.py"), str(tmp_path / "betons"), *words)
+    assert "data.dataset = 'squares': must be digits|cifar10|cifar100|mnist|imagefolder|stripes" in result.stderr
+    assert "stripes_affine, 40 training and 20 test images, resident loader" in result.stdout
+    if has_ffcv():
+        assert "stripes_affine, 40 training and 20 test images, ffcv loader" in result.stdout
+    codes = [line for line in result.stdout.splitlines() if line.replace(" ", "").isdigit()]
+    assert codes == ["2 0", "0"][: 1 + has_ffcv()], result.stderr
+
+
+def test_a_task_follows_its_dataset_unless_it_was_named_on_purpose(tmp_path):
+    (tmp_path / "dataset.yaml").write_text("data: {dataset: imagefolder}")
+    (tmp_path / "both.yaml").write_text("data: {dataset: imagefolder, name: cifar100_birds}")
+
+    def name(*words):
+        return compose(["configs/data/cifar100_aug.yaml", *words]).config.data.name
+
+    assert name() == "cifar100_aug"
+    assert name("data.dataset=imagefolder") == name(f"{tmp_path}/dataset.yaml") == "imagefolder_aug"
+    assert name("data.dataset=imagefolder", "data.name=cifar100_birds") == "cifar100_birds"
+    assert name(f"{tmp_path}/both.yaml") == "cifar100_birds"
+    assert DataConfig(dataset="mnist").name == "mnist_affine"
+    assert DataConfig(dataset="mnist", name="digits_big").name == "digits_big"
 
 
 @pytest.mark.realdata
