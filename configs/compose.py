@@ -11,7 +11,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -32,7 +32,7 @@ LARGEST_CONFIG, MOST_ALIASES = 2**15, 16
 FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 wants a point and a sign: 3e-4 would be text
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # pyright: ignore[reportGeneralTypeIssues]
     """PyYAML's safe loader, but 3e-4 is a number, dates and all keys are text, and a key twice is an error."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
@@ -228,8 +228,9 @@ def _merge(below: dict[str, Any], layer: dict[str, Any], label: str, prefix: str
         old = below.get(key)
         if {type(old), type(value)} == {dict, list}:
             raise InputError(f"{label}: {prefix}{key}: a list and a mapping do not merge")
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merge(old, value, label, f"{prefix}{key}.") if both else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merge(old, value, label, f"{prefix}{key}.")
+        merged[key] = value
     return merged
 
 
@@ -258,7 +259,7 @@ def _leaves(layer: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _explain(error: dict[str, Any], draft: Composed, merged: dict[str, Any]) -> str:
+def _explain(error: Mapping[str, Any], draft: Composed, merged: dict[str, Any]) -> str:
     """One line for one of pydantic's errors."""
     raised = error.get("ctx", {}).get("error")
     location = [str(part) for part in error["loc"]]
@@ -350,7 +351,7 @@ def describe(field: FieldInfo) -> str:
     return " ".join([_type_name(field.annotation, field.metadata), *bounds])
 
 
-def _plain(bound: float) -> str:
+def _plain(bound: Any) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 

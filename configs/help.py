@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -27,7 +28,7 @@ def help_page(usage: str, schema: type[BaseModel]) -> str:
     )
     lines = [usage, "", *textwrap.wrap("Configs: " + ", ".join(files), WIDTH, subsequent_indent=" " * 9)]
     for name, section in schema.model_fields.items():
-        model: type[BaseModel] = section.annotation
+        model: Any = section.annotation
         lines += ["", f"{name}: {' '.join(model.__doc__.split())}", *field_lines(name, model.model_fields)]
     return "\n".join(lines)
 
@@ -38,4 +39,4 @@ def field_lines(section: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
         # as it would stand in a config
         default = {"None": "null", "True": "true", "False": "false"}.get(str(field.default), field.default)
         yield f"  {section}.{key} = {default}   [{describe(field)}]"
-        yield from textwrap.wrap(field.description, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        yield from textwrap.wrap(field.description or "", WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
