@@ -1,4 +1,4 @@
-"""Errors that a user is told of in one line."""
+"""Errors that are reported to the user in one line."""
 
 from __future__ import annotations
 

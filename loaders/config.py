@@ -41,9 +41,9 @@ class DataConfig(Section):
     dataset: Literal[tuple(DATASETS)] = "digits"  # pyright: ignore[reportInvalidTypeForm] - whatever is registered
     """Source of the images: scikit-learn's digits (embedded), CIFAR-10, CIFAR-100, MNIST, or any ImageFolder."""
     root: str | None = None
-    """Folder with train/ and test/ (ImageFolder), a .beton or its folder, or torchvision's own layout."""
+    """Folder with train/ and test/, each with a folder for each class; a .beton or its folder; torchvision's files."""
     loader: Literal["auto", "ffcv", "resident"] = "auto"
-    """ffcv reads betons, resident keeps the images as uint8 on the device; auto is ffcv where that is possible."""
+    """ffcv reads betons; resident keeps the images as uint8 on the device; auto is ffcv where `root` has betons."""
     download: bool = False
     """Whether torchvision may download CIFAR or MNIST into `root`."""
     batch_size: int = Field(default=64, ge=2)

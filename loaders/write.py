@@ -38,7 +38,7 @@ def write_beton(images: Images, path: Path, *, split: str, train: Images | None 
 
     Args:
         images: the split, which is read part by part.
-        path: NAME.beton.
+        path: the beton, NAME.beton.
         split: train or test.
         train: the training images, whose mean and standard deviation the sidecar gets; None takes `images`.
 
@@ -102,36 +102,29 @@ def _frame(images: Images) -> tuple[bytes, np.ndarray, int, bytes]:
     Returns:
         What comes before the images, the place of each image in the file, the place where the images end, what follows.
     """
+    from ffcv import types
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.rgb_image import IMAGE_MODES
-    from ffcv.types import (
-        ALLOC_TABLE_TYPE,
-        CURRENT_VERSION,
-        TYPE_ID_HANDLER,
-        FieldDescType,
-        HeaderType,
-        get_metadata_type,
-    )
 
     count, (height, width) = len(images.labels), images.size
     size = height * width * 3
     page = max(PAGE, 1 << (size - 1).bit_length())
-    header = np.zeros(1, HeaderType)
-    fields = np.zeros(2, FieldDescType)
-    samples = np.zeros(count, get_metadata_type([RGBImageField(), IntField()]))
+    header = np.zeros(1, types.HeaderType)
+    fields = np.zeros(2, types.FieldDescType)
+    samples = np.zeros(count, types.get_metadata_type([RGBImageField(), IntField()]))
     begin = -(-(header.nbytes + fields.nbytes + samples.nbytes) // page) * page
     pages, slots = np.divmod(np.arange(count), page // size)
     places, end = begin + pages * page + slots * size, begin + (int(pages[-1]) + 1) * page
-    header["version"], header["num_fields"], header["num_samples"] = CURRENT_VERSION, len(fields), count
+    header["version"], header["num_fields"], header["num_samples"] = types.CURRENT_VERSION, len(fields), count
     header["page_size"], header["alloc_table_ptr"] = page, end
-    numbers = {kind: number for number, kind in TYPE_ID_HANDLER.items()}
+    numbers = {kind: number for number, kind in types.TYPE_ID_HANDLER.items()}
     for field, name, kind in zip(fields, (b"image", b"label"), (RGBImageField, IntField), strict=True):
         field["type_id"] = numbers[kind]
         field["name"][: len(name)] = list(name)
     image = samples["f0"]
     image["mode"], image["height"], image["width"], image["data_ptr"] = IMAGE_MODES["raw"], height, width, places
     samples["f1"] = images.labels
-    table = np.zeros(count, ALLOC_TABLE_TYPE)
+    table = np.zeros(count, types.ALLOC_TABLE_TYPE)
     table["sample_id"], table["ptr"], table["size"] = np.arange(count), places, size
     return header.tobytes() + fields.tobytes() + samples.tobytes(), places, end, table.tobytes()
 

@@ -1,4 +1,4 @@
-"""A folder that holds a folder of images for each class."""
+"""Class folders: a folder for train/ and test/ each, which holds a folder of images for each class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT_ASIDE |= {"__macosx"}
 
 
 class ImageFolder(Dataset):
-    """Any images of one size, in a folder with train/ and test/, each with a folder for each class."""
+    """Any images of one size, in class folders. Those are read for every dataset; this one has no other files."""
 
     def read(self, root: Path | None, split: str, download: bool) -> Images:
         exists = root is not None and root.is_dir()

@@ -30,10 +30,8 @@ class ResidentImages:
     """
 
     def __init__(self, images: Images | BetonImages, device: torch.device, chosen: np.ndarray | None = None):
-        kept = np.ones(len(images.labels), bool)
-        if chosen is not None:
-            kept[:] = False
-            kept[chosen] = True
+        kept = np.zeros(len(images.labels), bool)
+        kept[slice(None) if chosen is None else chosen] = True
         shape = (int(kept.sum()), *images.size, 3)
         with enough_memory(shape, device.type):
             self.pixels = torch.empty(shape, dtype=torch.uint8, device=device)  # [K, H, W, C]

@@ -27,7 +27,7 @@ def find_layout(dataset: Dataset, root: str | None) -> Layout:
     """Tell what stands at `root`.
 
     Raises:
-        InputError: `root` cannot be read, is a single beton, or is None for a dataset that needs a folder.
+        InputError: `root` cannot be read, is a beton of another name, or is None although the dataset needs a folder.
     """
     if root is None:
         if dataset.needs_root:
@@ -52,8 +52,8 @@ def open_images(dataset: Dataset, layout: Layout, split: str, download: bool = F
     """Find the images of one split; those in class folders are decoded later, part by part.
 
     Args:
-        dataset: to which they belong.
-        layout: of a root without betons, which `seqjepa.loaders.images.beton` reads.
+        dataset: the dataset to which they belong.
+        layout: a layout without betons, which `seqjepa.loaders.images.beton` reads.
         split: train or test.
         download: whether missing files may be downloaded.
 

@@ -208,7 +208,7 @@ def test_missing_betons_and_those_of_other_datasets_are_refused(copied):
 
 @pytest.mark.parametrize("name", ["train.beton", "train.beton.json", "test.beton"])
 def test_unreadable_files_are_refused_by_name(copied, name, monkeypatch):
-    """Read by another user, because root may read everything; by a relative path, because pytest's folders are root's."""
+    """Read by another user, because root may read everything; relatively, because pytest's folders are root's."""
     monkeypatch.chdir(copied)
     copied.chmod(0o755)
     (copied / name).chmod(0)
