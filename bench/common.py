@@ -18,11 +18,12 @@ import torch
 from seqjepa.configs.console import open_console
 from seqjepa.engine.config import Config
 from seqjepa.engine.runtime.provenance import commit, versions
+from seqjepa.loaders.images import find_dataset
+from seqjepa.loaders.images.base import Images
+from seqjepa.loaders.images.resident import ResidentImages
 from seqjepa.loaders.loader import Loaders, SequenceLoader
-from seqjepa.loaders.resident import ResidentImages
 from seqjepa.loaders.sampler import Sampler
 from seqjepa.loaders.sequences import build_sequence
-from seqjepa.loaders.sources import SHAPES, Images
 
 HISTORY = Path(__file__).resolve().parent / "history"
 
@@ -88,15 +89,16 @@ def record(name: str, rows: list[dict], threads: int) -> Path:
 
 def random_images(dataset: str, count: int) -> Images:
     """Noise in the shape of a dataset, because no timing depends on what images show."""
-    side, classes = SHAPES[dataset]
+    found = find_dataset(dataset)
     generator = np.random.default_rng(0)
-    pixels = generator.integers(256, size=(count, side, side, 3), dtype=np.uint8)
-    return Images(dataset, pixels, generator.integers(classes, size=count), [str(k) for k in range(classes)])
+    pixels = generator.integers(256, size=(count, found.side, found.side, 3), dtype=np.uint8)
+    labels = generator.integers(found.num_classes, size=count)
+    return Images(found, pixels, labels, [str(number) for number in range(found.num_classes)])
 
 
 def loaders_of(images: Images, config: Config, device: torch.device, *, compiled: bool = False) -> Loaders:
     """Resident loaders of images in memory, which are the same for training and validation."""
-    sequence = build_sequence(config.sequence, images.pixels.shape[1:3], config.actions, device)
+    sequence = build_sequence(config.sequence, images.size, config.actions, device)
     store, (mean, std) = ResidentImages(images, device), images.statistics()
     both = []
     for train in (True, False):

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from seqjepa.engine.compose import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.step import TrainingStep
-from seqjepa.loaders.beton import has_ffcv
+from seqjepa.loaders.images import find_dataset
+from seqjepa.loaders.images.base import Images
+from seqjepa.loaders.images.beton import has_ffcv
 from seqjepa.loaders.loader import build_loaders
-from seqjepa.loaders.sources import Images
 from seqjepa.loaders.write import main as write
 
 BATCH, SEQUENCES, STEP_BATCH = 256, 2048, 64
@@ -42,7 +43,7 @@ def main() -> None:
         contenders = {name: epoch_of(loader.train) for name, loader in loaders.items()}
         train = loaders["resident"].train
         pixels, labels, _ = (x.cpu().numpy() for x in next(train.images.batches([train.sampler.indices])))
-        dataset = PillowSequences(Images("cifar100", pixels, labels, []), config.sequence)
+        dataset = PillowSequences(Images(find_dataset("cifar100"), pixels, labels, []), config.sequence)
         for workers in (0, 2):
             reader = DataLoader(dataset, BATCH, num_workers=workers, persistent_workers=workers > 0)
             contenders[f"DataLoader with Pillow, {workers} workers"] = count(reader)

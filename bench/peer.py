@@ -20,7 +20,7 @@ from seqjepa.engine.config import Config
 from seqjepa.engine.evaluation.probes import mlp
 from seqjepa.engine.models.seq_jepa import build_model
 from seqjepa.engine.objectives.objective import Objective
-from seqjepa.loaders.sources import Images
+from seqjepa.loaders.images.base import Images
 
 __all__ = ["Peer"]
 

@@ -15,7 +15,7 @@ from torchvision.transforms import ColorJitter, GaussianBlur, InterpolationMode,
 from torchvision.transforms import functional as F
 
 from seqjepa.loaders.config import SequenceConfig
-from seqjepa.loaders.sources import Images
+from seqjepa.loaders.images.base import Images
 
 __all__ = ["PillowSequences", "pillow_sequence"]
 

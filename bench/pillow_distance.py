@@ -13,12 +13,12 @@ from common import command_line, existing_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from image_data import read_images
 from oracles import NAMES, augment_views
 
 from seqjepa.loaders.config import AugmentConfig
 from seqjepa.loaders.draws import words
 from seqjepa.loaders.sequences import build_sequence
-from seqjepa.loaders.sources import find_layout, read_images
 
 COUNT = 2500  # sequences of four views: 10,000 draws
 NEUTRAL = {"height": 32.0, "width": 32.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0}  # the others are 0
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("root", type=existing_folder, metavar="CIFAR100")
     root = parser.parse_args().root
     torch.set_num_threads(1)
-    images = torch.from_numpy(read_images("cifar100", find_layout("cifar100", str(root)), "test").pixels[:COUNT])
+    images = torch.from_numpy(read_images("cifar100", root, "test").pixels[:COUNT])
     sequence = build_sequence(AugmentConfig(), (32, 32))
     drawn = sequence.params(words(0, 0, 0, torch.arange(len(images)), sequence.num_views, sequence.num_draws))
     neutral = torch.tensor([NEUTRAL.get(name, 0.0) for name in NAMES])

@@ -8,7 +8,7 @@ from pillow import PillowSequences
 from torch.utils.data import DataLoader
 
 from seqjepa.engine.compose import compose
-from seqjepa.loaders.beton import BetonImages, has_ffcv
+from seqjepa.loaders.images.beton import BetonImages, has_ffcv
 from seqjepa.loaders.loader import SequenceLoader
 from seqjepa.loaders.write import write_beton
 
@@ -26,7 +26,7 @@ def test_loader(beside, device, task, kind, tmp_path):
     if kind == "ffcv":
         mean, std = images.statistics()
         path = tmp_path / "train.beton"
-        sidecar = write_beton(images, path, split="train", mean=mean, std=std)
+        sidecar = write_beton(images, path, split="train")
         store = BetonImages(path, sidecar, batch_size=BATCH, threads=1, device=device)
         loader = SequenceLoader(store, loader.sampler, loader.sequence, mean=mean, std=std, device=device)
     reader = DataLoader(PillowSequences(images, config.sequence), THEIRS)

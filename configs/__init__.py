@@ -1,1 +1,1 @@
-"""YAML files that compose into a run; they travel with the wheel as package data."""
+"""YAML files that describe a run, and the code that reads, checks and explains them."""

@@ -11,7 +11,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -33,7 +33,7 @@ LARGEST_CONFIG, MOST_ALIASES = 2**15, 16
 FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 wants a point and a sign: 3e-4 would be text
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # pyright: ignore[reportGeneralTypeIssues]
     """PyYAML's safe loader, but 3e-4 is a number, dates and all keys are text, and a key twice is an error."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
@@ -116,7 +116,7 @@ def _compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, 
             origins = {n: o for n, o in origins.items() if not field.startswith(f"{n}.")} | {field: label}
         merged = _merge(merged, layer, label, schema)
     try:
-        return Composed(schema.model_validate(merged), origins, notes)
+        return Composed(schema.model_validate(merged, context=origins), origins, notes)
     except ValidationError as errors:
         draft = Composed(schema(), origins, notes)
         lines = dict.fromkeys(_explain(error, draft, merged) for error in errors.errors())
@@ -284,7 +284,7 @@ def _leaves(layer: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _explain(error: dict[str, Any], draft: Composed, merged: dict[str, Any]) -> str:
+def _explain(error: Mapping[str, Any], draft: Composed, merged: dict[str, Any]) -> str:
     """One line for one of pydantic's errors."""
     raised = error.get("ctx", {}).get("error")
     schema = type(draft.config)
@@ -401,7 +401,7 @@ def describe(field: FieldInfo) -> str:
     return " ".join([_type_name(field.annotation, field.metadata), *bounds])
 
 
-def _plain(bound: float) -> str:
+def _plain(bound: Any) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 

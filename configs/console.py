@@ -1,4 +1,4 @@
-"""Standard streams that any console can show and any reader may leave."""
+"""Standard streams that cope with any encoding, with a reader that leaves early, and with a full disk."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ __all__ = ["open_console"]
 
 
 class _Stream(io.FileIO):
-    """What it cannot write is lost, and no error: the command's work matters more.
+    """A stream whose failures to write are no errors, because the command's work matters more than its output.
 
-    A reader that has left, as `head` does, wants no more; of any other failure, as of a full disk, stderr has a line.
+    A reader that leaves early, as `head` does, wants no more. Any other failure, such as a full disk, is told once on
+    stderr.
     """
 
     failed = False
@@ -30,20 +31,20 @@ class _Stream(io.FileIO):
 
 
 def open_console() -> None:
-    """Let every command say what it has to say.
+    """Make stdout and stderr safe to print to.
 
-    Letters that the console's encoding lacks are shown as escapes (`gr\\xf6\\xdfe`), and neither a reader that leaves
-    before the end nor a full disk is an error. A stream that stands in for the console's, as in a notebook, is left
-    alone.
+    Letters that the console's encoding lacks are printed as escapes (`gr\\xf6\\xdfe`), and neither a reader that leaves
+    early nor a full disk is an error. A stream that replaces the console's, as in a notebook, stays as it is.
     """
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed one: the next file would take its place,
-        pass  # and receive what C code and other programs say
+    # the next file to be opened would take the number of a closed stream, and receive what C code prints there
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
     os.close(number)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
             continue
-        if sys.platform == "win32":  # its console is no file
+        if sys.platform == "win32":  # where the console is no file
             stream.reconfigure(errors="backslashreplace")
             continue
         raw = _Stream(stream.fileno(), "w", closefd=False)

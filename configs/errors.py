@@ -1,4 +1,4 @@
-"""What a user is told when something that they gave cannot be used."""
+"""Errors that are reported to the user in one line."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["InputError", "readable", "shown"]
+__all__ = ["InputError", "out_of_memory", "readable", "shown"]
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: one line that says what was given and what is allowed.
+    """Something that the user gave cannot be used.
 
     Args:
-        message: that line.
-        field: dotted name of the config field at fault, where one is.
+        message: one line that says what was given and what is allowed.
+        field: dotted name of the config field at fault, if there is one.
     """
 
     def __init__(self, message: str, field: str | None = None):
@@ -23,16 +23,22 @@ class InputError(ValueError):
 
 
 def shown(name: object) -> str:
-    """A name of unknown origin, in one line."""
+    """A name as one printable line, with escapes where it needs them."""
     return text if (text := str(name)).isprintable() else repr(text)
 
 
 @contextlib.contextmanager
 def readable(path: Path | str, field: str) -> Iterator[None]:
-    """Within it, what the system refuses to read at `path`, which the config's `field` names, is an InputError."""
+    """Turn an error of the system while `path` is read into an InputError of the config's `field`."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # some readers raise it for what is inside
+        if error.errno is None:  # raised by a reader, because of what the file contains
             raise
         raise InputError(f"{shown(error.filename or path)}: cannot be read ({error.strerror})", field) from None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, on the host or on a GPU; torch raises RuntimeErrors for it."""
+    said = ("out of memory", "allocate memory", "enough memory", "new thread")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in said))

@@ -1,4 +1,4 @@
-"""Files as everything here writes and checks them: strict JSON, replaced whole, known by their SHA-256."""
+"""How files are written and checked: strict JSON, atomic replacement, SHA-256."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["file_sha256", "naming", "to_json", "write_atomically"]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: NaN and the infinities become null."""
+    """A value as strict JSON, in which NaN and the infinities are null."""
 
     def strict(value: Any) -> Any:
         if isinstance(value, dict):
@@ -31,7 +31,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by its new text, whole or not at all."""
+    """Replace a file by a new text, wholly or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with naming(path), partial.open("w", encoding="utf-8") as file:
@@ -40,13 +40,13 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        with contextlib.suppress(OSError):  # there only if something failed; on a read-only disk it cannot go
+        with contextlib.suppress(OSError):  # it exists only after a failure, and stays on a read-only disk
             partial.unlink()
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the disk, within it, knows the file."""
+    """Give errors of the disk that name no file the name of this one."""
     try:
         yield
     except OSError as error:
@@ -60,5 +60,6 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -62,12 +62,12 @@ class Section(BaseModel):
     @model_validator(mode="after")
     def _check_values(self) -> Self:
         for field, value in self:
-            if isinstance(value, int) and abs(value) >= 2**32:
-                raise InputError("must be less than 2**32", field)
             if field in PATHS and value is not None:
                 _check_path(value, field)
             if field == "name" and (not value or not value.isprintable() or "/" in value or value.startswith(".")):
                 raise InputError("must be the name of a folder: a line without / that begins with no dot", field)
+            if isinstance(value, int) and abs(value) >= 2**32:
+                raise InputError("must be less than 2**32", field)
         return self
 
 

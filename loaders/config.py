@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from ..configs.errors import InputError
 from ..configs.section import Kind, Section
+from .images import DATASETS
 
 WholeRange = Annotated[list[int], Field(min_length=2, max_length=2)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-Dataset = Literal["digits", "cifar10", "cifar100", "mnist", "imagefolder"]
 
 
 class DataConfig(Section):
@@ -23,13 +22,14 @@ class DataConfig(Section):
 
     name: str = "digits_affine"
     """Name of the task, under which tier files keep its gates. If it begins with the name of a dataset, that part
-    follows `dataset`: cifar100_aug of an ImageFolder is imagefolder_aug, which CIFAR-100's gates do not judge."""
-    dataset: Dataset = "digits"
+    follows `dataset`: cifar100_aug of an ImageFolder is imagefolder_aug, which CIFAR-100's gates do not judge. A name
+    that is set by an override, or in the same file as `dataset`, stays as it is."""
+    dataset: Literal[tuple(DATASETS)] = "digits"  # pyright: ignore[reportInvalidTypeForm] - whatever is registered
     """Source of the images: scikit-learn's digits (embedded), CIFAR-10, CIFAR-100, MNIST, or any ImageFolder."""
     root: str | None = None
-    """Folder with train/ and test/ (ImageFolder), a .beton or its folder, or torchvision's own layout."""
+    """Folder with train/ and test/, each with a folder for each class; a .beton or its folder; torchvision's files."""
     loader: Literal["auto", "ffcv", "resident"] = "auto"
-    """ffcv reads betons, resident keeps the images as uint8 on the device; auto is ffcv where that is possible."""
+    """ffcv reads betons; resident keeps the images as uint8 on the device; auto is ffcv where `root` has betons."""
     download: bool = False
     """Whether torchvision may download CIFAR or MNIST into `root`."""
     batch_size: int = Field(default=64, ge=2)
@@ -43,13 +43,16 @@ class DataConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_after_dataset(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            name, dataset = (given.get(field, cls.model_fields[field].default) for field in ("name", "dataset"))
-            first = str(name).partition("_")[0]
-            if first in get_args(Dataset) and dataset in get_args(Dataset):
-                return given | {"name": dataset + name.removeprefix(first)}
-        return given
+    def _name_after_dataset(cls, given: Any, info: ValidationInfo) -> Any:
+        if not isinstance(given, dict) or given.get("dataset") not in list(DATASETS):
+            return given
+        origin = (info.context or {}).get  # of a field that was set: its file or override
+        together = origin("data.name") == origin("data.dataset")
+        if "name" in given and (together or origin("data.name", "").startswith("override ")):
+            return given
+        name = given.get("name", cls.model_fields["name"].default)
+        first = str(name).partition("_")[0]
+        return given | {"name": given["dataset"] + name.removeprefix(first)} if first in DATASETS else given
 
 
 class SequenceConfig(Kind):

@@ -1,8 +1,8 @@
-"""Counter-based random draws: each number is a pure function of what it belongs to.
+"""Counter-based random draws: each number is a pure function of what it is drawn for.
 
-A draw is addressed by (seed, stream, index, epoch, view, draw), so a sample gets the same views from any loader,
-device, batch size, worker count, number of processes or restart. Everything is integer arithmetic and
-multiplication by powers of two, whose bits depend on neither the batch size nor the compiler.
+A draw is addressed by (seed, stream, epoch, index, view, draw), so an image gets the same views from any loader and
+device, in batches of any size, on any number of processes, and after a restart. All arithmetic is on integers, or
+multiplies by powers of two: its bits depend on neither the batch size nor the compiler.
 """
 
 from __future__ import annotations
@@ -12,16 +12,8 @@ from torch import Tensor
 
 from ..kernels.philox import philox
 
-__all__ = [
-    "ORDER_STREAM",
-    "STATISTICS_STREAM",
-    "TRAIN_STREAM",
-    "VALIDATION_STREAM",
-    "chance",
-    "integers",
-    "uniform",
-    "words",
-]
+__all__ = ["ORDER_STREAM", "STATISTICS_STREAM", "TRAIN_STREAM", "VALIDATION_STREAM"]
+__all__ += ["chance", "integers", "uniform", "words"]
 
 TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM, STATISTICS_STREAM = range(4)
 
@@ -33,7 +25,7 @@ def words(seed: int, stream: int, epoch: Tensor | int, index: Tensor, num_views:
 
     Args:
         seed: of the run, in [0, 2**32).
-        stream: which use the draws are for (`TRAIN_STREAM` and so on).
+        stream: what the draws are used for (`TRAIN_STREAM` and so on).
         epoch: number of the epoch, int64 and 0-dim where it is a tensor; validation always passes 0.
         index: positions in the dataset, int64 [B].
         num_views: V.

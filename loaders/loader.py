@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ..configs.errors import InputError
 from .batch import Batch, padded
-from .beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
 from .config import ActionsConfig, DataConfig, SequenceConfig
 from .draws import TRAIN_STREAM, VALIDATION_STREAM, words
-from .resident import ResidentImages
+from .images import find_dataset
+from .images.base import SPLITS, Images
+from .images.beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
+from .images.resident import ResidentImages
+from .images.sources import check_alike, find_layout, open_images
 from .sampler import Sampler, subset
 from .sequences import Sequence, build_sequence
-from .sources import SPLITS, Images, Tally, check_alike, check_shape, find_layout, open_images
 
 __all__ = ["Loaders", "SequenceLoader", "build_loaders"]
 
@@ -27,13 +29,13 @@ class SequenceLoader:
     """Yields the batches of an epoch.
 
     Args:
-        images: resident or beton images.
+        images: on the device, or in betons.
         sampler: order and sharding; a training sampler makes a training loader.
         sequence: draws and renders the views.
-        mean: of the training pixels, one a channel, in [0, 1].
-        std: likewise.
+        mean: mean of the training pixels, for each channel, in [0, 1].
+        std: standard deviation of the training pixels, in the same form.
         device: where everything happens.
-        compiled: whether views are drawn and rendered by one compiled program, of one shape.
+        compiled: whether one compiled program, of one batch size, draws and renders the views.
     """
 
     def __init__(
@@ -50,8 +52,7 @@ class SequenceLoader:
         self.images = images
         self.sampler = sampler
         self.sequence = sequence
-        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=device).view(-1, 1, 1) for x in (mean, std))
         self.compiled = compiled
         self.program = SequenceLoader._views
         if compiled:
@@ -85,30 +86,28 @@ class SequenceLoader:
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Each image once, as it is: normalised float32 [b, C, H, W], labels [b], index [b]."""
-        order = self.sampler.indices
-        parts = np.split(order, range(self.sampler.batch_size, len(order), self.sampler.batch_size))
-        for pixels, labels, index in self.images.batches(parts):
+        for pixels, labels, index in self._read(self.sampler.indices):
             yield (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std, labels, index
 
     def pixels(self, count: int) -> Tensor:
         """The first images of the subset as they are, uint8 [n, H, W, C] on the device."""
-        order = self.sampler.indices[:count]
+        return torch.cat([pixels for pixels, _, _ in self._read(self.sampler.indices[:count])])
+
+    def _read(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Pixels, labels and index of the images at these positions."""
         size = self.sampler.local_batch_size  # all that an FFCV reader takes at a time
-        parts = np.split(order, range(size, len(order), size))
-        return torch.cat([pixels for pixels, _, _ in self.images.batches(parts)])
+        return self.images.batches(np.split(order, range(size, len(order), size)))
 
     def redrawn(self) -> SequenceLoader:
-        """A loader of the same images whose sequences are drawn by another seed."""
-        sampler = copy.copy(self.sampler)
-        sampler.seed = (sampler.seed + 1) % 2**32
+        """A loader of the same images whose sequences are drawn from another seed."""
         other = copy.copy(self)
-        other.sampler = sampler
+        other.sampler = replace(self.sampler, seed=(self.sampler.seed + 1) % 2**32)
         return other
 
 
 @dataclass(frozen=True)
 class Loaders:
-    """What a run reads from."""
+    """The data of a run."""
 
     train: SequenceLoader
     validation: SequenceLoader
@@ -137,80 +136,62 @@ def build_loaders(
     Args:
         data: which images.
         sequence: which views of them.
-        actions: how the moves between these are encoded.
-        seed: of draws and order.
+        actions: how the moves between views are encoded.
+        seed: seed of draws and order.
         device: where batches go.
         rank: number of this process.
-        num_processes: how many share each batch.
-        micro_batches: that a process cuts its part of a training batch into.
-        threads: of FFCV's reader.
-        drop_last: whether training leaves out the incomplete last batch.
-        compiled: whether views are drawn and rendered by one compiled program.
+        num_processes: how many processes share each batch.
+        micro_batches: how many a process cuts its part of a training batch into.
+        threads: number of FFCV's threads.
+        drop_last: whether training leaves out an incomplete last batch.
+        compiled: whether one compiled program draws and renders the views.
 
     Raises:
-        InputError: the data are missing, empty, damaged or of another kind, or the batch does not fit them.
+        InputError: the data are missing, empty, damaged or another dataset's, or the batch does not fit them.
     """
-    layout = find_layout(data.dataset, data.root)
-    sources: dict[str, Images | BetonImages] = {}
-    kind = "resident"
-    if layout.kind == "beton":
+    dataset = find_dataset(data.dataset)
+    layout = find_layout(dataset, data.root)
+    images: Mapping[str, Images | BetonImages]
+    if layout.betons:
         if not has_ffcv():
             raise InputError(f"{layout.root}: betons need ffcv, which is not installed; {INSTALL_HINT}", "data.root")
-        kind = "ffcv" if data.loader == "auto" else data.loader
         reading = {
             "batch_size": -(-data.batch_size // num_processes),
             "threads": threads,
-            "device": device if kind == "ffcv" else torch.device("cpu"),
+            "device": torch.device("cpu") if data.loader == "resident" else device,
         }
-        for split in SPLITS:
-            path, sidecar = open_beton(layout.root, data.dataset, split)
-            check_shape(data.dataset, str(path), sidecar.image_size, len(sidecar.classes))
-            sources[split] = BetonImages(path, sidecar, **reading)
+        images = {split: BetonImages(*open_beton(layout.betons, dataset, split), **reading) for split in SPLITS}
     elif data.loader == "ffcv":
         wanted = "ffcv reads betons, and data.root holds none; python -m seqjepa.loaders.write SOURCE OUT makes them"
         raise InputError(wanted, "data.loader")
     else:
-        sources = {split: open_images(data.dataset, layout, split, data.download) for split in SPLITS}
-    check_alike(layout.root, sources)
-    built = build_sequence(sequence, sources["train"].shape[1:3], actions, device)
-    sizes = {"train": data.train_subset, "test": data.val_subset}
-    samplers = {
-        split: Sampler(
-            subset(len(sources[split].labels), sizes[split], data.subset_seed + number),
+        images = {split: open_images(dataset, layout, split, data.download) for split in SPLITS}
+    check_alike(layout.root, images)
+    built = build_sequence(sequence, images["train"].size, actions, device)
+
+    def load(split: str, num_images: int | None, subset_seed: int) -> SequenceLoader:
+        source, train = images[split], split == "train"
+        sampler = Sampler(
+            subset(len(source.labels), num_images, subset_seed),
             batch_size=data.batch_size,
             seed=seed,
-            train=split == "train",
-            drop_last=drop_last and split == "train",
+            train=train,
+            drop_last=drop_last and train,
             rank=rank,
             num_processes=num_processes,
-            micro_batches=micro_batches if split == "train" else 1,
+            micro_batches=micro_batches if train else 1,
         )
-        for number, split in enumerate(SPLITS)
-    }
-    if layout.kind == "beton":
-        sidecars = {split: source.sidecar for split, source in sources.items()}
-        mean, std = sidecars["train"].mean, sidecars["train"].std
-        prints = [sidecar.pixels_sha256 for sidecar in sidecars.values()]
-        stores = sources
-        if kind == "resident":
-            stores = {split: ResidentImages(sources[split], device, samplers[split].indices) for split in SPLITS}
-    else:
-        tallies = {split: Tally(data.dataset) for split in SPLITS}
-        stores = {
-            split: ResidentImages(sources[split], device, samplers[split].indices, tally)
-            for split, tally in tallies.items()
-        }
-        mean, std = tallies["train"].statistics()
-        prints = [tally.fingerprint(sources[split].labels) for split, tally in tallies.items()]
-    train, validation = (
-        SequenceLoader(stores[split], samplers[split], built, mean=mean, std=std, device=device, compiled=compiled)
-        for split in SPLITS
-    )
+        if not (isinstance(source, BetonImages) and data.loader != "resident"):
+            source = ResidentImages(source, device, sampler.indices)
+        mean, std = images["train"].statistics()  # measured when the training images were read
+        return SequenceLoader(source, sampler, built, mean=mean, std=std, device=device, compiled=compiled)
+
+    train = load("train", data.train_subset, data.subset_seed)
     return Loaders(
         train=train,
-        validation=validation,
+        validation=load("test", data.val_subset, data.subset_seed + 1),
         sequence=built,
-        num_classes=len(sources["train"].classes),
-        fingerprint="-".join(text[:16] for text in prints),
-        kind=kind,
+        num_classes=len(images["train"].classes),
+        fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),
+        kind="ffcv" if isinstance(train.images, BetonImages) else "resident",
     )

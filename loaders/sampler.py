@@ -1,8 +1,9 @@
-"""One sampler for every loader: which images make up each batch of each epoch, on each process."""
+"""Which images make up each batch of each epoch, on each process, whatever loader reads them."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ __all__ = ["Sampler", "subset"]
 
 
 def subset(num_images: int, size: int | None, seed: int) -> np.ndarray:
-    """The first `size` positions of a seeded permutation of all `num_images`; all of them, in order, if fewer.
+    """The first `size` positions of a seeded permutation of all `num_images`; all of them, in order, if `size` is None.
 
-    Python's own generator draws it, as in the reference code, so that subsets are the same images.
+    Python's own generator draws it, as in the reference code, so that a seed chooses the same images as there.
     """
     positions = list(range(num_images))
     if size is not None and size < num_images:
@@ -25,48 +26,46 @@ def subset(num_images: int, size: int | None, seed: int) -> np.ndarray:
     return np.asarray(positions, dtype=np.int64)
 
 
+@dataclass(eq=False)
 class Sampler:
     """Order, batches and sharding of an epoch: a pure function of (seed, epoch).
 
     Args:
         indices: positions in the dataset that take part, int64 [N].
-        batch_size: global batch, over all processes.
-        seed: of the run.
-        train: a training sampler shuffles; the other does not.
-        drop_last: whether the incomplete last batch is left out; null does as `train` says.
+        batch_size: number of images in a batch, over all processes.
+        seed: the run's.
+        train: whether it samples for training, in a new order each epoch; validation keeps the order of `indices`.
+        drop_last: whether an incomplete last batch is left out; None leaves it out in training.
         rank: number of this process.
-        num_processes: how many share each batch, each taking a contiguous part of each micro-batch.
-        micro_batches: that a process cuts its part into; the first ones of all processes are the batch's first.
+        num_processes: how many share each batch. Each takes a contiguous part of each micro-batch.
+        micro_batches: how many a process cuts its part into; the first ones of all processes are the batch's first.
+
+    Raises:
+        InputError: the batch is larger than the training images, or does not divide over the processes.
     """
 
-    def __init__(
-        self,
-        indices: np.ndarray,
-        *,
-        batch_size: int,
-        seed: int,
-        train: bool,
-        drop_last: bool | None = None,
-        rank: int = 0,
-        num_processes: int = 1,
-        micro_batches: int = 1,
-    ):
-        self.drop_last = train if drop_last is None else drop_last
-        if self.drop_last and batch_size > len(indices):
-            raise InputError(f"{batch_size} is larger than the {len(indices)} training images", "data.batch_size")
-        if train and batch_size % num_processes:
-            raise InputError(f"{batch_size} does not divide over {num_processes} processes", "data.batch_size")
-        self.indices = indices
-        self.batch_size = batch_size
-        self.seed = seed
-        self.train = train
-        self.rank = rank
-        self.num_processes = num_processes
-        self.micro_batches = micro_batches
+    indices: np.ndarray
+    _: KW_ONLY
+    batch_size: int
+    seed: int
+    train: bool
+    drop_last: bool | None = None
+    rank: int = 0
+    num_processes: int = 1
+    micro_batches: int = 1
+
+    def __post_init__(self):
+        size, available = self.batch_size, len(self.indices)
+        if self.drop_last is None:
+            self.drop_last = self.train
+        if self.drop_last and size > available:
+            raise InputError(f"{size} is larger than the {available} training images", "data.batch_size")
+        if self.train and size % self.num_processes:
+            raise InputError(f"{size} does not divide over {self.num_processes} processes", "data.batch_size")
 
     @property
     def local_batch_size(self) -> int:
-        """Most samples of a batch that this process gets."""
+        """Largest number of a batch's images that this process gets."""
         return -(-self.batch_size // self.num_processes)
 
     def __len__(self) -> int:
@@ -75,7 +74,7 @@ class Sampler:
         return full if self.drop_last else full + bool(rest)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Positions in the dataset in the order of the epoch, int64 [N], the same on every process."""
+        """Positions in the order of the epoch, int64 [N], the same on every process."""
         if not self.train:
             return self.indices
         rank_of = philox((self.seed, ORDER_STREAM), (torch.from_numpy(self.indices), 0, torch.tensor(0), epoch))
@@ -89,6 +88,6 @@ class Sampler:
         return [self._part(order[cut : cut + self.batch_size]) for cut in cuts]
 
     def _part(self, batch: np.ndarray) -> np.ndarray:
-        """What this process takes of a batch."""
+        """This process's part of a batch."""
         micro_batches = np.array_split(batch, self.micro_batches)
         return np.concatenate([np.array_split(micro, self.num_processes)[self.rank] for micro in micro_batches])

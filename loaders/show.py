@@ -1,7 +1,7 @@
 """Draw a contact sheet of action sequences: `python -m seqjepa.loaders.show CONFIG.yaml --out sheet.png`.
 
-A row is an image as the model sees it: the observed views, then the target. Between two views stands the move from the
-one to the other, before normalisation, a line for each factor. section.key=value overrides the config.
+Each row is the sequence of one image: the observed views, then the target. Between two views stands the move from one
+to the other, before normalisation, with a line for each factor. section.key=value overrides the config.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import ConfigDict, model_validator
 
 from ..configs.cli import DONE, MACHINE_FAILED, command
 from ..configs.compose import Composed, compose
-from ..configs.errors import InputError, shown
+from ..configs.errors import InputError, out_of_memory, shown
 from ..configs.section import Schema
 from .config import ActionsConfig, AffineConfig, AnySequence, DataConfig
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_sheet", "main"]
 
-MOST_ROWS = 64  # half a minute to draw, at 17 views each
+MOST_ROWS = 64  # of 17 views each, these take half a minute to draw
 
 
 class _Config(Schema):
-    """The sections that decide what the sheet shows; a file may hold those of training too."""
+    """The sections on which the sheet depends; files may hold all those of training."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -50,9 +50,9 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     """Draw the first training sequences of epoch 0.
 
     Args:
-        loaders: of the data.
-        rows: number of sequences, if there are so many.
-        path: of the PNG.
+        loaders: the data's.
+        rows: largest number of sequences; the first batch may have fewer.
+        path: the PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -64,15 +64,12 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     # a text column is as wide as its longest line
     text_width = max(len(name) + 6.4 * (dims.stop - dims.start) for name, dims in factors.items()) * 0.043
     widths = [1.0, text_width] * (num_views - 1) + [1.0]
-    width, height, margin, heading = sum(widths), 1.08 * len(views), 0.06, 0.2  # inches
-    figure = Figure(figsize=(width + 2 * margin, height + margin + heading))
+    margin, heading = 0.06, 0.2  # inches
+    width, height = sum(widths) + 2 * margin, 1.08 * len(views) + margin + heading
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    edges = {
-        "left": margin / (width + 2 * margin),
-        "right": 1 - margin / (width + 2 * margin),
-        "bottom": margin / (height + margin + heading),
-        "top": 1 - heading / (height + margin + heading),
-    }
+    edges = {"left": margin / width, "right": 1 - margin / width}
+    edges |= {"bottom": margin / height, "top": 1 - heading / height}
     cells = figure.subplots(
         len(views), len(widths), width_ratios=widths, squeeze=False, gridspec_kw={"wspace": 0, "hspace": 0.06, **edges}
     )
@@ -84,12 +81,12 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
             if first:
                 axes.set_title("target" if number == num_views - 1 else f"view {number}", fontsize=7, pad=3)
         for number, step in enumerate(steps):
-            told = [
+            lines = [
                 f"{name} " + " ".join(f"{round(value, 2) + 0.0:+g}" for value in step[dims])
                 for name, dims in factors.items()
             ]
             row[2 * number + 1].text(
-                0.5, 0.5, "\n".join(told), ha="center", va="center", fontsize=5.5, family="monospace"
+                0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=5.5, family="monospace"
             )
         for axes in row:
             axes.set_axis_off()
@@ -98,11 +95,7 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
 
 
 def _read(words: list[str]) -> Composed[_Config]:
-    """The config that YAML files and overrides make, its other sections left aside.
-
-    Raises:
-        InputError: a line that says what is wrong.
-    """
+    """The config that YAML files and overrides make, without the sections on which the sheet does not depend."""
     for word in words:
         section, *_ = word.partition("=")[0].split(".")
         if "=" in word and section and section not in _Config.model_fields:
@@ -112,13 +105,13 @@ def _read(words: list[str]) -> Composed[_Config]:
 
 @command("nothing was drawn")
 def main(argv: list[str]) -> int:
-    """Command line; returns 0, 2 for bad input, or 4 for want of memory."""
-    summary, _, details = __doc__.partition("\n\n")
+    """Run the command line and return 0, 2 for bad input, or 4 if memory runs out."""
+    summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.show", description=summary, epilog=details)
     parser.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and section.key=value")
     parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="the PNG (default: sheet.png)")
     parser.add_argument("--rows", type=int, default=6, help=f"number of sequences, up to {MOST_ROWS} (default: 6)")
-    parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the draws (default: 42)")
     args = parser.parse_intermixed_args(argv)
     composed = None
     try:
@@ -144,9 +137,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         raise InputError(f"{shown(error.filename or args.out)}: {error.strerror}") from None
     except (MemoryError, RuntimeError) as error:
-        from .sources import lacks_memory
-
-        if not lacks_memory(error):
+        if not out_of_memory(error):
             raise
         print("out of memory; smaller images, or fewer --rows, need less; nothing was drawn", file=sys.stderr)
         return MACHINE_FAILED

@@ -83,7 +83,7 @@ def test_rows_resolve(name):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_hyperparameters_are_the_references(name):
+def test_hyperparameters_equal_those_of_the_reference(name):
     config = resolve(TABLE[name])
     optim, gate = config.optim, {}
     for rule in config.active_rules:
@@ -108,7 +108,7 @@ def test_hyperparameters_are_the_references(name):
         assert (config.target.decay, config.target.schedule, config.target.buffers) == (0.996, "constant", "ignore")
 
 
-def test_the_references_sequences():
+def test_sequences_equal_those_of_the_reference():
     aug = resolve("data/cifar100_aug").sequence
     assert (aug.crop_area, aug.crop_ratio, aug.flip) == ([0.2, 1.0], [3 / 4, 4 / 3], 0.5)
     assert (aug.jitter, aug.brightness, aug.contrast) == (0.8, [0.6, 1.4], [0.6, 1.4])

@@ -109,7 +109,7 @@ class Augment(Sequence):
         flip = params[..., 9]
         planes = crop(images, top, left, height, width, flip)  # [3, B*V, H, W]
         *jitter, sigma, _, gray, inverted, order = params[..., 4:].flatten(0, 1).unbind(-1)
-        color_jitter_(planes, *jitter, order)
+        color_jitter_(planes, *jitter, order=order)
         grayscale_(planes, gray)
         planes = gaussian_blur(planes, sigma, self.kernel_size)
         planes = solarize(planes, inverted)

@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seqjepa.loaders.beton import has_ffcv
+from seqjepa.loaders.images.beton import has_ffcv
 
 needs_ffcv = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed")
 
 # runs a command, and says on stdout when it has decoded a few images
 TELLS = """
 import sys
-from seqjepa.loaders import image_folder
+from seqjepa.loaders.images import files
 from {module} import main
 
-def telling(path, decode=image_folder._decode, paths=[]):
+def telling(path, decode=files._decode, paths=[]):
     paths.append(path)
     if len(paths) == 4:
         print("decoding", flush=True)
     return decode(path)
 
-image_folder._decode = telling
+files._decode = telling
 sys.exit(main())
 """
 

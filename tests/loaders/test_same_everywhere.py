@@ -8,9 +8,9 @@ import torch
 
 from seqjepa.configs.section import by_kind
 from seqjepa.loaders.batch import Batch
-from seqjepa.loaders.beton import has_ffcv
 from seqjepa.loaders.config import AnySequence, DataConfig
 from seqjepa.loaders.draws import words
+from seqjepa.loaders.images.beton import has_ffcv
 from seqjepa.loaders.loader import build_loaders
 from seqjepa.loaders.sequences import build_sequence
 from seqjepa.loaders.write import main as write

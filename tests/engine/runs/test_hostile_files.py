@@ -18,7 +18,8 @@ from seqjepa.engine.runs.checksums import seal
 from seqjepa.engine.runs.folder import RunFolder
 from seqjepa.engine.runs.metrics_file import MetricsFile
 from seqjepa.engine.train import main
-from seqjepa.loaders.beton import Sidecar, open_beton
+from seqjepa.loaders.images import find_dataset
+from seqjepa.loaders.images.beton import Sidecar, open_beton
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "tracker-id")
 CHECKPOINT_FILES = ("manifest.json", "state.json", "model.safetensors", "trainer.safetensors", "rng-00000.safetensors")
@@ -136,7 +137,7 @@ def test_a_sidecar(sidecar, examples, record_property):
         kept = sidecar.read_bytes()
         try:
             sidecar.write_bytes(data.draw(changed(kept)))
-            allowed(lambda: open_beton(sidecar.parent, "digits", "train"))
+            allowed(lambda: open_beton(sidecar.parent, find_dataset("digits"), "train"))
         finally:
             sidecar.write_bytes(kept)
 

@@ -8,16 +8,19 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from image_data import read_images
 
 from seqjepa.configs.errors import InputError
-from seqjepa.loaders.beton import BetonImages, has_ffcv, open_beton
 from seqjepa.loaders.config import AffineConfig, DataConfig, RotationConfig
+from seqjepa.loaders.images import find_dataset
+from seqjepa.loaders.images.base import Images
+from seqjepa.loaders.images.beton import BetonImages, has_ffcv, open_beton
 from seqjepa.loaders.loader import build_loaders
-from seqjepa.loaders.sources import Images, find_layout, read_images
 from seqjepa.loaders.write import main, write_beton
 
 pytestmark = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed")
 CPU = torch.device("cpu")
+FOLDER = find_dataset("imagefolder")
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +107,14 @@ class Samples:
 
 # one image, several pages, pages that are full to the last byte, images larger than FFCV's usual page
 @pytest.mark.parametrize("shape", [(1, 1, 1), (700, 90, 70), (6, 1024, 1365), (4, 1024, 2048), (3, 1700, 1701)])
-def test_files_are_those_of_ffcvs_own_writer(shape, tmp_path):
+def test_files_equal_those_of_the_writer_in_ffcv(shape, tmp_path):
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     labels = np.arange(len(pixels)) % 3
     ours, theirs = tmp_path / "train.beton", tmp_path / "theirs.beton"
-    sidecar = write_beton(Images("imagefolder", pixels, labels, ["a", "b", "c"]), ours, split="train")
+    sidecar = write_beton(Images(FOLDER, pixels, labels, ["a", "b", "c"]), ours, split="train")
     fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
     page_size = 1 << 23 if pixels[0].nbytes <= 1 << 23 else 1 << 24
     with warnings.catch_warnings():
@@ -131,13 +134,13 @@ def test_files_are_those_of_ffcvs_own_writer(shape, tmp_path):
 def test_images_that_ffcv_cannot_describe_are_refused_before_anything_is_written(tmp_path):
     pixels = np.broadcast_to(np.uint8(0), (2, 1, 2**16, 3))
     with pytest.raises(InputError, match="images are 65536x1, a beton takes at most 65535 pixels a side"):
-        write_beton(Images("imagefolder", pixels, np.zeros(2, int), ["a"]), tmp_path / "out/train.beton", split="train")
+        write_beton(Images(FOLDER, pixels, np.zeros(2, int), ["a"]), tmp_path / "out/train.beton", split="train")
     assert not (tmp_path / "out").exists()
 
 
 def test_sidecar_describes_the_file(digits):
-    _, sidecar = open_beton(digits, "digits", "test")
-    images = read_images("digits", find_layout("digits", None), "test")
+    _, sidecar = open_beton(digits, find_dataset("digits"), "test")
+    images = read_images("digits", None, "test")
     assert sidecar.count == len(images.labels) == 359
     assert sidecar.image_size == [24, 24]
     assert sidecar.file_size == (digits / "test.beton").stat().st_size
@@ -162,7 +165,7 @@ def refuse(root, match):
         ({"std": [0.5, 0.5, 0.0]}, "a std is not above 0"),
     ],
 )
-def test_a_sidecar_is_not_believed(copied, lie, match):
+def test_a_sidecar_that_contradicts_its_beton_is_refused(copied, lie, match):
     path = copied / "train.beton.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | lie))
     refuse(copied, match)
@@ -179,7 +182,7 @@ def test_a_beton_of_another_name_is_refused(copied):
     refuse(copied / "mine.beton", r"mine\.beton: betons are read as a pair")
 
 
-def test_refuses_truncated_and_flipped(copied):
+def test_truncated_and_damaged_betons_are_refused(copied):
     whole = (copied / "train.beton").read_bytes()
     (copied / "train.beton").write_bytes(whole[:-4096])
     refuse(copied, "bytes, its sidecar says")
@@ -189,7 +192,7 @@ def test_refuses_truncated_and_flipped(copied):
     refuse(copied, "damaged, its checksum differs")
 
 
-def test_refuses_missing_and_foreign(copied):
+def test_missing_betons_and_those_of_other_datasets_are_refused(copied):
     sidecar = copied / "train.beton.json"
     text = sidecar.read_text()
     sidecar.write_text(json.dumps(json.loads(text) | {"source": "mnist"}))
@@ -204,8 +207,8 @@ def test_refuses_missing_and_foreign(copied):
 
 
 @pytest.mark.parametrize("name", ["train.beton", "train.beton.json", "test.beton"])
-def test_what_cannot_be_read_is_said_to_be_so(copied, name, monkeypatch):
-    """By somebody whom modes keep out, as they do not root; the folders above are not theirs either."""
+def test_unreadable_files_are_refused_by_name(copied, name, monkeypatch):
+    """Read by another user, because root may read everything; relatively, because pytest's folders are root's."""
     monkeypatch.chdir(copied)
     copied.chmod(0o755)
     (copied / name).chmod(0)
@@ -277,7 +280,7 @@ def test_gpu_batches_survive_a_busy_stream(digits):
     parts = np.split(np.arange(1280), 80)
     torch.cuda._sleep(1_000_000_000)
     ours = list(ffcv.batches(parts))
-    expected = read_images("digits", find_layout("digits", None), "train").pixels
+    expected = read_images("digits", None).pixels
     for (pixels, _, index), part in zip(ours, parts, strict=True):
         assert np.array_equal(index.cpu().numpy(), part)
         assert np.array_equal(pixels.cpu().numpy(), expected[part])

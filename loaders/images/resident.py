@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...configs.errors import InputError, out_of_memory
+from .base import Images
 from .beton import BetonImages
-from .sources import Images, Tally, enough_memory
 
-__all__ = ["ResidentImages"]
+__all__ = ["ResidentImages", "enough_memory"]
 
 
 class ResidentImages:
@@ -19,29 +22,21 @@ class ResidentImages:
 
     Args:
         images: the split, which is read part by part.
-        device: where it lives.
-        chosen: positions of the images that are kept; None keeps all.
-        tally: takes in all pixels as they are read, kept or not.
+        device: where the pixels are kept.
+        chosen: positions of the images to keep; None keeps all.
+
+    Raises:
+        InputError: memory does not suffice, or an image cannot be read.
     """
 
-    def __init__(
-        self,
-        images: Images | BetonImages,
-        device: torch.device,
-        chosen: np.ndarray | None = None,
-        tally: Tally | None = None,
-    ):
-        kept = np.ones(len(images.labels), bool)
-        if chosen is not None:
-            kept[:] = False
-            kept[chosen] = True
-        shape = (int(kept.sum()), *images.shape[1:])
+    def __init__(self, images: Images | BetonImages, device: torch.device, chosen: np.ndarray | None = None):
+        kept = np.zeros(len(images.labels), bool)
+        kept[slice(None) if chosen is None else chosen] = True
+        shape = (int(kept.sum()), *images.size, 3)
         with enough_memory(shape, device.type):
             self.pixels = torch.empty(shape, dtype=torch.uint8, device=device)  # [K, H, W, C]
             seen = filled = 0
             for part in images.parts():
-                if tally is not None:
-                    tally.add(part)
                 here = kept[seen : seen + len(part)]
                 seen += len(part)
                 if not here.all():
@@ -49,7 +44,7 @@ class ResidentImages:
                 self.pixels[filled : filled + len(part)] = torch.from_numpy(part)
                 filled += len(part)
         self.labels = torch.from_numpy(images.labels).to(device)  # [N]
-        # which of the kept images stands at a position of the split
+        # row in `pixels` of each position of the split
         self.rows = None if kept.all() else torch.from_numpy(kept.cumsum() - 1).to(device)  # [N]
 
     def batches(self, parts: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -62,3 +57,20 @@ class ResidentImages:
         sizes = [len(part) for part in parts]
         for index, row in zip(order.split(sizes), rows.split(sizes), strict=True):
             yield self.pixels[row], self.labels[index], index
+
+
+@contextlib.contextmanager
+def enough_memory(shape: tuple[int, int, int, int], device: str = "cpu") -> Iterator[None]:
+    """If memory runs out while images of this shape are read, say how large they are and what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        count, height, width, _ = shape
+        raise InputError(
+            f"{count} images of {width}x{height} pixels are {math.prod(shape) / 2**30:.3g} GiB, more memory than "
+            f"{device} has left; betons with data.loader=ffcv stay on the disk, data.train_subset, data.val_subset and "
+            "smaller images need less",
+            "data.root",
+        ) from None

@@ -1,6 +1,7 @@
-"""What reading costs: no copy of all pixels, only the chosen images kept, and advice where memory does not suffice."""
+"""Reading copies no split as a whole, keeps only the chosen images, and says what helps when memory runs out."""
 
 import contextlib
+import hashlib
 import resource
 import shutil
 import tracemalloc
@@ -10,17 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_data import read_images
 from PIL import Image
 
 from seqjepa.configs.errors import InputError
-from seqjepa.loaders import sources
 from seqjepa.loaders.config import AffineConfig, DataConfig
+from seqjepa.loaders.images import base, find_dataset
+from seqjepa.loaders.images.base import Images
+from seqjepa.loaders.images.resident import enough_memory
 from seqjepa.loaders.loader import build_loaders
 from seqjepa.loaders.show import main as show
-from seqjepa.loaders.sources import Images, enough_memory, find_layout, read_images
 from seqjepa.loaders.write import main as write
 
 CPU = torch.device("cpu")
+FOLDER = find_dataset("imagefolder")
 
 
 def noise(*shape, seed=0):
@@ -29,28 +33,28 @@ def noise(*shape, seed=0):
 
 @pytest.mark.parametrize("part", [1, 700, 1 << 23])
 def test_statistics_are_those_of_all_pixels_at_once(monkeypatch, part):
-    monkeypatch.setattr(sources, "PART", part)
+    monkeypatch.setattr(base, "PART", part)
     pixels = noise(50, 9, 7, 3) // np.array([1, 3, 50], np.uint8)
-    images = Images("x", pixels, np.zeros(50, np.int64), ["a"])
+    images = Images(FOLDER, pixels, np.zeros(50, np.int64), ["a"])
     mean, std = images.statistics()
     rows = pixels.reshape(-1, 3)
     assert list(mean) == [float(Fraction(sum(column), 255 * len(rows))) for column in rows.T.tolist()]
     np.testing.assert_allclose(std, (rows / 255).std(0), rtol=1e-12)
-    assert images.fingerprint() == sources.hashlib.sha256(pixels.tobytes() + bytes(8 * 50)).hexdigest()
+    assert images.fingerprint() == hashlib.sha256(pixels.tobytes() + bytes(8 * 50)).hexdigest()
 
 
 def test_constant_channels_have_the_smallest_deviation():
     pixels = np.full((3, 5, 5, 3), [0, 77, 255], np.uint8)
-    mean, std = Images("x", pixels, np.zeros(3, np.int64), ["a"]).statistics()
+    mean, std = Images(FOLDER, pixels, np.zeros(3, np.int64), ["a"]).statistics()
     assert mean == (0, 77 / 255, 1)
     assert std == (1e-3,) * 3
 
 
 @pytest.mark.parametrize("question", [Images.statistics, Images.fingerprint])
-def test_no_copy_of_all_pixels_is_made(question):
+def test_pixels_are_not_copied_as_a_whole(question):
     pixels = np.zeros((4000, 96, 96, 3), np.uint8)
     tracemalloc.start()
-    question(Images("x", pixels, np.zeros(4000, np.int64), ["a"]))
+    question(Images(FOLDER, pixels, np.zeros(4000, np.int64), ["a"]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 26e6  # a channel of 8 MiB of pixels, as NumPy counts it in int64; all pixels are 111 MB
@@ -83,13 +87,13 @@ def build(root, **settings):
     return build_loaders(data, AffineConfig(), seed=1, device=CPU)
 
 
-def test_a_subset_alone_is_kept_and_nothing_else_changes(folder):
+def test_only_the_subset_is_kept_and_nothing_else_changes(folder):
     whole, part = build(folder), build(folder, train_subset=9, val_subset=5)
     assert part.fingerprint == whole.fingerprint
     assert torch.equal(part.train.mean, whole.train.mean)
     assert torch.equal(part.train.std, whole.train.std)
     assert (len(part.train.images.pixels), len(part.validation.images.pixels)) == (9, 5)
-    pixels = read_images("imagefolder", find_layout("imagefolder", str(folder)), "train").pixels
+    pixels = read_images("imagefolder", folder).pixels
     seen = 0
     for batch in part.train.epoch(3):
         (theirs, labels, index) = next(whole.train.images.batches([batch.index.numpy()]))
@@ -101,7 +105,7 @@ def test_a_subset_alone_is_kept_and_nothing_else_changes(folder):
     assert seen == 8
 
 
-def test_images_that_fit_no_memory(tmp_path, tiny, refused):
+def test_images_larger_than_memory(tmp_path, tiny, refused):
     """Larger steps of accumulation would not help: the images themselves are too many."""
     for split in ("train", "test"):
         (tmp_path / split / "a").mkdir(parents=True)
@@ -123,7 +127,7 @@ def large(tmp_path):
     return tmp_path
 
 
-def test_an_image_that_fits_no_memory(large, tiny, refused, capsys):
+def test_one_image_larger_than_memory(large, tiny, refused, capsys):
     folder = ("data.dataset=imagefolder", f"data.root={large}", "data.batch_size=2", "data.train_subset=null")
     told = "data.root: 2 images of 5000x5000 pixels are 0.14 GiB, more memory than cpu has left"
     with memory_left(48 << 20):
@@ -132,7 +136,7 @@ def test_an_image_that_fits_no_memory(large, tiny, refused, capsys):
     assert told in capsys.readouterr().err
 
 
-def test_betons_of_images_that_fit_no_memory(large, capsys):
+def test_writing_betons_of_images_larger_than_memory(large, capsys):
     pytest.importorskip("ffcv")  # which takes some memory itself
     with memory_left(48 << 20):
         assert write([str(large), str(large / "out")]) == 4
@@ -140,7 +144,7 @@ def test_betons_of_images_that_fit_no_memory(large, capsys):
     assert not list((large / "out").iterdir())
 
 
-def test_whatever_says_that_memory_is_lacking_is_explained():
+def test_every_error_of_missing_memory_is_explained():
     for error in (
         *(MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), RuntimeError("x")),
         *(RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("can't start new thread")),

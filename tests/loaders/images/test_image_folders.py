@@ -1,4 +1,4 @@
-"""What a folder of images may hold: handled, or refused by the file's name; nothing passed over in silence."""
+"""Whatever a folder of images contains is read, passed over with a message, or refused by the file's name."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+from image_data import read_images, write_images
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -15,29 +16,17 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from seqjepa.configs.errors import InputError
 from seqjepa.engine.compose import compose, dump
 from seqjepa.engine.train import main
-from seqjepa.loaders.beton import Sidecar
-from seqjepa.loaders.image_folder import EXTENSIONS, list_images
-from seqjepa.loaders.sources import find_layout, read_images
-
-
-def write(root, count=20, classes=("cat", "dog"), size=(16, 16)):
-    pixels = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                image = Image.fromarray(pixels.integers(0, 256, (*size, 3), np.uint8))
-                image.save(root / split / name / f"{number}.png")
-    return root
+from seqjepa.loaders.images.beton import Sidecar
+from seqjepa.loaders.images.folder import EXTENSIONS, list_images
 
 
 def read(root, split="train"):
-    return read_images("imagefolder", find_layout("imagefolder", str(root)), split)
+    return read_images("imagefolder", root, split)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return write(tmp_path / "images", count=3)
+    return write_images(tmp_path / "images")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
@@ -137,7 +126,7 @@ def test_ordinary_folders_are_listed_as_torchvision_does(tmp_path):
 
 
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbnails", "#recycle", "lost+found"])
-def test_copies_that_programs_keep_are_passed_over_aloud(folder, capsys, name):
+def test_copies_kept_by_programs_are_passed_over_and_counted(folder, capsys, name):
     """As folders within a class, within a folder of it, and beside the classes."""
     expected = read(folder).fingerprint()
     for place in ("train/cat", "train/dog/more", "train", "test"):
@@ -169,7 +158,7 @@ def test_copies_that_programs_keep_are_passed_over_aloud(folder, capsys, name):
         ("train/dog/one", "more"),
     ],
 )
-def test_links_that_lead_back_are_passed_over_aloud(folder, capsys, link, target):
+def test_links_that_lead_back_are_passed_over_and_counted(folder, capsys, link, target):
     for name in ("cat", "dog"):
         (folder / "train" / name / "more").mkdir()
         shutil.copy(folder / "test" / name / "0.png", folder / "train" / name / "more")
@@ -232,7 +221,7 @@ def test_test_images_that_are_training_images_are_refused(folder, tiny, refused,
     refused(words, f"data.root: {folder}/{first}: {shared} test images are training images, by a link")
 
 
-def test_copies_in_both_splits_are_no_links(folder, tmp_path, capsys):
+def test_copies_in_both_splits_are_not_taken_for_links(folder, tmp_path, capsys):
     """Data sets of a few pixels have equal images; hard links are one, and betons of them are not written."""
     pytest.importorskip("ffcv")
     from seqjepa.loaders.write import main as write
@@ -251,20 +240,23 @@ def test_copies_in_both_splits_are_no_links(folder, tmp_path, capsys):
 UNPRIVILEGED = """
 import os, sys
 from PIL import PngImagePlugin
-from seqjepa.loaders.sources import InputError, find_layout, read_images
+from seqjepa.configs.errors import InputError
+from seqjepa.loaders.images import find_dataset
+from seqjepa.loaders.images.sources import find_layout, open_images
+dataset = find_dataset("imagefolder")
 os.chdir(sys.argv[1])
 if os.getuid() == 0:
     os.setuid(65534)
 for root in sys.argv[2:]:
     try:
-        print(len(read_images("imagefolder", find_layout("imagefolder", root), "train").labels), "images")
+        print(len(open_images(dataset, find_layout(dataset, root), "train").pixels[:]), "images")
     except InputError as error:
         print(error)
 """
 
 
-def test_what_cannot_be_read_is_refused_by_name(folder, run_process, python):
-    """By somebody whom modes keep out, as they do not root."""
+def test_unreadable_files_and_folders_are_refused_by_name(folder, run_process, python):
+    """Read by another user, because root may read everything."""
     names = ["0/train/cat/more", "1/train/dog", "2/train", "3/train/cat/0.png", "4"]
     for number, name in enumerate(names):
         copy = shutil.copytree(folder, folder.parent / str(number))
@@ -336,7 +328,7 @@ def test_betons_are_written_of_the_same_images_or_refused_in_the_same_words(fold
 
 def test_unicode_deep_and_undecodable_paths(tmp_path):
     deep = tmp_path.joinpath(*["ordner"] * 30, "bilder 🐈 ü")
-    write(deep, count=2, classes=("猫", "собака"))
+    write_images(deep, count=2, classes=("猫", "собака"))
     images = read(deep)
     assert images.classes == sorted(["猫", "собака"])
     os.rename(deep / "train" / "猫" / "0.png", os.fsencode(deep / "train" / "猫") + b"/\xff\xfe.png")
@@ -354,13 +346,13 @@ def test_a_broken_file_with_an_undecodable_name_is_one_line(tiny, tmp_path, fold
 
 
 def test_one_class_only(tiny, tmp_path):
-    root = write(tmp_path / "images", classes=("cat",))
+    root = write_images(tmp_path / "images", count=20, classes=("cat",))
     words = ("data.dataset=imagefolder", f"data.root={root}", "data.train_subset=null", "data.batch_size=8")
     assert main(tiny(*words)) == 0
 
 
 def test_images_of_one_pixel(tiny, tmp_path, refused, capsys):
-    root = write(tmp_path / "images", count=4, size=(1, 1))
+    root = write_images(tmp_path / "images", count=4, size=(1, 1))
     words = ("data.dataset=imagefolder", f"data.root={root}", "data.train_subset=null", "data.batch_size=4")
     refused(tiny(*words), "data.root: images are 1x1, sequence.kind=affine needs two rows and columns")
     assert main(tiny(*words, "sequence.kind=augment", "run.epochs=1", "diagnostics.every=1")) == 0
@@ -369,7 +361,7 @@ def test_images_of_one_pixel(tiny, tmp_path, refused, capsys):
 
 
 def test_fewer_images_than_a_batch(tiny, tmp_path, refused):
-    root = write(tmp_path / "images", count=3)
+    root = write_images(tmp_path / "images")
     words = ("data.dataset=imagefolder", f"data.root={root}", "data.train_subset=null", "data.val_subset=null")
     refused(tiny(*words), "data.batch_size: 32 is larger than the 6 training images")
 

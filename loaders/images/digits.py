@@ -1,0 +1,40 @@
+"""scikit-learn's handwritten digits, which come with the package: 1,797 gray images of 8x8 pixels."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+
+from ...configs.errors import InputError
+from .base import Dataset, Images
+
+__all__ = ["Digits"]
+
+TEST = 359  # images of the test split: a fifth
+
+
+class Digits(Dataset):
+    """The digits doubled in size, in the middle of a black image of 24x24 pixels."""
+
+    side, num_classes = 24, 10
+    needs_root = False
+
+    def read(self, root: Path | None, split: str, download: bool) -> Images:
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        if root is not None:
+            raise InputError(f"{root}: digits are embedded, or betons; no .beton is there", "data.root")
+        flat, labels = load_digits(return_X_y=True)  # [N, 64] in 0..16, [N]
+        small = np.round(np.asarray(flat) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+        pixels = np.zeros((len(small), 24, 24, 3), np.uint8)
+        for canvas, digit in zip(pixels, small, strict=True):
+            doubled = Image.fromarray(digit).resize((16, 16), Image.Resampling.BILINEAR)
+            canvas[4:20, 4:20] = np.asarray(doubled)[..., None]
+        # the file repeats 0 to 9 and goes by writer: a permutation puts classes and writers in both splits
+        order = list(range(len(small)))
+        random.Random(0).shuffle(order)
+        chosen = sorted(order[:TEST] if split == "test" else order[TEST:])
+        return Images(self, pixels[chosen], np.asarray(labels)[chosen].astype(np.int64), [str(d) for d in range(10)])

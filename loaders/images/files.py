@@ -1,0 +1,111 @@
+"""Image files that are decoded when their pixels are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...configs.errors import InputError, readable, shown
+
+__all__ = ["ImageFiles", "identity"]
+
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")  # others could start programs, as PostScript does
+MOST_PIXELS = 2**30 // 12  # Pillow's default bound, against files that unpack to gigabytes
+TOO_LARGE = "images of up to 89 million pixels are read"
+
+
+class ImageFiles:
+    """Image files as an array of shape (N, H, W, 3) whose slices are decoded when they are asked for.
+
+    Raises:
+        InputError: a file is no image of 8 bits a channel, or not of the size of the first.
+    """
+
+    def __init__(self, paths: list[str]):
+        self.paths = paths
+        with _bombs_ignored():
+            try:
+                height, width, _ = _decode(paths[0]).shape
+            except MemoryError:  # the header needs none; whoever reads the pixels says how large they are together
+                with _opened(paths[0]) as image:
+                    width, height = image.size
+        self.shape = (len(paths), height, width, 3)
+
+    def identities(self) -> list[tuple[int, int]]:
+        """Device and inode of each file: equal for links to one file."""
+        return [identity(os.stat(path)) for path in self.paths]
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """Pixels of some of the images, uint8 [n, H, W, 3]."""
+        paths = self.paths[part]
+        pixels = np.empty((len(paths), *self.shape[1:]), np.uint8)
+
+        def place(position: int) -> None:
+            image = _decode(paths[position])
+            if image.shape != pixels.shape[1:]:
+                given, expected = (f"{width}x{height}" for height, width, _ in (image.shape, pixels.shape[1:]))
+                problem = f"{given} pixels, the others have {expected}; resize them to one size"
+                raise InputError(f"{shown(paths[position])}: {problem}", "data.root")
+            pixels[position] = image
+
+        pool = ThreadPoolExecutor()
+        try:
+            with _bombs_ignored():
+                for _ in pool.map(place, range(len(paths))):
+                    pass
+        finally:  # an interrupt waits for the images that are being decoded, not for all
+            pool.shutdown(cancel_futures=True)
+        return pixels
+
+
+def identity(status: os.stat_result) -> tuple[int, int]:
+    """Device and inode of a file or folder."""
+    return status.st_dev, status.st_ino
+
+
+def _bombs_ignored() -> warnings.catch_warnings:
+    """Silences Pillow's warning of large images, for which `_opened` has an error of one line."""
+    return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+
+
+def _decode(path: str) -> np.ndarray:
+    """Pixels of an image file, uint8 [H, W, 3]."""
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """An image file whose header has been read; whatever its decoder raises becomes an error of one line."""
+    try:
+        with readable(path, "data.root"), Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise InputError(f"{shown(path)}: {image.width}x{image.height} pixels; {TOO_LARGE}", "data.root")
+            if image.mode.startswith(("I", "F")) or _is_deep(image):
+                raise InputError(f"{shown(path)}: {image.mode} pixels; 8 bits a channel are allowed", "data.root")
+            yield image
+    except (InputError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"{shown(path)}: {TOO_LARGE}", "data.root") from None
+    except Exception as error:  # Pillow's plugins raise errors of any kind
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "out of memory" in reason:  # from a decoder in C
+            raise MemoryError from None
+        raise InputError(f"{shown(path)}: not a readable image ({reason})", "data.root") from None
+
+
+def _is_deep(image: Any) -> bool:
+    """Whether an image has 16 bits a channel although its mode has 8, to which Pillow would cut them."""
+    for codec, _, _, args in image.tile:
+        mode, *rest = args if isinstance(args, tuple) else (args,)
+        if ";16" in str(mode) or (codec == "ppm" and rest and rest[0] > 255):  # of PPM, the largest value
+            return True
+    return False
