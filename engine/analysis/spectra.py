@@ -7,9 +7,19 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .accumulators import MetricBank
 from .config import DiagnosticsConfig
 
-__all__ = ["COLLAPSE_METRICS", "REFERENCE_NAMES", "Moments", "collapse_warnings", "participation", "spectrum_figures"]
+__all__ = [
+    "COLLAPSE_METRICS",
+    "REFERENCE_NAMES",
+    "Moments",
+    "collapse_warnings",
+    "participation",
+    "singular_values",
+    "spectrum_figures",
+    "spectrum_metrics",
+]
 
 COLLAPSE_METRICS = ("effective_rank", "participation", "rankme", "variance", "variance_min", "isotropy", "pair_cosine")
 # the reference code's names for the rank (participation ratio of the singular values) of z and of agg
@@ -19,6 +29,11 @@ RANKME_EPS = 1e-7
 
 class Moments(nn.Module):
     """First and second moments of features [N, D] and of their directions, on the device."""
+
+    total: Tensor
+    products: Tensor
+    directions: Tensor
+    count: Tensor
 
     def __init__(self, width: int):
         super().__init__()
@@ -69,6 +84,21 @@ class Moments(nn.Module):
             "variance_min": variances.min().clamp(min=0).item(),
             "pair_cosine": ((self.directions.square().sum() - count) / (count * (count - 1))).item(),
         }
+
+
+def spectrum_metrics(moments: MetricBank) -> dict[str, float]:
+    """Metrics of the spectra of z and agg, whose `Moments` have been collected."""
+    metrics = {}
+    for feature, reference_name in REFERENCE_NAMES.items():
+        figures = moments[feature].compute()
+        metrics[reference_name] = figures.pop("reference_rank")
+        metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
+    return metrics
+
+
+def singular_values(moments: MetricBank) -> dict[str, Tensor]:
+    """`Moments.spectrum` of each feature."""
+    return {feature: moments[feature].spectrum() for feature in moments}
 
 
 def participation(values: Tensor) -> float:

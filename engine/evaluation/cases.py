@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
 
 from ...configs.compose import compose
 from ...configs.errors import InputError
@@ -13,6 +15,7 @@ from ..models.seq_jepa import SeqJEPA, build_model
 from ..runs.checkpoints import find_checkpoint
 from ..runs.state import TrainingState
 from ..runs.tensors import load_model, read
+from ..runtime.provenance import commit, hardware, versions
 from .report import make_folder
 
 __all__ = ["Case", "open_case"]
@@ -31,9 +34,31 @@ class Case(NamedTuple):
     def protocols(self) -> list[str]:
         return ["fast", "paper"] if self.config.eval.protocol == "both" else [self.config.eval.protocol]
 
+    def facts(self, accelerator: Accelerator) -> dict[str, Any]:
+        """What each file of results begins with; durations are added to `timing`."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "task": self.config.data.name,
+            "epoch": self.state.epoch,
+            "seed": self.config.run.seed,
+            "trained_commit": self.state.commit,
+            "commit": commit(),
+            "timing": {"hardware": hardware(accelerator), "versions": versions()},
+        }
+
 
 def open_case(path: Path, overrides: list[str], number: int) -> Case:
-    """Read a checkpoint and check everything but its data; `number` is its position among several, or 0."""
+    """Read a checkpoint and check everything but its data.
+
+    Args:
+        path: a checkpoint, or a run folder, which stands for its newest checkpoint.
+        overrides: `section.key=value` words that override the checkpoint's config.
+        number: position among several checkpoints, from 1; 0 if it is the only one.
+
+    Raises:
+        InputError: there is no checkpoint, it cannot be read, the overrides do not fit it, or its folder of results
+            cannot be written.
+    """
     found = find_checkpoint(path)
     if found is None:
         raise InputError(f"{path}: neither a checkpoint nor a run folder that has one")

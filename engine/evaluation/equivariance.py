@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ...loaders.loader import SequenceLoader
-from ..analysis.accumulators import R2
+from ..analysis.accumulators import r2_score
+from ..analysis.regressions import held_out_rows, logistic_regression, ridge_regression
 from .frozen import FrozenNetwork
-from .probes import mean_r2
-from .protocols import HELD_OUT, logistic_regression, ridge_regression
 
 __all__ = ["action_features", "equivariance_metrics", "read_moved", "within_share"]
 
@@ -51,7 +50,7 @@ def equivariance_metrics(
     test: dict[str, Tensor],
     again: dict[str, Tensor],
     factors: dict[str, slice],
-    num_classes: int,
+    num_classes: int | None,
 ) -> dict[str, float]:
     """Which features change with the action, and which do not.
 
@@ -68,39 +67,40 @@ def equivariance_metrics(
         train: features that `read_moved` returns, of training images.
         test: the same of test images.
         again: the same of the images of `test`, with other draws.
-        factors: maps each factor to its dimensions of the action.
-        num_classes: number of classes of the labels.
+        factors: dimensions of the action by factor; if empty, the metrics that need the action are left out.
+        num_classes: number of classes; if None, the metrics that need labels are left out.
     """
-    held_out = train["index"] % HELD_OUT == 0
+    held_out = held_out_rows(train["index"])
     metrics: dict[str, float] = {}
 
     mean = train["first"].mean(0)
     directions = torch.pca_lowrank(train["first"] - mean, min(COMPONENTS, *train["first"].shape), center=False)[2]
     source, test_source = ((part["first"] - mean) @ directions for part in (train, test))
-    moves, test_moves = (action_features(part["actions"], factors) for part in (train, test))
-    for name, inputs, test_inputs in (
-        ("equivariance_error", _products(source, moves), _products(test_source, test_moves)),
-        ("equivariance_error_without_action", source, test_source),
-    ):
-        predicted = ridge_regression(inputs, train["second"], held_out, test_inputs)
+    inputs = {"equivariance_error_without_action": (source, test_source)}
+    if factors:
+        moves, test_moves = (action_features(part["actions"], factors) for part in (train, test))
+        products = _products(source, moves), _products(test_source, test_moves)
+        inputs = {"equivariance_error": products, **inputs}
+    for name, (rows, test_rows) in inputs.items():
+        predicted = ridge_regression(rows, train["second"], held_out, test_rows)
         metrics[name] = _residual(predicted, test["second"].double())
 
     metrics["invariance_error_agg"] = within_share(test["agg"], again["agg"])
     metrics["invariance_error_z"] = within_share(test["second"], again["second"])
 
-    for name, feature in (("inv", "agg"), ("eq", "second")):
-        predicted = logistic_regression(
-            train[feature], train["labels"], held_out, test[feature], num_classes=num_classes
-        )
-        metrics[f"probe_class_acc_{name}"] = 100 * (predicted == test["labels"]).double().mean().item()
-    both, test_both = (torch.cat([part["first"], part["second"]], dim=1) for part in (train, test))
-    for name, rows, test_rows in (("eq", both, test_both), ("inv", train["agg"], test["agg"])):
-        predicted = ridge_regression(rows, train["actions"], held_out, test_rows)
-        score = R2(predicted.shape[1]).double().to(predicted.device)
-        score.update(predicted, test["actions"])
-        metrics[f"probe_action_r2_{name}"] = mean_r2(score.compute())
-    metrics["gap_class"] = metrics["probe_class_acc_inv"] - metrics["probe_class_acc_eq"]
-    metrics["gap_action"] = metrics["probe_action_r2_eq"] - metrics["probe_action_r2_inv"]
+    if num_classes:
+        for name, feature in (("inv", "agg"), ("eq", "second")):
+            predicted = logistic_regression(
+                train[feature], train["labels"], held_out, test[feature], num_classes=num_classes
+            )
+            metrics[f"probe_class_acc_{name}"] = 100 * (predicted == test["labels"]).double().mean().item()
+        metrics["gap_class"] = metrics["probe_class_acc_inv"] - metrics["probe_class_acc_eq"]
+    if factors:
+        both, test_both = (torch.cat([part["first"], part["second"]], dim=1) for part in (train, test))
+        for name, rows, test_rows in (("eq", both, test_both), ("inv", train["agg"], test["agg"])):
+            predicted = ridge_regression(rows, train["actions"], held_out, test_rows)
+            metrics[f"probe_action_r2_{name}"] = r2_score(predicted, test["actions"])
+        metrics["gap_action"] = metrics["probe_action_r2_eq"] - metrics["probe_action_r2_inv"]
     return metrics
 
 

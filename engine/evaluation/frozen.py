@@ -16,17 +16,25 @@ from ..config import Config
 from ..models.seq_jepa import SeqJEPA, build_model
 from ..runtime.accelerator import build_accelerator
 
-__all__ = ["FrozenNetwork", "FrozenProbe", "leakage_length", "open_evaluation", "questions", "untrained_network"]
+__all__ = [
+    "FrozenNetwork",
+    "FrozenProbe",
+    "frozen_probes",
+    "leakage_length",
+    "open_evaluation",
+    "untrained_network",
+]
 
 CALIBRATION_BATCHES = 50  # then 0.5 % of the initial value is left in a running average of momentum 0.1
 
 
 class FrozenProbe(NamedTuple):
-    """What is predicted from which feature."""
+    """A prediction from a feature."""
 
     name: str  # name of the metric
-    feature: str  # key of `FrozenNetwork.read`
-    factor: str | None  # None for the class
+    feature: str  # key of what `FrozenNetwork.read` returns
+    outputs: int  # number of classes, or of dimensions of the action
+    dims: slice | None  # of the first action, which is predicted; None if the class is
 
 
 def leakage_length(lengths: list[int], num_observed: int) -> int:
@@ -34,25 +42,31 @@ def leakage_length(lengths: list[int], num_observed: int) -> int:
     return num_observed if num_observed in lengths else lengths[-1]
 
 
-def questions(lengths: list[int], num_observed: int, factors: dict[str, slice]) -> list[FrozenProbe]:
-    """All probes of a network.
+def frozen_probes(
+    lengths: list[int], num_observed: int, num_classes: int | None, factors: dict[str, slice]
+) -> list[FrozenProbe]:
+    """The probes of a network, as far as the task has their targets.
 
     Top-1 of the class from the aggregate of each length, from z of the clean image, and (leakage) from z of the first
-    view; R² of each factor of the first action from a pair of z, and (leakage) from the aggregate of `leakage_length`.
-    An aggregate of two or more views was given the action, so its R² measures how much of it is kept.
+    view. R² of each factor of the first action from a pair of z, and (leakage) from the aggregate of `leakage_length`;
+    an aggregate of two or more views received the action, so its R² measures how much of it is kept.
 
     Args:
         lengths: numbers of observed views.
         num_observed: number of observed views in training.
-        factors: factors of the actions.
+        num_classes: number of classes; None if the images have none.
+        factors: dimensions of the action by factor; empty if there are no actions to predict.
     """
-    leaking = leakage_length(lengths, num_observed)
+    top1 = [(f"agg_top1_{length}", f"agg_{length}") for length in lengths]
+    top1 += [("z_top1", "clean"), ("first_top1", "first")]
+    r2 = [("z_r2", "pair"), ("agg_r2", f"agg_{leakage_length(lengths, num_observed)}")]
     return [
-        *(FrozenProbe(f"agg_top1_{length}", f"agg_{length}", None) for length in lengths),
-        FrozenProbe("z_top1", "clean", None),
-        FrozenProbe("first_top1", "first", None),
-        *(FrozenProbe(f"z_r2_{factor}", "pair", factor) for factor in factors),
-        *(FrozenProbe(f"agg_r2_{factor}", f"agg_{leaking}", factor) for factor in factors),
+        *(FrozenProbe(name, feature, num_classes, None) for name, feature in top1 if num_classes),
+        *(
+            FrozenProbe(f"{name}_{factor}", feature, dims.stop - dims.start, dims)
+            for name, feature in r2
+            for factor, dims in factors.items()
+        ),
     ]
 
 
@@ -60,7 +74,7 @@ class FrozenNetwork:
     """A network in eval mode whose features are read; its teacher and predictor are never run.
 
     Args:
-        model: the network, which is not changed.
+        model: the network; its weights are not changed.
         lengths: numbers of observed views, in rising order.
         accelerator: sets the precision.
     """
@@ -140,16 +154,18 @@ def open_evaluation(
     return accelerator, loaders
 
 
-def untrained_network(config: Config, loaders: Loaders, accelerator: Accelerator) -> SeqJEPA:
+def untrained_network(config: Config, accelerator: Accelerator) -> SeqJEPA:
     """The initial network of a run, with batch-norm statistics of training batches.
 
-    Without these statistics an untrained network would be judged in a state that no training step ever saw.
+    Without these statistics an untrained network would be judged in a state that no training step ever saw. The batches
+    are those of the run's training, not of an evaluation, whose sequences differ.
 
     Args:
         config: config of the run.
-        loaders: loaders of its training, not of an evaluation, so that the statistics are those of the run.
         accelerator: sets device and precision.
     """
+    where = {"seed": config.run.seed, "device": accelerator.device}
+    loaders = build_loaders(config.data, config.sequence, config.actions, **where)
     set_seed(config.run.seed)
     model = build_model(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)
     model.to(memory_format=torch.channels_last).train()

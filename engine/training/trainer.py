@@ -137,7 +137,7 @@ class Trainer:
         check_agreement(accelerator, {"the checkpoint": sums, "the data": self.loaders.fingerprint})
         if state and state.images != self.loaders.fingerprint:
             raise InputError(f"holds other images than {resumed} was trained on", "data.root")
-        check_rules(config, metric_names(config, self.loaders.sequence.factors))
+        check_rules(config, metric_names(config, self.loaders.num_classes, self.loaders.sequence.factors))
         local_batch = config.data.batch_size // accelerator.num_processes
         if local_batch % config.optim.accumulate:
             raise InputError(f"does not divide the {local_batch} sequences of a process", "optim.accumulate")

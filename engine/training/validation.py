@@ -11,9 +11,9 @@ from accelerate.utils import broadcast
 from ...kernels import coding_rate_stats
 from ...loaders.loader import Batch, SequenceLoader
 from ..analysis.accumulators import Mean, MetricBank, centred_cosine
-from ..analysis.spectra import COLLAPSE_METRICS, REFERENCE_NAMES, Moments
+from ..analysis.metrics import expand
+from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
-from ..evaluation.probes import PROBES
 from ..models.aggregators import TransformerAggregator
 from ..objectives.terms import Objective, normalized
 from ..runtime.distributed import uneven_rows
@@ -23,12 +23,9 @@ from .step import TrainingStep
 
 __all__ = ["Validation", "metric_names", "validate"]
 
-PREDICTION_METRICS = ("pred_cosine_test", "pred_cosine_centred_test")
-RATE_METRICS = ("rate_agg", "rate_fraction_agg", "rate_z", "rate_fraction_z")
-
 
 class Validation(NamedTuple):
-    """What a validation found."""
+    """Results of a validation."""
 
     metrics: dict[str, float]
     moments: MetricBank  # of z and agg, on the CPU
@@ -48,8 +45,9 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     training.share_buffers()
     device, model = training.accelerator.device, training.model
     bank = training.probes.metric_bank().to(device)
-    means = (*(f"val_{name}" for name in ("loss", *training.objective.names)), "pred_cosine_test", *RATE_METRICS)
-    losses = MetricBank({name: Mean() for name in means}).to(device)
+    names = [f"val_{name}" for name in ("loss", *training.objective.names)]
+    names += ["pred_cosine_test", "rate_agg", "rate_fraction_agg", "rate_z", "rate_fraction_z"]
+    means = MetricBank({name: Mean() for name in names}).to(device)
     moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
     size = loader.sampler.local_batch_size
     predictions, targets = [], []
@@ -61,7 +59,7 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
         output, features, count = measured.output, measured.features, len(given.labels)
         if count > 1:  # one row has no variance, and may be all that is left for the last batch
             for name, value in {"loss": measured.loss, **measured.terms}.items():
-                losses[f"val_{name}"].update(value * count, count)
+                means[f"val_{name}"].update(value * count, count)
         training.probes.update(bank, measured.probe_outputs, given.labels, given.moves)
         moments["z"].update(features["first"])
         moments["agg"].update(features["agg"])
@@ -69,36 +67,34 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
             for feature, rows in (("agg", output.agg), ("z", output.z.transpose(0, 1))):  # z: [M, B, D]
                 rate = training.config.rate
                 stats = coding_rate_stats(normalized(rows, rate), **rate.scale)
-                losses[f"rate_{feature}"].update(stats.rate.mean(), 1)
-                losses[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
+                means[f"rate_{feature}"].update(stats.rate.mean(), 1)
+                means[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
         prediction, target = training.objective.comparable(output.prediction), output.target
-        losses["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
+        means["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
         predictions.append(prediction)
         targets.append(target)
-    metrics = {name: mean.compute() for name, mean in losses.collect(training.accelerator).items()}
+    metrics = means.collect(training.accelerator).compute()
     metrics |= training.probes.values(bank.collect(training.accelerator), "test")
     empty = [torch.empty(0, model.prediction_width, device=device)]
     metrics["pred_cosine_centred_test"] = centred_cosine(
         torch.cat(predictions or empty), torch.cat(targets or empty), training.accelerator
     )
-    spread = moments.collect(training.accelerator)
-    for feature, collected in spread.items():
-        figures = collected.compute()
-        metrics[REFERENCE_NAMES[feature]] = figures.pop("reference_rank")
-        metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
-    metrics |= model.aggregator.figures()
-    if training.world is not None:  # what is decided by them is decided alike: eigenvalues may differ between machines
+    moments = moments.collect(training.accelerator)
+    metrics |= spectrum_metrics(moments) | model.aggregator.figures()
+    if training.world is not None:
+        # all processes decide by the same numbers: eigenvalues may differ between machines
         values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
         metrics = dict(zip(metrics, broadcast(values).tolist(), strict=True))
-    return Validation(metrics, spread)
+    return Validation(metrics, moments)
 
 
 def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutputs, StepInputs]:
-    """What a validation knows of a batch, and what it went by: of the whole batch, whoever holds its parts.
+    """Outputs and inputs of a batch, of the parts of all processes together.
 
     Args:
+        training: step of the training that is validated.
         batch: this process's part; the last one may be smaller than the others, or empty.
-        size: of the other parts.
+        size: size of the other parts.
     """
     step, count = torch.zeros_like(training.device_step), len(batch.labels)
     (given,) = training.step_inputs(batch).split(1)  # as in a step: no two fields are the same tensor
@@ -112,16 +108,9 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
     return training.losses.losses_of(output, given.labels, given.moves, step), given
 
 
-def metric_names(config: Config, factors: dict[str, slice]) -> set[str]:
-    """Names of all metrics that a validated epoch has, for gates to be checked against."""
-    losses = Objective(config).names
-    names = {"ep_loss", "grad_norm", "val_loss", *losses, *(f"val_{name}" for name in losses)}
-    names |= {*TransformerAggregator.figure_names, *PREDICTION_METRICS, *RATE_METRICS, *REFERENCE_NAMES.values()}
-    names |= {name.replace("loss_", "z_grad_norm_", 1) for name in losses}
-    names |= {f"{name}_{feature}" for name in COLLAPSE_METRICS for feature in REFERENCE_NAMES}
-    for probe in PROBES:
-        for split in ("train", "test"):
-            names |= {f"{probe.name}_{split}", f"{probe.loss_name}_{split}"}
-            if probe.target == "action":
-                names |= {f"{probe.name}_{factor}_{split}" for factor in factors}
-    return names
+def metric_names(config: Config, num_classes: int | None, factors: dict[str, slice]) -> set[str]:
+    """Names of all metrics of a validated epoch; probes whose targets the task does not have are left out."""
+    targets = [target for target, known in (("class", num_classes), ("action", factors)) if known]
+    terms = [name.removeprefix("loss_") for name in Objective(config).names]
+    names = expand(targets, term=terms, factor=factors, feature=("z", "agg"))
+    return names | {*TransformerAggregator.figure_names}
