@@ -102,8 +102,8 @@ class MetricBank(nn.ModuleDict):
         buffers = list(self.buffers())
         if not buffers:
             return self
-        flat = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="sum").cpu()
-        parts = flat.split([buffer.numel() for buffer in buffers])
+        sums: Any = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="sum")
+        parts = sums.cpu().split([buffer.numel() for buffer in buffers])
         # deepcopy uses what its memo holds for an object: here, for each buffer, its sum
         return copy.deepcopy(self, {id(own): part.view_as(own) for own, part in zip(buffers, parts, strict=True)})
 

@@ -74,13 +74,13 @@ class FrozenNetwork:
     """A network in eval mode whose features are read; its teacher and predictor are never run.
 
     Args:
-        model: the network; its weights are not changed.
+        model: the network; it is moved to the device, and its weights are not changed.
         lengths: numbers of observed views, in rising order.
-        accelerator: sets the precision.
+        accelerator: sets device and precision.
     """
 
     def __init__(self, model: SeqJEPA, lengths: list[int], accelerator: Accelerator):
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.to(accelerator.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.lengths = lengths
         self.accelerator = accelerator
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
-from torch import channels_last
 
 from ...configs.errors import InputError
 from ..config import Config
@@ -81,7 +80,6 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     def measure(name: str, network: SeqJEPA) -> dict[str, float]:
         started = time.perf_counter()
         reporter.advance(f"{protocol}, {name}", 0, total=steps[protocol] + len(loaders.validation))
-        network.to(accelerator.device, memory_format=channels_last)
         set_seed(config.run.seed)  # trained and untrained get the same heads
         frozen = FrozenNetwork(network, lengths, accelerator)
         scores = PROTOCOLS[protocol](frozen, probes, loaders, settings, reporter.advance)

@@ -145,6 +145,6 @@ def agreement(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         pairs = [tuple(result[protocol]["trained"].get(name, math.nan) for protocol in PROTOCOLS) for result in both]
         pairs = [pair for pair in pairs if not any(map(math.isnan, pair))]
         if len(pairs) > 1:
-            tau, p = kendalltau(*zip(*pairs, strict=True))
-            rows[name] = {"tau": float(tau), "p": float(p), "n": len(pairs)}
+            found: Any = kendalltau(*zip(*pairs, strict=True))
+            rows[name] = {"tau": float(found.statistic), "p": float(found.pvalue), "n": len(pairs)}
     return rows

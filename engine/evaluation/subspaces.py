@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from torch import channels_last
-
 from ...configs.files import to_json, write_atomically
 from ..analysis.accumulators import MetricBank
 from ..analysis.spectra import Moments, singular_values, spectrum_metrics
@@ -36,7 +34,6 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     steps = len(loaders.train) + 2 * len(loaders.validation)
     for name, network in networks.items():
         reporter.advance(f"subspaces, {name}", 0, total=steps)
-        network.to(accelerator.device, memory_format=channels_last)
         frozen = FrozenNetwork(network, [num_observed], accelerator)
         swept = sweep(network, loaders.validation, config.sequence, config.diagnostics.anchors, accelerator)
         parts = (loaders.train, loaders.validation, loaders.validation.redrawn())

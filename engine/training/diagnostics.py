@@ -1,4 +1,4 @@
-"""Factor sweeps during training: how factors of variation move the encoder's features, measured every few epochs."""
+"""Factor sweeps during training: how much factors of variation move the encoder's features, and in which directions."""
 
 from __future__ import annotations
 

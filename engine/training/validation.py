@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast
@@ -83,8 +83,8 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     metrics |= spectrum_metrics(moments) | model.aggregator.figures()
     if training.world is not None:
         # all processes decide by the same numbers: eigenvalues may differ between machines
-        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
-        metrics = dict(zip(metrics, broadcast(values).tolist(), strict=True))
+        values: Any = broadcast(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device))
+        metrics = dict(zip(metrics, values.tolist(), strict=True))
     return Validation(metrics, moments)
 
 

@@ -38,7 +38,8 @@ def draw_all(networks: dict[str, NetworkSweeps], folder: Path) -> list[Path]:
     for name in factors:
         if next(iter(networks.values())).sweeps[name].factor.closed:
             figures[f"{name}_circle"] = draw_circle(networks, name)
-    figures["combined_trajectories"] = draw_combined(networks, factors)
+    if factors:
+        figures["combined_trajectories"] = draw_combined(networks, factors)
     if len(factors) > 1:
         figures["overlap_heatmap"] = draw_overlap(networks, factors)
     figures["rank_monitor"] = draw_ranks(networks)
