@@ -64,7 +64,7 @@ class R2(nn.Module):
         """R² of each dimension; NaN where it is constant."""
         count = max(self.count.item(), 1.0)
         spread = self.squares - self.total.square() / count
-        # rounding leaves 1e-16 of a constant's squares, and float32 a part in 1e7 of values of order one
+        # for a constant, rounding in float64 leaves 1e-16 of the squares, and float32 inputs 1e-7 of their values
         constant = spread <= 1e-10 * self.squares + 1e-12 * count
         score = 1 - self.residual / spread
         return torch.where(constant, torch.nan, score).tolist()
@@ -104,18 +104,18 @@ class MetricBank(nn.ModuleDict):
             return self
         sums: Any = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="sum")
         parts = sums.cpu().split([buffer.numel() for buffer in buffers])
-        # deepcopy uses what its memo holds for an object: here, for each buffer, its sum
+        # deepcopy takes an object's copy from its memo if it is there: each buffer is copied as its sum
         return copy.deepcopy(self, {id(own): part.view_as(own) for own, part in zip(buffers, parts, strict=True)})
 
     def compute(self) -> dict[str, Any]:
-        """What each metric computes, by name."""
+        """The result of each metric, by name."""
         return {name: self[name].compute() for name in self}
 
 
 def centred_cosine(prediction: Tensor, target: Tensor, accelerator: Accelerator) -> float:
     """Mean cosine of prediction and target, each centred by its mean over the items of all processes.
 
-    A prediction that is the same for every input scores 0, however close it lies to the mean target.
+    A prediction that is the same for every input scores 0, however close it is to the mean target.
 
     Args:
         prediction: [N, D], the rows of this process.

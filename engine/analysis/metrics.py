@@ -1,7 +1,8 @@
-"""Every metric of a validated epoch: its name, which of its values are better, and where people see it.
+"""Every metric of a validated epoch: its name, whether more or less of it is better, and where it is shown.
 
-A new metric is computed in one place and has one entry in `METRICS`; tables, curves, comparisons and the check of gates
-follow. This module does not import torch, so that `python -m seqjepa.engine.compare --help` answers at once.
+A new metric is computed in one place and has one entry in `METRICS`, from which the table of an epoch, the last lines
+of a run, its curves, the comparison of runs and the check of gates follow. Torch is not imported, so that
+`python -m seqjepa.engine.compare --help` answers at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 __all__ = ["METRICS", "OF_THE_OBJECTIVE", "PANELS", "Metric", "better", "expand"]
 
 FIELD = re.compile(r"{(\w+)}")
-# panels of the curves, in their order
+# titles of the panels of the curves, in the order in which they are drawn
 PANELS = {
     "loss": "Loss",
     "cosine": "Cosine of centred prediction and target",
@@ -27,15 +28,15 @@ class Metric(NamedTuple):
 
     Attributes:
         name: its key in metrics.jsonl.
-        better: whether its larger or its smaller values are better; None if neither.
-        train: key of the same quantity over the epoch's training sequences.
-        title: its row in the table of an epoch; without one it is not shown there.
-        target: "class" or "action" if it measures how well this is predicted; left out where a task has none.
-        of_objective: whether it depends on the objective, so that comparing it with an untrained network means nothing.
-        closing: whether the last lines of a run show it.
+        better: whether larger or smaller values are better; None if neither.
+        train: key of the same quantity on the training sequences.
+        title: title of its row in the table of an epoch; None leaves it out.
+        target: what it says can be predicted, class or action; a task that has no such target does not have the metric.
+        of_objective: whether it compares objectives rather than networks, so that the untrained control has none.
+        closing: whether it is among the last lines of a run.
         compared: whether a comparison of runs shows it by default.
-        panel: key in `PANELS` of the curves that show it.
-        label: its name in the legend of that panel; without one, both `train` and `name` are drawn.
+        panel: key in `PANELS` of the curves that show it; None leaves it out.
+        label: its label in the panel's legend; without one, the curves of `train` and `name` are drawn, train and test.
     """
 
     name: str
@@ -93,7 +94,7 @@ METRICS = (
     Metric("pair_cosine_{feature}", "min"),
     Metric("rank_eq_eff", "max"),
     Metric("rank_inv_eff", "max"),
-    # at the epochs that have factor sweeps; analysis/subspaces.py says which there are
+    # only in epochs with factor sweeps; `subspace_metrics` describes them, and more that are neither good nor bad
     Metric("circle_error_{sweep}", "min"),
     Metric("circle_phase_{sweep}", "max"),
     Metric("subspace_ev_{sweep}", "max"),
@@ -102,7 +103,7 @@ METRICS = (
 
 OF_THE_OBJECTIVE = tuple(
     FIELD.sub("", name) for metric in METRICS if metric.of_objective for name in (metric.name, metric.train) if name
-)  # what the names of such metrics begin with
+)  # beginnings of the names of these metrics
 
 
 def better(name: str) -> Literal["max", "min"]:
@@ -118,8 +119,8 @@ def expand(targets: Collection[str], **fields: Collection[str]) -> set[str]:
     """Names of all metrics of an epoch.
 
     Args:
-        targets: "class" and "action", as far as the task has them.
-        fields: values of each field; a family of metrics whose field is missing is left out.
+        targets: those of "class" and "action" that the task has.
+        fields: the values of each field in the names; a metric whose field is missing is left out.
     """
     found = set()
     for metric in METRICS:

@@ -1,4 +1,4 @@
-"""Classes and targets predicted from features without training heads: ridge and logistic regression, neighbours."""
+"""Predictions from features without training a head: ridge regression, logistic regression, nearest neighbours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ LOGISTIC_ITERATIONS = 30
 
 
 def held_out_rows(index: Tensor) -> Tensor:
-    """Bool [N], from the images' positions in the dataset [N]: all renderings of an image are held out together."""
+    """Rows on which a penalty is chosen, bool [N], from the images' positions in the dataset [N].
+
+    All renderings of an image are held out together.
+    """
     return index % HELD_OUT == 0
 
 

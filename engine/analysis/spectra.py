@@ -1,4 +1,4 @@
-"""Is the representation collapsing? Metrics of the spectrum of features, and warnings when they cross a threshold."""
+"""Collapse: metrics of the spectra of features, and warnings when they cross a threshold."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Moments(nn.Module):
         return torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().flip(0)
 
     def compute(self) -> dict[str, float]:
-        """The `COLLAPSE_METRICS` and `reference_rank`; NaN for fewer than two features, or if one is not finite.
+        """`COLLAPSE_METRICS` and `reference_rank`; all NaN for fewer than two features, or if one is not finite.
 
         With λ the eigenvalues of the covariance in D dimensions and σ the singular values of the features:
 
@@ -87,7 +87,7 @@ class Moments(nn.Module):
 
 
 def spectrum_metrics(moments: MetricBank) -> dict[str, float]:
-    """Metrics of the spectra of z and agg, whose `Moments` have been collected."""
+    """Metrics of the spectra of z and agg, from their collected `Moments`."""
     metrics = {}
     for feature, reference_name in REFERENCE_NAMES.items():
         figures = moments[feature].compute()

@@ -1,4 +1,4 @@
-"""Opens the checkpoints that are to be evaluated."""
+"""Opens checkpoints for evaluation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Case", "open_case"]
 
 
 class Case(NamedTuple):
-    """A checkpoint that can be evaluated."""
+    """A checkpoint, ready to be evaluated."""
 
     checkpoint: Path
     state: TrainingState
@@ -32,10 +32,11 @@ class Case(NamedTuple):
 
     @property
     def protocols(self) -> list[str]:
+        """Names of the protocols that its config asks for."""
         return ["fast", "paper"] if self.config.eval.protocol == "both" else [self.config.eval.protocol]
 
     def facts(self, accelerator: Accelerator) -> dict[str, Any]:
-        """What each file of results begins with; durations are added to `timing`."""
+        """Facts that each file of results begins with; durations are added to `timing`."""
         return {
             "checkpoint": str(self.checkpoint),
             "task": self.config.data.name,
@@ -62,11 +63,11 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
     found = find_checkpoint(path)
     if found is None:
         raise InputError(f"{path}: neither a checkpoint nor a run folder that has one")
-    if found.is_symlink():  # `best`: the results belong to what it points to
+    if found.is_symlink():  # `best`: the results belong to the checkpoint that it points to
         found = found.parent / found.readlink()
     try:
         tensors, state = read(found, files=("model",))
-        # the user, not the checkpoint, decides where results go
+        # the user decides where results go, not the checkpoint's config
         here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
         saved = state.config | here
         config = compose(overrides, Config, (f"{found}", saved)).config

@@ -1,4 +1,4 @@
-"""Equivariance of z and invariance of agg in a frozen network: fitted on training images, judged on test images."""
+"""Equivariance of z and invariance of agg in a frozen network, fitted on training images and tested on test images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .frozen import FrozenNetwork
 
 __all__ = ["action_features", "equivariance_metrics", "read_moved", "within_share"]
 
-COMPONENTS = 64  # principal components of z on which the action's map acts
+COMPONENTS = 64  # principal components of z from which the transformed z is predicted
 
 
 @torch.no_grad()
 def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Callable[[], None]) -> dict[str, Tensor]:
-    """Features of a loader's sequences of M + 1 observed views, of which the first may be the unchanged image.
+    """Features of sequences of M + 1 observed views, of which the first may be the unchanged image.
 
     Args:
         network: the frozen network; its last length is M.
@@ -52,10 +52,10 @@ def equivariance_metrics(
     factors: dict[str, slice],
     num_classes: int | None,
 ) -> dict[str, float]:
-    """Which features change with the action, and which do not.
+    """How equivariant z is, and how invariant agg is.
 
     - equivariance_error: error of z(g x) predicted from z(x) by a map that is linear in z(x), with coefficients that
-      depend on the action (`action_features`); residual over variance, so 1 is no better than the mean
+      depend on the action (`action_features`); residual over variance, so 1 is no better than predicting the mean
     - equivariance_error_without_action: the same from z(x) alone; the difference is what knowing the action is worth
     - invariance_error_agg, invariance_error_z: share of the variance that lies between two sequences of one image, for
       agg of transformed views and for z of one of them; 0 is invariant, 1 means no trace of the image
@@ -107,8 +107,8 @@ def equivariance_metrics(
 def action_features(actions: Tensor, factors: dict[str, slice]) -> Tensor:
     """Actions [N, A] and, within each factor of several numbers, the products of these numbers: [N, A'].
 
-    With the sine and cosine of an angle, these span all functions of the angle up to the second harmonic, and every
-    function of right angles, so the map can express what an image looks like after half a turn.
+    From the sine and cosine of an angle, they span all functions of the angle up to the second harmonic, and every
+    function of right angles. So a map that is linear in them can follow an image that looks the same after half a turn.
     """
     parts = [actions]
     for dims in factors.values():

@@ -25,7 +25,7 @@ __all__ = [
     "untrained_network",
 ]
 
-CALIBRATION_BATCHES = 50  # then 0.5 % of the initial value is left in a running average of momentum 0.1
+CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 holds 0.5 % of its initial value
 
 
 class FrozenProbe(NamedTuple):
@@ -33,8 +33,8 @@ class FrozenProbe(NamedTuple):
 
     name: str  # name of the metric
     feature: str  # key of what `FrozenNetwork.read` returns
-    outputs: int  # number of classes, or of dimensions of the action
-    dims: slice | None  # of the first action, which is predicted; None if the class is
+    outputs: int  # number of classes, or of predicted dimensions of the action
+    dims: slice | None  # predicted dimensions of the first action; None if the class is predicted
 
 
 def leakage_length(lengths: list[int], num_observed: int) -> int:
@@ -86,7 +86,7 @@ class FrozenNetwork:
 
     @torch.no_grad()
     def features(self, batch: Batch) -> dict[str, Tensor]:
-        """Float32 features of a batch, [B, ...], by name: `first`, `pair` and `agg_<length>`."""
+        """Float32 features [B, ...] of a batch by name: `first`, `pair` and `agg_<length>`."""
         views = max(2, self.lengths[-1])
         with self.accelerator.autocast():
             z = self.model.encode(batch.views[:, :views])  # [B, N, D]
@@ -98,7 +98,7 @@ class FrozenNetwork:
 
     @torch.no_grad()
     def clean(self, loader: SequenceLoader) -> Tensor:
-        """Features of the clean images, float32 [N, D], at their positions in the dataset."""
+        """Features of the unchanged images, float32 [N, D], at their positions in the dataset."""
         table = torch.zeros(int(loader.sampler.indices.max()) + 1, self.model.num_features, device=loader.mean.device)
         for images, _, index in loader.clean():
             with self.accelerator.autocast():
@@ -106,15 +106,15 @@ class FrozenNetwork:
         return table
 
     def read(self, loader: SequenceLoader, epochs: int, progress: Callable[[], None]) -> dict[str, Tensor]:
-        """Features of all sequences of `loader` in a number of epochs.
+        """Features of all sequences of a loader.
 
         Args:
-            loader: loader of an evaluation.
-            epochs: number of renderings.
+            loader: loader of the evaluation.
+            epochs: number of renderings of each image.
             progress: called after each batch.
 
         Returns:
-            Features by name, including `clean`, and `labels`, first `actions` and `index`; one row per sequence.
+            `features` and `clean` by name, and `labels`, first `actions` and `index`, with one row per sequence.
         """
         clean = self.clean(loader)
         batches = []
@@ -138,7 +138,7 @@ def open_evaluation(
         say: prints a line.
 
     Raises:
-        InputError: several processes were started, or the data cannot be used.
+        InputError: there are several processes, or the data cannot be used.
     """
     accelerator = build_accelerator(config.run, 1)
     if accelerator.num_processes > 1:
@@ -150,7 +150,7 @@ def open_evaluation(
         data, sequence, config.actions, seed=config.run.seed, device=accelerator.device, drop_last=False
     )
     if fingerprint != loaders.fingerprint:
-        say("these are other images than it was trained on")
+        say("these are not the images that the network was trained on")
     return accelerator, loaders
 
 

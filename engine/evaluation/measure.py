@@ -33,7 +33,7 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
     Raises:
         InputError: a checkpoint, the data or a folder of results cannot be used.
     """
-    # open all of them before hours are spent on the first
+    # all are opened before hours are spent on the first
     cases = [open_case(path, overrides, number if len(paths) > 1 else 0) for number, path in enumerate(paths, start=1)]
     if any(case.config.eval.subspace for case in cases):
         return [evaluate_subspaces(case, reporter) for case in cases]

@@ -1,4 +1,4 @@
-"""Writes the results of an evaluation (eval.json, a table, figures) and compares several."""
+"""Writes the results of an evaluation (eval.json, a table, figures), and compares evaluations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEW = 6  # with fewer checkpoints a rank correlation says little
 
 
 class Cell(NamedTuple):
-    """Top-1 on agg at one training length and one evaluation length, averaged over the runs that have both."""
+    """Top-1 on agg at one training length and one evaluation length: the mean over runs."""
 
     trained: float
     untrained: float
@@ -34,7 +34,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder for results.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

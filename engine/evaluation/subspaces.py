@@ -1,4 +1,4 @@
-"""Measures sweeps, subspaces, equivariance and collapse of a checkpoint, beside its untrained control."""
+"""Measures subspaces, equivariance and collapse of a checkpoint, beside its untrained control."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["evaluate_subspaces"]
 
 
 def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
-    """Measure the trained and the untrained network, and write subspace.json and the figures to the case's folder."""
+    """Measure the network of a checkpoint and its untrained control; write subspace.json and figures to its folder."""
     config, num_observed = case.config, case.config.sequence.num_observed
-    # one extra view: the aggregate is of the views after the first, which is the image itself in some sequences
+    # one more view: the aggregate leaves out the first, which is the unchanged image in some kinds of sequence
     accelerator, loaders = open_evaluation(config, num_observed + 1, case.state.images, reporter.say)
     reporter.say(
         f"{case.checkpoint}: subspaces of {config.diagnostics.anchors} images, equivariance on "

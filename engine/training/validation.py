@@ -1,4 +1,4 @@
-"""One validation: every metric of the model and of its probes on the test sequences."""
+"""Validation: all metrics of the model and of its probes on the test sequences."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Validation(NamedTuple):
 @during(VALIDATION)
 @torch.no_grad()
 def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[], None] = lambda: None) -> Validation:
-    """Measure a network on `loader`'s sequences, in eval mode.
+    """Measure a network in eval mode.
 
     Args:
-        training: step of the training that is validated.
-        loader: of the validation sequences.
-        check: called after each batch; may raise to leave early.
+        training: the training step whose model and probes are measured.
+        loader: loader of the test sequences.
+        check: called after each batch; may raise to end the validation.
     """
     training.losses.eval()
     training.share_buffers()
@@ -54,16 +54,16 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     for number, batch in enumerate(loader.epoch(0)):
         measured, given = _measure(training, batch, size)
         check()
-        if not training.accelerator.is_main_process:  # which has the rows of all, and counts them once
+        if not training.accelerator.is_main_process:  # it has the rows of all processes, and counts each once
             continue
         output, features, count = measured.output, measured.features, len(given.labels)
-        if count > 1:  # one row has no variance, and may be all that is left for the last batch
+        if count > 1:  # the last batch may be a single row, which has no variance
             for name, value in {"loss": measured.loss, **measured.terms}.items():
                 means[f"val_{name}"].update(value * count, count)
         training.probes.update(bank, measured.probe_outputs, given.labels, given.moves)
         moments["z"].update(features["first"])
         moments["agg"].update(features["agg"])
-        if number == 0:  # a rate depends on the batch's size: that of training
+        if number == 0:  # a rate depends on the number of rows, which is that of training here
             for feature, rows in (("agg", output.agg), ("z", output.z.transpose(0, 1))):  # z: [M, B, D]
                 rate = training.config.rate
                 stats = coding_rate_stats(normalized(rows, rate), **rate.scale)
@@ -92,7 +92,7 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
     """Outputs and inputs of a batch, of the parts of all processes together.
 
     Args:
-        training: step of the training that is validated.
+        training: the training step whose model and probes are measured.
         batch: this process's part; the last one may be smaller than the others, or empty.
         size: size of the other parts.
     """

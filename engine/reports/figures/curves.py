@@ -1,4 +1,4 @@
-"""The curves of a run as a PNG, beside its untrained control; and what all figures have in common."""
+"""The curves of a run as a PNG, beside its untrained control; and functions that all figures share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def epoch_axis(axes, epochs: Collection[int]) -> None:
 
 
 def draw_curves(rows: list[dict[str, Any]], untrained: dict[str, float] | None, path: Path) -> None:
-    """Draw metrics over epochs, a panel for each of `PANELS` of which the task has a metric.
+    """Draw metrics over epochs, in those of `PANELS` for which there is a metric.
 
     Args:
         rows: lines of metrics.jsonl.

@@ -12,7 +12,7 @@ __all__ = ["draw_factors", "draw_grid", "draw_lengths"]
 
 
 def draw_lengths(result: dict[str, Any], protocols: list[str], path: Path) -> None:
-    """Top-1 on agg against the number of observed views, the untrained control dashed."""
+    """Draw top-1 on agg against the number of observed views, the untrained control dashed."""
     figure = new_figure(7.2, 3.6)
     axes = figure.subplots()
     lengths = result["lengths"]
@@ -22,7 +22,7 @@ def draw_lengths(result: dict[str, Any], protocols: list[str], path: Path) -> No
             values = [scores[f"agg_top1_{length}"] for length in lengths]
             color, title = f"C{number}", f"{network}, {protocol}"
             axes.plot(lengths, values, style, color=color, marker="o", markersize=4, label=f"agg, {title}")
-            # the encoder's own feature of the clean image: what aggregating has to beat
+            # z of the clean image, which the aggregate has to beat
             axes.axhline(scores["z_top1"], linestyle=style, linewidth=1, color=color, alpha=0.4, label=f"z, {title}")
     axes.axvline(result["num_observed"], color="0.8", zorder=0)
     axes.annotate("trained on", (result["num_observed"], 1), xycoords=("data", "axes fraction"), fontsize=7, va="top")
@@ -33,7 +33,7 @@ def draw_lengths(result: dict[str, Any], protocols: list[str], path: Path) -> No
 
 
 def draw_factors(result: dict[str, Any], protocols: list[str], path: Path) -> None:
-    """R² of each factor from a pair of z, and from the aggregate, beside the untrained control."""
+    """Draw R² of each factor from a pair of z, and from the aggregate, beside the untrained control."""
     figure = new_figure(5.2, 3.0 * len(protocols) + 0.3)
     for axes, protocol in zip(figure.subplots(len(protocols), squeeze=False)[:, 0], protocols, strict=True):
         factors = [f for f in result["factors"] if not math.isnan(result[protocol]["trained"][f"z_r2_{f}"])]
@@ -61,7 +61,7 @@ def draw_factors(result: dict[str, Any], protocols: list[str], path: Path) -> No
 
 
 def draw_grid(grid: dict[int, dict[int, Any]], protocol: str, path: Path) -> None:
-    """Heat map of top-1 on agg: training length across, evaluation length down (seq-JEPA, figure of lengths).
+    """Draw a heat map of top-1 on agg: training length across, evaluation length down (as a figure of seq-JEPA).
 
     Args:
         grid: accuracies by training length, then evaluation length; below each stands its margin over the control.
