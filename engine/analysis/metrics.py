@@ -50,47 +50,51 @@ class Metric(NamedTuple):
     panel: str | None = None
     label: str | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """Both keys."""
+        return [self.name, self.train] if self.train else [self.name]
 
-def _probe(name: str, target: Literal["class", "action"], **shown: Any) -> list[Metric]:
-    """Score and loss of an online probe; for actions also the score of each factor."""
-    loss = name.replace("linacc", "linloss") if target == "class" else f"{name}_loss"
-    metrics = [
-        Metric(f"{name}_test", "max", f"{name}_train", title=name, target=target, **shown),
-        Metric(f"{loss}_test", "min", f"{loss}_train", target=target),
+
+def _class_probe(name: str, **shown: Any) -> list[Metric]:
+    """Loss and accuracy of an online probe."""
+    return [
+        Metric(f"{name}_linloss_test", "min", f"{name}_linloss_train", target="class"),
+        Metric(f"{name}_linacc_test", "max", f"{name}_linacc_train", f"{name}_linacc", "class", **shown),
     ]
-    if target == "action":
-        metrics.append(Metric(f"{name}_{{factor}}_test", "max", f"{name}_{{factor}}_train", target=target))
-    return metrics
+
+
+def _action_probe(name: str, **shown: Any) -> list[Metric]:
+    """Loss and R² of an online probe, and R² of each factor."""
+    return [  # the loss is first, because its name has the form of a factor's
+        Metric(f"{name}_r2_loss_test", "min", f"{name}_r2_loss_train", target="action"),
+        Metric(f"{name}_r2_test", "max", f"{name}_r2_train", f"{name}_r2", "action", **shown),
+        Metric(f"{name}_r2_{{factor}}_test", "max", f"{name}_r2_{{factor}}_train", target="action"),
+    ]
 
 
 METRICS = (
-    Metric("val_loss", "min", "ep_loss", title="loss", of_objective=True, panel="loss"),
+    Metric("val_loss", "min", "ep_loss", "loss", of_objective=True, panel="loss"),
     Metric("val_loss_{term}", "min", "loss_{term}", of_objective=True),
     Metric("grad_norm", of_objective=True),
     Metric("z_grad_norm_{term}", of_objective=True),
-    Metric(
-        *("pred_cosine_centred_test", "max"),
-        title="pred_cosine_centred",
-        closing=True,
-        panel="cosine",
-        label="test",
-    ),
     Metric("pred_cosine_test", "max"),
-    *_probe("online_linacc", "class", closing=True, compared=True, panel="class", label="agg"),
-    *_probe("leakage_linacc", "class", closing=True, panel="class", label="first view"),
-    *_probe("matched_z_linacc", "class"),
-    *_probe("online_r2", "action", closing=True, compared=True, panel="action", label="z pair, MLP"),
-    *_probe("matched_agg_r2", "action"),
-    *_probe("leakage_r2", "action", closing=True, panel="action", label="agg, linear"),
-    *_probe("matched_z_r2", "action"),
+    Metric("pred_cosine_centred_test", "max", None, "pred_cosine_centred", closing=True, panel="cosine", label="test"),
+    *_class_probe("online", closing=True, compared=True, panel="class", label="agg"),
+    *_class_probe("leakage", closing=True, panel="class", label="first view"),
+    *_class_probe("matched_z"),
+    *_action_probe("online", closing=True, compared=True, panel="action", label="z pair, MLP"),
+    *_action_probe("matched_agg"),
+    *_action_probe("leakage", closing=True, panel="action", label="agg, linear"),
+    *_action_probe("matched_z"),
     Metric("rate_{feature}", "max"),
     Metric("rate_fraction_{feature}", "max"),
     Metric("effective_rank_{feature}", "max"),
     Metric("participation_{feature}", "max"),
     Metric("rankme_{feature}", "max"),
+    Metric("isotropy_{feature}", "max"),
     Metric("variance_{feature}", "max"),
     Metric("variance_min_{feature}", "max"),
-    Metric("isotropy_{feature}", "max"),
     Metric("pair_cosine_{feature}", "min"),
     Metric("rank_eq_eff", "max"),
     Metric("rank_inv_eff", "max"),
@@ -101,18 +105,14 @@ METRICS = (
     Metric("subspace_stability_{sweep}", "max"),
 )
 
-OF_THE_OBJECTIVE = tuple(
-    FIELD.sub("", name) for metric in METRICS if metric.of_objective for name in (metric.name, metric.train) if name
-)  # beginnings of the names of these metrics
+# beginnings of the names of metrics that the untrained control does not have
+OF_THE_OBJECTIVE = tuple(FIELD.sub("", name) for metric in METRICS if metric.of_objective for name in metric.names)
 
 
 def better(name: str) -> Literal["max", "min"]:
     """Whether the larger or the smaller values of a metric are better; "max" if that is not known."""
-    for metric in METRICS:
-        for pattern in filter(None, (metric.name, metric.train)):
-            if re.fullmatch(FIELD.sub(".+", pattern), name):
-                return metric.better or "max"
-    return "max"
+    known = (m.better for m in METRICS if any(re.fullmatch(FIELD.sub(".+", each), name) for each in m.names))
+    return next(known, None) or "max"
 
 
 def expand(targets: Collection[str], **fields: Collection[str]) -> set[str]:
@@ -123,10 +123,7 @@ def expand(targets: Collection[str], **fields: Collection[str]) -> set[str]:
         fields: the values of each field in the names; a metric whose field is missing is left out.
     """
     found = set()
-    for metric in METRICS:
-        if metric.target is None or metric.target in targets:
-            for name in filter(None, (metric.name, metric.train)):
-                field = FIELD.search(name)
-                values = fields.get(field[1], ()) if field else ("",)
-                found |= {FIELD.sub(value, name) for value in values}
+    for name in (name for metric in METRICS if metric.target in (None, *targets) for name in metric.names):
+        field = FIELD.search(name)
+        found |= {FIELD.sub(value, name) for value in fields.get(field[1], ())} if field else {name}
     return found

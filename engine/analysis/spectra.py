@@ -10,16 +10,7 @@ from torch import Tensor, nn
 from .accumulators import MetricBank
 from .config import DiagnosticsConfig
 
-__all__ = [
-    "COLLAPSE_METRICS",
-    "REFERENCE_NAMES",
-    "Moments",
-    "collapse_warnings",
-    "participation",
-    "singular_values",
-    "spectrum_figures",
-    "spectrum_metrics",
-]
+__all__ = ["REFERENCE_NAMES", "Moments", "collapse_warnings", "participation", "spectrum_figures", "spectrum_metrics"]
 
 COLLAPSE_METRICS = ("effective_rank", "participation", "rankme", "variance", "variance_min", "isotropy", "pair_cosine")
 # the reference code's names for the rank (participation ratio of the singular values) of z and of agg
@@ -37,10 +28,9 @@ class Moments(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.register_buffer("total", torch.zeros(width))
-        self.register_buffer("products", torch.zeros(width, width))
-        self.register_buffer("directions", torch.zeros(width))
-        self.register_buffer("count", torch.zeros(()))
+        shapes = {"total": (width,), "products": (width, width), "directions": (width,), "count": ()}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
 
     def update(self, features: Tensor) -> None:
         """Add features [N, D]."""
@@ -94,11 +84,6 @@ def spectrum_metrics(moments: MetricBank) -> dict[str, float]:
         metrics[reference_name] = figures.pop("reference_rank")
         metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
     return metrics
-
-
-def singular_values(moments: MetricBank) -> dict[str, Tensor]:
-    """`Moments.spectrum` of each feature."""
-    return {feature: moments[feature].spectrum() for feature in moments}
 
 
 def participation(values: Tensor) -> float:

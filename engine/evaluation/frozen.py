@@ -16,14 +16,7 @@ from ..config import Config
 from ..models.seq_jepa import SeqJEPA, build_model
 from ..runtime.accelerator import build_accelerator
 
-__all__ = [
-    "FrozenNetwork",
-    "FrozenProbe",
-    "frozen_probes",
-    "leakage_length",
-    "open_evaluation",
-    "untrained_network",
-]
+__all__ = ["FrozenNetwork", "FrozenProbe", "frozen_probes", "leakage_length", "open_evaluation", "untrained_network"]
 
 CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 holds 0.5 % of its initial value
 
@@ -57,17 +50,15 @@ def frozen_probes(
         num_classes: number of classes; None if the images have none.
         factors: dimensions of the action by factor; empty if there are no actions to predict.
     """
-    top1 = [(f"agg_top1_{length}", f"agg_{length}") for length in lengths]
-    top1 += [("z_top1", "clean"), ("first_top1", "first")]
-    r2 = [("z_r2", "pair"), ("agg_r2", f"agg_{leakage_length(lengths, num_observed)}")]
-    return [
-        *(FrozenProbe(name, feature, num_classes, None) for name, feature in top1 if num_classes),
-        *(
-            FrozenProbe(f"{name}_{factor}", feature, dims.stop - dims.start, dims)
-            for name, feature in r2
-            for factor, dims in factors.items()
-        ),
-    ]
+    probes = []
+    if num_classes:
+        features = {f"agg_top1_{length}": f"agg_{length}" for length in lengths}
+        features |= {"z_top1": "clean", "first_top1": "first"}
+        probes += [FrozenProbe(name, feature, num_classes, None) for name, feature in features.items()]
+    for name, feature in (("z_r2", "pair"), ("agg_r2", f"agg_{leakage_length(lengths, num_observed)}")):
+        for factor, dims in factors.items():
+            probes.append(FrozenProbe(f"{name}_{factor}", feature, dims.stop - dims.start, dims))
+    return probes
 
 
 class FrozenNetwork:

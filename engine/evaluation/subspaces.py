@@ -7,7 +7,7 @@ from typing import Any
 
 from ...configs.files import to_json, write_atomically
 from ..analysis.accumulators import MetricBank
-from ..analysis.spectra import Moments, singular_values, spectrum_metrics
+from ..analysis.spectra import Moments, spectrum_metrics
 from ..analysis.subspaces import subspace_metrics
 from ..analysis.sweeps import sweep
 from ..reports.console import Reporter, number, table
@@ -49,7 +49,7 @@ def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
             **equivariance_metrics(train, test, again, loaders.sequence.factors, loaders.num_classes),
             **spectrum_metrics(moments),
         }
-        sweeps[name] = NetworkSweeps(swept, singular_values(moments))
+        sweeps[name] = NetworkSweeps(swept, {feature: moments[feature].spectrum() for feature in moments})
     result = {**case.facts(accelerator), "anchors": config.diagnostics.anchors, **metrics}
     draw_all(sweeps, case.folder)
     result["timing"]["seconds"] = time.perf_counter() - started

@@ -69,51 +69,45 @@ class Trackers:
                 else:
                     say(f"trackers cannot start ({_line(error)}); the run continues without them")
                     wanted.clear()
-        self.tensorboard: Any = None
-        self.wandb: Any = None
         if "tensorboard" in wanted and accelerator.is_main_process:
             scalars = {  # TensorBoard takes numbers and text under names without dots
                 re.sub(r"\W", "_", name): value if isinstance(value, bool | int | float) else str(value)
                 for name, value in leaves(settings).items()
             }
             accelerator.get_tracker("tensorboard").store_init_configuration(scalars)
-            self.tensorboard = accelerator.get_tracker("tensorboard", unwrap=True)
-        if "wandb" in wanted and accelerator.is_main_process:
-            self.wandb = accelerator.get_tracker("wandb", unwrap=True)
-        if self.wandb and self.wandb.settings.mode == "offline":
+        wandb = self._tracker("wandb")
+        if wandb and wandb.settings.mode == "offline":
             # each start has a folder of its own, and one id joins them when they are uploaded
-            folder = shlex.quote(self.wandb.settings.wandb_dir.rstrip("/"))
+            folder = shlex.quote(wandb.settings.wandb_dir.rstrip("/"))
             say(f"W&B is offline: wandb sync {folder}/offline-run-* uploads the run")
+
+    def _tracker(self, name: str) -> Any:
+        """W&B's run or TensorBoard's writer; None on other processes, and if it is left out."""
+        here = self.accelerator.is_main_process
+        return next((found.tracker for found in self.accelerator.trackers if here and found.name == name), None)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log finite scalars at an optimiser step."""
         finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-        with self._surviving():
+        with _surviving(self.accelerator, self.say):
             self.accelerator.log(finite, step=step)
 
     def summarise(self, values: dict[str, Any]) -> None:
         """Record the verdict of the run beside its charts."""
-        with self._surviving():
-            if self.wandb:
-                self.wandb.summary.update(values)
-            if self.tensorboard:
+        with _surviving(self.accelerator, self.say):
+            if wandb := self._tracker("wandb"):
+                wandb.summary.update(values)
+            if tensorboard := self._tracker("tensorboard"):
                 for name, value in values.items():
-                    self.tensorboard.add_text(name, str(value))
+                    tensorboard.add_text(name, str(value))
 
     def log_figure(self, name: str, path: Path, step: int) -> None:
         """Log a PNG at an optimiser step, to W&B alone."""
-        if self.wandb:
+        if run := self._tracker("wandb"):
             import wandb
 
-            with self._surviving():
-                self.wandb.log({name: wandb.Image(str(path))}, step=step)
-
-    @contextlib.contextmanager
-    def _surviving(self) -> Iterator[None]:
-        with _surviving(self.accelerator, self.say):
-            yield
-        if not self.accelerator.trackers:
-            self.wandb = self.tensorboard = None
+            with _surviving(self.accelerator, self.say):
+                run.log({name: wandb.Image(str(path))}, step=step)
 
 
 @contextlib.contextmanager

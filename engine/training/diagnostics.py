@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import MetricBank
-from ..analysis.spectra import singular_values
 from ..analysis.subspaces import subspace_metrics
 from ..analysis.sweeps import sweep
 from ..config import Config
@@ -55,7 +54,7 @@ def diagnose(
     metrics, found = subspace_metrics(sweeps, _before(bases, epoch))
     bases.mkdir(parents=True, exist_ok=True)
     save_tensors(found, bases / f"epoch-{epoch:04d}.safetensors")
-    networks = {f"epoch {epoch}": NetworkSweeps(sweeps, singular_values(moments))}
+    networks = {f"epoch {epoch}": NetworkSweeps(sweeps, {feature: moments[feature].spectrum() for feature in moments})}
     return metrics, draw_all(networks, figures)
 
 
