@@ -170,8 +170,14 @@ def read_run(path: Path) -> Run:
         InputError: it is not the folder of a run, or a file cannot be read or is damaged.
     """
     try:
-        config, summary = _read_config(path / "config.yaml"), path / "summary.json"
-        run = Run(path, config, read_rows(path / "metrics.jsonl"), _read_summary(summary) if summary.exists() else None)
+        config = read((path / "config.yaml").read_text(encoding="utf-8"), Config)
+        json.dumps(config, sort_keys=True)  # runs are grouped by this text
+        Settings.model_validate(config)
+        summary = None
+        if (path / "summary.json").exists():
+            summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+            Summary.model_validate(summary)
+        run = Run(path, config, read_rows(path / "metrics.jsonl"), summary)
         _ = run.seconds  # a missing field should fail here
     except PermissionError as error:
         raise InputError(f"{shown(error.filename or path)}: cannot be read ({error.strerror})") from None
@@ -182,19 +188,6 @@ def read_run(path: Path) -> Run:
             reason = f"{error.title}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise InputError(f"{path}: not the folder of a run ({reason})") from None
     return run
-
-
-def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    config = read(path.read_text(encoding="utf-8"), Config)
-    json.dumps(config, sort_keys=True)  # runs are grouped by this text
-    Settings.model_validate(config)
-    return config
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    Summary.model_validate(summary)
-    return summary
 
 
 def group(runs: list[Run]) -> list[Group]:
@@ -233,15 +226,15 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
         metrics: names of the metrics.
         against: name of the group whose values are subtracted from the others, seed by seed.
     """
+    runs = [run for found in groups for run in found.runs]
     baseline = next((found for found in groups if found.name == against), None)
     headings = ["run", "seeds"]
     for metric in metrics:
         headings += [metric, "margin over untrained", "peak (epoch)"]
         headings += [f"minus {against}, same seeds"] if baseline else []
     rows = []
-    finals = {metric: [run.final(metric) for found in groups for run in found.runs] for metric in metrics}
     # percentages have one decimal place, shares three
-    places = {metric: 1 if any(abs(value) > 2 for value in values) else 3 for metric, values in finals.items()}
+    places = {metric: 1 if any(abs(run.final(metric)) > 2 for run in runs) else 3 for metric in metrics}
     for found in groups:
         row = [found.name, ", ".join(str(run.seed) for run in found.runs)]
         for metric in metrics:
@@ -253,19 +246,17 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
             if baseline:
                 paired = [] if found is baseline else differences(found, baseline, metric)
                 row += [f"{spread(paired, places[metric], signed=True)} (n = {len(paired)})" if paired else ""]
-        rows.append([*row, _gate(found), f"{mean(run.seconds for run in found.runs):.0f}", _hardware(found)])
+        hardware = sorted({run.summary["timing"]["hardware"] for run in found.runs if run.summary})
+        rows.append([*row, _gate(found), f"{mean(run.seconds for run in found.runs):.0f}", "; ".join(hardware)])
     headings += ["gate", "seconds", "hardware"]
     cells = ([cell.replace("|", r"\|") for cell in row] for row in (headings, ["---"] * len(headings), *rows))
     lines = [f"| {' | '.join(row)} |" for row in cells]
-    commits = {run.summary["commit"] for found in groups for run in found.runs if run.summary}
     notes = "Final epoch; mean, and in brackets the standard deviation over seeds."
-    if commits:
-        notes += f" Commit {', '.join(sorted(map(str, commits)))}."
-    fewer = {run.config["control"]["max_epochs"] for found in groups for run in found.runs if _short_control(run)}
-    if fewer:
-        notes += (
-            f" The untrained control's probes had {' or '.join(map(str, sorted(fewer)))} epochs, the runs' had more."
-        )
+    if commits := {str(run.summary["commit"]) for run in runs if run.summary}:
+        notes += f" Commit {', '.join(sorted(commits))}."
+    limits = [(run.rows[-1]["epoch"], run.config["control"]["max_epochs"]) for run in runs if run.untrained]
+    if fewer := sorted({at_most for epochs, at_most in limits if at_most < epochs}):
+        notes += f" The untrained control's probes had {' or '.join(map(str, fewer))} epochs, the runs' had more."
     return "\n".join([*lines, "", notes, ""])
 
 
@@ -279,25 +270,11 @@ def spread(values: list[float], digits: int, *, signed: bool = False) -> str:
 
 
 def _gate(found: Group) -> str:
-    verdicts = [run.summary["gate_pass"] if run.summary else None for run in found.runs]
-    ended = sum(run.summary is not None for run in found.runs)
-    if ended < len(found.runs):
-        last = ", ".join(
-            f"{run.rows[-1]['epoch']} of {run.config['run']['epochs']}" for run in found.runs if not run.summary
-        )
+    if running := [run for run in found.runs if not run.summary]:
+        last = ", ".join(f"{run.rows[-1]['epoch']} of {run.config['run']['epochs']}" for run in running)
         return f"epoch {last}, not ended"
-    if all(verdict is None for verdict in verdicts):
-        return "none"
-    return f"{sum(bool(verdict) for verdict in verdicts)} of {len(verdicts)}"
-
-
-def _hardware(found: Group) -> str:
-    return "; ".join(sorted({run.summary["timing"]["hardware"] for run in found.runs if run.summary}))
-
-
-def _short_control(run: Run) -> bool:
-    """Whether the run's probes were trained for longer than those of its control."""
-    return bool(run.untrained) and run.rows[-1]["epoch"] > run.config["control"]["max_epochs"]
+    verdicts = [run.summary["gate_pass"] for run in found.runs if run.summary]
+    return "none" if set(verdicts) == {None} else f"{verdicts.count(True)} of {len(verdicts)}"
 
 
 def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
@@ -317,8 +294,7 @@ def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
                 low, high = ([pick(points[epoch]) for epoch in epochs] for pick in (min, max))
                 axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15)
         controls = [run.untrained.get(metric) for found in groups for run in found.runs]
-        controls = [value for value in controls if value is not None]
-        if controls:
+        if controls := [value for value in controls if value is not None]:
             axes.axhspan(min(controls), max(controls), color="0.5", alpha=0.3, label="untrained, all runs")
         axes.set_title(metric)
         epoch_axis(axes, [row["epoch"] for found in groups for run in found.runs for row in run.rows])
