@@ -61,10 +61,11 @@ def _panels(networks: dict[str, NetworkSweeps], width: float, height: float, row
     return figure, figure.subplots(rows, len(networks), squeeze=False)
 
 
-def _caption(figure, *sentences: str) -> None:
-    """Write above the panels what they show, and how an ideal encoder would look."""
+def _captioned(figure, *sentences: str):
+    """The figure with sentences above its panels: what they show, and how an ideal encoder would look."""
     width = round(13 * figure.get_figwidth())  # characters
     figure.suptitle("\n".join(line for sentence in sentences for line in textwrap.wrap(sentence, width)), fontsize=10)
+    return figure
 
 
 def _curves(sweep: Sweep) -> tuple[Tensor, float]:
@@ -88,12 +89,11 @@ def draw_trajectories(networks: dict[str, NetworkSweeps], name: str):
         column.set_adjustable("datalim")
         column.grid(alpha=0.3)
     first, last = factor.values[0].item(), factor.values[-1].item()
-    _caption(
+    return _captioned(
         figure,
         f"{name}: paths of {min(TRAJECTORIES, len(curves))} images through z",
         f"circle at {first:g}, square at {last:g} {factor.unit}; equivariant: paths of one shape",
     )
-    return figure
 
 
 def draw_circle(networks: dict[str, NetworkSweeps], name: str):
@@ -113,12 +113,11 @@ def draw_circle(networks: dict[str, NetworkSweeps], name: str):
         column.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
         column.grid(alpha=0.3)
     figure.colorbar(shown, ax=axes[0].tolist(), label="degrees", shrink=0.8)
-    _caption(
+    return _captioned(
         figure,
         f"{name}: z of {len(curves)} images in its plane, each curve at rms radius 1",
         "equivariant: colours in order around the dashed circle; otherwise a blob",
     )
-    return figure
 
 
 def draw_combined(networks: dict[str, NetworkSweeps], factors: list[str]):
@@ -141,12 +140,11 @@ def draw_combined(networks: dict[str, NetworkSweeps], factors: list[str]):
             column.set_title(f"{name}, {title}: {explained:.0%}", fontsize=9)
             column.set_xticks([])
             column.set_yticks([])
-    _caption(
+    return _captioned(
         figure,
         "Displacements of z in each factor's first two directions, share of its variance; black: mean of all images",
         "equivariant: colours in order along the black path (a loop for rotation); otherwise in no order",
     )
-    return figure
 
 
 def draw_spectrum(networks: dict[str, NetworkSweeps], name: str):
@@ -166,8 +164,9 @@ def draw_spectrum(networks: dict[str, NetworkSweeps], name: str):
         ranks = f"{found.explained:.0%} in {sweep.factor.dims}, effective rank {found.effective_rank:.1f}"
         axes[0, place].set_title(f"{title}: {ranks}", fontsize=9)
         axes[1, place].set_xlabel("direction")
-    _caption(figure, f"{name}: spectrum of z's displacements", "equivariant: all variance left of the red line")
-    return figure
+    return _captioned(
+        figure, f"{name}: spectrum of z's displacements", "equivariant: all variance left of the red line"
+    )
 
 
 def draw_overlap(networks: dict[str, NetworkSweeps], factors: list[str]):
@@ -184,12 +183,11 @@ def draw_overlap(networks: dict[str, NetworkSweeps], factors: list[str]):
         column.set_yticks(range(len(factors)), factors, fontsize=8)
         column.set_title(title)
     figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.8)
-    _caption(
+    return _captioned(
         figure,
         f"Overlap of the factors' subspaces of z; about {2 / bases[0].shape[0]:.3f} by chance",
         "disentangled: 1 on the diagonal, 0 elsewhere",
     )
-    return figure
 
 
 def draw_ranks(networks: dict[str, NetworkSweeps]):
@@ -205,9 +203,8 @@ def draw_ranks(networks: dict[str, NetworkSweeps]):
         axes.set(yscale="log", xlabel="direction", ylabel="share of singular values", title=feature)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    _caption(
+    return _captioned(
         figure,
         "Spectra over the test images; rank: participation ratio of the singular values",
         "collapse: the line falls at once",
     )
-    return figure
