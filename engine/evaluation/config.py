@@ -35,7 +35,7 @@ class EvalConfig(Operation):
     lengths: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]
     """Numbers of observed views at which the aggregate is evaluated."""
     protocol: Literal["fast", "paper", "both"] = "fast"
-    """paper: heads trained with Adam on views rendered anew; fast: regressions and nearest neighbours; both: the two."""
+    """paper: heads trained with Adam on views rendered anew; fast: regressions and nearest neighbours; both: each."""
     batch_size: int = Field(default=256, ge=2)
     """Number of sequences in a batch of the evaluation."""
     epochs: int = Field(default=300, ge=1)
