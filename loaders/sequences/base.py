@@ -58,7 +58,7 @@ class Sequence(ABC):
     @property
     def action_dim(self) -> int:
         """A."""
-        return max(dims.stop for dims in self.factors.values())
+        return max((dims.stop for dims in self.factors.values()), default=0)
 
     @abstractmethod
     def params(self, words: Tensor) -> Tensor:
