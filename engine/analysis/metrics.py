@@ -52,7 +52,7 @@ class Metric(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Both keys."""
+        """Its keys on the test and the training sequences."""
         return [self.name, self.train] if self.train else [self.name]
 
 
@@ -111,8 +111,10 @@ OF_THE_OBJECTIVE = tuple(FIELD.sub("", name) for metric in METRICS if metric.of_
 
 def better(name: str) -> Literal["max", "min"]:
     """Whether the larger or the smaller values of a metric are better; "max" if that is not known."""
-    known = (m.better for m in METRICS if any(re.fullmatch(FIELD.sub(".+", each), name) for each in m.names))
-    return next(known, None) or "max"
+    for metric in METRICS:
+        if any(re.fullmatch(FIELD.sub(".+", known), name) for known in metric.names):
+            return metric.better or "max"
+    return "max"
 
 
 def expand(targets: Collection[str], **fields: Collection[str]) -> set[str]:
