@@ -1,6 +1,6 @@
-"""Runs side by side: `python -m seqjepa.engine.compare runs/variants/quick/* --out results.md`.
+"""Compares runs: `python -m seqjepa.engine.compare runs/variants/quick/* --out results.md`.
 
-Runs of one config that differ in the seed alone are one row: mean, and in brackets the standard deviation over seeds.
+Runs whose configs differ only in the seed share a row: the mean, and in brackets the standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from ..configs.compose import read
 from ..configs.errors import InputError, shown
 from ..configs.files import write_atomically
 from ..configs.section import leaves
+from .analysis.metrics import METRICS, better
 from .config import Config
 from .reports.figures.curves import epoch_axis, new_figure
 from .runs.metrics_file import read_rows
 
 __all__ = ["Group", "Run", "differences", "group", "main", "read_run", "to_markdown"]
 
-METRICS = ("online_linacc_test", "online_r2_test")
-# a resumed run may change them, but runs that differ in them are not compared as seeds of one another
+DEFAULT_METRICS = tuple(metric.name for metric in METRICS if metric.compared)
+# a resumed run may change these fields, but runs that differ in them are not seeds of one experiment
 ALSO_COMPARED = ("run.epochs", "run.precision", "optim.accumulate", "early_stop.")
 
 
 class Needed(BaseModel):
-    """What the table needs of a file of a run; whatever else it holds is carried along."""
+    """Fields of a run's file that the table needs; other fields are kept too."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -50,7 +51,7 @@ class ControlSettings(Needed):
 
 
 class Settings(Needed):
-    """Sections of settings."""
+    """Contents of config.yaml."""
 
     model_config = ConfigDict(title="config.yaml")
     __pydantic_extra__: dict[str, dict[str, Any]]
@@ -63,7 +64,7 @@ class Timing(Needed):
 
 
 class Summary(Needed):
-    """What a run has ended with."""
+    """Contents of summary.json, which a run writes when it ends."""
 
     model_config = ConfigDict(title="summary.json")
     gate_pass: bool | None
@@ -73,32 +74,36 @@ class Summary(Needed):
 
 
 class Run(NamedTuple):
-    """What a run's folder tells."""
+    """Contents of a run's folder."""
 
     path: Path
     config: dict[str, Any]
-    rows: list[dict[str, Any]]  # of metrics.jsonl
+    rows: list[dict[str, Any]]  # lines of metrics.jsonl
     summary: dict[str, Any] | None  # None while it has not ended
 
     @property
     def seed(self) -> int:
         return self.config["run"]["seed"]
 
+    @property
+    def untrained(self) -> dict[str, float | None]:
+        """Metrics of the untrained control; empty if the run has not ended or had no control."""
+        return (self.summary or {}).get("untrained") or {}
+
     def final(self, metric: str) -> float:
-        """Of the last epoch that was validated; NaN where that has none."""
+        """Value in the last epoch that was validated; NaN if it was NaN or is missing."""
         value = next((row[metric] for row in reversed(self.rows) if metric in row), None)
         return math.nan if value is None else value
 
     def margin(self, metric: str) -> float:
-        """Final value less the untrained control's; NaN if the run has not ended or had none."""
-        untrained = (self.summary or {}).get("untrained") or {}
-        value = untrained.get(metric)
+        """Final value minus the untrained control's; NaN without a control."""
+        value = self.untrained.get(metric)
         return math.nan if value is None else self.final(metric) - value
 
     def peak(self, metric: str) -> tuple[float, int]:
-        """Best value, and its epoch; of losses and errors the least."""
+        """Best value, and its epoch."""
         known = [(row[metric], row["epoch"]) for row in self.rows if row.get(metric) is not None]
-        best = min if "loss" in metric or "error" in metric else max
+        best = min if better(metric) == "min" else max
         return best(known, key=lambda pair: pair[0], default=(math.nan, 0))
 
     @property
@@ -107,25 +112,23 @@ class Run(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Runs that differ in the seed alone."""
+    """Runs that differ only in the seed."""
 
     name: str
     runs: list[Run]
 
 
-@command("nothing was written by halves")
+@command("no file was half written")
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m seqjepa.engine.compare", description=__doc__.split("\n")[2])
+    parser = argparse.ArgumentParser(prog="python -m seqjepa.engine.compare", description=str(__doc__).split("\n")[2])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--out", type=Path, help="Markdown file; a figure of the curves stands beside it")
-    parser.add_argument(
-        "--metrics", nargs="+", default=list(METRICS), metavar="NAME", help=f"default: {', '.join(METRICS)}"
-    )
-    parser.add_argument("--against", metavar="NAME", help="row that the others are also compared with, seed by seed")
+    parser.add_argument("--out", type=Path, help="Markdown file to write; a figure of the curves goes beside it")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help=f"default: {', '.join(DEFAULT_METRICS)}")
+    parser.add_argument("--against", metavar="NAME", help="row to subtract from the others, seed by seed")
     args = parser.parse_args(argv)
     if args.out and args.out.suffix == ".png":
-        raise InputError(f"--out {args.out}: names the Markdown file, whose figure is the .png beside it")
+        raise InputError(f"--out {args.out}: must name the Markdown file; the figure is the .png beside it")
     runs = [read_run(path) for path in args.runs]
     for run in runs:
         if not run.rows:
@@ -136,17 +139,17 @@ def main(argv: list[str]) -> int:
     names = [found.name for found in groups]
     if args.against is not None and args.against not in names:
         raise InputError(f"--against {args.against}: there are {', '.join(names)}")
-    for metric in args.metrics:
-        if not any(metric in row for found in groups for run in found.runs for row in run.rows):
-            known = sorted({name for found in groups for run in found.runs for row in run.rows for name in row})
-            raise InputError(f"--metrics {metric}: no run has it; there are {', '.join(known)}")
-    text = to_markdown(groups, args.metrics, args.against)
+    known = {name for found in groups for run in found.runs for row in run.rows for name in row}
+    metrics = args.metrics or [name for name in DEFAULT_METRICS if name in known] or list(DEFAULT_METRICS)
+    if missing := [name for name in metrics if name not in known]:
+        raise InputError(f"--metrics {missing[0]}: no run has it; there are {', '.join(sorted(known))}")
+    text = to_markdown(groups, metrics, args.against)
     if args.out:
         figure = args.out.with_suffix(".png")
-        text += f"\n![{' and '.join(args.metrics)} over the epochs]({figure.name})\n"
+        text += f"\n![{' and '.join(metrics)} over the epochs]({figure.name})\n"
         try:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            draw(groups, args.metrics, figure)
+            draw(groups, metrics, figure)
             write_atomically(args.out, text)
         except OSError as error:
             raise InputError(f"{args.out}: cannot be written ({error.strerror})") from None
@@ -158,12 +161,18 @@ def read_run(path: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        InputError: it is none, or its files are damaged.
+        InputError: it is not the folder of a run, or a file cannot be read or is damaged.
     """
     try:
-        config, summary = _read_config(path / "config.yaml"), path / "summary.json"
-        run = Run(path, config, read_rows(path / "metrics.jsonl"), _read_summary(summary) if summary.exists() else None)
-        _ = run.seconds  # what is missing should show here
+        config = Config.migrated(read((path / "config.yaml").read_text(encoding="utf-8"), Config))
+        json.dumps(config, sort_keys=True)  # runs are grouped by this text
+        Settings.model_validate(config)
+        summary = None
+        if (path / "summary.json").exists():
+            summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+            Summary.model_validate(summary)
+        run = Run(path, config, read_rows(path / "metrics.jsonl"), summary)
+        _ = run.seconds  # a missing field should fail here
     except PermissionError as error:
         raise InputError(f"{shown(error.filename or path)}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
@@ -175,21 +184,12 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    config = Config.migrated(read(path.read_text(encoding="utf-8"), Config))
-    json.dumps(config, sort_keys=True)  # what runs are grouped by
-    Settings.model_validate(config)
-    return config
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    Summary.model_validate(summary)
-    return summary
-
-
 def group(runs: list[Run]) -> list[Group]:
-    """Runs by config, in the order in which they were given; the name is the run's without its seed."""
+    """Groups of runs with one config, in the order in which they were given, named after the run without its seed.
+
+    Raises:
+        InputError: two runs have one config and one seed.
+    """
     found: dict[str, Group] = {}
     for run in runs:
         fields = leaves(run.config)
@@ -206,23 +206,29 @@ def group(runs: list[Run]) -> list[Group]:
 
 
 def differences(one: Group, other: Group, metric: str) -> list[float]:
-    """Final values of `one` less those of `other`, for each seed with which both have ended; NaN is left out."""
+    """Final values of `one` minus those of `other`, for each seed with which both have ended, without NaN."""
     by_seed = {run.seed: run.final(metric) for run in other.runs if run.summary}
     found = [run.final(metric) - by_seed[run.seed] for run in one.runs if run.summary and run.seed in by_seed]
     return [difference for difference in found if not math.isnan(difference)]
 
 
 def to_markdown(groups: list[Group], metrics: list[str], against: str | None = None) -> str:
-    """The table, and what it was measured on."""
+    """The comparison as a Markdown table, with notes.
+
+    Args:
+        groups: a row each.
+        metrics: names of the metrics.
+        against: name of the group whose values are subtracted from the others, seed by seed.
+    """
+    runs = [run for found in groups for run in found.runs]
     baseline = next((found for found in groups if found.name == against), None)
     headings = ["run", "seeds"]
     for metric in metrics:
         headings += [metric, "margin over untrained", "peak (epoch)"]
-        headings += [f"less {against}, same seeds"] if baseline else []
+        headings += [f"minus {against}, same seeds"] if baseline else []
     rows = []
-    finals = {metric: [run.final(metric) for found in groups for run in found.runs] for metric in metrics}
-    # percent, or a share
-    places = {metric: 1 if any(abs(value) > 2 for value in values) else 3 for metric, values in finals.items()}
+    # percentages have one decimal place, shares three
+    places = {metric: 1 if any(abs(run.final(metric)) > 2 for run in runs) else 3 for metric in metrics}
     for found in groups:
         row = [found.name, ", ".join(str(run.seed) for run in found.runs)]
         for metric in metrics:
@@ -234,24 +240,22 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
             if baseline:
                 paired = [] if found is baseline else differences(found, baseline, metric)
                 row += [f"{spread(paired, places[metric], signed=True)} (n = {len(paired)})" if paired else ""]
-        rows.append([*row, _gate(found), f"{mean(run.seconds for run in found.runs):.0f}", _hardware(found)])
+        hardware = sorted({run.summary["timing"]["hardware"] for run in found.runs if run.summary})
+        rows.append([*row, _gate(found), f"{mean(run.seconds for run in found.runs):.0f}", "; ".join(hardware)])
     headings += ["gate", "seconds", "hardware"]
     cells = ([cell.replace("|", r"\|") for cell in row] for row in (headings, ["---"] * len(headings), *rows))
     lines = [f"| {' | '.join(row)} |" for row in cells]
-    commits = {run.summary["commit"] for found in groups for run in found.runs if run.summary}
     notes = "Final epoch; mean, and in brackets the standard deviation over seeds."
-    if commits:
-        notes += f" Commit {', '.join(sorted(map(str, commits)))}."
-    fewer = {run.config["control"]["max_epochs"] for found in groups for run in found.runs if _short_control(run)}
-    if fewer:
-        notes += (
-            f" The untrained control's probes had {' or '.join(map(str, sorted(fewer)))} epochs, the runs' had more."
-        )
+    if commits := {str(run.summary["commit"]) for run in runs if run.summary}:
+        notes += f" Commit {', '.join(sorted(commits))}."
+    limits = [(run.rows[-1]["epoch"], run.config["control"]["max_epochs"]) for run in runs if run.untrained]
+    if fewer := sorted({at_most for epochs, at_most in limits if at_most < epochs}):
+        notes += f" The untrained control's probes had {' or '.join(map(str, fewer))} epochs, the runs' had more."
     return "\n".join([*lines, "", notes, ""])
 
 
 def spread(values: list[float], digits: int, *, signed: bool = False) -> str:
-    """Mean and standard deviation of what is known."""
+    """Mean and standard deviation of the values that are not NaN, as text."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return "-"
@@ -260,31 +264,15 @@ def spread(values: list[float], digits: int, *, signed: bool = False) -> str:
 
 
 def _gate(found: Group) -> str:
-    verdicts = [run.summary["gate_pass"] if run.summary else None for run in found.runs]
-    ended = sum(run.summary is not None for run in found.runs)
-    if ended < len(found.runs):
-        last = ", ".join(
-            f"{run.rows[-1]['epoch']} of {run.config['run']['epochs']}" for run in found.runs if not run.summary
-        )
+    if running := [run for run in found.runs if not run.summary]:
+        last = ", ".join(f"{run.rows[-1]['epoch']} of {run.config['run']['epochs']}" for run in running)
         return f"epoch {last}, not ended"
-    if all(verdict is None for verdict in verdicts):
-        return "none"
-    return f"{sum(bool(verdict) for verdict in verdicts)} of {len(verdicts)}"
-
-
-def _hardware(found: Group) -> str:
-    return "; ".join(sorted({run.summary["timing"]["hardware"] for run in found.runs if run.summary}))
-
-
-def _short_control(run: Run) -> bool:
-    """Whether the run's probes were trained for longer than those of its control."""
-    return (
-        bool(run.summary and run.summary["untrained"]) and run.rows[-1]["epoch"] > run.config["control"]["max_epochs"]
-    )
+    verdicts = [run.summary["gate_pass"] for run in found.runs if run.summary]
+    return "none" if set(verdicts) == {None} else f"{verdicts.count(True)} of {len(verdicts)}"
 
 
 def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
-    """Metrics over epochs: a line a row of the table, a band from the least to the largest seed; untrained dashed."""
+    """Draw metrics over epochs: a line for each group, a band over its seeds, and a grey band for all controls."""
     figure = new_figure(4.8 * len(metrics) + 1.6, 4.2)
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for number, found in enumerate(groups):
@@ -299,8 +287,8 @@ def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
             if len(found.runs) > 1:
                 low, high = ([pick(points[epoch]) for epoch in epochs] for pick in (min, max))
                 axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15)
-        controls = [run.summary["untrained"][metric] for f in groups for run in f.runs if _has_control(run, metric)]
-        if controls:
+        controls = [run.untrained.get(metric) for found in groups for run in found.runs]
+        if controls := [value for value in controls if value is not None]:
             axes.axhspan(min(controls), max(controls), color="0.5", alpha=0.3, label="untrained, all runs")
         axes.set_title(metric)
         epoch_axis(axes, [row["epoch"] for found in groups for run in found.runs for row in run.rows])
@@ -308,17 +296,13 @@ def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; the table has it whole
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in a run's name, which the table shows in full
         figure.savefig(path, dpi=120)
 
 
 def _plain(name: str) -> str:
-    """A name as matplotlib shows it as it is: dollars begin formulas, an underscore hides a line from the legend."""
+    """A name that matplotlib shows unchanged: dollars begin formulas, an underscore hides a line from the legend."""
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
-
-
-def _has_control(run: Run, metric: str) -> bool:
-    return bool(run.summary and run.summary.get("untrained") and run.summary["untrained"].get(metric) is not None)
 
 
 if __name__ == "__main__":

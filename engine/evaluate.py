@@ -16,20 +16,21 @@ from seqjepa.configs.help import field_lines
 HELP = """\
 usage: accelerate launch engine/evaluate.py RUN_OR_CHECKPOINT [...] [section.key=value ...]
 
-Asks a frozen network for the class and the action, and its untrained control for the same.
+Fits probes on a frozen network, and on its untrained control: how well do their features predict class and action?
   accelerate launch engine/evaluate.py runs/cifar100-quick eval.lengths=[1,2,3,4,5,6,7,8]
   accelerate launch engine/evaluate.py runs/cifar100-quick/checkpoints/best eval.protocol=paper
 
-A run stands for its newest checkpoint, whose config is used; section.key=value overrides it (data.root, eval.*).
-Writes eval.json, lengths.png and factors.png to eval/<checkpoint>-<protocol> in the run, or to eval.out. With
-eval.subspace=true: factor sweeps, subspaces, equivariance and collapse, to eval/<checkpoint>-subspace. Several runs
-are also compared: a grid of training length by evaluation length, and with eval.protocol=both how far the two agree.
+Of a run folder, the newest checkpoint is evaluated. Its own config applies; section.key=value words override it
+(data.root, eval.*). Results (eval.json, lengths.png, factors.png) go to eval/<checkpoint>-<protocol> in the run, or to
+eval.out. With eval.subspace=true, factor sweeps, subspaces, equivariance and collapse are measured instead, in
+eval/<checkpoint>-subspace. Several runs are also compared, in a grid of training length by evaluation length, and with
+eval.protocol=both by how well the two protocols agree.
 
 Settings (defaults):
 {settings}
 
-Exit codes: 0 done, 2 bad input, 4 the machine failed it, 128 + signal when
-interrupted (`accelerate launch` makes every failure 1)."""
+Exit codes: 0 done, 2 bad input, 4 machine failure, 128 + signal when
+interrupted (`accelerate launch` turns every failure into 1)."""
 
 
 @command("what was finished is written")
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     if not paths:
         raise InputError("no run or checkpoint was given")
     try:
-        # torch is imported from here on: the lines above answer at once
+        # these import torch; help and bad input above are answered without it
         from seqjepa.engine.evaluation.measure import evaluate
         from seqjepa.engine.reports.console import Reporter
 
@@ -58,12 +59,12 @@ def main(argv: list[str]) -> int:
 
 
 def _cause(error: Exception) -> str | None:
-    """What failed, in a line; None if it is not the machine's fault."""
+    """What failed, in one line; None if it is not the machine's fault."""
     from seqjepa.engine.runtime.failures import explain, out_of_memory
 
     if out_of_memory(error):
         return "out of memory; a smaller eval.batch_size, or a smaller data.train_subset, needs less"
-    return explain(error, 0, 1, 1)  # the numbers are those of a step, for want of memory
+    return explain(error, 0, 1, 1)  # the numbers only matter for a training step that runs out of memory
 
 
 def _settings() -> str:

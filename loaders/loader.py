@@ -112,7 +112,7 @@ class Loaders:
     train: SequenceLoader
     validation: SequenceLoader
     sequence: Sequence
-    num_classes: int
+    num_classes: int | None  # None if the images have no classes; labels are zeros then
     fingerprint: str  # of the images of both splits, equal for both loaders
     kind: str  # ffcv or resident
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-__all__ = ["R2", "Mean", "MetricBank", "centred_cosine"]
+__all__ = ["R2", "Mean", "MetricBank", "centred_cosine", "mean_r2", "r2_score"]
 
 
 class Mean(nn.Module):
     """Mean of scalars, multiplied by `scale` (100 for percent)."""
+
+    total: Tensor
+    count: Tensor
 
     def __init__(self, scale: float = 1.0):
         super().__init__()
@@ -35,6 +41,11 @@ class R2(nn.Module):
     A dimension that is constant in the data has no R² and is left out; the reference code counts it as 0.
     """
 
+    total: Tensor
+    squares: Tensor
+    residual: Tensor
+    count: Tensor
+
     def __init__(self, dims: int):
         super().__init__()
         for name in ("total", "squares", "residual"):
@@ -53,10 +64,23 @@ class R2(nn.Module):
         """R² of each dimension; NaN where it is constant."""
         count = max(self.count.item(), 1.0)
         spread = self.squares - self.total.square() / count
-        # rounding leaves 1e-16 of a constant's squares, and float32 a part in 1e7 of values of order one
+        # for a constant, rounding in float64 leaves 1e-16 of the squares, and float32 inputs 1e-7 of their values
         constant = spread <= 1e-10 * self.squares + 1e-12 * count
         score = 1 - self.residual / spread
         return torch.where(constant, torch.nan, score).tolist()
+
+
+def mean_r2(scores: list[float]) -> float:
+    """Mean over the dimensions that have an R²; NaN if none has."""
+    known = [score for score in scores if not math.isnan(score)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def r2_score(predicted: Tensor, target: Tensor) -> float:
+    """Mean R² of predictions [N, K] over the dimensions in which the target [N, K] varies; NaN if it does in none."""
+    score = R2(target.shape[1]).double().to(target.device)
+    score.update(predicted, target)
+    return mean_r2(score.compute())
 
 
 class MetricBank(nn.ModuleDict):
@@ -66,28 +90,32 @@ class MetricBank(nn.ModuleDict):
         super().__init__(metrics)
         self.double()
 
+    def __getitem__(self, key: str) -> Any:  # each kind of metric has an `update` of its own
+        return super().__getitem__(key)
+
     def reset(self) -> None:
         for buffer in self.buffers():
             buffer.zero_()
 
-    def collect(self, accelerator) -> MetricBank:
+    def collect(self, accelerator: Accelerator) -> MetricBank:
         """A copy on the CPU, summed over all processes. This is the only host sync."""
-        flat = torch.cat([buffer.flatten() for buffer in self.buffers()])
-        flat = accelerator.reduce(flat, reduction="sum").cpu()
-        host = MetricBank({name: type(metric)(*_arguments(metric)) for name, metric in self.items()})
-        for own, values in zip(host.buffers(), flat.split([b.numel() for b in host.buffers()]), strict=True):
-            own.copy_(values.view_as(own))
-        return host
+        buffers = list(self.buffers())
+        if not buffers:
+            return self
+        sums: Any = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="sum")
+        parts = sums.cpu().split([buffer.numel() for buffer in buffers])
+        # deepcopy takes an object's copy from its memo if it is there: each buffer is copied as its sum
+        return copy.deepcopy(self, {id(own): part.view_as(own) for own, part in zip(buffers, parts, strict=True)})
+
+    def compute(self) -> dict[str, Any]:
+        """The result of each metric, by name."""
+        return {name: self[name].compute() for name in self}
 
 
-def _arguments(metric: nn.Module) -> tuple[float | int, ...]:
-    return (metric.scale,) if isinstance(metric, Mean) else (len(metric.total),)  # the others go by dimensions
-
-
-def centred_cosine(prediction: Tensor, target: Tensor, accelerator) -> float:
+def centred_cosine(prediction: Tensor, target: Tensor, accelerator: Accelerator) -> float:
     """Mean cosine of prediction and target, each centred by its mean over the items of all processes.
 
-    A prediction that is the same for every input scores 0, however close it lies to the mean target.
+    A prediction that is the same for every input scores 0, however close it is to the mean target.
 
     Args:
         prediction: [N, D], the rows of this process.

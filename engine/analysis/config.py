@@ -1,4 +1,4 @@
-"""Config of the diagnostics of the features."""
+"""Config of the diagnostics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class DiagnosticsConfig(Operation):
     """Collapse warnings at each validation; factor sweeps, subspaces and their figures every `every` epochs."""
 
     every: int = Field(default=100, ge=0)
-    """Epochs between sweeps, made at epochs with a validation; the last epoch always has one; 0 turns them off."""
+    """Epochs between sweeps, which need a validation in the same epoch; the last epoch always has one; 0 is never."""
     anchors: int = Field(default=32, ge=8, le=1024)
     """Number of test images that are swept."""
     min_rank: float = Field(default=1.5, ge=1)

@@ -1,4 +1,4 @@
-"""Is the representation collapsing? Metrics of the spectrum of features, and warnings when they cross a threshold."""
+"""Collapse: metrics of the spectra of features, and warnings when they cross a threshold."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .accumulators import MetricBank
 from .config import DiagnosticsConfig
 
-__all__ = ["COLLAPSE_METRICS", "REFERENCE_NAMES", "Moments", "collapse_warnings", "participation", "spectrum_figures"]
+__all__ = ["REFERENCE_NAMES", "Moments", "collapse_warnings", "participation", "spectrum_figures", "spectrum_metrics"]
 
 COLLAPSE_METRICS = ("effective_rank", "participation", "rankme", "variance", "variance_min", "isotropy", "pair_cosine")
 # the reference code's names for the rank (participation ratio of the singular values) of z and of agg
@@ -20,12 +21,16 @@ RANKME_EPS = 1e-7
 class Moments(nn.Module):
     """First and second moments of features [N, D] and of their directions, on the device."""
 
+    total: Tensor
+    products: Tensor
+    directions: Tensor
+    count: Tensor
+
     def __init__(self, width: int):
         super().__init__()
-        self.register_buffer("total", torch.zeros(width))
-        self.register_buffer("products", torch.zeros(width, width))
-        self.register_buffer("directions", torch.zeros(width))
-        self.register_buffer("count", torch.zeros(()))
+        shapes = {"total": (width,), "products": (width, width), "directions": (width,), "count": ()}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
 
     def update(self, features: Tensor) -> None:
         """Add features [N, D]."""
@@ -42,7 +47,7 @@ class Moments(nn.Module):
         return torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().flip(0)
 
     def compute(self) -> dict[str, float]:
-        """The `COLLAPSE_METRICS` and `reference_rank`; NaN for fewer than two features, or if one is not finite.
+        """`COLLAPSE_METRICS` and `reference_rank`; all NaN for fewer than two features, or if one is not finite.
 
         With λ the eigenvalues of the covariance in D dimensions and σ the singular values of the features:
 
@@ -69,6 +74,16 @@ class Moments(nn.Module):
             "variance_min": variances.min().clamp(min=0).item(),
             "pair_cosine": ((self.directions.square().sum() - count) / (count * (count - 1))).item(),
         }
+
+
+def spectrum_metrics(moments: MetricBank) -> dict[str, float]:
+    """Metrics of the spectra of z and agg, from their collected `Moments`."""
+    metrics = {}
+    for feature, reference_name in REFERENCE_NAMES.items():
+        figures = moments[feature].compute()
+        metrics[reference_name] = figures.pop("reference_rank")
+        metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
+    return metrics
 
 
 def participation(values: Tensor) -> float:

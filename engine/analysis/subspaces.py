@@ -1,7 +1,7 @@
 """The subspaces in which factors of variation move features, and how these subspaces relate to each other.
 
-A factor's displacement is the feature minus its anchor's mean over the sweep, which removes what distinguishes the
-anchors. All computations are in double precision, on the CPU.
+A displacement is a feature minus the mean of its anchor (the image that is varied) over the sweep, which removes the
+differences between anchors. All computations are in double precision, on the CPU.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def fit_circle(points: Tensor) -> Circle:
 def _phase(curves: Tensor, degrees: Tensor) -> tuple[float, int]:
     """How well the polar angle of curves [N, S, 2] follows a multiple of the factor's angle [S], and which multiple.
 
-    1 if it does so exactly. Any smooth closed curve goes round somehow and scores 0.5 or 0.6, so compare with the
+    1 if it does so exactly. Any smooth closed curve goes round in some way and scores 0.5 or 0.6, so compare with the
     control. The curve of an image that looks the same after half a turn goes round twice.
     """
     polar = torch.atan2(curves[..., 1], curves[..., 0])
@@ -127,7 +127,7 @@ def subspace_metrics(
     - subspace_overlap_<f>_<g>, subspace_angle_<f>_<g>: overlap of two factors; smallest principal angle in degrees
     - subspace_stability_<f>: overlap with its basis in `before`
     - circle_error_<f>: distance of an angle's curves in their plane from the fitted circle, over its radius
-    - circle_phase_<f>, circle_turns_<f>: how well they go round with the angle, and how often in a whole turn
+    - circle_phase_<f>, circle_turns_<f>: how well they follow the angle, and how often they go round in a whole turn
 
     All but the energy are NaN for a factor that moves nothing.
 

@@ -1,9 +1,11 @@
-"""Opens the checkpoints that are to be evaluated."""
+"""Opens checkpoints for evaluation."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
 
 from ...configs.compose import compose
 from ...configs.errors import InputError
@@ -13,13 +15,14 @@ from ..models.seq_jepa import SeqJEPA, build_model
 from ..runs.checkpoints import find_checkpoint
 from ..runs.state import TrainingState
 from ..runs.tensors import load_model, read
+from ..runtime.provenance import commit, hardware, versions
 from .report import make_folder
 
 __all__ = ["Case", "open_case"]
 
 
 class Case(NamedTuple):
-    """A checkpoint that can be evaluated."""
+    """A checkpoint, ready to be evaluated."""
 
     checkpoint: Path
     state: TrainingState
@@ -29,19 +32,42 @@ class Case(NamedTuple):
 
     @property
     def protocols(self) -> list[str]:
+        """Names of the protocols that its config asks for."""
         return ["fast", "paper"] if self.config.eval.protocol == "both" else [self.config.eval.protocol]
+
+    def facts(self, accelerator: Accelerator) -> dict[str, Any]:
+        """Facts that each file of results begins with; durations are added to `timing`."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "task": self.config.data.name,
+            "epoch": self.state.position.segment,
+            "seed": self.config.run.seed,
+            "trained_commit": self.state.commit,
+            "commit": commit(),
+            "timing": {"hardware": hardware(accelerator), "versions": versions()},
+        }
 
 
 def open_case(path: Path, overrides: list[str], number: int) -> Case:
-    """Read a checkpoint and check everything but its data; `number` is its position among several, or 0."""
+    """Read a checkpoint and check everything but its data.
+
+    Args:
+        path: a checkpoint, or a run folder, which stands for its newest checkpoint.
+        overrides: `section.key=value` words that override the checkpoint's config.
+        number: position among several checkpoints, from 1; 0 if it is the only one.
+
+    Raises:
+        InputError: there is no checkpoint, it cannot be read, the overrides do not fit it, or its folder of results
+            cannot be written.
+    """
     found = find_checkpoint(path)
     if found is None:
         raise InputError(f"{path}: neither a checkpoint nor a run folder that has one")
-    if found.is_symlink():  # `best`: the results belong to what it points to
+    if found.is_symlink():  # `best`: the results belong to the checkpoint that it points to
         found = found.parent / found.readlink()
     try:
         tensors, state = read(found, files=("model",))
-        # the user, not the checkpoint, decides where results go
+        # the user decides where results go, not the checkpoint's config
         here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
         saved = state.config | here
         config = compose(overrides, Config, (f"{found}", saved)).config

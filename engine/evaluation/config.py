@@ -1,4 +1,4 @@
-"""Config of the probes and of the evaluation."""
+"""Config of the online probes and of the frozen-probe evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ProbesConfig(Section):
     """The online probes, trained on detached features beside the model."""
 
     lr: float = Field(default=1e-3, gt=0)
-    """Constant learning rate of the Adam that trains all of them."""
+    """Learning rate of their Adam, which is constant."""
     hidden: int = Field(default=1024, ge=1)
     """Hidden width of the MLP heads."""
 
@@ -29,13 +29,13 @@ class EvalConfig(Operation):
     every: int = Field(default=1, ge=1)
     """Epochs between validations; the last epoch always has one."""
     best_metric: str = "online_linacc_test"
-    """Metric whose best epoch is kept and judged."""
+    """Metric whose best epoch is kept and judged by the gates."""
     best_mode: Literal["max", "min"] = "max"
-    """Whether a higher or a lower value of it is better."""
+    """Whether higher or lower values of eval.best_metric are better."""
     lengths: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]
     """Numbers of observed views at which the aggregate is evaluated."""
     protocol: Literal["fast", "paper", "both"] = "fast"
-    """paper: heads trained by Adam on freshly rendered views; fast: regressions and nearest neighbours; or both."""
+    """paper: heads trained with Adam on views rendered anew; fast: regressions and nearest neighbours; both: each."""
     batch_size: int = Field(default=256, ge=2)
     """Number of sequences in a batch of the evaluation."""
     epochs: int = Field(default=300, ge=1)
@@ -43,7 +43,7 @@ class EvalConfig(Operation):
     linear_epochs: int = Field(default=50, ge=1)
     """Epochs for which the linear heads of one-dimensional factors are trained (protocol=paper)."""
     lr: float = Field(default=1e-3, gt=0)
-    """Learning rate of the Adam that trains the heads (protocol=paper)."""
+    """Learning rate of the heads' Adam (protocol=paper)."""
     hidden: int = Field(default=1024, ge=1)
     """Hidden width of the MLP heads (protocol=paper)."""
     renderings: int = Field(default=2, ge=1)
@@ -51,9 +51,9 @@ class EvalConfig(Operation):
     neighbours: int = Field(default=20, ge=1)
     """Number of nearest neighbours that vote (protocol=fast)."""
     subspace: bool = False
-    """Whether engine/evaluate.py measures and draws subspaces and equivariance instead of running the protocol."""
+    """Whether engine/evaluate.py measures subspaces and equivariance instead of running the protocol."""
     out: str | None = None
-    """Folder of the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for several."""
+    """Folder for the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for comparisons."""
 
     def untrained(self) -> EvalConfig:
         """Which epoch is the best says nothing about the control."""

@@ -1,4 +1,4 @@
-"""Equivariance of z and invariance of agg in a frozen network: fitted on training images, judged on test images."""
+"""Equivariance of z and invariance of agg in a frozen network, fitted on training images and tested on test images."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from torch import Tensor
 
 from ...loaders.batch import each
 from ...loaders.loader import SequenceLoader
-from ..analysis.accumulators import R2
+from ..analysis.accumulators import r2_score
+from ..analysis.regressions import held_out_rows, logistic_regression, ridge_regression
 from .frozen import FrozenNetwork
-from .probes import mean_r2
-from .protocols import HELD_OUT, logistic_regression, ridge_regression
 
 __all__ = ["action_features", "equivariance_metrics", "read_moved", "within_share"]
 
-COMPONENTS = 64  # principal components of z on which the action's map acts
+COMPONENTS = 64  # principal components of z from which the transformed z is predicted
 
 
 @torch.no_grad()
 def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Callable[[], None]) -> dict[str, Tensor]:
-    """Features of a loader's sequences of M + 1 observed views, of which the first may be the unchanged image.
+    """Features of sequences of M + 1 observed views, of which the first may be the unchanged image.
 
     Args:
         network: the frozen network; its last length is M.
@@ -52,12 +51,12 @@ def equivariance_metrics(
     test: dict[str, Tensor],
     again: dict[str, Tensor],
     factors: dict[str, slice],
-    num_classes: int,
+    num_classes: int | None,
 ) -> dict[str, float]:
-    """Which features change with the action, and which do not.
+    """How equivariant z is, and how invariant agg is.
 
     - equivariance_error: error of z(g x) predicted from z(x) by a map that is linear in z(x), with coefficients that
-      depend on the action (`action_features`); residual over variance, so 1 is no better than the mean
+      depend on the action (`action_features`); residual over variance, so 1 is no better than predicting the mean
     - equivariance_error_without_action: the same from z(x) alone; the difference is what knowing the action is worth
     - invariance_error_agg, invariance_error_z: share of the variance that lies between two sequences of one image, for
       agg of transformed views and for z of one of them; 0 is invariant, 1 means no trace of the image
@@ -69,47 +68,48 @@ def equivariance_metrics(
         train: features that `read_moved` returns, of training images.
         test: the same of test images.
         again: the same of the images of `test`, with other draws.
-        factors: maps each factor to its dimensions of the action.
-        num_classes: number of classes of the labels.
+        factors: dimensions of the action by factor; if empty, the metrics that need the action are left out.
+        num_classes: number of classes; if None, the metrics that need labels are left out.
     """
-    held_out = train["index"] % HELD_OUT == 0
+    held_out = held_out_rows(train["index"])
     metrics: dict[str, float] = {}
 
     mean = train["first"].mean(0)
     directions = torch.pca_lowrank(train["first"] - mean, min(COMPONENTS, *train["first"].shape), center=False)[2]
     source, test_source = ((part["first"] - mean) @ directions for part in (train, test))
-    moves, test_moves = (action_features(part["actions"], factors) for part in (train, test))
-    for name, inputs, test_inputs in (
-        ("equivariance_error", _products(source, moves), _products(test_source, test_moves)),
-        ("equivariance_error_without_action", source, test_source),
-    ):
-        predicted = ridge_regression(inputs, train["second"], held_out, test_inputs)
+    inputs = {"equivariance_error_without_action": (source, test_source)}
+    if factors:
+        moves, test_moves = (action_features(part["actions"], factors) for part in (train, test))
+        products = _products(source, moves), _products(test_source, test_moves)
+        inputs = {"equivariance_error": products, **inputs}
+    for name, (rows, test_rows) in inputs.items():
+        predicted = ridge_regression(rows, train["second"], held_out, test_rows)
         metrics[name] = _residual(predicted, test["second"].double())
 
     metrics["invariance_error_agg"] = within_share(test["agg"], again["agg"])
     metrics["invariance_error_z"] = within_share(test["second"], again["second"])
 
-    for name, feature in (("inv", "agg"), ("eq", "second")):
-        predicted = logistic_regression(
-            train[feature], train["labels"], held_out, test[feature], num_classes=num_classes
-        )
-        metrics[f"probe_class_acc_{name}"] = 100 * (predicted == test["labels"]).double().mean().item()
-    both, test_both = (torch.cat([part["first"], part["second"]], dim=1) for part in (train, test))
-    for name, rows, test_rows in (("eq", both, test_both), ("inv", train["agg"], test["agg"])):
-        predicted = ridge_regression(rows, train["actions"], held_out, test_rows)
-        score = R2(predicted.shape[1]).double().to(predicted.device)
-        score.update(predicted, test["actions"])
-        metrics[f"probe_action_r2_{name}"] = mean_r2(score.compute())
-    metrics["gap_class"] = metrics["probe_class_acc_inv"] - metrics["probe_class_acc_eq"]
-    metrics["gap_action"] = metrics["probe_action_r2_eq"] - metrics["probe_action_r2_inv"]
+    if num_classes:
+        for name, feature in (("inv", "agg"), ("eq", "second")):
+            predicted = logistic_regression(
+                train[feature], train["labels"], held_out, test[feature], num_classes=num_classes
+            )
+            metrics[f"probe_class_acc_{name}"] = 100 * (predicted == test["labels"]).double().mean().item()
+        metrics["gap_class"] = metrics["probe_class_acc_inv"] - metrics["probe_class_acc_eq"]
+    if factors:
+        both, test_both = (torch.cat([part["first"], part["second"]], dim=1) for part in (train, test))
+        for name, rows, test_rows in (("eq", both, test_both), ("inv", train["agg"], test["agg"])):
+            predicted = ridge_regression(rows, train["actions"], held_out, test_rows)
+            metrics[f"probe_action_r2_{name}"] = r2_score(predicted, test["actions"])
+        metrics["gap_action"] = metrics["probe_action_r2_eq"] - metrics["probe_action_r2_inv"]
     return metrics
 
 
 def action_features(actions: Tensor, factors: dict[str, slice]) -> Tensor:
     """Actions [N, A] and, within each factor of several numbers, the products of these numbers: [N, A'].
 
-    With the sine and cosine of an angle, these span all functions of the angle up to the second harmonic, and every
-    function of right angles, so the map can express what an image looks like after half a turn.
+    From the sine and cosine of an angle, they span all functions of the angle up to the second harmonic, and every
+    function of right angles. So a map that is linear in them can follow an image that looks the same after half a turn.
     """
     parts = [actions]
     for dims in factors.values():

@@ -17,17 +17,18 @@ from ..config import Config
 from ..models.seq_jepa import SeqJEPA, build_model
 from ..runtime.accelerator import build_accelerator
 
-__all__ = ["FrozenNetwork", "FrozenProbe", "leakage_length", "open_evaluation", "questions", "untrained_network"]
+__all__ = ["FrozenNetwork", "FrozenProbe", "frozen_probes", "leakage_length", "open_evaluation", "untrained_network"]
 
-CALIBRATION_BATCHES = 50  # then 0.5 % of the initial value is left in a running average of momentum 0.1
+CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 holds 0.5 % of its initial value
 
 
 class FrozenProbe(NamedTuple):
-    """What is predicted from which feature."""
+    """A prediction from a feature."""
 
     name: str  # name of the metric
-    feature: str  # key of `FrozenNetwork.read`
-    factor: str | None  # None for the class
+    feature: str  # key of what `FrozenNetwork.read` returns
+    outputs: int  # number of classes, or of predicted dimensions of the action
+    dims: slice | None  # predicted dimensions of the first action; None if the class is predicted
 
 
 def leakage_length(lengths: list[int], num_observed: int) -> int:
@@ -35,45 +36,49 @@ def leakage_length(lengths: list[int], num_observed: int) -> int:
     return num_observed if num_observed in lengths else lengths[-1]
 
 
-def questions(lengths: list[int], num_observed: int, factors: dict[str, slice]) -> list[FrozenProbe]:
-    """All probes of a network.
+def frozen_probes(
+    lengths: list[int], num_observed: int, num_classes: int | None, factors: dict[str, slice]
+) -> list[FrozenProbe]:
+    """The probes of a network, as far as the task has their targets.
 
     Top-1 of the class from the aggregate of each length, from z of the clean image, and (leakage) from z of the first
-    view; R² of each factor of the first action from a pair of z, and (leakage) from the aggregate of `leakage_length`.
-    An aggregate of two or more views was given the action, so its R² measures how much of it is kept.
+    view. R² of each factor of the first action from a pair of z, and (leakage) from the aggregate of `leakage_length`;
+    an aggregate of two or more views received the action, so its R² measures how much of it is kept.
 
     Args:
         lengths: numbers of observed views.
         num_observed: number of observed views in training.
-        factors: factors of the actions.
+        num_classes: number of classes; None if the images have none.
+        factors: dimensions of the action by factor; empty if there are no actions to predict.
     """
-    leaking = leakage_length(lengths, num_observed)
-    return [
-        *(FrozenProbe(f"agg_top1_{length}", f"agg_{length}", None) for length in lengths),
-        FrozenProbe("z_top1", "clean", None),
-        FrozenProbe("first_top1", "first", None),
-        *(FrozenProbe(f"z_r2_{factor}", "pair", factor) for factor in factors),
-        *(FrozenProbe(f"agg_r2_{factor}", f"agg_{leaking}", factor) for factor in factors),
-    ]
+    probes = []
+    if num_classes:
+        features = {f"agg_top1_{length}": f"agg_{length}" for length in lengths}
+        features |= {"z_top1": "clean", "first_top1": "first"}
+        probes += [FrozenProbe(name, feature, num_classes, None) for name, feature in features.items()]
+    for name, feature in (("z_r2", "pair"), ("agg_r2", f"agg_{leakage_length(lengths, num_observed)}")):
+        for factor, dims in factors.items():
+            probes.append(FrozenProbe(f"{name}_{factor}", feature, dims.stop - dims.start, dims))
+    return probes
 
 
 class FrozenNetwork:
     """A network in eval mode whose features are read; its teacher and predictor are never run.
 
     Args:
-        model: the network, which is not changed.
+        model: the network; it is moved to the device, and its weights are not changed.
         lengths: numbers of observed views, in rising order.
-        accelerator: sets the precision.
+        accelerator: sets device and precision.
     """
 
     def __init__(self, model: SeqJEPA, lengths: list[int], accelerator: Accelerator):
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.to(accelerator.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.lengths = lengths
         self.accelerator = accelerator
 
     @torch.no_grad()
     def features(self, batch: Batch) -> dict[str, Tensor]:
-        """Float32 features of a batch, [B, ...], by name: `first`, `pair` and `agg_<length>`."""
+        """Float32 features [B, ...] of a batch by name: `first`, `pair` and `agg_<length>`."""
         views = max(2, self.lengths[-1])
         with self.accelerator.autocast():
             z = self.model.encoder(each(batch.views, lambda x: x[:, :views]))  # [B, N, D]
@@ -85,7 +90,7 @@ class FrozenNetwork:
 
     @torch.no_grad()
     def clean(self, loader: SequenceLoader) -> Tensor:
-        """Features of the clean images, float32 [N, D], at their positions in the dataset."""
+        """Features of the unchanged images, float32 [N, D], at their positions in the dataset."""
         table = torch.zeros(int(loader.sampler.indices.max()) + 1, self.model.num_features, device=loader.mean.device)
         for images, _, index in loader.clean():
             with self.accelerator.autocast():
@@ -93,15 +98,15 @@ class FrozenNetwork:
         return table
 
     def read(self, loader: SequenceLoader, epochs: int, progress: Callable[[], None]) -> dict[str, Tensor]:
-        """Features of all sequences of `loader` in a number of epochs.
+        """Features of all sequences of a loader.
 
         Args:
-            loader: loader of an evaluation.
-            epochs: number of renderings.
+            loader: loader of the evaluation.
+            epochs: number of renderings of each image.
             progress: called after each batch.
 
         Returns:
-            Features by name, including `clean`, and `labels`, first `actions` and `index`; one row per sequence.
+            `features` and `clean` by name, and `labels`, first `actions` and `index`, with one row per sequence.
         """
         clean = self.clean(loader)
         batches = []
@@ -125,7 +130,7 @@ def open_evaluation(
         say: prints a line.
 
     Raises:
-        InputError: several processes were started, or the data cannot be used.
+        InputError: there are several processes, or the data cannot be used.
     """
     accelerator = build_accelerator(config.run, 1)
     if accelerator.num_processes > 1:
@@ -137,20 +142,22 @@ def open_evaluation(
         data, sequence, config.actions, seed=config.run.seed, device=accelerator.device, drop_last=False
     )
     if fingerprint != loaders.fingerprint:
-        say("these are other images than it was trained on")
+        say("these are not the images that the network was trained on")
     return accelerator, loaders
 
 
-def untrained_network(config: Config, loaders: Loaders, accelerator: Accelerator) -> SeqJEPA:
+def untrained_network(config: Config, accelerator: Accelerator) -> SeqJEPA:
     """The initial network of a run, with batch-norm statistics of training batches.
 
-    Without these statistics an untrained network would be judged in a state that no training step ever saw.
+    Without these statistics an untrained network would be judged in a state that no training step ever saw. The batches
+    are those of the run's training, not of an evaluation, whose sequences differ.
 
     Args:
         config: config of the run.
-        loaders: loaders of its training, not of an evaluation, so that the statistics are those of the run.
         accelerator: sets device and precision.
     """
+    where = {"seed": config.run.seed, "device": accelerator.device}
+    loaders = build_loaders(config.data, config.sequence, config.actions, **where)
     set_seed(config.run.seed)
     model = build_model(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)
     model.to(memory_format=torch.channels_last).train()

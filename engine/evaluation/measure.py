@@ -7,17 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import set_seed
 
-from ...loaders.loader import build_loaders
+from ...configs.errors import InputError
 from ..config import Config
 from ..models.seq_jepa import SeqJEPA
 from ..reports.console import Reporter
-from ..runtime.provenance import commit, hardware, versions
 from . import report
 from .cases import Case, open_case
-from .frozen import FrozenNetwork, leakage_length, open_evaluation, questions, untrained_network
+from .frozen import FrozenNetwork, frozen_probes, leakage_length, open_evaluation, untrained_network
 from .protocols import PROTOCOLS
 from .subspaces import evaluate_subspaces
 
@@ -35,7 +33,7 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
     Raises:
         InputError: a checkpoint, the data or a folder of results cannot be used.
     """
-    # open all of them before hours are spent on the first
+    # all are opened before hours are spent on the first
     cases = [open_case(path, overrides, number if len(paths) > 1 else 0) for number, path in enumerate(paths, start=1)]
     for notice in filter(None, (case.state.notice(case.checkpoint) for case in cases)):
         reporter.say(notice)
@@ -56,50 +54,45 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
 
 
 def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Reporter) -> dict[str, Any]:
-    """Scores of the trained and of the untrained network; the latter's are cached in `controls` for equal controls."""
+    """Scores of the trained and the untrained network; the latter's are kept in `controls` for runs that share them."""
     config, settings = case.config, case.config.eval
     lengths, num_observed = settings.lengths, config.sequence.num_observed
     accelerator, loaders = open_evaluation(config, max(2, *lengths), case.state.images, reporter.say)
-    asked = questions(lengths, num_observed, loaders.sequence.factors)
+    probes = frozen_probes(lengths, num_observed, loaders.num_classes, loaders.sequence.factors)
+    if not probes:
+        raise InputError(
+            f"{case.checkpoint}: the task has neither classes nor factors to predict; eval.subspace=true needs neither"
+        )
     images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
     title = " and ".join(case.protocols)
     reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
     if config.model.aggregator.knows_positions and lengths[-1] > num_observed:
         reporter.say(f"the position embeddings after {num_observed} views were never trained")
     result: dict[str, Any] = {
-        "checkpoint": str(case.checkpoint),
-        "task": config.data.name,
-        "epoch": case.state.position.segment,
+        **case.facts(accelerator),
         "num_observed": num_observed,
         "lengths": lengths,
         "leakage_length": leakage_length(lengths, num_observed),
         "factors": list(loaders.sequence.factors),
         "images": images,
         "eval": settings.model_dump(),
-        "seed": config.run.seed,
-        "trained_commit": case.state.commit,
-        "commit": commit(),
-        "timing": {"hardware": hardware(accelerator), "versions": versions()},
     }
     steps = {"fast": settings.renderings * len(loaders.train), "paper": settings.epochs * len(loaders.train)}
 
-    def ask(name: str, network: SeqJEPA) -> dict[str, float]:
+    def measure(name: str, network: SeqJEPA) -> dict[str, float]:
         started = time.perf_counter()
         reporter.advance(f"{protocol}, {name}", 0, total=steps[protocol] + len(loaders.validation))
-        network.to(accelerator.device, memory_format=torch.channels_last)
         set_seed(config.run.seed)  # trained and untrained get the same heads
         frozen = FrozenNetwork(network, lengths, accelerator)
-        answers = PROTOCOLS[protocol](frozen, asked, loaders, settings, reporter.advance)
+        scores = PROTOCOLS[protocol](frozen, probes, loaders, settings, reporter.advance)
         result["timing"][f"{protocol}_{name}_seconds"] = time.perf_counter() - started
-        return answers
+        return scores
 
     for protocol in case.protocols:
         key = f"{protocol} {_control_key(config)}"
-        trained = ask("trained", case.model)
+        trained = measure("trained", case.model)
         if key not in controls:
-            where = {"seed": config.run.seed, "device": accelerator.device}
-            training = build_loaders(config.data, config.sequence, config.actions, **where)
-            controls[key] = ask("untrained", untrained_network(config, training, accelerator))
+            controls[key] = measure("untrained", untrained_network(config, accelerator))
         result[protocol] = {"trained": trained, "untrained": controls[key]}
     return result
 

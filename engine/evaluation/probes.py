@@ -1,26 +1,25 @@
-"""Online probes: small heads, trained on detached features beside the model, that show what the features hold.
+"""Online probes: small heads on detached features, trained beside the model, that measure what the features hold.
 
-Four are the reference code's (online_*, leakage_*). It compares an MLP on one feature with a linear head on the
-other; the matched_* probes use the same head on both, so that a gap is due to the features.
+Four of them (online_*, leakage_*) are the reference code's, which compares an MLP on one feature with a linear head on
+another. The matched_* probes have the same head on both features, so that a gap is due to the features.
 
-The aggregate receives the action from view 0 to view 1 as an input, so its R² measures what it retains of that input,
+The aggregate receives the action from view 0 to view 1 as an input, so its R² measures how much of that input it keeps,
 not what it infers from the views.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..analysis.accumulators import R2, Mean, MetricBank
+from ..analysis.accumulators import R2, Mean, MetricBank, mean_r2
 from ..models.seq_jepa import Output
 from .config import ProbesConfig
 
-__all__ = ["PROBES", "OnlineProbes", "Probe", "mean_r2", "mlp", "probe_features"]
+__all__ = ["PROBES", "OnlineProbes", "Probe", "mlp", "probe_features"]
 
 
 class Probe(NamedTuple):
@@ -28,24 +27,24 @@ class Probe(NamedTuple):
 
     prefix: str
     feature: str  # key of `probe_features`
-    target: str  # label or action (the first one, view 0 to view 1)
-    head: str  # linear or mlp
+    target: Literal["class", "action"]  # the action is the first one, from view 0 to view 1
+    head: Literal["linear", "mlp"]
 
     @property
     def name(self) -> str:
-        return f"{self.prefix}_{'linacc' if self.target == 'label' else 'r2'}"
+        return f"{self.prefix}_{'linacc' if self.target == 'class' else 'r2'}"
 
     @property
     def loss_name(self) -> str:
-        return f"{self.prefix}_{'linloss' if self.target == 'label' else 'r2_loss'}"
+        return f"{self.prefix}_{'linloss' if self.target == 'class' else 'r2_loss'}"
 
 
 PROBES = (
-    Probe("online", "agg", "label", "linear"),
+    Probe("online", "agg", "class", "linear"),
     Probe("online", "pair", "action", "mlp"),
-    Probe("leakage", "first", "label", "linear"),
+    Probe("leakage", "first", "class", "linear"),
     Probe("leakage", "agg", "action", "linear"),
-    Probe("matched_z", "mean", "label", "linear"),  # beside online_linacc: all views, same head
+    Probe("matched_z", "mean", "class", "linear"),  # beside online_linacc: all views, same head
     Probe("matched_z", "pair", "action", "linear"),  # beside leakage_r2
     Probe("matched_agg", "agg", "action", "mlp"),  # beside online_r2
 )
@@ -64,14 +63,14 @@ def probe_features(output: Output) -> dict[str, Tensor]:
 
 
 class OnlineProbes(nn.Module):
-    """All probes, their losses and their metrics.
+    """The probes whose targets the task has, their losses and their metrics.
 
     Args:
         config: config of the probes.
         num_features: width D of the encoder's features.
         token_width: width T of the aggregate.
-        num_classes: number of classes of the labels.
-        factors: maps each factor of variation to its dimensions of the action.
+        num_classes: number of classes; None if the images have none.
+        factors: dimensions of the action by factor of variation; empty if there are no actions to predict.
     """
 
     def __init__(
@@ -79,29 +78,27 @@ class OnlineProbes(nn.Module):
         config: ProbesConfig,
         num_features: int,
         token_width: int,
-        num_classes: int,
+        num_classes: int | None,
         factors: dict[str, slice],
     ):
         super().__init__()
         widths = {"agg": token_width, "first": num_features, "pair": 2 * num_features, "mean": num_features}
         self.factors = factors
-        self.action_dim = max(dims.stop for dims in factors.values())
+        self.action_dim = max((dims.stop for dims in factors.values()), default=0)
+        sizes = {"class": num_classes or 0, "action": self.action_dim}
+        self.active = [probe for probe in PROBES if sizes[probe.target]]
         self.heads = nn.ModuleDict()
-        for probe in PROBES:
-            inputs, outputs = (
-                widths[probe.feature],
-                num_classes if probe.target == "label" else self.action_dim,
-            )
+        for probe in self.active:
+            inputs, outputs = widths[probe.feature], sizes[probe.target]
             self.heads[probe.name] = (
                 nn.Linear(inputs, outputs) if probe.head == "linear" else mlp(inputs, config.hidden, outputs)
             )
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Output of each head."""
-        return {probe.name: self.heads[probe.name](features[probe.feature]) for probe in PROBES}
+        return {probe.name: self.heads[probe.name](features[probe.feature]) for probe in self.active}
 
-    @staticmethod
-    def losses(outputs: dict[str, Tensor], labels: Tensor, actions: Tensor) -> dict[str, Tensor]:
+    def losses(self, outputs: dict[str, Tensor], labels: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Cross-entropy or mean squared error of each head, by its loss's name.
 
         Args:
@@ -111,36 +108,35 @@ class OnlineProbes(nn.Module):
         """
         return {
             probe.loss_name: F.cross_entropy(outputs[probe.name], labels)
-            if probe.target == "label"
+            if probe.target == "class"
             else F.mse_loss(outputs[probe.name], actions[:, 0])
-            for probe in PROBES
+            for probe in self.active
         }
 
     def metric_bank(self) -> MetricBank:
         """Empty metrics for one split."""
         metrics: dict[str, nn.Module] = {}
-        for probe in PROBES:
-            metrics[probe.name] = Mean(100.0) if probe.target == "label" else R2(self.action_dim)
+        for probe in self.active:
+            metrics[probe.name] = Mean(100.0) if probe.target == "class" else R2(self.action_dim)
             metrics[probe.loss_name] = Mean()
         return MetricBank(metrics)
 
-    @staticmethod
     @torch.no_grad()
-    def update(bank: MetricBank, outputs: dict[str, Tensor], labels: Tensor, actions: Tensor) -> None:
-        """Add a batch to `bank`."""
-        losses = OnlineProbes.losses(outputs, labels, actions)
-        for probe in PROBES:
+    def update(self, bank: MetricBank, outputs: dict[str, Tensor], labels: Tensor, actions: Tensor) -> None:
+        """Add a batch to `bank`; the other arguments are those of `losses`."""
+        for name, loss in self.losses(outputs, labels, actions).items():
+            bank[name].update(loss * len(labels), len(labels))
+        for probe in self.active:
             output = outputs[probe.name]
-            if probe.target == "label":
+            if probe.target == "class":
                 bank[probe.name].update((output.argmax(-1) == labels).sum(), len(labels))
             else:
                 bank[probe.name].update(output, actions[:, 0])
-            bank[probe.loss_name].update(losses[probe.loss_name] * len(labels), len(labels))
 
     def values(self, bank: MetricBank, split: str) -> dict[str, float]:
         """Metrics of a collected bank by their names, `<probe>_<split>`; R² also for each factor."""
         values = {}
-        for probe in PROBES:
+        for probe in self.active:
             score = bank[probe.name].compute()
             if probe.target == "action":
                 for factor, dims in self.factors.items():
@@ -156,9 +152,3 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
     )
-
-
-def mean_r2(scores: list[float]) -> float:
-    """Mean over the dimensions that have an R²; NaN if none has."""
-    known = [score for score in scores if not math.isnan(score)]
-    return sum(known) / len(known) if known else math.nan

@@ -1,4 +1,4 @@
-"""Writes the results of an evaluation (eval.json, a table, figures) and compares several."""
+"""Writes the results of an evaluation (eval.json, a table, figures), and compares evaluations."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from rich.table import Table
 from scipy.stats import kendalltau
 
 from ...configs.errors import InputError
 from ...configs.files import to_json, write_atomically
-from ..reports.console import Reporter, number
+from ..reports.console import Reporter, number, table
 from ..reports.figures.evaluation import draw_factors, draw_grid, draw_lengths
 from .protocols import PROTOCOLS
 
-__all__ = ["Cell", "agreement", "check_comparable", "compare", "length_grid", "make_folder", "table", "write"]
+__all__ = ["Cell", "agreement", "check_comparable", "compare", "length_grid", "make_folder", "write"]
 
 NETWORKS = ("trained", "untrained")
 FEW = 6  # with fewer checkpoints a rank correlation says little
 
 
 class Cell(NamedTuple):
-    """Top-1 on agg at one training length and one evaluation length, averaged over the runs that have both."""
+    """Top-1 on agg at one training length and one evaluation length: the mean over runs."""
 
     trained: float
     untrained: float
@@ -35,7 +34,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder for results.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,88 +62,81 @@ def check_comparable(cases: list[Any]) -> None:
 def write(result: dict[str, Any], folder: Path, reporter: Reporter) -> None:
     """Write an evaluation's files to `folder` and print its table."""
     write_atomically(folder / "eval.json", to_json(result, indent=1) + "\n")
-    draw_lengths(result, folder / "lengths.png")
-    draw_factors(result, folder / "factors.png")
     protocols = [name for name in PROTOCOLS if name in result]
+    names = dict.fromkeys(name for protocol in protocols for name in result[protocol]["trained"])
+    figures = {"lengths.png": draw_lengths} if "z_top1" in names else {}
+    figures |= {"factors.png": draw_factors} if result["factors"] else {}
+    for name, draw in figures.items():
+        draw(result, protocols, folder / name)
     pairs = [(protocol, network) for protocol in protocols for network in NETWORKS]
     headings = ["metric", *(f"{p}, {n}" if len(protocols) > 1 else n for p, n in pairs)]
-    names = dict.fromkeys(name for protocol in protocols for name in result[protocol]["trained"])
     rows = [[name, *(number(result[p][n].get(name)) for p, n in pairs)] for name in names]
     reporter.say(table(f"frozen probes, {result['checkpoint']}", headings, rows))
     seconds = sum(value for name, value in result["timing"].items() if name.endswith("_seconds"))
-    reporter.say(f"{folder / 'eval.json'}, lengths.png, factors.png; {seconds:.0f} s")
+    reporter.say(f"{', '.join([str(folder / 'eval.json'), *figures])}; {seconds:.0f} s")
 
 
 def compare(results: list[dict[str, Any]], folder: Path, reporter: Reporter) -> None:
     """Write and print a comparison of several evaluations: the grid of lengths, and whether the protocols agree.
 
     Args:
-        results: results of runs of one task that have a protocol in common.
-        folder: receives comparison.json and lengths_grid.png.
+        results: evaluations of one task that have a protocol in common.
+        folder: receives comparison.json and, if the task has classes, lengths_grid.png.
         reporter: prints the tables.
     """
     protocol = next(name for name in reversed(PROTOCOLS) if all(name in result for result in results))
-    grid = length_grid(results, protocol)
-    lengths = sorted({length for row in grid.values() for length in row})
-    headings = ["views in evaluation"]
-    for trained, row in grid.items():
-        runs = max(cell.runs for cell in row.values())
-        headings += [f"trained on {trained} (n = {runs})", "untrained"]
-    rows = []
-    for length in lengths:
-        cells = [row.get(length) for row in grid.values()]
-        shown = [value for cell in cells for value in ((cell.trained, cell.untrained) if cell else (None, None))]
-        rows.append([str(length), *map(number, shown)])
-    reporter.say(table(f"top-1 on agg, {protocol} protocol, newest checkpoint of each run", headings, rows))
-    comparison: dict[str, Any] = {
-        "checkpoints": [result["checkpoint"] for result in results],
-        "protocol": protocol,
-        "agg_top1": {trained: {n: cell._asdict() for n, cell in row.items()} for trained, row in grid.items()},
-        "agreement": agreement(results),
-    }
-    if agreeing := comparison["agreement"]:
+    comparison: dict[str, Any] = {"checkpoints": [result["checkpoint"] for result in results], "protocol": protocol}
+    files = [str(folder / "comparison.json")]
+    if grid := length_grid(results, protocol):
+        comparison["agg_top1"] = {
+            trained: {length: cell._asdict() for length, cell in row.items()} for trained, row in grid.items()
+        }
+        headings = ["views in evaluation"]
+        for trained, row in grid.items():
+            headings += [f"trained on {trained} (n = {max(cell.runs for cell in row.values())})", "untrained"]
+        rows = []
+        for length in sorted({length for row in grid.values() for length in row}):
+            cells = [row.get(length) for row in grid.values()]
+            shown = [value for cell in cells for value in ((cell.trained, cell.untrained) if cell else (None, None))]
+            rows.append([str(length), *map(number, shown)])
+        reporter.say(table(f"top-1 on agg, {protocol} protocol, newest checkpoint of each run", headings, rows))
+        draw_grid(grid, protocol, folder / "lengths_grid.png")
+        files.append("lengths_grid.png")
+    if agreeing := agreement(results):
         rows = [[name, number(row["tau"]), number(row["p"]), str(row["n"])] for name, row in agreeing.items()]
         title = "do the fast and the paper protocol rank checkpoints alike?"
         reporter.say(table(title, ["metric", "Kendall's tau", "p", "checkpoints"], rows))
         if len(results) < FEW:
             reporter.say(f"{len(results)} checkpoints are too few to tell: at least {FEW} are needed")
+    comparison["agreement"] = agreeing
     write_atomically(folder / "comparison.json", to_json(comparison, indent=1) + "\n")
-    draw_grid(grid, protocol, folder / "lengths_grid.png")
-    reporter.say(f"{folder / 'comparison.json'}, lengths_grid.png")
-
-
-def table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
-    """A table whose first column names the rows."""
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for place, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if place else "left", no_wrap=not place)
-    for row in rows:
-        shown.add_row(*row)
-    return shown
+    reporter.say(", ".join(files))
 
 
 def length_grid(results: list[dict[str, Any]], protocol: str) -> dict[int, dict[int, Cell]]:
-    """Top-1 on agg by training length, then evaluation length, from the newest checkpoint of each run."""
+    """Top-1 on agg by training length, then evaluation length, from the newest checkpoint of each run.
+
+    Empty if the task has no classes.
+    """
     newest: dict[str, dict[str, Any]] = {}
     for result in results:
         run = str(Path(result["checkpoint"]).parent)
         if run not in newest or result["epoch"] > newest[run]["epoch"]:
             newest[run] = result
-    found: dict[int, dict[int, list[dict[str, Any]]]] = {}
-    for result in sorted(newest.values(), key=lambda result: result["num_observed"]):
-        for length in result["lengths"]:
-            found.setdefault(result["num_observed"], {}).setdefault(length, []).append(result[protocol])
-    return {
-        trained: {
-            length: Cell(*(mean(run[network][f"agg_top1_{length}"] for run in runs) for network in NETWORKS), len(runs))
-            for length, runs in row.items()
-        }
-        for trained, row in found.items()
-    }
+    grid: dict[int, dict[int, Cell]] = {}
+    for trained in sorted({result["num_observed"] for result in newest.values()}):
+        alike = [result for result in newest.values() if result["num_observed"] == trained]
+        for length in dict.fromkeys(length for result in alike for length in result["lengths"]):
+            name = f"agg_top1_{length}"
+            found = [result[protocol] for result in alike if name in result[protocol]["trained"]]
+            if found:
+                top1 = {network: mean(scores[network][name] for scores in found) for network in NETWORKS}
+                grid.setdefault(trained, {})[length] = Cell(**top1, runs=len(found))
+    return grid
 
 
 def agreement(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Kendall's tau between the two protocols, for each metric; empty unless two checkpoints have both protocols."""
+    """Kendall's tau between the two protocols for each metric; empty unless two checkpoints have both protocols."""
     both = [result for result in results if all(protocol in result for protocol in PROTOCOLS)]
     if len(both) < 2:
         return {}
@@ -153,6 +145,6 @@ def agreement(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         pairs = [tuple(result[protocol]["trained"].get(name, math.nan) for protocol in PROTOCOLS) for result in both]
         pairs = [pair for pair in pairs if not any(map(math.isnan, pair))]
         if len(pairs) > 1:
-            found = kendalltau(*zip(*pairs, strict=True))
+            found: Any = kendalltau(*zip(*pairs, strict=True))
             rows[name] = {"tau": float(found.statistic), "p": float(found.pvalue), "n": len(pairs)}
     return rows

@@ -1,73 +1,57 @@
-"""Measures sweeps, subspaces, equivariance and collapse of a checkpoint, beside its untrained control."""
+"""Measures subspaces, equivariance and collapse of a checkpoint, beside its untrained control."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-import torch
-
 from ...configs.files import to_json, write_atomically
-from ...loaders.loader import build_loaders
-from ..analysis.spectra import REFERENCE_NAMES, Moments
+from ..analysis.accumulators import MetricBank
+from ..analysis.spectra import Moments, spectrum_metrics
 from ..analysis.subspaces import subspace_metrics
 from ..analysis.sweeps import sweep
-from ..reports.console import Reporter, number
+from ..reports.console import Reporter, number, table
 from ..reports.figures.subspaces import NetworkSweeps, draw_all
-from ..runtime.provenance import commit, hardware, versions
 from .cases import Case
 from .equivariance import equivariance_metrics, read_moved
 from .frozen import FrozenNetwork, open_evaluation, untrained_network
-from .report import table
 
 __all__ = ["evaluate_subspaces"]
 
 
 def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
-    """Measure the trained and the untrained network, and write subspace.json and the figures to the case's folder."""
+    """Measure the network of a checkpoint and its untrained control; write subspace.json and figures to its folder."""
     config, num_observed = case.config, case.config.sequence.num_observed
-    # one extra view: the aggregate is of the views after the first, which is the image itself in some sequences
+    # one more view: the aggregate leaves out the first, which is the unchanged image in some kinds of sequence
     accelerator, loaders = open_evaluation(config, num_observed + 1, case.state.images, reporter.say)
-    where = {"seed": config.run.seed, "device": accelerator.device}
-    training = build_loaders(config.data, config.sequence, config.actions, **where)
     reporter.say(
         f"{case.checkpoint}: subspaces of {config.diagnostics.anchors} images, equivariance on "
         f"{len(loaders.train.sampler.indices)} training and {len(loaders.validation.sampler.indices)} test images"
     )
     started = time.perf_counter()
-    networks = {"trained": case.model, "untrained": untrained_network(config, training, accelerator)}
-    metrics, seen = {}, {}
+    networks = {"trained": case.model, "untrained": untrained_network(config, accelerator)}
+    metrics, sweeps = {}, {}
     steps = len(loaders.train) + 2 * len(loaders.validation)
     for name, network in networks.items():
         reporter.advance(f"subspaces, {name}", 0, total=steps)
-        network.to(accelerator.device, memory_format=torch.channels_last)
         frozen = FrozenNetwork(network, [num_observed], accelerator)
-        sweeps = sweep(network, loaders.validation, config.diagnostics.anchors, accelerator)
+        swept = sweep(network, loaders.validation, config.diagnostics.anchors, accelerator)
         parts = (loaders.train, loaders.validation, loaders.validation.redrawn())
         train, test, again = (read_moved(frozen, part, reporter.advance) for part in parts)
-        found = equivariance_metrics(train, test, again, loaders.sequence.factors, loaders.num_classes)
-        spectra = {}
-        for feature, rows in (("z", test["first"]), ("agg", test["agg"])):
-            moments = Moments(rows.shape[1]).double().to(rows.device)
-            moments.update(rows)
-            figures = moments.cpu().compute()
-            spectra[feature] = moments.spectrum()
-            found[REFERENCE_NAMES[feature]] = figures.pop("reference_rank")
-            found |= {f"{metric}_{feature}": value for metric, value in figures.items()}
-        metrics[name] = subspace_metrics(sweeps)[0] | found
-        seen[name] = NetworkSweeps(sweeps, spectra)
-    result = {
-        "checkpoint": str(case.checkpoint),
-        "task": config.data.name,
-        "epoch": case.state.position.segment,
-        "anchors": config.diagnostics.anchors,
-        "seed": config.run.seed,
-        **metrics,
-        "trained_commit": case.state.commit,
-        "commit": commit(),
-        "timing": {"hardware": hardware(accelerator), "versions": versions()},
-    }
-    draw_all(seen, case.folder)
+        features = {"z": test["first"], "agg": test["agg"]}
+        moments = MetricBank({feature: Moments(rows.shape[1]) for feature, rows in features.items()})
+        moments.to(accelerator.device)
+        for feature, rows in features.items():
+            moments[feature].update(rows)
+        moments = moments.collect(accelerator)
+        metrics[name] = {
+            **subspace_metrics(swept)[0],
+            **equivariance_metrics(train, test, again, loaders.sequence.factors, loaders.num_classes),
+            **spectrum_metrics(moments),
+        }
+        sweeps[name] = NetworkSweeps(swept, {feature: moments[feature].spectrum() for feature in moments})
+    result = {**case.facts(accelerator), "anchors": config.diagnostics.anchors, **metrics}
+    draw_all(sweeps, case.folder)
     result["timing"]["seconds"] = time.perf_counter() - started
     write_atomically(case.folder / "subspace.json", to_json(result, indent=1) + "\n")
     rows = [[name, *(number(metrics[network][name]) for network in networks)] for name in metrics["trained"]]

@@ -11,12 +11,12 @@ from ...configs.section import Operation
 
 __all__ = ["TrackingConfig"]
 
-LONGEST = 128  # name, project, entity or group that W&B takes, in characters
+LONGEST = 128  # characters that W&B allows in a name, project, entity or group
 
 
 class TrackingConfig(Operation):
-    """Trackers, through Accelerate; metrics.jsonl is always written. For a field that is not set, W&B's environment
-    (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_NAME, WANDB_INIT_TIMEOUT) replaces the default."""
+    """Experiment trackers; metrics.jsonl is always written. W&B's environment variables (WANDB_MODE, WANDB_PROJECT,
+    WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_NAME, WANDB_INIT_TIMEOUT) replace the defaults of fields that are not set."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Mode of Weights & Biases."""
@@ -35,7 +35,7 @@ class TrackingConfig(Operation):
 
     @model_validator(mode="after")
     def _check(self) -> TrackingConfig:
-        # offline W&B accepts what its server refuses when the run is uploaded
+        # offline, W&B accepts names that its server refuses when the run is uploaded
         for field, forbidden in {"project": "/\\#?%:", "entity": "/\\#?%: ", "group": "", "run_name": ""}.items():
             value = getattr(self, field)
             if self.wandb == "disabled" and field != "project":  # TensorBoard has a folder of the project's name

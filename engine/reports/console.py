@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar on a terminal, and a table an epoch."""
+"""Console output: a progress bar on a terminal, a table after each validated epoch, and the last lines of a run."""
 
 from __future__ import annotations
 
@@ -12,29 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Reporter", "Stopwatch", "closing_block", "number"]
+from ..analysis.metrics import METRICS
 
-SHOWN = (
-    "online_linacc",
-    "leakage_linacc",
-    "matched_z_linacc",
-    "online_r2",
-    "matched_agg_r2",
-    "leakage_r2",
-    "matched_z_r2",
-)
-
-CLOSING_METRICS = (
-    "online_linacc_test",
-    "leakage_linacc_test",
-    "online_r2_test",
-    "leakage_r2_test",
-    "pred_cosine_centred_test",
-)
+__all__ = ["Reporter", "Stopwatch", "closing_block", "number", "table"]
 
 
 class _Console(Console):
-    """Falls silent, and lets the run go on, when its pipe is closed."""
+    """Goes quiet when its pipe is closed, so that the run continues."""
 
     def on_broken_pipe(self) -> None:
         with contextlib.suppress(SystemExit):
@@ -42,14 +26,14 @@ class _Console(Console):
 
 
 class Reporter:
-    """Speaks on the main process; shows a bar only on a terminal.
+    """Prints lines, tables and progress from the main process; the progress bar is shown only on a terminal.
 
     Args:
         speaks: whether this is the main process.
     """
 
     def __init__(self, speaks: bool):
-        # names are shown as they are: brackets and colons in them are no markup
+        # names are printed unchanged: brackets and colons in them are not markup
         self.console = _Console(quiet=not speaks, highlight=False, soft_wrap=True, markup=False, emoji=False)
         columns = (
             TextColumn("{task.description}"),
@@ -59,9 +43,8 @@ class Reporter:
             TextColumn("ETA"),
             TimeRemainingColumn(),
         )
-        self.progress = Progress(
-            *columns, console=self.console, disable=not (speaks and self.console.is_terminal), transient=True
-        )
+        shows_bar = speaks and self.console.is_terminal
+        self.progress = Progress(*columns, console=self.console, disable=not shows_bar, transient=True)
         self.task = self.progress.add_task("starting", total=None, status="")
 
     def __enter__(self) -> Reporter:
@@ -69,61 +52,57 @@ class Reporter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        with self._heard_or_not():
+        with self._output_may_fail():
             self.progress.stop()
 
     @contextlib.contextmanager
-    def _heard_or_not(self) -> Iterator[None]:
-        """The terminal may be gone, the log's disk full: no reason for a run to end."""
+    def _output_may_fail(self) -> Iterator[None]:
+        """A terminal that is gone or a log on a full disk is no reason for a run to end."""
         try:
             yield
         except OSError:
             self.console.on_broken_pipe()
 
     def say(self, what: str | Table) -> None:
-        if isinstance(what, Table):  # whole, however narrow the console: a number that is cut tells nothing
+        """Print a line or a table."""
+        if isinstance(what, Table):  # full width, however narrow the console: a truncated number is useless
             what.width = self.console.measure(what, options=self.console.options.update(width=1000)).maximum
-        with self._heard_or_not():
+        with self._output_may_fail():
             self.console.print(what)
 
     def advance(
         self, description: str = "", amount: int = 1, *, total: int | None = None, status: str | None = None
     ) -> None:
-        """Move the bar; with `total`, start it anew at `amount` of it."""
-        with self._heard_or_not():
+        """Move the bar by `amount`; with `total`, start a new bar at `amount` of `total`."""
+        with self._output_may_fail():
             if total is not None:
                 self.progress.reset(self.task, total=total, completed=amount, description=description, status="")
             else:
-                fields = {} if status is None else {"status": status}
+                fields: dict[str, Any] = {} if status is None else {"status": status}
                 self.progress.update(self.task, advance=amount, **fields)
 
     def epoch(self, title: str, metrics: dict[str, float], untrained: dict[str, float] | None) -> None:
-        """The table of a validated epoch: training, test, and the untrained control."""
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for heading, justify in (
-            ("metric", "left"),
-            ("train", "right"),
-            ("test", "right"),
-            ("untrained", "right"),
-        ):
-            table.add_column(heading, justify=justify)
-        control = untrained or {}
-        table.add_row(
-            "loss",
-            number(metrics.get("ep_loss")),
-            number(metrics.get("val_loss")),
-            number(control.get("val_loss")),
-        )
-        name = "pred_cosine_centred_test"
-        table.add_row("pred_cosine_centred", "", number(metrics.get(name)), number(control.get(name)))
-        for name in SHOWN:
-            row = [metrics.get(f"{name}_train"), metrics.get(f"{name}_test"), control.get(f"{name}_test")]
-            table.add_row(name, *map(number, row))
-        self.say(table)
+        """Print the table of a validated epoch: each metric in training, on the test sequences, and untrained."""
+        control, rows = untrained or {}, []
+        for metric in METRICS:
+            if metric.title and metric.name in metrics:
+                train = number(metrics.get(metric.train)) if metric.train else ""
+                rows.append([metric.title, train, number(metrics[metric.name]), number(control.get(metric.name))])
+        self.say(table(title, ["metric", "train", "test", "untrained"], rows))
+
+
+def table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
+    """A table whose first column names the rows."""
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for place, heading in enumerate(headings):
+        shown.add_column(heading, justify="right" if place else "left", no_wrap=not place)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
 
 
 class Stopwatch:
-    """Seconds and sequences of a stretch of training."""
+    """Seconds and sequences since it was started."""
 
     def __init__(self):
         self.restart()
@@ -146,7 +125,7 @@ class Stopwatch:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits or so; a dash for what is not known."""
+    """About four significant digits; a dash for None and NaN."""
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
@@ -155,8 +134,8 @@ def number(value: float | None) -> str:
 def closing_block(run: str, summary: dict[str, Any]) -> str:
     """The last lines of a run: `---`, then a `key: value` line each."""
     values: dict[str, Any] = {"run": run, "epochs": summary["epochs"], "best_epoch": summary["best_epoch"]}
-    for name in CLOSING_METRICS:
-        values[name] = _number(summary["final"].get(name))
+    for name in (metric.name for metric in METRICS if metric.closing and metric.name in summary["final"]):
+        values[name] = _number(summary["final"][name])
         if summary["untrained"]:
             values[f"untrained_{name}"] = _number(summary["untrained"].get(name))
     values["gate_pass"] = summary["gate_pass"]
@@ -166,7 +145,7 @@ def closing_block(run: str, summary: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> float:
-    """A metric; files hold null where it is NaN."""
+    """A metric; None, as files hold it, is NaN."""
     return math.nan if value is None else value
 
 

@@ -1,4 +1,4 @@
-"""Trackers, through Accelerate: W&B and TensorBoard."""
+"""Experiment trackers: W&B and TensorBoard, through Accelerate."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from typing import Any
 from accelerate import Accelerator
 from pydantic import ValidationError
 
+from ...configs.section import leaves
 from .config import TrackingConfig
 
 __all__ = ["Trackers", "end_tracking"]
 
 
 class Trackers:
-    """W&B and TensorBoard, through Accelerate; either may be absent.
+    """The trackers of a run. One that is not installed, cannot start or fails is left out, and the run continues.
 
     Args:
-        accelerator: which holds them.
-        tracking: which of them, and under which names.
-        run_name: of the run.
-        settings: all of the run's config.
-        run_dir: where their files go.
-        wandb_id: of the run in W&B, the same over all restarts.
+        accelerator: holds the trackers.
+        tracking: which trackers there are, and the names that they use.
+        run_name: name of the run.
+        settings: the whole config of the run, which the trackers record.
+        run_dir: folder for their files.
+        wandb_id: id of the run in W&B, which stays the same over restarts.
         say: prints a line.
     """
 
@@ -53,81 +54,75 @@ class Trackers:
             wanted += ["tensorboard"] if _installed("tensorboard", "TensorBoard (pip install tensorboard)", say) else []
         accelerator.log_with = wanted
         accelerator.project_configuration.logging_dir = str(run_dir / "tensorboard")
-        modes = ["online", "offline"] if tracking.wandb == "online" else [tracking.wandb]
-
-        def of_wandb(mode: str) -> dict[str, Any]:
-            return _wandb_kwargs(tracking, run_name, settings, run_dir, mode, wandb_id)
-
-        for mode in modes:
+        for mode in ["online", "offline"] if tracking.wandb == "online" else [tracking.wandb]:
             try:
-                accelerator.init_trackers(
-                    tracking.project,
-                    init_kwargs={"wandb": of_wandb(mode)} if "wandb" in wanted else {},
-                )
+                kwargs = {}
+                if "wandb" in wanted:
+                    kwargs["wandb"] = _wandb_kwargs(tracking, run_name, settings, run_dir, mode, wandb_id)
+                accelerator.init_trackers(tracking.project, init_kwargs=kwargs)
                 break
-            except Exception as error:  # wandb's errors for a missing key, network or project share no base
-                accelerator.trackers = []  # the one that failed stands there half made
+            except Exception as error:  # wandb's errors for a missing key, network or project share no base class
+                accelerator.trackers = []  # drops the tracker that failed halfway
                 _leave_wandb()
                 if mode == "online":
                     say(f"W&B cannot go online ({_line(error)}); this run is tracked offline")
                 else:
-                    say(f"trackers cannot start ({_line(error)}); the run goes on without them")
+                    say(f"trackers cannot start ({_line(error)}); the run continues without them")
                     wanted.clear()
-        self.tensorboard = None
         if "tensorboard" in wanted and accelerator.is_main_process:
-            accelerator.get_tracker("tensorboard").store_init_configuration(_flat(settings))
-            self.tensorboard = accelerator.get_tracker("tensorboard", unwrap=True)
-        self.wandb = (
-            accelerator.get_tracker("wandb", unwrap=True) if "wandb" in wanted and accelerator.is_main_process else None
-        )
-        if self.wandb and self.wandb.settings.mode == "offline":
-            # a folder for each start, all of one id: they are uploaded as one
-            folder = shlex.quote(self.wandb.settings.wandb_dir.rstrip("/"))
+            scalars = {  # TensorBoard takes numbers and text under names without dots
+                re.sub(r"\W", "_", name): value if isinstance(value, bool | int | float) else str(value)
+                for name, value in leaves(settings).items()
+            }
+            accelerator.get_tracker("tensorboard").store_init_configuration(scalars)
+        wandb = self._tracker("wandb")
+        if wandb and wandb.settings.mode == "offline":
+            # each start has a folder of its own, and one id joins them when they are uploaded
+            folder = shlex.quote(wandb.settings.wandb_dir.rstrip("/"))
             say(f"W&B is offline: wandb sync {folder}/offline-run-* uploads the run")
+
+    def _tracker(self, name: str) -> Any:
+        """W&B's run or TensorBoard's writer; None on other processes, and if it is left out."""
+        here = self.accelerator.is_main_process
+        return next((found.tracker for found in self.accelerator.trackers if here and found.name == name), None)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log finite scalars at an optimiser step."""
         finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-        with self._surviving():
+        with _surviving(self.accelerator, self.say):
             self.accelerator.log(finite, step=step)
 
     def summarise(self, values: dict[str, Any]) -> None:
-        """Put the verdict of the run beside its charts."""
-        with self._surviving():
-            if self.wandb:
-                self.wandb.summary.update(values)
-            if self.tensorboard:
+        """Record the verdict of the run beside its charts."""
+        with _surviving(self.accelerator, self.say):
+            if wandb := self._tracker("wandb"):
+                wandb.summary.update(values)
+            if tensorboard := self._tracker("tensorboard"):
                 for name, value in values.items():
-                    self.tensorboard.add_text(name, str(value))
+                    tensorboard.add_text(name, str(value))
 
     def log_figure(self, name: str, path: Path, step: int) -> None:
-        if self.wandb:
+        """Log a PNG at an optimiser step, to W&B alone."""
+        if run := self._tracker("wandb"):
             import wandb
 
-            with self._surviving():
-                self.wandb.log({name: wandb.Image(str(path))}, step=step)
-
-    @contextlib.contextmanager
-    def _surviving(self) -> Iterator[None]:
-        with _surviving(self.accelerator, self.say):
-            yield
-        if not self.accelerator.trackers:
-            self.wandb = self.tensorboard = None
+            with _surviving(self.accelerator, self.say):
+                run.log({name: wandb.Image(str(path))}, step=step)
 
 
 @contextlib.contextmanager
 def _surviving(accelerator: Accelerator, say: Callable[[str], None]) -> Iterator[None]:
-    """A tracker that fails is told of once, and left: its process may have died, its disk be full."""
+    """Report a tracker's failure once, and drop the trackers: W&B's process may have died, or the disk be full."""
     try:
         yield
-    except Exception as error:  # trackers' errors share no base
-        say(f"tracking has stopped ({_line(error)}); the run goes on, and metrics.jsonl has all of it")
+    except Exception as error:  # trackers' errors share no base class
+        say(f"tracking has stopped ({_line(error)}); the run continues, and metrics.jsonl has all metrics")
         accelerator.trackers = []
         _leave_wandb()
 
 
 def end_tracking(accelerator: Accelerator, say: Callable[[str], None]) -> None:
-    """Let the trackers write what they still hold."""
+    """Let the trackers write what they have buffered, and end them."""
     with _surviving(accelerator, say):
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -135,14 +130,15 @@ def end_tracking(accelerator: Accelerator, say: Callable[[str], None]) -> None:
 
 
 def _leave_wandb() -> None:
-    """Forget W&B's process: it holds the id of a run that could not start, or is gone and would be missed."""
+    """Disconnect from W&B's process, which holds the id of a run that could not start, or has died."""
     if "wandb" in sys.modules:
         with contextlib.suppress(Exception):
             sys.modules["wandb"].teardown()
 
 
 def _line(error: Exception) -> str:
-    if isinstance(error, ValidationError):  # of W&B's settings
+    """The first line of an error, or the first of W&B's settings that is wrong."""
+    if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return (str(error).splitlines() or [type(error).__name__])[0]
@@ -151,7 +147,7 @@ def _line(error: Exception) -> str:
 def _installed(module: str, name: str, say: Callable[[str], None]) -> bool:
     if importlib.util.find_spec(module) is not None:
         return True
-    say(f"{name} is not installed; the run goes on without it")
+    say(f"{name} is not installed; the run continues without it")
     return False
 
 
@@ -171,13 +167,3 @@ def _wandb_kwargs(
         "mode": mode,
         "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),
     }
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    flat: dict[str, str | int | float | bool] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[re.sub(r"\W", "_", prefix + key)] = value if isinstance(value, (bool, int, float)) else str(value)
-    return flat

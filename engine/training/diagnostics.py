@@ -1,4 +1,4 @@
-"""Sweeps in training: now and then the encoder is asked how factors of variation move its features."""
+"""Factor sweeps during training: how much factors of variation move the encoder's features, and in which directions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..models.seq_jepa import SeqJEPA
 from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from ..runs.tensors import save_tensors
 
-__all__ = ["diagnose", "spectra"]
+__all__ = ["diagnose"]
 
 NAME = re.compile(r"epoch-(\d{4,})\.safetensors")
 
@@ -35,16 +35,16 @@ def diagnose(
     bases: Path,
     figures: Path,
 ) -> tuple[dict[str, float], list[Path]]:
-    """Sweep, measure, draw; the main process alone calls it.
+    """Sweep the factors, measure their subspaces and draw them; only the main process calls it.
 
     Args:
-        model: is put in eval mode.
-        loader: of validation.
-        config: of the run.
-        accelerator: precision.
-        moments: of the validation's features, z and agg.
+        model: the network, which is put in eval mode.
+        loader: loader of the validation, whose first images are swept.
+        config: config of the run.
+        accelerator: sets the precision.
+        moments: collected moments of z and agg over the validation.
         epoch: number of complete epochs.
-        bases: folder of the factors' subspaces, a file an epoch; stability is measured against the one before.
+        bases: folder with a file of the subspaces for each sweep; stability is measured against the one before.
         figures: folder of the figures.
 
     Returns:
@@ -54,13 +54,8 @@ def diagnose(
     metrics, found = subspace_metrics(sweeps, _before(bases, epoch))
     bases.mkdir(parents=True, exist_ok=True)
     save_tensors(found, bases / f"epoch-{epoch:04d}.safetensors")
-    seen = {f"epoch {epoch}": NetworkSweeps(sweeps, spectra(moments))}
-    return metrics, draw_all(seen, figures)
-
-
-def spectra(moments: MetricBank) -> dict[str, Tensor]:
-    """Singular values of each feature."""
-    return {name: moment.spectrum() for name, moment in moments.items()}
+    networks = {f"epoch {epoch}": NetworkSweeps(sweeps, {feature: moments[feature].spectrum() for feature in moments})}
+    return metrics, draw_all(networks, figures)
 
 
 def _before(folder: Path, epoch: int) -> dict[str, Tensor] | None:

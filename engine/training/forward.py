@@ -88,5 +88,5 @@ class TrainingForward(nn.Module):
             features = probe_features(output)
             outputs = self.probes(features)
             probe_losses = self.probes.losses(outputs, labels, moves)
-            total = loss + torch.stack(list(probe_losses.values())).sum()
+            total = loss + torch.stack(list(probe_losses.values())).sum() if probe_losses else loss
         return StepOutputs(total, loss, terms, probe_losses, outputs, features, output)

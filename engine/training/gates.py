@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 
 from ...configs.errors import InputError
+from ..analysis.metrics import OF_THE_OBJECTIVE
 from ..config import Config
 from .config import GateRule
 
 __all__ = ["OF_THE_OBJECTIVE", "check_rules", "judge", "judge_epochs"]
 
-# beginnings of metrics that would compare two objectives rather than two networks: the control has none of them
-OF_THE_OBJECTIVE = ("ep_loss", "loss_", "val_loss", "grad_norm", "z_grad_norm_")
-
 
 def check_rules(config: Config, computed: set[str]) -> None:
-    """Refuse a gate, or another metric that the config names, that nothing computes.
+    """Refuse metrics in the gates, eval.best_metric or early_stop.metric that are not computed, or have no control.
+
+    Args:
+        config: config of the run.
+        computed: names of all metrics of a validated epoch.
 
     Raises:
-        InputError: names the metric and what there is.
+        InputError: names the field, the metric and what is allowed.
     """
     wanted = [("eval.best_metric", config.eval.best_metric)]
     if config.early_stop.metric is not None:
@@ -36,12 +38,12 @@ def check_rules(config: Config, computed: set[str]) -> None:
 
 
 def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str, float] | None) -> list[str]:
-    """Each rule that does not hold, as a sentence; NaN and missing values fail.
+    """A sentence for each rule that does not hold; NaN and missing values fail.
 
     Args:
-        rules: of the task.
-        metrics: of one epoch.
-        untrained: of the control; None where it was not run.
+        rules: gate of the task.
+        metrics: metrics of one epoch.
+        untrained: metrics of the untrained control; None if it was not run.
     """
     reasons = []
     for rule in rules:
@@ -77,13 +79,13 @@ def judge_epochs(
     """Whether all epochs meet the rules, and why not.
 
     Args:
-        task: whose rules they are.
-        rules: its gate.
-        epochs: metrics by the name of the epoch; null stands for NaN.
-        untrained: metrics of the control.
+        task: name of the task.
+        rules: gate of the task.
+        epochs: metrics by the title of the epoch; None stands for NaN.
+        untrained: metrics of the untrained control; None if it was not run.
 
     Returns:
-        True, False, or None where there is no rule; and a sentence for each that does not hold.
+        True or False, or None if there are no rules; and a sentence for each rule that does not hold.
     """
     if not rules:
         return None, [f"no rules for {task}: nothing was judged"]

@@ -12,7 +12,7 @@ from ...loaders.batch import Batch
 from ...loaders.loader import Loaders
 from ..analysis.accumulators import Mean, MetricBank
 from ..config import Config
-from ..evaluation.probes import PROBES, OnlineProbes
+from ..evaluation.probes import OnlineProbes
 from ..models.seq_jepa import Output, build_model
 from ..objectives.objective import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
@@ -73,7 +73,10 @@ class TrainingStep:
         teacher = [pair for pair in self.model.target.pairs(self.model.encoder) if pair[0].requires_grad]
         self.optimizer = build_optimizer(self.model, config.optim, self.lr, teacher)
         self.probe_optimizer = torch.optim.Adam(
-            self.probes.parameters(), lr=config.probes.lr, fused=True, capturable=device.type == "cuda"
+            [{"params": list(self.probes.parameters())}],  # a group, which may be empty: a task may have no probes
+            lr=config.probes.lr,
+            fused=True,
+            capturable=device.type == "cuda",
         )
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         if not train_model:
@@ -96,7 +99,7 @@ class TrainingStep:
         self.term_grad_norms: dict[str, Tensor] = {}  # as last measured
         self.train_metrics = self.probes.metric_bank().to(device)
         # what can diverge in a step, in the order in which `_watch` sees it
-        self.watched = (*losses, "grad_norm", *(probe.loss_name for probe in PROBES))
+        self.watched = (*losses, "grad_norm", *(probe.loss_name for probe in self.probes.active))
         # step and number in `watched` of the first value that was not finite; -1 while there is none
         self.divergence = torch.full((2,), -1, dtype=torch.long, device=device)
         self.device_step = torch.zeros((), dtype=torch.long, device=device)  # counted where it is used
@@ -129,7 +132,8 @@ class TrainingStep:
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 measured: StepOutputs = self.wrapped(*micro, self.device_step)
-                self.objective.backward(measured.total, measured.terms, self.accelerator.backward)
+                if measured.total.requires_grad:  # not if there are no probes and the model is not trained
+                    self.objective.backward(measured.total, measured.terms, self.accelerator.backward)
             parts.append(measured)
         if measure_gradients:
             self.term_grad_norms = self._term_grad_norms(measured.output, micro)
@@ -228,8 +232,7 @@ class TrainingStep:
 
     def epoch_metrics(self) -> dict[str, float]:
         """Metrics of the training steps since the last call."""
-        losses = self.train_losses.collect(self.accelerator)
-        metrics = {name: mean.compute() for name, mean in losses.items()}
+        metrics = self.train_losses.collect(self.accelerator).compute()
         metrics |= self.probes.values(self.train_metrics.collect(self.accelerator), "train")
         self.train_losses.reset()
         self.train_metrics.reset()

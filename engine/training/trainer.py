@@ -138,7 +138,7 @@ class Trainer:
         check_agreement(accelerator, {"the checkpoint": identity, "the data": self.loaders.fingerprint})
         if resumed:
             resumed.check_fits(self.loaders, self.segments)
-        check_rules(config, metric_names(config, self.loaders.sequence.factors))
+        check_rules(config, metric_names(config, self.loaders.num_classes, self.loaders.sequence.factors))
 
         # The folder changes only after everything above has passed. The main process renames and deletes checkpoints in
         # it, which the others must have read by then.

@@ -1,9 +1,9 @@
-"""One validation: every metric of the model and of its probes on the test sequences."""
+"""Validation: all metrics of the model and of its probes on the test sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast
@@ -12,10 +12,9 @@ from ...kernels import coding_rate_stats
 from ...loaders.batch import Batch, each
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import Mean, MetricBank, centred_cosine
-from ..analysis.spectra import COLLAPSE_METRICS, REFERENCE_NAMES, Moments
+from ..analysis.metrics import expand
+from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
-from ..evaluation.probes import PROBES
-from ..objectives.objective import Objective
 from ..objectives.rate import normalized
 from ..runtime.distributed import uneven_rows
 from ..runtime.failures import VALIDATION, during
@@ -24,12 +23,9 @@ from .step import TrainingStep
 
 __all__ = ["Validation", "metric_names", "validate"]
 
-PREDICTION_METRICS = ("pred_cosine_test", "pred_cosine_centred_test")
-RATE_METRICS = ("rate_agg", "rate_fraction_agg", "rate_z", "rate_fraction_z")
-
 
 class Validation(NamedTuple):
-    """What a validation found."""
+    """Results of a validation."""
 
     metrics: dict[str, float]
     moments: MetricBank  # of z and agg, on the CPU
@@ -38,68 +34,67 @@ class Validation(NamedTuple):
 @during(VALIDATION)
 @torch.no_grad()
 def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[], None] = lambda: None) -> Validation:
-    """Measure a network on `loader`'s sequences, in eval mode.
+    """Measure a network in eval mode.
 
     Args:
-        training: step of the training that is validated.
-        loader: of the validation sequences.
-        check: called after each batch; may raise to leave early.
+        training: the training step whose model and probes are measured.
+        loader: loader of the test sequences.
+        check: called after each batch; may raise to end the validation.
     """
     training.losses.eval()
     training.share_buffers()
     device, model = training.accelerator.device, training.model
     bank = training.probes.metric_bank().to(device)
-    means = (*(f"val_{name}" for name in ("loss", *training.objective.names)), "pred_cosine_test", *RATE_METRICS)
-    losses = MetricBank({name: Mean() for name in means}).to(device)
+    names = [f"val_{name}" for name in ("loss", *training.objective.names)]
+    names += ["pred_cosine_test", "rate_agg", "rate_fraction_agg", "rate_z", "rate_fraction_z"]
+    means = MetricBank({name: Mean() for name in names}).to(device)
     moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
     size = loader.sampler.local_batch_size
     predictions, targets = [], []
     for number, batch in enumerate(loader.epoch(0)):
         measured, given = _measure(training, batch, size)
         check()
-        if not training.accelerator.is_main_process:  # which has the rows of all, and counts them once
+        if not training.accelerator.is_main_process:  # it has the rows of all processes, and counts each once
             continue
         output, features, count = measured.output, measured.features, len(given.labels)
-        if count > 1:  # one row has no variance, and may be all that is left for the last batch
+        if count > 1:  # the last batch may be a single row, which has no variance
             for name, value in {"loss": measured.loss, **measured.terms}.items():
-                losses[f"val_{name}"].update(value * count, count)
+                means[f"val_{name}"].update(value * count, count)
         training.probes.update(bank, measured.probe_outputs, given.labels, given.moves)
         moments["z"].update(features["first"])
         moments["agg"].update(features["agg"])
-        if number == 0:  # a rate depends on the batch's size: that of training
+        if number == 0:  # a rate depends on the number of rows, which is that of training here
             for feature, rows in (("agg", output.agg), ("z", output.z.transpose(0, 1))):  # z: [M, B, D]
                 rate = training.config.objective.rate
                 stats = coding_rate_stats(normalized(rows, rate), **rate.scaling)
-                losses[f"rate_{feature}"].update(stats.rate.mean(), 1)
-                losses[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
+                means[f"rate_{feature}"].update(stats.rate.mean(), 1)
+                means[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
         prediction, target = training.objective.comparable(output.prediction), output.target
-        losses["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
+        means["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
         predictions.append(prediction)
         targets.append(target)
-    metrics = {name: mean.compute() for name, mean in losses.collect(training.accelerator).items()}
+    metrics = means.collect(training.accelerator).compute()
     metrics |= training.probes.values(bank.collect(training.accelerator), "test")
     empty = [torch.empty(0, model.prediction_width, device=device)]
     metrics["pred_cosine_centred_test"] = centred_cosine(
         torch.cat(predictions or empty), torch.cat(targets or empty), training.accelerator
     )
-    spread = moments.collect(training.accelerator)
-    for feature, collected in spread.items():
-        figures = collected.compute()
-        metrics[REFERENCE_NAMES[feature]] = figures.pop("reference_rank")
-        metrics |= {f"{name}_{feature}": value for name, value in figures.items()}
-    metrics |= model.aggregator.figures()
-    if training.world is not None:  # what is decided by them is decided alike: eigenvalues may differ between machines
-        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
-        metrics = dict(zip(metrics, broadcast(values).tolist(), strict=True))
-    return Validation(metrics, spread)
+    moments = moments.collect(training.accelerator)
+    metrics |= spectrum_metrics(moments) | model.aggregator.figures()
+    if training.world is not None:
+        # all processes decide by the same numbers: eigenvalues may differ between machines
+        values: Any = broadcast(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device))
+        metrics = dict(zip(metrics, values.tolist(), strict=True))
+    return Validation(metrics, moments)
 
 
 def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutputs, StepInputs]:
-    """What a validation knows of a batch, and what it went by: of the whole batch, whoever holds its parts.
+    """Outputs and inputs of a batch, of the parts of all processes together.
 
     Args:
+        training: the training step whose model and probes are measured.
         batch: this process's part; the last one may be smaller than the others, or empty.
-        size: of the other parts.
+        size: size of the other parts.
     """
     step, count = torch.zeros_like(training.device_step), len(batch.labels)
     (given,) = training.step_inputs(batch).split(1)  # as in a step: no two fields are the same tensor
@@ -113,21 +108,8 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
     return training.losses.losses_of(output, given.labels, given.moves, step), given
 
 
-def metric_names(config: Config, factors: dict[str, slice]) -> set[str]:
-    """Names of all metrics that a validated epoch has, for gates to be checked against."""
-    losses = Objective(config.objective).names
-    names = {"ep_loss", "grad_norm", "val_loss", *losses, *(f"val_{name}" for name in losses)}
-    names |= {
-        *config.model.aggregator.implementation().figure_names,
-        *PREDICTION_METRICS,
-        *RATE_METRICS,
-        *REFERENCE_NAMES.values(),
-    }
-    names |= {name.replace("loss_", "z_grad_norm_", 1) for name in losses}
-    names |= {f"{name}_{feature}" for name in COLLAPSE_METRICS for feature in REFERENCE_NAMES}
-    for probe in PROBES:
-        for split in ("train", "test"):
-            names |= {f"{probe.name}_{split}", f"{probe.loss_name}_{split}"}
-            if probe.target == "action":
-                names |= {f"{probe.name}_{factor}_{split}" for factor in factors}
-    return names
+def metric_names(config: Config, num_classes: int | None, factors: dict[str, slice]) -> set[str]:
+    """Names of all metrics of a validated epoch; probes whose targets the task does not have are left out."""
+    targets = [target for target, known in (("class", num_classes), ("action", factors)) if known]
+    names = expand(targets, term=config.objective.terms, factor=factors, feature=("z", "agg"))
+    return names | {*config.model.aggregator.implementation().figure_names}

@@ -151,7 +151,7 @@ def test_bad_input_is_one_line(make, tmp_path, capsys):
         ([good, "--against", "z"], "--against z: there are a"),
         ([good, "--metrics", "accuracy"], "--metrics accuracy: no run has it"),
         ([good, "--out", f"{good}/config.yaml/x.md"], "cannot be written"),
-        ([good, "--out", str(tmp_path / "x.png")], "names the Markdown file"),
+        ([good, "--out", str(tmp_path / "x.png")], "must name the Markdown file"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
@@ -194,7 +194,7 @@ def test_a_signal_ends_it_in_a_line(make, tmp_path, capsys, monkeypatch, number)
     out = tmp_path / "out" / "results.md"
     monkeypatch.setattr(compare, "draw", lambda *_: signal.raise_signal(number))
     assert main([str(make("a", 1, [20.0])), "--out", str(out)]) == 128 + number
-    assert capsys.readouterr() == ("", f"interrupted by {number.name}: nothing was written by halves\n")
+    assert capsys.readouterr() == ("", f"interrupted by {number.name}: no file was half written\n")
     assert not out.exists()
 
 

@@ -1,1 +1,1 @@
-"""What is drawn? Curves of a training, frozen probes, subspaces."""
+"""What is drawn? Curves of a run, frozen probes, subspaces."""

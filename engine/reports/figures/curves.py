@@ -1,4 +1,4 @@
-"""The curves of a run as a PNG, each beside its untrained control."""
+"""The curves of a run as a PNG, beside its untrained control; and functions that all figures share."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw_curves", "epoch_axis", "new_figure"]
+from ...analysis.metrics import METRICS, PANELS
 
-PANELS = (
-    ("Loss", ("ep_loss", "val_loss"), ("train", "test")),
-    ("Cosine of centred prediction and target", ("pred_cosine_centred_test",), ("test",)),
-    ("R² of the action", ("online_r2_test", "leakage_r2_test"), ("z pair, MLP", "agg, linear")),
-    ("Linear accuracy, %", ("online_linacc_test", "leakage_linacc_test"), ("agg", "first view")),
-)
+__all__ = ["draw_curves", "epoch_axis", "new_figure"]
 
 
 def new_figure(width: float, height: float):
-    """An empty figure of so many inches, that needs no display and leaves pyplot's global state alone."""
+    """An empty figure, in inches, that needs no display and leaves pyplot's global state unchanged."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,7 +22,7 @@ def new_figure(width: float, height: float):
 
 
 def epoch_axis(axes, epochs: Collection[int]) -> None:
-    """Whole epochs below, from the first to the last of them, be there many or one."""
+    """An x axis from the first to the last epoch, with ticks at whole epochs even if there is only one."""
     from matplotlib.ticker import MaxNLocator
 
     first, last = min(epochs, default=1), max(epochs, default=1)
@@ -37,35 +32,34 @@ def epoch_axis(axes, epochs: Collection[int]) -> None:
 
 
 def draw_curves(rows: list[dict[str, Any]], untrained: dict[str, float] | None, path: Path) -> None:
-    """Draw metrics over epochs.
+    """Draw metrics over epochs, in those of `PANELS` for which there is a metric.
 
     Args:
         rows: lines of metrics.jsonl.
-        untrained: metrics of the control, drawn dashed.
-        path: of the PNG.
+        untrained: metrics of the control, drawn dashed; None if it was not run.
+        path: path of the PNG.
     """
+    computed = {name for row in rows for name in row}
+    panels: dict[str, dict[str, str]] = {panel: {} for panel in PANELS}  # labels of the curves by name
+    for metric in METRICS:
+        if metric.panel and (metric.name in computed or not rows):
+            both = {metric.train or "": "train", metric.name: "test"}
+            panels[metric.panel] |= {metric.name: metric.label} if metric.label else both
+    drawn = [panel for panel, curves in panels.items() if curves]
     figure = new_figure(10, 6.4)
-    for axes, (title, names, labels) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        for number, (name, label) in enumerate(zip(names, labels, strict=True)):
+    places = figure.subplots(2, 2).ravel()
+    for axes in places[len(drawn) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(places, drawn, strict=False):
+        for number, (name, label) in enumerate(panels[panel].items()):
             points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
             if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=f"C{number}",
-                    label=label,
-                    marker="o" if len(points) < 20 else None,
-                    markersize=4,
-                )
-            # the untrained loss, near 1, would flatten the others
-            if untrained and untrained.get(name) is not None and "loss" not in name:
-                axes.axhline(
-                    untrained[name],
-                    color=f"C{number}",
-                    linestyle="--",
-                    linewidth=1,
-                    label=f"{label}, untrained",
-                )
-        axes.set_title(title, fontsize=10)
+                marker = "o" if len(points) < 20 else None
+                axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, marker=marker, markersize=4)
+            if untrained and untrained.get(name) is not None:
+                style = {"color": f"C{number}", "linestyle": "--", "linewidth": 1}
+                axes.axhline(untrained[name], label=f"{label}, untrained", **style)
+        axes.set_title(PANELS[panel], fontsize=10)
         epoch_axis(axes, [row["epoch"] for row in rows])
         axes.grid(alpha=0.3)
         if axes.has_data():

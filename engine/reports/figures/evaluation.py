@@ -8,24 +8,22 @@ from typing import Any
 
 from .curves import new_figure
 
-PROTOCOLS = ("fast", "paper")  # in the order in which they are drawn
-
 __all__ = ["draw_factors", "draw_grid", "draw_lengths"]
 
 
-def draw_lengths(result: dict[str, Any], path: Path) -> None:
-    """Top-1 on agg against the number of observed views, the untrained control dashed."""
+def draw_lengths(result: dict[str, Any], protocols: list[str], path: Path) -> None:
+    """Draw top-1 on agg against the number of observed views, the untrained control dashed."""
     figure = new_figure(7.2, 3.6)
     axes = figure.subplots()
     lengths = result["lengths"]
-    for number, protocol in enumerate(name for name in PROTOCOLS if name in result):
+    for number, protocol in enumerate(protocols):
         for network, style in (("trained", "-"), ("untrained", "--")):
-            answers = result[protocol][network]
-            values = [answers[f"agg_top1_{length}"] for length in lengths]
+            scores = result[protocol][network]
+            values = [scores[f"agg_top1_{length}"] for length in lengths]
             color, title = f"C{number}", f"{network}, {protocol}"
             axes.plot(lengths, values, style, color=color, marker="o", markersize=4, label=f"agg, {title}")
-            # the encoder's own feature of the clean image: what aggregating has to beat
-            axes.axhline(answers["z_top1"], linestyle=style, linewidth=1, color=color, alpha=0.4, label=f"z, {title}")
+            # z of the clean image, which the aggregate has to beat
+            axes.axhline(scores["z_top1"], linestyle=style, linewidth=1, color=color, alpha=0.4, label=f"z, {title}")
     axes.axvline(result["num_observed"], color="0.8", zorder=0)
     axes.annotate("trained on", (result["num_observed"], 1), xycoords=("data", "axes fraction"), fontsize=7, va="top")
     axes.set(xlabel="observed views", ylabel="top-1, %", title="Class from the aggregate", xticks=lengths)
@@ -34,9 +32,8 @@ def draw_lengths(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_factors(result: dict[str, Any], path: Path) -> None:
-    """R² of each factor from a pair of z, and from the aggregate, beside the untrained control."""
-    protocols = [name for name in PROTOCOLS if name in result]
+def draw_factors(result: dict[str, Any], protocols: list[str], path: Path) -> None:
+    """Draw R² of each factor from a pair of z, and from the aggregate, beside the untrained control."""
     figure = new_figure(5.2, 3.0 * len(protocols) + 0.3)
     for axes, protocol in zip(figure.subplots(len(protocols), squeeze=False)[:, 0], protocols, strict=True):
         factors = [f for f in result["factors"] if not math.isnan(result[protocol]["trained"][f"z_r2_{f}"])]
@@ -64,12 +61,12 @@ def draw_factors(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_grid(grid: dict[int, dict[int, Any]], protocol: str, path: Path) -> None:
-    """Heat map of top-1 on agg: training length across, evaluation length down (seq-JEPA, figure of lengths).
+    """Draw a heat map of top-1 on agg: training length across, evaluation length down (as a figure of seq-JEPA).
 
     Args:
-        grid: of `evaluation_report.length_grid`; below each figure stands its margin over the untrained control.
-        protocol: its name.
-        path: of the PNG.
+        grid: accuracies by training length, then evaluation length; below each stands its margin over the control.
+        protocol: name of the protocol.
+        path: path of the PNG.
     """
     lengths = sorted({length for row in grid.values() for length in row})
     values = [[row[n].trained if n in row else math.nan for row in grid.values()] for n in lengths]
@@ -83,8 +80,8 @@ def draw_grid(grid: dict[int, dict[int, Any]], protocol: str, path: Path) -> Non
             shown = f"{cell.trained:.1f}\n({cell.trained - cell.untrained:+.1f})"
             colour = "w" if cell.trained < middle else "k"
             axes.text(column, lengths.index(length), shown, ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(len(grid)), list(grid))
-    axes.set_yticks(range(len(lengths)), lengths)
+    axes.set_xticks(range(len(grid)), map(str, grid))
+    axes.set_yticks(range(len(lengths)), map(str, lengths))
     axes.set(xlabel="views in training", ylabel="views in evaluation")
     axes.set_title(f"Top-1 on agg, %, {protocol} protocol\n(margin over untrained)", fontsize=9)
     figure.colorbar(image)

@@ -1,4 +1,4 @@
-"""Figures of factor sweeps and spectra; each network is a panel, the trained one beside its untrained control."""
+"""Figures of factor sweeps and spectra, with a panel for each network, such as trained and untrained."""
 
 from __future__ import annotations
 
@@ -16,29 +16,37 @@ from .curves import new_figure
 
 __all__ = ["NetworkSweeps", "draw_all"]
 
-TRAJECTORIES = 8  # anchors drawn one by one
+TRAJECTORIES = 8  # number of anchors whose paths are drawn
 SPECTRUM = 32
 SINGULAR_VALUES = 50
-COLUMNS = 4  # of factors side by side
+COLUMNS = 4  # number of factors side by side
 
 
 class NetworkSweeps(NamedTuple):
-    """What was seen of a network."""
+    """Sweeps and spectra of a network."""
 
     sweeps: dict[str, Sweep]
-    spectra: dict[str, Tensor]  # of z and agg: singular values of centred features, falling
+    spectra: dict[str, Tensor]  # singular values of centred z and agg, falling
 
 
 def draw_all(networks: dict[str, NetworkSweeps], folder: Path) -> list[Path]:
-    """Draw all figures of the networks, by their titles, to `folder`; returns their paths."""
+    """Draw all figures of some networks.
+
+    Args:
+        networks: the networks by their titles; all have the same sweeps.
+        folder: receives the PNGs.
+
+    Returns:
+        Paths of the PNGs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    factors = list(next(iter(networks.values())).sweeps)
+    sweeps = next(iter(networks.values())).sweeps
+    factors = list(sweeps)
     figures = {f"sweep_traj_{name}": draw_trajectories(networks, name) for name in factors}
     figures |= {f"eigs_{name}": draw_spectrum(networks, name) for name in factors}
-    for name in factors:
-        if next(iter(networks.values())).sweeps[name].factor.closed:
-            figures[f"{name}_circle"] = draw_circle(networks, name)
-    figures["combined_trajectories"] = draw_combined(networks, factors)
+    figures |= {f"{name}_circle": draw_circle(networks, name) for name in factors if sweeps[name].factor.closed}
+    if factors:
+        figures["combined_trajectories"] = draw_combined(networks, factors)
     if len(factors) > 1:
         figures["overlap_heatmap"] = draw_overlap(networks, factors)
     figures["rank_monitor"] = draw_ranks(networks)
@@ -48,29 +56,30 @@ def draw_all(networks: dict[str, NetworkSweeps], folder: Path) -> list[Path]:
 
 
 def _panels(networks: dict[str, NetworkSweeps], width: float, height: float, rows: int = 1):
-    """A figure with a column for each network: (figure, axes [rows, columns])."""
+    """A figure with a column for each network, and its axes [rows, columns]; width and height are those of a panel."""
     figure = new_figure(width * len(networks), height * rows)
     return figure, figure.subplots(rows, len(networks), squeeze=False)
 
 
-def _caption(figure, *sentences: str) -> None:
-    """What is shown, and how the two ends of the scale would look, above the panels."""
+def _captioned(figure, *sentences: str):
+    """The figure with sentences above its panels: what they show, and how an ideal encoder would look."""
     width = round(13 * figure.get_figwidth())  # characters
     figure.suptitle("\n".join(line for sentence in sentences for line in textwrap.wrap(sentence, width)), fontsize=10)
+    return figure
 
 
 def _curves(sweep: Sweep) -> tuple[Tensor, float]:
-    """Displacements [N, S, 2] in their own first two principal directions, and the variance these explain."""
+    """Displacements [N, S, 2] in their first two principal directions, and the share of variance in these."""
     plane = fit_subspace(sweep, 2)
     return sweep.moved @ plane.basis, plane.explained
 
 
 def draw_trajectories(networks: dict[str, NetworkSweeps], name: str):
-    """Paths of single images through their plane: an equivariant encoder draws the same path for all of them."""
+    """Paths of single images in the plane of the factor; an equivariant encoder gives all of them the same path."""
     figure, axes = _panels(networks, 4.4, 4.6)
-    for column, (title, seen) in zip(axes[0], networks.items(), strict=True):
-        factor = seen.sweeps[name].factor
-        curves, explained = _curves(seen.sweeps[name])
+    for column, (title, network) in zip(axes[0], networks.items(), strict=True):
+        factor = network.sweeps[name].factor
+        curves, explained = _curves(network.sweeps[name])
         for number, curve in enumerate(curves[:TRAJECTORIES].tolist()):
             x, y = zip(*([*curve, curve[0]] if factor.closed else curve), strict=True)
             column.plot(x, y, color=f"C{number}", linewidth=1, alpha=0.8)
@@ -80,19 +89,18 @@ def draw_trajectories(networks: dict[str, NetworkSweeps], name: str):
         column.set_adjustable("datalim")
         column.grid(alpha=0.3)
     first, last = factor.values[0].item(), factor.values[-1].item()
-    _caption(
+    return _captioned(
         figure,
         f"{name}: paths of {min(TRAJECTORIES, len(curves))} images through z",
         f"circle at {first:g}, square at {last:g} {factor.unit}; equivariant: paths of one shape",
     )
-    return figure
 
 
 def draw_circle(networks: dict[str, NetworkSweeps], name: str):
     """All points of an angle's curves in their plane, coloured by the angle, with the fitted circle."""
     figure, axes = _panels(networks, 4.6, 4.8)
-    for column, (title, seen) in zip(axes[0], networks.items(), strict=True):
-        sweep = seen.sweeps[name]
+    for column, (title, network) in zip(axes[0], networks.items(), strict=True):
+        sweep = network.sweeps[name]
         curves = plane_curves(sweep)
         points = curves.flatten(0, 1)
         angles = sweep.factor.values.repeat(len(curves))
@@ -105,26 +113,25 @@ def draw_circle(networks: dict[str, NetworkSweeps], name: str):
         column.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
         column.grid(alpha=0.3)
     figure.colorbar(shown, ax=axes[0].tolist(), label="degrees", shrink=0.8)
-    _caption(
+    return _captioned(
         figure,
         f"{name}: z of {len(curves)} images in its plane, each curve at rms radius 1",
-        "equivariant: colours in their order round the dashed circle; else a blob",
+        "equivariant: colours in order around the dashed circle; otherwise a blob",
     )
-    return figure
 
 
 def draw_combined(networks: dict[str, NetworkSweeps], factors: list[str]):
     """Every factor's points in its own plane, coloured by the factor's value; a row for each network."""
     lines = [factors[start : start + COLUMNS] for start in range(0, len(factors), COLUMNS)]
-    cells = [(title, seen, line) for line in lines for title, seen in networks.items()]
+    cells = [(title, network, line) for line in lines for title, network in networks.items()]
     width = len(lines[0])
     figure = new_figure(3.2 * width, 3.2 * len(cells) + 0.4)
-    for row, (title, seen, line) in zip(figure.subplots(len(cells), width, squeeze=False), cells, strict=True):
+    for row, (title, network, line) in zip(figure.subplots(len(cells), width, squeeze=False), cells, strict=True):
         for column in row[len(line) :]:
             column.set_axis_off()
         for column, name in zip(row, line, strict=False):
-            factor = seen.sweeps[name].factor
-            curves, explained = _curves(seen.sweeps[name])
+            factor = network.sweeps[name].factor
+            curves, explained = _curves(network.sweeps[name])
             values = factor.values.repeat(len(curves)).tolist()
             colours = "hsv" if factor.closed else "viridis"
             column.scatter(*curves.flatten(0, 1).T.tolist(), c=values, cmap=colours, s=3, alpha=0.5)
@@ -133,19 +140,18 @@ def draw_combined(networks: dict[str, NetworkSweeps], factors: list[str]):
             column.set_title(f"{name}, {title}: {explained:.0%}", fontsize=9)
             column.set_xticks([])
             column.set_yticks([])
-    _caption(
+    return _captioned(
         figure,
         "Displacements of z in each factor's first two directions, share of its variance; black: mean of all images",
-        "equivariant: colours in order along the black path (a loop for rotation); else no order",
+        "equivariant: colours in order along the black path (a loop for rotation); otherwise in no order",
     )
-    return figure
 
 
 def draw_spectrum(networks: dict[str, NetworkSweeps], name: str):
-    """Eigenvalues of a factor's displacements, linear above and logarithmic below."""
+    """Spectrum of a factor's displacements, on a linear scale above and a logarithmic one below."""
     figure, axes = _panels(networks, 4.4, 2.4, rows=2)
-    for place, (title, seen) in enumerate(networks.items()):
-        sweep = seen.sweeps[name]
+    for place, (title, network) in enumerate(networks.items()):
+        sweep = network.sweeps[name]
         found = fit_subspace(sweep, sweep.factor.dims)
         shares = (found.spectrum / found.spectrum.sum())[:SPECTRUM].tolist()
         for row, scale in enumerate(("linear", "log")):
@@ -158,15 +164,16 @@ def draw_spectrum(networks: dict[str, NetworkSweeps], name: str):
         ranks = f"{found.explained:.0%} in {sweep.factor.dims}, effective rank {found.effective_rank:.1f}"
         axes[0, place].set_title(f"{title}: {ranks}", fontsize=9)
         axes[1, place].set_xlabel("direction")
-    _caption(figure, f"{name}: spectrum of z's displacements", "equivariant: all of it left of the red line")
-    return figure
+    return _captioned(
+        figure, f"{name}: spectrum of z's displacements", "equivariant: all variance left of the red line"
+    )
 
 
 def draw_overlap(networks: dict[str, NetworkSweeps], factors: list[str]):
-    """Overlap of the factors' subspaces, 0 orthogonal to 1 one within the other."""
+    """Overlap of the factors' subspaces, from 0 (orthogonal) to 1 (one contains the other)."""
     figure, axes = _panels(networks, 1.6 + 0.75 * len(factors), 2.2 + 0.7 * len(factors))
-    for column, (title, seen) in zip(axes[0], networks.items(), strict=True):
-        bases = [fit_subspace(sweep, sweep.factor.dims).basis for sweep in seen.sweeps.values()]
+    for column, (title, network) in zip(axes[0], networks.items(), strict=True):
+        bases = [fit_subspace(sweep, sweep.factor.dims).basis for sweep in network.sweeps.values()]
         values = [[overlap(one, other) for other in bases] for one in bases]
         shown = column.imshow(values, cmap="RdYlGn_r", vmin=0, vmax=1)
         for y, row in enumerate(values):
@@ -176,12 +183,11 @@ def draw_overlap(networks: dict[str, NetworkSweeps], factors: list[str]):
         column.set_yticks(range(len(factors)), factors, fontsize=8)
         column.set_title(title)
     figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.8)
-    _caption(
+    return _captioned(
         figure,
-        f"Overlap of the factors' subspaces of z; by chance about {2 / bases[0].shape[0]:.3f}",
-        "disentangled: 1 on the diagonal, 0 beside it",
+        f"Overlap of the factors' subspaces of z; about {2 / bases[0].shape[0]:.3f} by chance",
+        "disentangled: 1 on the diagonal, 0 elsewhere",
     )
-    return figure
 
 
 def draw_ranks(networks: dict[str, NetworkSweeps]):
@@ -189,17 +195,16 @@ def draw_ranks(networks: dict[str, NetworkSweeps]):
     figure = new_figure(9.0, 3.6)
     features = list(next(iter(networks.values())).spectra)
     for axes, feature in zip(figure.subplots(1, len(features), squeeze=False)[0], features, strict=True):
-        for number, (title, seen) in enumerate(networks.items()):
-            singular = seen.spectra[feature]
+        for number, (title, network) in enumerate(networks.items()):
+            singular = network.spectra[feature]
             shares = (singular / singular.sum())[:SINGULAR_VALUES].tolist()
             label = f"{title}: rank {participation(singular):.1f} of {len(singular)}"
             axes.plot(range(1, len(shares) + 1), shares, ("-", "--")[number % 2], color=f"C{number}", label=label)
         axes.set(yscale="log", xlabel="direction", ylabel="share of singular values", title=feature)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    _caption(
+    return _captioned(
         figure,
         "Spectra over the test images; rank: participation ratio of the singular values",
-        "collapse: the line falls off at once",
+        "collapse: the line falls at once",
     )
-    return figure

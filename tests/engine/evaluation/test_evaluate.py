@@ -14,19 +14,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from seqjepa.engine.analysis import regressions
+from seqjepa.engine.analysis.regressions import knn, logistic_regression, ridge_regression
 from seqjepa.engine.compose import compose
 from seqjepa.engine.evaluate import main
 from seqjepa.engine.evaluation import measure
-from seqjepa.engine.evaluation import protocols as probe_protocols
 from seqjepa.engine.evaluation.equivariance import read_moved
-from seqjepa.engine.evaluation.frozen import FrozenNetwork, FrozenProbe, questions, untrained_network
-from seqjepa.engine.evaluation.protocols import (
-    fast_protocol,
-    knn,
-    logistic_regression,
-    paper_protocol,
-    ridge_regression,
-)
+from seqjepa.engine.evaluation.frozen import FrozenNetwork, FrozenProbe, frozen_probes, untrained_network
+from seqjepa.engine.evaluation.protocols import PROTOCOLS, fast_protocol, paper_protocol
 from seqjepa.engine.evaluation.report import agreement, length_grid
 from seqjepa.engine.runs.checksums import seal
 from seqjepa.engine.runtime.accelerator import build_accelerator
@@ -51,7 +46,7 @@ def parts(tiny):
     accelerator = build_accelerator(config.run, 1)
     data = config.data.model_copy(update={"batch_size": 32})
     loaders = build_loaders(data, config.sequence, config.actions, seed=1, device=accelerator.device)
-    network = FrozenNetwork(untrained_network(config, loaders, accelerator), [1, 2, 4], accelerator)
+    network = FrozenNetwork(untrained_network(config, accelerator), [1, 2, 4], accelerator)
     return config, loaders, network
 
 
@@ -89,9 +84,9 @@ def test_ridge_is_scikit_learns_and_finds_its_penalty():
     generator = torch.Generator().manual_seed(0)
     targets = rows @ torch.randn(12, 3, generator=generator) + 4 * torch.randn(600, 3, generator=generator) + 7
     train_rows, test_rows, train_targets = rows[:400], rows[400:], targets[:400]
-    path = probe_protocols._ridge_path(train_rows, train_targets, test_rows)
+    path = regressions._ridge_path(train_rows, train_targets, test_rows)
     scaler = StandardScaler().fit(train_rows.double())
-    for penalty, predicted in zip(probe_protocols.RIDGE_PENALTIES, path, strict=True):
+    for penalty, predicted in zip(regressions.RIDGE_PENALTIES, path, strict=True):
         # torch's deviation divides by n - 1, scikit-learn's by n
         alpha = penalty * 400 * 400 / 399
         expected = Ridge(alpha=alpha).fit(scaler.transform(train_rows.double()), train_targets)
@@ -110,7 +105,7 @@ def test_logistic_regression_is_scikit_learns():
     ).numpy()
     scaler = StandardScaler().fit(rows[:800])
     best = max(
-        (LogisticRegression(C=1 / (800 * penalty), max_iter=1000) for penalty in probe_protocols.LOGISTIC_PENALTIES),
+        (LogisticRegression(C=1 / (800 * penalty), max_iter=1000) for penalty in regressions.LOGISTIC_PENALTIES),
         key=lambda model: model.fit(scaler.transform(rows[:800]), labels[:800]).score(
             scaler.transform(rows[800:]), labels[800:]
         ),
@@ -123,7 +118,7 @@ def test_logistic_regression_is_scikit_learns():
 def test_logistic_fit_reaches_a_minimum_that_is_near():
     rows, labels = blobs()
     rows = (rows - rows.mean(0)) / rows.std(0)
-    weights = probe_protocols._logistic_fit(rows, labels, torch.zeros(13, 4), 0.01)
+    weights = regressions._logistic_fit(rows, labels, torch.zeros(13, 4), 0.01)
     expected = LogisticRegression(C=1 / (600 * 0.01), max_iter=1000, tol=1e-8).fit(rows, labels)
     np.testing.assert_allclose(weights[:-1].numpy().T, expected.coef_, atol=5e-3)
 
@@ -177,9 +172,9 @@ def test_the_teacher_and_the_predictor_are_never_run(parts, protocol, monkeypatc
     for module in (network.model.target, network.model.target.teacher, network.model.predictor):
         monkeypatch.setattr(module, "forward", refuse)
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
-    asked = questions([1, 2, 4], 4, loaders.sequence.factors)
-    answers = protocol(network, asked, loaders, settings, lambda: None)
-    assert {question.name for question in asked} <= answers.keys()
+    probes = frozen_probes([1, 2, 4], 4, loaders.num_classes, loaders.sequence.factors)
+    scores = protocol(network, probes, loaders, settings, lambda: None)
+    assert {probe.name for probe in probes} <= scores.keys()
     for name, tensor in network.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -189,9 +184,9 @@ def test_what_the_features_hold_is_found(parts, protocol):
     """Features that are the label and the action answer everything; those of another sequence answer nothing."""
     config, loaders, _ = parts
     settings = config.eval.model_copy(update={"epochs": 60, "linear_epochs": 60, "lr": 1e-2, "hidden": 32})
-    asked = questions([1, 2, 4], 4, loaders.sequence.factors)
-    told = protocol(Oracle(loaders), asked, loaders, settings, lambda: None)
-    misled = protocol(Oracle(loaders, shuffled=True), asked, loaders, settings, lambda: None)
+    probes = frozen_probes([1, 2, 4], 4, loaders.num_classes, loaders.sequence.factors)
+    told = protocol(Oracle(loaders), probes, loaders, settings, lambda: None)
+    misled = protocol(Oracle(loaders, shuffled=True), probes, loaders, settings, lambda: None)
     for name, value in told.items():
         if "_r2_" in name:
             assert value > 0.95
@@ -221,10 +216,10 @@ def test_linear_heads_of_one_number_rest_after_their_epochs(parts):
     for epochs, linear_epochs in ((1, 1), (3, 1), (3, 3)):
         settings = config.eval.model_copy(update={"epochs": epochs, "linear_epochs": linear_epochs})
         torch.manual_seed(0)
-        asked = [FrozenProbe("scale", "pair", "scale")]
+        probes = [FrozenProbe("scale", "pair", 1, loaders.sequence.factors["scale"])]
         # an MLP beside it goes on
-        asked.append(FrozenProbe("turn", "pair", "rotation"))
-        scores.append(paper_protocol(network, asked, loaders, settings, lambda: None))
+        probes.append(FrozenProbe("turn", "pair", 2, loaders.sequence.factors["rotation"]))
+        scores.append(paper_protocol(network, probes, loaders, settings, lambda: None))
     once, rested, trained = scores
     assert once["scale"] == rested["scale"] != trained["scale"]
     assert once["turn"] != rested["turn"] == trained["turn"]
@@ -280,19 +275,19 @@ def test_the_control_is_the_network_that_training_starts_from(tiny, tmp_path, va
 
 
 def test_trained_and_untrained_are_not_confused(run, tmp_path, monkeypatch):
-    asked = []
+    measured = []
 
     def protocol(network, *args):
-        asked.append(network.model.state_dict()["encoder.0.weight"].clone())
-        return {"agg_top1_1": float(len(asked)), "z_top1": 0.0, **dict.fromkeys(R2_NAMES, 0.0)}
+        measured.append(network.model.state_dict()["encoder.0.weight"].clone())
+        return {"agg_top1_1": float(len(measured)), "z_top1": 0.0, **dict.fromkeys(R2_NAMES, 0.0)}
 
-    monkeypatch.setitem(probe_protocols.PROTOCOLS, "fast", protocol)
+    monkeypatch.setitem(PROTOCOLS, "fast", protocol)
     assert main([run, "eval.lengths=[1]", f"eval.out={tmp_path}"]) == 0
     result = json.loads((tmp_path / "eval.json").read_text())["fast"]
     saved = load_file(Path(run) / "checkpoints" / "epoch-0002" / "model.safetensors")["encoder.0.weight"]
-    place = 0 if torch.equal(asked[0], saved) else 1
-    assert torch.equal(asked[place], saved)
-    assert not torch.equal(asked[1 - place], saved)
+    place = 0 if torch.equal(measured[0], saved) else 1
+    assert torch.equal(measured[place], saved)
+    assert not torch.equal(measured[1 - place], saved)
     assert result["trained"]["agg_top1_1"] == place + 1
     assert result["untrained"]["agg_top1_1"] == 2 - place
 
@@ -313,11 +308,11 @@ def test_several_runs_make_a_grid_of_lengths(run, tiny, tmp_path, capsys):
 
 def test_the_grid_takes_the_newest_checkpoint_of_each_run():
     def result(run, epoch, trained, **values):
-        answers = {f"agg_top1_{name[1:]}": value for name, value in values.items()}
-        control = dict.fromkeys(answers, 1.0)
+        scores = {f"agg_top1_{name[1:]}": value for name, value in values.items()}
+        control = dict.fromkeys(scores, 1.0)
         facts = {"checkpoint": f"runs/{run}/checkpoints/{epoch}", "epoch": epoch, "num_observed": trained}
         lengths = [int(name[1:]) for name in values]
-        return {**facts, "lengths": lengths, "fast": {"trained": answers, "untrained": control}}
+        return {**facts, "lengths": lengths, "fast": {"trained": scores, "untrained": control}}
 
     results = [
         result("a", 2, 3, n1=10.0, n2=20.0),
@@ -380,7 +375,7 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     refused("state.json: not readable")
     write_state(checkpoint, state)
     # before anything is measured
-    monkeypatch.setitem(probe_protocols.PROTOCOLS, "fast", None)
+    monkeypatch.setitem(PROTOCOLS, "fast", None)
     (tmp_path / "file").write_text("")
     refused("cannot be written", f"eval.out={tmp_path / 'file'}")
     refused("encoder.0.weight is (4, 3, 3, 3)", run, "model.encoder.width=8")

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seqjepa.engine.reports.figures.curves import PANELS, draw_curves, epoch_axis, new_figure
+from seqjepa.engine.analysis.metrics import METRICS
+from seqjepa.engine.reports.figures.curves import draw_curves, epoch_axis, new_figure
 
-NAMES = [name for _, names, _ in PANELS for name in names]
+NAMES = ["ep_loss", *(metric.name for metric in METRICS if metric.panel)]
 BLUE = (31, 119, 180)  # matplotlib's C0
 
 

@@ -94,7 +94,7 @@ def test_wandbs_environment_comes_before_the_defaults(tiny, tmp_path):
     told = [line for line in result.stdout.splitlines() if "is not used" in line]
     assert told == [
         "WANDB_RUN_GROUP=theirs is not used: tracking.group decides, and is ours",
-        "WANDB_RUN_ID is not used: a run has an id of its own in W&B, and keeps it when it is resumed",
+        "WANDB_RUN_ID is not used: a run has its own id in W&B, and keeps it when it is resumed",
     ]
     assert f"wandb sync {tmp_path}/elsewhere/wandb/offline-run-* uploads the run" in result.stdout
     (path,) = (tmp_path / "elsewhere" / "wandb").glob("offline-run-*/*.wandb")

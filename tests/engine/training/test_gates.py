@@ -51,7 +51,7 @@ def test_reasons_say_what_was_asked():
 
 
 def test_unknown_metrics_are_refused():
-    names = metric_names(Config(), {"rotation": slice(0, 2)})
+    names = metric_names(Config(), 10, {"rotation": slice(0, 2)})
     config = Config.model_validate({"gates": {"rules": {"digits_affine": [{"metric": "gap_action", "min": 0.0}]}}})
     with pytest.raises(InputError, match="gap_action is not computed; there are"):
         check_rules(config, names)

@@ -71,9 +71,8 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
     assert final["best"]["online_r2_test"] == max(line["online_r2_test"] for line in lines)
     assert float(block["online_r2_test"]) == pytest.approx(final["final"]["online_r2_test"], rel=1e-5)
     # every metric that gates may ask for is there, and no other
-    names = metric_names(
-        compose(tiny()).config, {n: slice(0, 1) for n in ("rotation", "translation_x", "translation_y", "scale")}
-    )
+    factors = {name: slice(0, 1) for name in ("rotation", "translation_x", "translation_y", "scale")}
+    names = metric_names(compose(tiny()).config, 10, factors)
     assert set(final["final"]) == names
     assert {name for name in names if name.endswith("_test")} <= set(final["untrained"])
     assert yaml.safe_load((run / "config.yaml").read_text())["run"]["epochs"] == 2

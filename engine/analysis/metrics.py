@@ -1,0 +1,131 @@
+"""Every metric of a validated epoch: its name, whether more or less of it is better, and where it is shown.
+
+A new metric is computed in one place and has one entry in `METRICS`, from which the table of an epoch, the last lines
+of a run, its curves, the comparison of runs and the check of gates follow. Torch is not imported, so that
+`python -m seqjepa.engine.compare --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any, Literal, NamedTuple
+
+__all__ = ["METRICS", "OF_THE_OBJECTIVE", "PANELS", "Metric", "better", "expand"]
+
+FIELD = re.compile(r"{(\w+)}")
+# titles of the panels of the curves, in the order in which they are drawn
+PANELS = {
+    "loss": "Loss",
+    "cosine": "Cosine of centred prediction and target",
+    "action": "R² of the action",
+    "class": "Linear accuracy, %",
+}
+
+
+class Metric(NamedTuple):
+    """A metric, or a family of metrics with {term}, {factor}, {feature} or {sweep} in its name.
+
+    Attributes:
+        name: its key in metrics.jsonl.
+        better: whether larger or smaller values are better; None if neither.
+        train: key of the same quantity on the training sequences.
+        title: title of its row in the table of an epoch; None leaves it out.
+        target: what it says can be predicted, class or action; a task that has no such target does not have the metric.
+        of_objective: whether it compares objectives rather than networks, so that the untrained control has none.
+        closing: whether it is among the last lines of a run.
+        compared: whether a comparison of runs shows it by default.
+        panel: key in `PANELS` of the curves that show it; None leaves it out.
+        label: its label in the panel's legend; without one, the curves of `train` and `name` are drawn, train and test.
+    """
+
+    name: str
+    better: Literal["max", "min"] | None = None
+    train: str | None = None
+    title: str | None = None
+    target: Literal["class", "action"] | None = None
+    of_objective: bool = False
+    closing: bool = False
+    compared: bool = False
+    panel: str | None = None
+    label: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Its keys on the test and the training sequences."""
+        return [self.name, self.train] if self.train else [self.name]
+
+
+def _class_probe(name: str, **shown: Any) -> list[Metric]:
+    """Loss and accuracy of an online probe."""
+    return [
+        Metric(f"{name}_linloss_test", "min", f"{name}_linloss_train", target="class"),
+        Metric(f"{name}_linacc_test", "max", f"{name}_linacc_train", f"{name}_linacc", "class", **shown),
+    ]
+
+
+def _action_probe(name: str, **shown: Any) -> list[Metric]:
+    """Loss and R² of an online probe, and R² of each factor."""
+    return [  # the loss is first, because its name has the form of a factor's
+        Metric(f"{name}_r2_loss_test", "min", f"{name}_r2_loss_train", target="action"),
+        Metric(f"{name}_r2_test", "max", f"{name}_r2_train", f"{name}_r2", "action", **shown),
+        Metric(f"{name}_r2_{{factor}}_test", "max", f"{name}_r2_{{factor}}_train", target="action"),
+    ]
+
+
+METRICS = (
+    Metric("val_loss", "min", "ep_loss", "loss", of_objective=True, panel="loss"),
+    Metric("val_loss_{term}", "min", "loss_{term}", of_objective=True),
+    Metric("grad_norm", of_objective=True),
+    Metric("z_grad_norm_{term}", of_objective=True),
+    Metric("pred_cosine_test", "max"),
+    Metric("pred_cosine_centred_test", "max", None, "pred_cosine_centred", closing=True, panel="cosine", label="test"),
+    *_class_probe("online", closing=True, compared=True, panel="class", label="agg"),
+    *_class_probe("leakage", closing=True, panel="class", label="first view"),
+    *_class_probe("matched_z"),
+    *_action_probe("online", closing=True, compared=True, panel="action", label="z pair, MLP"),
+    *_action_probe("matched_agg"),
+    *_action_probe("leakage", closing=True, panel="action", label="agg, linear"),
+    *_action_probe("matched_z"),
+    Metric("rate_{feature}", "max"),
+    Metric("rate_fraction_{feature}", "max"),
+    Metric("effective_rank_{feature}", "max"),
+    Metric("participation_{feature}", "max"),
+    Metric("rankme_{feature}", "max"),
+    Metric("isotropy_{feature}", "max"),
+    Metric("variance_{feature}", "max"),
+    Metric("variance_min_{feature}", "max"),
+    Metric("pair_cosine_{feature}", "min"),
+    Metric("rank_eq_eff", "max"),
+    Metric("rank_inv_eff", "max"),
+    # only in epochs with factor sweeps; `subspace_metrics` describes them, and more that are neither good nor bad
+    Metric("circle_error_{sweep}", "min"),
+    Metric("circle_phase_{sweep}", "max"),
+    Metric("subspace_ev_{sweep}", "max"),
+    Metric("subspace_stability_{sweep}", "max"),
+)
+
+# beginnings of the names of metrics that the untrained control does not have
+OF_THE_OBJECTIVE = tuple(FIELD.sub("", name) for metric in METRICS if metric.of_objective for name in metric.names)
+
+
+def better(name: str) -> Literal["max", "min"]:
+    """Whether the larger or the smaller values of a metric are better; "max" if that is not known."""
+    for metric in METRICS:
+        if any(re.fullmatch(FIELD.sub(".+", known), name) for known in metric.names):
+            return metric.better or "max"
+    return "max"
+
+
+def expand(targets: Collection[str], **fields: Collection[str]) -> set[str]:
+    """Names of all metrics of an epoch.
+
+    Args:
+        targets: those of "class" and "action" that the task has.
+        fields: the values of each field in the names; a metric whose field is missing is left out.
+    """
+    found = set()
+    for name in (name for metric in METRICS if metric.target in (None, *targets) for name in metric.names):
+        field = FIELD.search(name)
+        found |= {FIELD.sub(value, name) for value in fields.get(field[1], ())} if field else {name}
+    return found

@@ -1,0 +1,107 @@
+"""Predictions from features without training a head: ridge regression, logistic regression, nearest neighbours."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["held_out_rows", "knn", "logistic_regression", "ridge_regression"]
+
+HELD_OUT = 5  # one training image in five is held out to choose a penalty
+RIDGE_PENALTIES = [10.0**power for power in range(-6, 2)]
+LOGISTIC_PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
+LOGISTIC_ITERATIONS = 30
+
+
+def held_out_rows(index: Tensor) -> Tensor:
+    """Rows on which a penalty is chosen, bool [N], from the images' positions in the dataset [N].
+
+    All renderings of an image are held out together.
+    """
+    return index % HELD_OUT == 0
+
+
+def ridge_regression(features: Tensor, targets: Tensor, held_out: Tensor, test_features: Tensor) -> Tensor:
+    """Linear regression in double precision, whose L2 penalty is chosen on held-out rows; the final fit uses all rows.
+
+    Args:
+        features: [N, D].
+        targets: [N, K].
+        held_out: bool [N]; rows on which the penalty is chosen.
+        test_features: [T, D].
+
+    Returns:
+        Predictions [T, K].
+    """
+    kept = ~held_out
+    fitted = _ridge_path(features[kept], targets[kept], features[held_out])
+    errors = torch.stack([(p - targets[held_out]).square().sum() for p in fitted])
+    return _ridge_path(features, targets, test_features)[int(errors.argmin())]
+
+
+def _ridge_path(features: Tensor, targets: Tensor, test_features: Tensor) -> list[Tensor]:
+    """Predictions for each penalty, from one eigendecomposition."""
+    features, targets, test_features = features.double(), targets.double(), test_features.double()
+    mean, target_mean = features.mean(0), targets.mean(0)
+    scale = features.std(0).clamp(min=1e-6)
+    rows, test_rows = (features - mean) / scale, (test_features - mean) / scale
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    right = vectors.T @ (rows.T @ (targets - target_mean)) / len(rows)
+    test_rows = test_rows @ vectors
+    values = values.clamp(min=0)[:, None]
+    return [test_rows @ (right / (values + penalty)) + target_mean for penalty in RIDGE_PENALTIES]
+
+
+def logistic_regression(
+    features: Tensor, labels: Tensor, held_out: Tensor, test_features: Tensor, *, num_classes: int
+) -> Tensor:
+    """Multinomial logistic regression by L-BFGS; its L2 penalty is chosen on held-out rows, the last fit uses all rows.
+
+    The penalty falls until the accuracy stops rising. Each fit starts from the last one and has at most thirty
+    iterations: with many classes it stops short of the minimum, which also regularises.
+
+    Takes the arguments of `ridge_regression`, with labels [N] for targets; returns predicted labels [T].
+    """
+    mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
+    rows, test_rows = (features - mean) / scale, (test_features - mean) / scale
+    kept = ~held_out
+    weights = torch.zeros(rows.shape[1] + 1, num_classes, device=rows.device)
+    best, chosen, start = -1.0, LOGISTIC_PENALTIES[0], weights
+    for penalty in LOGISTIC_PENALTIES:
+        weights = _logistic_fit(rows[kept], labels[kept], weights, penalty)
+        right = (_scores(rows[held_out], weights).argmax(-1) == labels[held_out]).double().mean().item()
+        if right <= best:
+            break
+        best, chosen, start = right, penalty, weights
+    return _scores(test_rows, _logistic_fit(rows, labels, start, chosen)).argmax(-1)
+
+
+def _scores(rows: Tensor, weights: Tensor) -> Tensor:
+    return torch.addmm(weights[-1], rows, weights[:-1])
+
+
+def _logistic_fit(rows: Tensor, labels: Tensor, start: Tensor, penalty: float) -> Tensor:
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weights], max_iter=LOGISTIC_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            value = F.cross_entropy(_scores(rows, weights), labels) + penalty / 2 * weights[:-1].square().sum()
+            value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weights.detach()
+
+
+def knn(features: Tensor, labels: Tensor, test_features: Tensor, *, num_classes: int, k: int) -> Tensor:
+    """Labels [T] of test features [T, D] by a vote of the k nearest neighbours, weighted by cosine similarity."""
+    bank = F.normalize(features, dim=-1)
+    votes = []
+    for part in F.normalize(test_features, dim=-1).split(1024):
+        similarity, nearest = (part @ bank.T).topk(min(k, len(bank)), dim=-1)
+        scores = similarity.new_zeros(len(part), num_classes).scatter_add_(1, labels[nearest], similarity)
+        votes.append(scores.argmax(-1))
+    return torch.cat(votes)
