@@ -91,9 +91,8 @@ def equivariance_metrics(
 
     if num_classes:
         for name, feature in (("inv", "agg"), ("eq", "second")):
-            predicted = logistic_regression(
-                train[feature], train["labels"], held_out, test[feature], num_classes=num_classes
-            )
+            features = train[feature], train["labels"], held_out, test[feature]
+            predicted = logistic_regression(*features, num_classes=num_classes)
             metrics[f"probe_class_acc_{name}"] = 100 * (predicted == test["labels"]).double().mean().item()
         metrics["gap_class"] = metrics["probe_class_acc_inv"] - metrics["probe_class_acc_eq"]
     if factors:

@@ -35,16 +35,10 @@ class Reporter:
     def __init__(self, speaks: bool):
         # names are printed unchanged: brackets and colons in them are not markup
         self.console = _Console(quiet=not speaks, highlight=False, soft_wrap=True, markup=False, emoji=False)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-        )
+        left = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        right = TextColumn("{task.fields[status]}"), TextColumn("ETA"), TimeRemainingColumn()
         shows_bar = speaks and self.console.is_terminal
-        self.progress = Progress(*columns, console=self.console, disable=not shows_bar, transient=True)
+        self.progress = Progress(*left, *right, console=self.console, disable=not shows_bar, transient=True)
         self.task = self.progress.add_task("starting", total=None, status="")
 
     def __enter__(self) -> Reporter:
@@ -139,8 +133,7 @@ def closing_block(run: str, summary: dict[str, Any]) -> str:
         if summary["untrained"]:
             values[f"untrained_{name}"] = _number(summary["untrained"].get(name))
     values["gate_pass"] = summary["gate_pass"]
-    values["seconds"] = summary["timing"]["seconds"]
-    values["sequences_per_second"] = summary["timing"]["sequences_per_second"]
+    values |= {name: summary["timing"][name] for name in ("seconds", "sequences_per_second")}
     return "\n".join(["---", *(f"{key}: {_plain(value)}" for key, value in values.items())])
 
 

@@ -59,9 +59,8 @@ def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str,
         if rule.margin is not None:
             control = _value(rule, untrained or {})
             if not value - control >= rule.margin:  # a NaN control fails too
-                reasons.append(
-                    f"{name} = {value:.4g}, untrained {control:.4g}: a margin of {rule.margin:g} is asked for"
-                )
+                wanted = f"a margin of {rule.margin:g} is asked for"
+                reasons.append(f"{name} = {value:.4g}, untrained {control:.4g}: {wanted}")
     return reasons
 
 

@@ -43,14 +43,8 @@ def draw_factors(result: dict[str, Any], protocols: list[str], path: Path) -> No
         for number, (name, network) in enumerate(bars):
             values = [result[protocol][network][f"{name}_{factor}"] for factor in factors]
             places = [place + 0.2 * (number - 1.5) for place in range(len(factors))]
-            axes.bar(
-                places,
-                values,
-                0.19,
-                color=f"C{number // 2}",
-                alpha=1.0 if network == "trained" else 0.35,
-                label=f"{labels[name]}, {network}",
-            )
+            style = {"color": f"C{number // 2}", "alpha": 1.0 if network == "trained" else 0.35}
+            axes.bar(places, values, 0.19, label=f"{labels[name]}, {network}", **style)
         axes.axhline(0, color="0.3", linewidth=0.8)
         axes.set_xticks(range(len(factors)), factors)
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.5), top=1.02)
