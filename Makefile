@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: setup smoke gate30 variants test test-slow test-gpu test-realdata test-floor soak \
-	bench bench-kernels bench-gpu lint lint-baseline clean
+	bench bench-kernels bench-gpu lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
 
@@ -102,11 +102,7 @@ bench-gpu: setup
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright --baselinemode=lock
-
-# Takes what is mended off the list of known type errors in engine/; it adds none.
-lint-baseline: $(VENV)/.installed
-	$(BIN)/basedpyright --baselinemode=auto
+	$(BIN)/basedpyright
 
 clean:
 	rm -rf $(VENV) $(VENV)-floor runs

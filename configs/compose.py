@@ -302,7 +302,7 @@ def _explain(error: Mapping[str, Any], draft: Composed, merged: dict[str, Any]) 
         problem = "is required"
     elif error["type"] == "union_tag_invalid":
         location, value = [*location, "kind"], value["kind"]
-        problem = f"must be {'|'.join(by_kind(place.field.annotation))}"
+        problem = f"must be {'|'.join(kind.model_fields['kind'].default for kind in place.kinds)}"
     elif place.kinds or not place.field:
         problem = "must be a section, a mapping of keys to values"
     else:

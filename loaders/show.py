@@ -59,7 +59,8 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
 
     loader, factors = loaders.train, loaders.sequence.factors
     batch = next(loader.epoch(0))
-    views = (batch.views * loader.std + loader.mean).clamp(0, 1).permute(0, 1, 3, 4, 2)[:rows].cpu()
+    images: Any = batch.views  # a tensor: what a sheet shows are images
+    views = (images * loader.std + loader.mean).clamp(0, 1).permute(0, 1, 3, 4, 2)[:rows].cpu()
     num_views = views.shape[1]
     # a text column is as wide as its longest line
     text_width = max(len(name) + 6.4 * (dims.stop - dims.start) for name, dims in factors.items()) * 0.043

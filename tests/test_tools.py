@@ -1,15 +1,13 @@
 """What the tools around the code must go on promising."""
 
-import json
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_only_engine_has_known_type_errors():
-    known = json.loads((ROOT / ".basedpyright" / "baseline.json").read_text())["files"]
-    assert {path for path in known if not path.startswith("./engine/")} == set()
+def test_no_type_error_is_tolerated():
+    assert not (ROOT / ".basedpyright").exists()  # the list of known errors, which would grow
 
 
 def test_actions_are_pinned_to_commits():

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from ..runtime.distributed import joined_mean
 from .config import MLPProjectorConfig, SoftmaxSharpeningConfig
 
-__all__ = ["ActionEmbedding", "MLPProjector", "SoftmaxSharpening"]
+__all__ = ["ActionEmbedding", "MLPProjector", "Sharpening", "SoftmaxSharpening"]
 
 
 class ActionEmbedding(nn.Module):
@@ -51,7 +51,17 @@ class MLPProjector(nn.Module):
         return F.normalize(projections, dim=-1) if self.unit else projections
 
 
-class SoftmaxSharpening(nn.Module):
+class Sharpening(nn.Module):
+    """What turns targets [B, N, E] into others of the same shape.
+
+    Attributes:
+        group: processes whose targets form one batch; None if each process has its own.
+    """
+
+    group: ProcessGroup | None = None
+
+
+class SoftmaxSharpening(Sharpening):
     """Turns targets into distributions: softmax((target - center) / temperature); center is their running mean.
 
     In training the center is updated before it is used, as in the reference code.
@@ -64,7 +74,6 @@ class SoftmaxSharpening(nn.Module):
         super().__init__()
         self.temperature, self.momentum = config.temperature, config.center_momentum
         self.register_buffer("center", torch.zeros(width))
-        self.group: ProcessGroup | None = None  # processes whose targets form one batch
 
     def forward(self, targets: Tensor) -> Tensor:
         """Distributions of targets [B, N, E], in float32."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...loaders.batch import Views, each
 from .aggregators.base import Aggregator
 from .config import ModelConfig, TargetConfig
-from .heads import ActionEmbedding
+from .heads import ActionEmbedding, Sharpening
 from .targets.base import Target
 
 __all__ = ["Output", "Reading", "SeqJEPA", "build_model"]
@@ -45,6 +45,12 @@ class Output(NamedTuple):
         """The forward reading and, if the sequence was also read backwards, the backward one."""
         forwards = Reading(self.agg, self.prediction, self.target)
         return [forwards] if self.backwards is None else [forwards, self.backwards]
+
+    @property
+    def projected(self) -> Tensor:
+        """The projections, in float32, for what a config only allows with a projector."""
+        assert self.projections is not None
+        return self.projections.float()
 
     def float(self) -> Output:
         """The same output in float32."""
@@ -81,7 +87,7 @@ class SeqJEPA(nn.Module):
         predictor: nn.Module,
         target: Target,
         projector: nn.Module | None = None,
-        sharpening: nn.Module | None = None,
+        sharpening: Sharpening | None = None,
         *,
         num_features: int,
         token_width: int,

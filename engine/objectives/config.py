@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -122,7 +122,7 @@ class RateConfig(TermConfig):
     """Scale of the covariance."""
 
     @property
-    def scaling(self) -> dict[str, float]:
+    def scaling(self) -> dict[str, Any]:
         """`alpha` or `eps`, as `coding_rate` takes them."""
         return {self.scale.kind: self.scale.value}
 

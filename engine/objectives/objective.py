@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ class Objective(nn.Module):
 
     Attributes:
         names: `loss_<term>` of each term, in the order in which they are logged.
+        terms: an `nn.ModuleDict` of `Term`, by name.
     """
+
+    terms: Any
 
     def __init__(self, config: ObjectiveConfig):
         super().__init__()

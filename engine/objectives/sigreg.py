@@ -23,5 +23,5 @@ class SIGReg(Term):
         self.num_slices = config.num_slices
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        projections = output.projections.float().transpose(0, 1)  # [V, B, E]
+        projections = output.projected.transpose(0, 1)  # [V, B, E]
         return sigreg(projections, num_slices=self.num_slices, seed=step, group=self.joined).mean()

@@ -22,7 +22,7 @@ class Variance(Term):
         super().__init__(config.weight)
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        projections = joined_rows(output.projections.float(), self.joined)
+        projections = joined_rows(output.projected, self.joined)
         return F.relu(1 - (projections.var(0) + VARIANCE_EPS).sqrt()).mean()
 
 
@@ -33,7 +33,7 @@ class Covariance(Term):
         super().__init__(config.weight)
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        centred = joined_rows(output.projections.float(), self.joined).transpose(0, 1)  # [V, B, E]
+        centred = joined_rows(output.projected, self.joined).transpose(0, 1)  # [V, B, E]
         centred = centred - centred.mean(1, keepdim=True)
         covariance = centred.mT @ centred / (centred.shape[1] - 1)
         squares = covariance.square()

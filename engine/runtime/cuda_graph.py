@@ -27,7 +27,7 @@ class GraphedStep:
         device: that it runs on.
     """
 
-    def __init__(self, work: Callable[[NamedTuple], Tensor], device: torch.device):
+    def __init__(self, work: Callable[[Any], Tensor], device: torch.device):
         self.work = work
         self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None

@@ -8,6 +8,7 @@ computes alike, so their gradient is that of one process, times the number of pr
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -125,7 +126,8 @@ def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:
         return
     for name, fact in facts.items():
         number = int.from_bytes(hashlib.sha256(fact.encode()).digest()[:7], "big")
-        found = accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist()
+        numbers: Any = accelerator.gather(torch.tensor([number], device=accelerator.device))
+        found = numbers.tolist()
         if others := [rank for rank, value in enumerate(found) if value != found[0]]:
             ranks = ", ".join(map(str, others))
             raise InputError(f"{name} of process {ranks} is not that of process 0: all must run the same")

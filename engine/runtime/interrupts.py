@@ -125,7 +125,8 @@ class Interrupts:
             self.check()
         now, asked = time.monotonic(), self.received or 0
         mine = torch.tensor([[asked, (now - self._asked_at) / self._steps]], device=accelerator.device)
-        asked, pace = accelerator.gather(mine).max(dim=0).values.tolist()
+        gathered: Any = accelerator.gather(mine)
+        asked, pace = gathered.max(dim=0).values.tolist()
         self._steps, self._asked_at = 0, now
         self._due = max(1, min(2 * self._due, int(self.PATIENCE / max(pace, 1e-6))))
         if asked:

@@ -34,14 +34,15 @@ def build_optimizer(
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = decays(model)
+    first, second = config.betas
     groups = [
         {"params": [p for name, p in trainable if decayed(name, p)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in trainable if not decayed(name, p)], "weight_decay": 0.0},
     ]
     if config.kind == "adamw":  # torch's takes float32 on a GPU, and a number on a CPU
         rate = lr.float() if lr.is_cuda else config.lr
-        return AdamW(groups, lr=rate, betas=tuple(config.betas), fused=True, capturable=lr.is_cuda)
-    return AdamWEMA(groups, lr=lr, betas=tuple(config.betas), teacher=teacher)
+        return AdamW(groups, lr=rate, betas=(first, second), fused=True, capturable=lr.is_cuda)
+    return AdamWEMA(groups, lr=lr, betas=(first, second), teacher=teacher)
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:

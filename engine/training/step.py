@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -55,7 +56,7 @@ class TrainingStep:
             join_batch_norms(self.model, joined)
         if self.model.sharpening is not None:
             self.model.sharpening.group = joined
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model.to(device).to(memory_format=torch.channels_last)
         if config.ablation.freeze_encoder:
             self.model.encoder.requires_grad_(False)
         self.objective = Objective(config.objective)
@@ -84,7 +85,7 @@ class TrainingStep:
 
         # Accelerate patches autocast into the raw module, which validation uses, and wraps it where several
         # processes sum their gradients, which training uses
-        self.wrapped = accelerator.prepare_model(self.losses)
+        self.wrapped: Any = accelerator.prepare_model(self.losses)
         if self.world is not None:
             self.wrapped.broadcast_buffers = False  # those of the first process would displace the others'
         mode = compile_mode(config.run, accelerator) if train_model else "none"
@@ -213,7 +214,7 @@ class TrainingStep:
         if self.world is None or self.config.run.batch_statistics == "global":  # they are the same
             return
         buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
-        flat = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
+        flat: Any = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
         for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(mean.view_as(buffer))
 
@@ -226,8 +227,8 @@ class TrainingStep:
 
     def diverged(self) -> tuple[int, str] | None:
         """Step and term of the first value that was not finite, on any process; waits for the device."""
-        latched = self.accelerator.gather(self.divergence).view(-1, 2).tolist()
-        found = min((pair for pair in latched if pair[0] >= 0), default=None)
+        latched: Any = self.accelerator.gather(self.divergence)
+        found = min((pair for pair in latched.view(-1, 2).tolist() if pair[0] >= 0), default=None)
         return None if found is None else (found[0], self.watched[found[1]])
 
     def epoch_metrics(self) -> dict[str, float]:

@@ -247,7 +247,8 @@ class Trainer:
             recent.count(self.config.data.batch_size)
             self.reporter.advance()
             if self.global_step % self.config.run.log_every == 0:
-                value = self.accelerator.reduce(loss, "mean").item()  # the one host sync of the loop
+                mean: Any = self.accelerator.reduce(loss, "mean")
+                value = mean.item()  # the one host sync of the loop
                 self._refuse_divergence()
                 self._log_step(value, recent)
                 recent.restart()

@@ -72,7 +72,7 @@ class Sequence(ABC):
     ):
         self.config = config
         self.normalization = actions.normalization
-        self.image_size = tuple(image_size)
+        self.image_size = image_size[0], image_size[1]
         self.device = device
         self.num_views = config.num_observed + 1
         if self.normalization == "view_l2":

@@ -41,7 +41,7 @@ class EMATeacher(Target):
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, decay: Tensor, *, weights: bool = True) -> None:
-        pairs = self.pairs(encoder) if weights else []
+        pairs: list[tuple[Tensor, Tensor]] = [*self.pairs(encoder)] if weights else []
         if self.config.buffers != "ignore":
             for student, teacher in zip(encoder.buffers(), self.teacher.buffers(), strict=True):
                 if self.config.buffers == "average" and teacher.is_floating_point():
