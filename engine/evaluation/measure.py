@@ -99,5 +99,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
 
 def _control_key(config: Config) -> str:
     """Everything that decides the untrained network's scores."""
-    sections = config.model_dump(include={"data", "sequence", "actions", "model", "target", "eval"})
-    return json.dumps([sections, config.run.seed, config.run.precision, config.run.deterministic])
+    sections = config.untrained().model_dump(include={"data", "sequence", "actions", "model", "target"})
+    return json.dumps(
+        [sections, config.eval.model_dump(), config.run.seed, config.run.precision, config.run.deterministic]
+    )

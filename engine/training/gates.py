@@ -9,7 +9,7 @@ from ..analysis.metrics import OF_THE_OBJECTIVE
 from ..config import Config
 from .config import GateRule
 
-__all__ = ["OF_THE_OBJECTIVE", "check_rules", "judge", "judge_epochs"]
+__all__ = ["check_rules", "judge", "judge_epochs"]
 
 
 def check_rules(config: Config, computed: set[str]) -> None:

@@ -1,7 +1,7 @@
 """The untrained control: the run's probes on the frozen network that it starts from, for as many epochs as the run
 or `control.max_epochs`.
 
-A figure means nothing without it: on CIFAR-10 rotations an untrained ResNet-18 passes the reference's gates.
+A figure means nothing without it: on CIFAR-10 rotations an untrained ResNet-18 passes the reference code's gates.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ...configs.errors import InputError
 from ...configs.files import to_json, write_atomically
 from ...configs.section import leaves
 from ...loaders.loader import Loaders
+from ..analysis.metrics import OF_THE_OBJECTIVE
 from ..config import Config
 from ..runtime.provenance import code_digest, versions
-from .gates import OF_THE_OBJECTIVE
 from .step import Diverged, TrainingStep
 from .validation import validate
 
@@ -30,14 +30,15 @@ __all__ = ["control_key", "untrained_control"]
 
 
 def control_epochs(config: Config) -> int:
+    """Epochs for which the control's probes are trained."""
     return min(config.run.epochs, config.control.max_epochs)
 
 
 def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> str:
-    """What the control depends on, as a digest.
+    """Digest of everything that the control depends on.
 
-    Every setting counts that a network which is not trained depends on (`Section.untrained`); and the images, the
-    precision, the machine's kind, the libraries and all code of the project.
+    That is every setting that matters to a network which is not trained (`Section.untrained`), the images, the
+    precision, the kind of device, the libraries and all code of the project.
     """
     fields = leaves(config.untrained().model_dump())
     parts = {

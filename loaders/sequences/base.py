@@ -112,7 +112,7 @@ class Sequence(ABC):
             encoded = self.encode(params)
             return (encoded / encoded.norm(dim=1, keepdim=True).clamp(min=1e-12)).diff(dim=1)
         moves = self.relative(params)
-        if self.normalization == "standard":
+        if self.normalization == "standard" and self.action_dim:
             mean, deviation = self.statistics
             moves = (moves - mean) / deviation
         return moves
@@ -130,7 +130,7 @@ class Sequence(ABC):
 
     def prepare(self) -> None:
         """Compute what is computed once, before a compiler looks at it."""
-        if self.normalization == "standard":
+        if self.normalization == "standard" and self.action_dim:
             self.statistics  # noqa: B018
 
     @cached_property
