@@ -1,1 +1,1 @@
-"""YAML files that describe a run, and the code that reads, checks and explains them."""
+"""How is a run described? By YAML files, and the code that reads, checks and explains them."""

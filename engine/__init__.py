@@ -1,1 +1,1 @@
-"""Trains and evaluates: config, model, targets, objectives, probes, gates, checkpoints, tracking."""
+"""How is seq-JEPA trained and evaluated? Commands, and a folder for each question on the way."""

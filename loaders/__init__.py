@@ -1,1 +1,1 @@
-"""From images on disk to (views, actions, labels) on the device."""
+"""How do images become batches of action sequences on the device?"""

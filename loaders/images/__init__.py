@@ -1,4 +1,4 @@
-"""Datasets of images: which images there are, and their pixels, labels and statistics.
+"""Which images are there? Datasets, with their pixels, labels and statistics.
 
 A dataset is one subclass of `Dataset` in a file of its own and one line in `DATASETS`.
 """

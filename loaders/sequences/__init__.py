@@ -1,4 +1,4 @@
-"""Action sequences: how views are drawn and rendered from an image, and how the moves between them are encoded."""
+"""How are views drawn and rendered from an image, and the actions between them encoded?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Affine moves: rotation, translation and scale in one grid sample (MNIST and CIFAR affine of the reference)."""
+"""Affine moves: rotation, translation and scale in one grid sample (as on MNIST and CIFAR in the reference code)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Affine(Sequence):
     each from one view to the next. What lies outside the image is black (`padding: zeros`, the background of digits) or
     the image mirrored at its outermost pixels (`reflect`).
 
-    The reference resizes to whole pixels, then rotates to the nearest; one bilinear sample of the composed
+    The reference code resizes to whole pixels, then rotates to the nearest; one bilinear sample of the composed
     matrix leaves the scale exact and interpolates once.
     """
 

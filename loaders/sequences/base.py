@@ -21,7 +21,7 @@ STATISTICS_SAMPLES = 4096
 VIEW_L2_WARNING = (
     "actions.normalization=view_l2 divides each parameter by its norm over a sequence's views, the target's included: "
     "what the model is told about the first views depends on the target, and on how many views there are. "
-    "It is here to compare with the reference"
+    "It is here to compare with the reference code"
 )
 
 
@@ -96,7 +96,7 @@ class Sequence(ABC):
 
     @abstractmethod
     def encode(self, params: Tensor) -> Tensor:
-        """Absolute parameters as the reference encodes them, float32 [B, V, A]."""
+        """Absolute parameters as the reference code encodes them, float32 [B, V, A]."""
 
     def relative(self, params: Tensor) -> Tensor:
         """Moves from each view to the next, float32 [B, V - 1, A], before normalisation."""

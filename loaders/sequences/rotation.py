@@ -1,4 +1,4 @@
-"""Rotations by right angles: exact permutations of the pixels (CIFAR-10 rotations of the reference)."""
+"""Rotations by right angles: exact permutations of the pixels (the CIFAR-10 rotations of the reference code)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Aggregators: from the tokens of a sequence, [B, M, T], to one vector, [B, T]."""
+"""What reads a sequence of views and actions? Networks from tokens [B, M, T] to an aggregate [B, T]."""

@@ -1,1 +1,1 @@
-"""Encoders: views [B, N, ...] to features [B, N, D], each view by itself."""
+"""What sees a view by itself? Networks from views [B, N, ...] to features [B, N, D]."""

@@ -1,1 +1,1 @@
-"""Predictors: from the aggregate and the last action, [B, T + P], to the target, [B, E]."""
+"""What predicts the target? Networks from the aggregate and the last action, [B, T + P], to [B, E]."""

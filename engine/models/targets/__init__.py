@@ -1,1 +1,1 @@
-"""Sources of the targets: whose features the prediction is compared with, and how they follow the encoder."""
+"""Where do targets come from? A teacher, or the encoder itself."""
