@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, model_validator
 
-from ..configs.cli import DONE, MACHINE_FAILED, command
+from ..configs.cli import DONE, MACHINE_FAILED, command, located
 from ..configs.compose import Composed, compose
 from ..configs.errors import InputError, out_of_memory, shown
 from ..configs.section import Schema
@@ -114,27 +114,25 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rows", type=int, default=6, help=f"number of sequences, up to {MOST_ROWS} (default: 6)")
     parser.add_argument("--seed", type=int, default=42, help="seed of the draws (default: 42)")
     args = parser.parse_intermixed_args(argv)
-    composed = None
+    if not 1 <= args.rows <= MOST_ROWS:
+        raise InputError(f"--rows {args.rows}: must be from 1 to {MOST_ROWS}")
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed {args.seed}: must be from 0 to 2**32 - 1")
+    if args.out.suffix.lower() != ".png":
+        raise InputError(f"--out {shown(args.out)}: must be the name of a PNG, such as sheet.png")
+    composed = _read(args.words)
+    config = composed.config
+    data = config.data.model_copy(update={"batch_size": args.rows, "train_subset": None})
+    # torch is imported from here on: the lines above answer at once
+    import torch
+
+    from .loader import build_loaders
+
+    build = {"seed": args.seed, "device": torch.device("cpu"), "drop_last": False}  # rows may outnumber the images
     try:
-        if not 1 <= args.rows <= MOST_ROWS:
-            raise InputError(f"--rows {args.rows}: must be from 1 to {MOST_ROWS}")
-        if not 0 <= args.seed < 2**32:
-            raise InputError(f"--seed {args.seed}: must be from 0 to 2**32 - 1")
-        if args.out.suffix.lower() != ".png":
-            raise InputError(f"--out {shown(args.out)}: must be the name of a PNG, such as sheet.png")
-        composed = _read(args.words)
-        # torch is imported from here on: the lines above answer at once
-        import torch
-
-        from .loader import build_loaders
-
-        config = composed.config
-        data = config.data.model_copy(update={"batch_size": args.rows, "train_subset": None})
-        build = {"seed": args.seed, "device": torch.device("cpu"), "drop_last": False}  # rows may outnumber the images
-        loaders = build_loaders(data, config.sequence, config.actions, **build)
-        draw_sheet(loaders, args.rows, args.out)
-    except InputError as error:
-        raise InputError(composed.located(error) if composed else str(error)) from None
+        with located(composed):
+            loaders = build_loaders(data, config.sequence, config.actions, **build)
+            draw_sheet(loaders, args.rows, args.out)
     except OSError as error:
         raise InputError(f"{shown(error.filename or args.out)}: {error.strerror}") from None
     except (MemoryError, RuntimeError) as error:
