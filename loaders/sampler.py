@@ -15,9 +15,10 @@ __all__ = ["Sampler", "subset"]
 
 
 def subset(num_images: int, size: int | None, seed: int) -> np.ndarray:
-    """The first `size` positions of a seeded permutation of all `num_images`; all of them, in order, if `size` is None.
+    """The first `size` positions of a seeded permutation of all `num_images`, or all of them in order.
 
-    Python's own generator draws it, as in the reference code, so that a seed chooses the same images as there.
+    All are taken if `size` is None or not smaller than their number. Python's own generator draws the permutation, as
+    in the reference code, so that a seed chooses the same images as there.
     """
     positions = list(range(num_images))
     if size is not None and size < num_images:

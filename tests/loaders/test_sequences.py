@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from image_data import read_images
 from oracles import augment_views
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
@@ -15,7 +16,6 @@ from seqjepa.configs.section import by_kind
 from seqjepa.loaders.config import ActionsConfig, AffineConfig, AnySequence, AugmentConfig, RotationConfig
 from seqjepa.loaders.draws import words
 from seqjepa.loaders.sequences import build_sequence
-from seqjepa.loaders.sources import find_layout, read_images
 
 SIZE = (24, 24)
 KINDS = by_kind(AnySequence)
@@ -23,14 +23,14 @@ KINDS = by_kind(AnySequence)
 
 @pytest.fixture(scope="module")
 def digits():
-    return torch.from_numpy(read_images("digits", find_layout("digits", None), "test").pixels[:32])
+    return torch.from_numpy(read_images("digits", None, "test").pixels[:32])
 
 
 def draw(sequence, count=32, seed=0):
     return sequence.params(words(seed, 0, 0, torch.arange(count), sequence.num_views, sequence.num_draws))
 
 
-def test_rotations_are_pillows(digits):
+def test_rotations_equal_those_of_pillow(digits):
     sequence = build_sequence(RotationConfig(), SIZE)
     params = draw(sequence)
     views = sequence.render(digits, params)
@@ -54,7 +54,7 @@ def test_rotation_angles_can_be_chosen():
     assert set(params[:, 1:].flatten().tolist()) == {0.0, 180.0}
 
 
-def test_affine_views_are_torchvisions(digits):
+def test_affine_views_equal_those_of_torchvision(digits):
     sequence = build_sequence(AffineConfig(), SIZE)
     params = draw(sequence)
     views = sequence.render(digits, params)
@@ -122,7 +122,7 @@ def test_views_do_not_depend_on_the_batch(kind, digits):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_images_make_no_views(kind, digits):
+def test_empty_batches_give_empty_views(kind, digits):
     """The last batch may leave a process without a part."""
     sequence = build_sequence(KINDS[kind](), SIZE)
     params = draw(sequence, 0)
@@ -185,7 +185,7 @@ def augment(num_observed=3, *, full=False, normalization="standard", size=SIZE, 
     return build_sequence(config, size, ActionsConfig(normalization=normalization))
 
 
-def test_augmented_views_are_torchvisions(digits):
+def test_augmented_views_equal_those_of_torchvision(digits):
     sequence = augment(blur=[0.7, 0.7], solarize=[0.3, 0.3])
     coloured = digits.roll(7, 1) // 3 + (digits.flip(0) * torch.tensor([1, 0, 1])) // 2  # digits are gray
     params = draw(sequence)
@@ -229,7 +229,7 @@ def test_a_crop_that_never_fits_is_the_largest_that_does():
     assert tuple(params[0, 0, :4].tolist()) == theirs
 
 
-def test_augmentations_come_as_often_as_they_are_asked_for():
+def test_augmentations_occur_with_their_probabilities():
     params = draw(augment(), 5000)  # 15,000 observed views, 5,000 targets
     names = augment().param_names
     share = {name: (params[..., number] != 0).double().mean(0) for number, name in enumerate(names)}
@@ -251,7 +251,7 @@ def test_augmentations_come_as_often_as_they_are_asked_for():
     assert ((counts - 20_000 / 24).abs() < 5 * (20_000 / 24) ** 0.5).all()
 
 
-def test_full_actions_tell_the_rest():
+def test_full_actions_include_the_rest():
     plain, full = augment(), augment(full=True)
     params = draw(plain)
     assert torch.equal(params, draw(full))
@@ -296,7 +296,7 @@ def test_inverse_actions_lead_back(kind, normalization):
     torch.testing.assert_close(back, there * sign, rtol=0, atol=1e-3)  # sampled means of shifts are zero but for 1e-4
 
 
-def test_view_l2_is_the_references_and_leaks_the_target():
+def test_view_l2_equals_the_reference_and_leaks_the_target():
     with pytest.warns(UserWarning, match="view_l2 .* depends on the target"):
         sequence = augment(normalization="view_l2")
     params = draw(sequence)
@@ -310,9 +310,9 @@ def test_view_l2_is_the_references_and_leaks_the_target():
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("dataset", "padding"), [("mnist", "zeros"), ("cifar10", "reflect")])
-def test_affine_views_of_real_images_are_torchvisions(data_root, dataset, padding):
+def test_affine_views_of_real_images_equal_those_of_torchvision(data_root, dataset, padding):
     folder = data_root / dataset if dataset != "mnist" else data_root
-    images = torch.from_numpy(read_images(dataset, find_layout(dataset, str(folder)), "test").pixels[:50])
+    images = torch.from_numpy(read_images(dataset, folder, "test").pixels[:50])
     side = images.shape[1]
     config = AffineConfig(rotation=[-180.0, 180.0], scale=[0.7, 1.3], padding=padding)
     sequence = build_sequence(config, (side, side))
@@ -331,10 +331,9 @@ def test_affine_views_of_real_images_are_torchvisions(data_root, dataset, paddin
 
 
 @pytest.mark.realdata
-def test_augmented_cifar_is_torchvisions_over_ten_thousand_draws(data_root):
+def test_ten_thousand_augmented_views_of_cifar_equal_those_of_torchvision(data_root):
     """10,000 views of real images, each bound with its reason."""
-    layout = find_layout("cifar100", str(data_root / "cifar100"))
-    images = torch.from_numpy(read_images("cifar100", layout, "test").pixels[:2500])
+    images = torch.from_numpy(read_images("cifar100", data_root / "cifar100", "test").pixels[:2500])
     sequence = augment(size=(32, 32))
     params = draw(sequence, len(images))
     assert params.shape[:2] == (2500, 4)
@@ -344,10 +343,8 @@ def test_augmented_cifar_is_torchvisions_over_ten_thousand_draws(data_root):
 
 
 @pytest.mark.realdata
-def test_cifar_rotations_are_pillows(data_root):
-    images = torch.from_numpy(
-        read_images("cifar10", find_layout("cifar10", str(data_root / "cifar10")), "test").pixels[:64]
-    )
+def test_rotations_of_cifar_equal_those_of_pillow(data_root):
+    images = torch.from_numpy(read_images("cifar10", data_root / "cifar10", "test").pixels[:64])
     sequence = build_sequence(RotationConfig(), SIZE)
     params = draw(sequence, 64)
     views = (sequence.render(images, params) * 255).round().byte()
