@@ -12,7 +12,6 @@ from seqjepa.engine.compose import compose
 from seqjepa.loaders.config import AffineConfig, DataConfig
 from seqjepa.loaders.images import DATASETS, find_dataset
 from seqjepa.loaders.images.base import Images
-from seqjepa.loaders.images.beton import has_ffcv
 from seqjepa.loaders.loader import build_loaders
 
 
@@ -120,45 +119,6 @@ def test_every_dataset_is_read_from_class_folders_of_its_shape(name, tmp_path):
             build("size", classes, (12, 9))
         with pytest.raises(InputError, match=f"{number - 1} classes, {name} has {number}"):
             build("classes", classes[1:], (side, side))
-
-
-STRIPES = """
-import numpy as np
-from seqjepa.loaders.images.base import Dataset, Images
-
-class Stripes(Dataset):
-    side, num_classes = 16, 2
-    needs_root = False
-
-    def read(self, root, split, download):
-        labels = np.arange(40 if split == "train" else 20) % 2
-        across = np.where(np.arange(16) % 4 < 2, 255, 0).astype(np.uint8)
-        images = [np.broadcast_to(across[:, None, None] if label else across[:, None], (16, 16, 3)) for label in labels]
-        return Images(self, np.stack(images), labels, ["along", "across"])
-"""
-CHOOSE = """
-import sys
-from seqjepa.loaders.images import DATASETS
-DATASETS["stripes"] = "stripes:Stripes"
-from seqjepa.engine.train import main
-from seqjepa.loaders.show import main as show
-from seqjepa.loaders.write import main as write
-words, out = sys.argv[2:], sys.argv[1]
-print(main([*words, "data.dataset=squares"]), main([*words, "data.dataset=stripes"]))
-print(write(["stripes", out]))
-print(show(["configs/smoke.yaml", "data.dataset=stripes", f"data.root={out}", "--rows", "2", "--out", f"{out}.png"]))
-"""
-
-
-def test_a_new_dataset_is_a_file_and_a_line(tiny, run_process, python, tmp_path):
-    (tmp_path / "stripes.py").write_text(STRIPES)
-    (tmp_path / "choose.py").write_text(CHOOSE)
-    words = tiny("data.train_subset=null", "data.val_subset=null", "data.batch_size=20", "run.epochs=1")
-    result = run_process(python, str(tmp_path / "choose.py"), str(tmp_path / "betons"), *words)
-    assert "data.dataset = 'squares': must be digits|cifar10|cifar100|mnist|imagefolder|stripes" in result.stderr
-    assert "stripes_affine, 40 training and 20 test images, resident loader" in result.stdout
-    codes = [line for line in result.stdout.splitlines() if line.replace(" ", "").isdigit()]
-    assert codes == (["2 0", "0", "0"] if has_ffcv() else ["2 0", "2", "2"]), result.stderr
 
 
 def test_a_task_follows_its_dataset_unless_it_was_named_on_purpose(tmp_path):
