@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.dirname(os.path.realpath(__file__))]
 
 from seqjepa.configs.cli import DONE, MACHINE_FAILED, check_options, command
-from seqjepa.configs.errors import InputError
+from seqjepa.configs.errors import InputError, out_of_memory
 from seqjepa.configs.help import field_lines
 
 HELP = """\
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 def _cause(error: Exception) -> str | None:
     """What failed, in one line; None if it is not the machine's fault."""
-    from seqjepa.engine.runtime.failures import explain, out_of_memory
+    from seqjepa.engine.runtime.failures import explain
 
     if out_of_memory(error):
         return "out of memory; a smaller eval.batch_size, or a smaller data.train_subset, needs less"

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .checksums import MANIFEST, Damaged, read_failure, to_disk
-from .position import Position
+from .state import Position
 from .tensors import check
 
 __all__ = ["Checkpoints", "find_checkpoint"]

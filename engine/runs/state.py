@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -13,19 +13,28 @@ from ...configs.errors import InputError, shown
 from ...configs.section import Section
 from ..migration import migrated
 from .checksums import Damaged, read_failure, regular_file
-from .position import Position
 
-__all__ = ["VERSION", "Settled", "TrainingState", "read_state"]
+__all__ = ["VERSION", "Position", "Settled", "TrainingState", "read_state"]
 
 VERSION = 5
 
 Metrics = dict[str, float | None]  # NaN is null
+Count = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Position(NamedTuple):
+    """How far training has come. It is divided into segments; an epoch is one kind of them."""
+
+    segment: Count
+    """Complete segments."""
+    step: Count = 0
+    """Steps of the next segment that are done."""
 
 
 class Best(Section):
     """The best segment so far: how many were complete then; 0, without a value, before the first validation."""
 
-    segment: int = Field(ge=0)
+    segment: Count
     value: float | None
     metrics: Metrics
 
@@ -34,7 +43,7 @@ class Waiting(Section):
     """What early stopping remembers."""
 
     best: float | None
-    waited: int = Field(ge=0)
+    waited: Count
 
 
 class Settled(Section):
@@ -72,7 +81,7 @@ class TrainingState(Section):
         """The line that a user of this record is told, if it is of an older version."""
         if self.version == VERSION:
             return None
-        return f"{path}: a checkpoint of version {self.version}; its settings are read by the names that they have now"
+        return f"{path}: a checkpoint of version {self.version}; its settings are read by their new names"
 
 
 def _from_3(state: dict[str, Any]) -> dict[str, Any]:

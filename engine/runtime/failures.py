@@ -9,20 +9,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from ...configs.errors import shown
+from ...configs.errors import out_of_memory, shown
 
-__all__ = ["PEER_LOST", "VALIDATION", "during", "explain", "out_of_memory", "sigbus_handler"]
+__all__ = ["PEER_LOST", "VALIDATION", "during", "explain", "sigbus_handler"]
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
 PEER_LOST = "lost the connection to another process"
 NO_COMPILER = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton")  # of torch.compile
 VALIDATION = "in the validation"
 SMALLER = "a run with a smaller data.batch_size, or a smaller model, needs less"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch, on a GPU and on a CPU
 
 
 def explain(error: BaseException, batch_size: int, accumulate: int, processes: int) -> str | None:
@@ -53,13 +51,6 @@ def explain(error: BaseException, batch_size: int, accumulate: int, processes: i
     if isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in text.lower()):
         return f"{PEER_LOST} ({text})"
     return None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, on the host or on a GPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _smaller(local_batch: int, accumulate: int) -> str:

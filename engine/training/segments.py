@@ -14,7 +14,7 @@ from typing import Literal
 from ...loaders.batch import Batch
 from ...loaders.loader import Loaders
 from ..config import Config
-from ..runs.position import Position
+from ..runs.state import Position
 
 __all__ = ["Epochs", "Segments", "segments_of"]
 

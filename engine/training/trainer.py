@@ -26,7 +26,7 @@ from ..reports.trackers import Trackers, end_tracking
 from ..runs import tensors as files
 from ..runs.folder import RunFolder
 from ..runs.metrics_file import MetricsFile
-from ..runs.position import Position
+from ..runs.state import Position
 from ..runtime.accelerator import build_accelerator, crowded, overruled
 from ..runtime.distributed import check_agreement
 from ..runtime.failures import PEER_LOST, explain, sigbus_handler

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from seqjepa.configs.errors import InputError
+from seqjepa.engine.evaluate import main as evaluate
 from seqjepa.engine.evaluation.cases import open_case
 from seqjepa.engine.runs import checksums as manifest
 from seqjepa.engine.runs import tensors as checkpoint_files
@@ -157,6 +158,18 @@ def test_an_interrupted_run_of_version_4_goes_on_in_the_middle(tiny, tmp_path, c
     assert main(tiny("run.resume=auto", run="cut")) == 0
     assert "epoch 2, step 3" in capsys.readouterr().out
     assert same_weights(*(tmp_path / run / "checkpoints" / "epoch-0002" for run in ("whole", "cut")))
+
+
+def test_a_checkpoint_of_version_4_is_evaluated_alike(copy, tmp_path, capsys):
+    words = [str(copy / "checkpoints" / "epoch-0002"), "eval.lengths=[1,2]", f"eval.out={tmp_path / 'eval'}"]
+    results = []
+    for before in (lambda path: None, as_version_4):
+        before(Path(words[0]))
+        assert evaluate(words) == 0
+        results.append(json.loads((tmp_path / "eval" / "eval.json").read_text()))
+        results[-1].pop("timing")
+    assert results[0] == results[1]
+    assert capsys.readouterr().out.count("epoch-0002: a checkpoint of version 4; its settings are read by") == 1
 
 
 @pytest.mark.parametrize("missing", ["epoch", "step", "best", "config", "patience"])

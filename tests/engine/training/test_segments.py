@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from seqjepa.engine.runs.metrics_file import read_rows
-from seqjepa.engine.runs.position import Position
+from seqjepa.engine.runs.state import Position
 from seqjepa.engine.train import main
 from seqjepa.engine.training import step, trainer
 from seqjepa.engine.training.segments import Epochs, Segments
