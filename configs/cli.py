@@ -1,7 +1,5 @@
 """What all commands do alike: their streams, their options, their error lines, their exit codes, and signals."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import signal
@@ -13,17 +11,6 @@ from typing import Any
 from .compose import Composed
 from .console import open_console
 from .errors import InputError
-
-__all__ = [
-    "BAD_INPUT",
-    "DIVERGED",
-    "DONE",
-    "GATE_FAILED",
-    "MACHINE_FAILED",
-    "check_options",
-    "command",
-    "located",
-]
 
 DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED = range(5)  # exit codes
 

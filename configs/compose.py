@@ -4,8 +4,6 @@ The schema is a pydantic model whose fields are the sections. Nothing is looked 
 one line: where the value was set, the field, the value, what is allowed. Imports no torch: `--help` must be instant.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import re
@@ -22,8 +20,6 @@ from pydantic.fields import FieldInfo
 
 from .errors import InputError, shown
 from .section import Schema, Section, by_kind, kinds_of
-
-__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump", "read"]
 
 CONFIGS = Path(__file__).resolve().parent  # in a checkout and in site-packages alike
 

@@ -1,13 +1,9 @@
 """Standard streams that cope with any encoding, with a reader that leaves early, and with a full disk."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
 import sys
-
-__all__ = ["open_console"]
 
 
 class _Stream(io.FileIO):

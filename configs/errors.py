@@ -1,12 +1,8 @@
 """Errors that are reported to the user in one line."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-
-__all__ = ["InputError", "out_of_memory", "readable", "shown"]
 
 
 class InputError(ValueError):

@@ -1,7 +1,5 @@
 """How files are written and checked: strict JSON, atomic replacement, SHA-256."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -13,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-
-__all__ = ["file_sha256", "naming", "to_json", "write_atomically"]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

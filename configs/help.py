@@ -1,7 +1,5 @@
 """What `--help` prints of the config: every field with its doc, default and range, grouped by section."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterator, Mapping
 
@@ -10,8 +8,6 @@ from pydantic.fields import FieldInfo
 
 from .compose import CONFIGS, describe
 from .section import by_kind, kinds_of
-
-__all__ = ["field_lines", "help_page"]
 
 WIDTH = 110
 

@@ -1,7 +1,5 @@
 """The bases of every section of the config. Imports no torch: `--help` must be instant."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import typing
@@ -12,8 +10,6 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from .errors import InputError
-
-__all__ = ["Built", "Kind", "Operation", "Schema", "Section", "by_kind", "kinds_of", "leaves"]
 
 PATHS = ("root", "dir", "resume", "compile_cache", "cache", "out")  # fields that name files and folders
 

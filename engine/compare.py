@@ -3,8 +3,6 @@
 Runs whose configs differ only in the seed share a row: the mean, and in brackets the standard deviation over seeds.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -26,8 +24,6 @@ from .analysis.metrics import METRICS, better
 from .config import Config
 from .reports.figures.curves import epoch_axis, new_figure
 from .runs.metrics_file import read_rows
-
-__all__ = ["Group", "Run", "differences", "group", "main", "read_run", "to_markdown"]
 
 DEFAULT_METRICS = tuple(metric.name for metric in METRICS if metric.compared)
 # a resumed run may change these fields, but runs that differ in them are not seeds of one experiment

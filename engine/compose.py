@@ -1,14 +1,10 @@
 """`seqjepa.configs.compose`, with the config of training for a schema."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..configs import compose as configs
-from ..configs.compose import CONFIGS, Composed, describe, dump
+from ..configs.compose import Composed
 from .config import Config
-
-__all__ = ["CONFIGS", "Composed", "compose", "describe", "dump"]
 
 
 def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) -> Composed[Config]:

@@ -1,8 +1,6 @@
 """The whole config: one strict model, validated once. It does not import torch, so that `--help` is instant."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -25,8 +23,6 @@ from .training.config import (
     GatesConfig,
     OptimConfig,
 )
-
-__all__ = ["Config"]
 
 
 class Config(Schema):
@@ -66,7 +62,7 @@ class Config(Schema):
         return self.gates.rules.get(self.data.name, [])
 
     @model_validator(mode="after")
-    def _check(self) -> Config:
+    def _check(self) -> Self:
         if self.gates.enforce and not self.active_rules:
             known = ", ".join(self.gates.rules) or "none"
             raise InputError(

@@ -1,7 +1,5 @@
 """Frozen-probe evaluation: `accelerate launch engine/evaluate.py RUN_OR_CHECKPOINT ... eval.lengths=[1,3,5]`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,11 +1,7 @@
 """From the settings of version 4, with flat sections, to those of today, where kinds have sections of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
-
-__all__ = ["NEW_NAMES", "migrated"]
 
 # what was called otherwise; a name may stand for a value that is written otherwise, too
 NEW_NAMES = {

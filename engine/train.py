@@ -1,7 +1,5 @@
 """Train seq-JEPA: `accelerate launch engine/train.py configs/data/cifar10_rot.yaml configs/tier/quick.yaml`."""
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -9,8 +7,9 @@ import sys
 sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.dirname(os.path.realpath(__file__))]
 
 from seqjepa.configs.cli import DONE, check_options, command, located
+from seqjepa.configs.compose import dump
 from seqjepa.configs.help import help_page
-from seqjepa.engine.compose import compose, dump
+from seqjepa.engine.compose import compose
 from seqjepa.engine.config import Config
 from seqjepa.engine.reports.wandb_environment import overruled_of_wandb, wandb_layer
 

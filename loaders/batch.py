@@ -1,14 +1,10 @@
 """A batch of action sequences, and what is done to all of its tensors alike."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-__all__ = ["Batch", "Views", "each", "padded", "tensors"]
 
 Views = Tensor | tuple[Tensor, ...]  # [B, V, ...]; several tensors are a NamedTuple, as of graphs or grids
 

@@ -1,7 +1,5 @@
 """Typed config of the data and the action sequences. It does not import torch, so that `--help` is instant."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator

@@ -5,15 +5,10 @@ device, in batches of any size, on any number of processes, and after a restart.
 multiplies by powers of two: its bits depend on neither the batch size nor the compiler.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from ..kernels.philox import philox
-
-__all__ = ["ORDER_STREAM", "STATISTICS_STREAM", "TRAIN_STREAM", "VALIDATION_STREAM"]
-__all__ += ["chance", "integers", "uniform", "words"]
 
 TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM, STATISTICS_STREAM = range(4)
 

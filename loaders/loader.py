@@ -1,7 +1,5 @@
 """The loader that training iterates: images of a batch in, a batch of action sequences out, all on the device."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,8 +19,6 @@ from .images.resident import ResidentImages
 from .images.sources import check_alike, find_layout, open_images
 from .sampler import Sampler, subset
 from .sequences import Sequence, build_sequence
-
-__all__ = ["Loaders", "SequenceLoader", "build_loaders"]
 
 
 class SequenceLoader:
@@ -98,7 +94,7 @@ class SequenceLoader:
         size = self.sampler.local_batch_size  # all that an FFCV reader takes at a time
         return self.images.batches(np.split(order, range(size, len(order), size)))
 
-    def redrawn(self) -> SequenceLoader:
+    def redrawn(self) -> "SequenceLoader":
         """A loader of the same images whose sequences are drawn from another seed."""
         other = copy.copy(self)
         other.sampler = replace(self.sampler, seed=(self.sampler.seed + 1) % 2**32)

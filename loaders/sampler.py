@@ -1,7 +1,5 @@
 """Which images make up each batch of each epoch, on each process, whatever loader reads them."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import KW_ONLY, dataclass
 
@@ -10,8 +8,6 @@ import torch
 
 from ..configs.errors import InputError
 from .draws import ORDER_STREAM, philox
-
-__all__ = ["Sampler", "subset"]
 
 
 def subset(num_images: int, size: int | None, seed: int) -> np.ndarray:

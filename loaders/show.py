@@ -23,8 +23,6 @@ from .config import ActionsConfig, AffineConfig, AnySequence, DataConfig
 if TYPE_CHECKING:
     from .loader import Loaders
 
-__all__ = ["draw_sheet", "main"]
-
 MOST_ROWS = 64  # of 17 views each, these take half a minute to draw
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .images.base import Images
     from .images.beton import Sidecar
 
-__all__ = ["main", "write_beton"]
-
 PAGE = 1 << 23  # bytes; a beton consists of pages, and no image crosses the end of one
 LARGEST_SIDE = 2**16 - 1  # FFCV keeps it in 16 bits
 

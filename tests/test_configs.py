@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from seqjepa.engine.compose import CONFIGS, compose
+from seqjepa.configs.compose import CONFIGS
+from seqjepa.engine.compose import compose
 
 ROWS = re.findall(r"^\| (\S+/\S+) \| `([^`]+)` \|$", (CONFIGS / "README.md").read_text(), re.MULTILINE)
 TABLE = dict(ROWS)

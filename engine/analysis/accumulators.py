@@ -1,16 +1,12 @@
 """Metrics that accumulate on the device without host syncs, and are copied to the host once per epoch."""
 
-from __future__ import annotations
-
 import copy
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-
-__all__ = ["R2", "Mean", "MetricBank", "centred_cosine", "mean_r2", "r2_score"]
 
 
 class Mean(nn.Module):
@@ -97,7 +93,7 @@ class MetricBank(nn.ModuleDict):
         for buffer in self.buffers():
             buffer.zero_()
 
-    def collect(self, accelerator: Accelerator) -> MetricBank:
+    def collect(self, accelerator: Accelerator) -> Self:
         """A copy on the CPU, summed over all processes. This is the only host sync."""
         buffers = list(self.buffers())
         if not buffers:

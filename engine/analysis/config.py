@@ -1,12 +1,8 @@
 """Config of the diagnostics."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from ...configs.section import Operation
-
-__all__ = ["DiagnosticsConfig"]
 
 
 class DiagnosticsConfig(Operation):

@@ -5,13 +5,9 @@ of a run, its curves, the comparison of runs and the check of gates follow. Torc
 `python -m seqjepa.engine.compare --help` answers at once.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
-
-__all__ = ["METRICS", "OF_THE_OBJECTIVE", "PANELS", "Metric", "better", "expand"]
 
 FIELD = re.compile(r"{(\w+)}")
 # titles of the panels of the curves, in the order in which they are drawn

@@ -1,12 +1,8 @@
 """Predictions from features without training a head: ridge regression, logistic regression, nearest neighbours."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-__all__ = ["held_out_rows", "knn", "logistic_regression", "ridge_regression"]
 
 HELD_OUT = 5  # one training image in five is held out to choose a penalty
 RIDGE_PENALTIES = [10.0**power for power in range(-6, 2)]

@@ -1,7 +1,5 @@
 """Collapse: metrics of the spectra of features, and warnings when they cross a threshold."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -9,8 +7,6 @@ from torch import Tensor, nn
 
 from .accumulators import MetricBank
 from .config import DiagnosticsConfig
-
-__all__ = ["REFERENCE_NAMES", "Moments", "collapse_warnings", "participation", "spectrum_figures", "spectrum_metrics"]
 
 COLLAPSE_METRICS = ("effective_rank", "participation", "rankme", "variance", "variance_min", "isotropy", "pair_cosine")
 # the reference code's names for the rank (participation ratio of the singular values) of z and of agg

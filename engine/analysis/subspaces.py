@@ -4,8 +4,6 @@ A displacement is a feature minus the mean of its anchor (the image that is vari
 differences between anchors. All computations are in double precision, on the CPU.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import combinations
 from typing import NamedTuple
@@ -15,17 +13,6 @@ from torch import Tensor
 
 from .spectra import participation
 from .sweeps import Sweep
-
-__all__ = [
-    "Circle",
-    "Subspace",
-    "fit_circle",
-    "fit_subspace",
-    "overlap",
-    "plane_curves",
-    "principal_angles",
-    "subspace_metrics",
-]
 
 MOST_TURNS = 4
 

@@ -3,8 +3,6 @@
 Which factors there are, and their grids, is the sequence's own (`Sequence.sweeps`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +13,6 @@ from torch import Tensor
 from ...loaders.loader import SequenceLoader
 from ...loaders.sequences import Factor
 from ..models.seq_jepa import SeqJEPA
-
-__all__ = ["Sweep", "sweep"]
 
 ANCHORS_AT_A_TIME = 16
 

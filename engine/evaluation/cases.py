@@ -1,7 +1,5 @@
 """Opens checkpoints for evaluation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +15,6 @@ from ..runs.state import TrainingState
 from ..runs.tensors import load_model, read
 from ..runtime.provenance import commit, hardware, versions
 from .report import make_folder
-
-__all__ = ["Case", "open_case"]
 
 
 class Case(NamedTuple):

@@ -1,15 +1,11 @@
 """Config of the online probes and of the frozen-probe evaluation."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from ...configs.errors import InputError
 from ...configs.section import Operation, Section
-
-__all__ = ["EvalConfig", "ProbesConfig"]
 
 
 class ProbesConfig(Section):
@@ -55,12 +51,12 @@ class EvalConfig(Operation):
     out: str | None = None
     """Folder for the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for comparisons."""
 
-    def untrained(self) -> EvalConfig:
+    def untrained(self) -> Self:
         """Which epoch is the best says nothing about the control."""
-        return EvalConfig()
+        return type(self)()
 
     @model_validator(mode="after")
-    def _check(self) -> EvalConfig:
+    def _check(self) -> Self:
         if not self.lengths or sorted(set(self.lengths) & set(range(1, 17))) != self.lengths:
             raise InputError("must grow within 1 to 16, such as [1, 3, 5]", "lengths")
         return self

@@ -1,7 +1,5 @@
 """Equivariance of z and invariance of agg in a frozen network, fitted on training images and tested on test images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -13,8 +11,6 @@ from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import r2_score
 from ..analysis.regressions import held_out_rows, logistic_regression, ridge_regression
 from .frozen import FrozenNetwork
-
-__all__ = ["action_features", "equivariance_metrics", "read_moved", "within_share"]
 
 COMPONENTS = 64  # principal components of z from which the transformed z is predicted
 

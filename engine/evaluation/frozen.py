@@ -1,7 +1,5 @@
 """Features of a frozen network, the probes on them, and the untrained network to compare with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,8 +14,6 @@ from ...loaders.loader import Loaders, SequenceLoader, build_loaders
 from ..config import Config
 from ..models.seq_jepa import SeqJEPA, build_model
 from ..runtime.accelerator import build_accelerator
-
-__all__ = ["FrozenNetwork", "FrozenProbe", "frozen_probes", "leakage_length", "open_evaluation", "untrained_network"]
 
 CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 holds 0.5 % of its initial value
 

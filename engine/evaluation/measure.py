@@ -1,7 +1,5 @@
 """Evaluates checkpoints, each beside its untrained control, and then compares them."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
@@ -18,8 +16,6 @@ from .cases import Case, open_case
 from .frozen import FrozenNetwork, frozen_probes, leakage_length, open_evaluation, untrained_network
 from .protocols import PROTOCOLS
 from .subspaces import evaluate_subspaces
-
-__all__ = ["evaluate"]
 
 
 def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> list[dict[str, Any]]:

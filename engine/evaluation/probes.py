@@ -7,8 +7,6 @@ The aggregate receives the action from view 0 to view 1 as an input, so its R² 
 not what it infers from the views.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,8 +16,6 @@ from torch import Tensor, nn
 from ..analysis.accumulators import R2, Mean, MetricBank, mean_r2
 from ..models.seq_jepa import Output
 from .config import ProbesConfig
-
-__all__ = ["PROBES", "OnlineProbes", "Probe", "mlp", "probe_features"]
 
 
 class Probe(NamedTuple):

@@ -1,7 +1,5 @@
 """The two protocols of the frozen-probe evaluation: heads trained as in the paper, or regressions on features."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -14,8 +12,6 @@ from ..analysis.regressions import held_out_rows, knn, logistic_regression, ridg
 from .config import EvalConfig
 from .frozen import FrozenNetwork, FrozenProbe
 from .probes import mlp
-
-__all__ = ["PROTOCOLS", "fast_protocol", "paper_protocol"]
 
 
 def paper_protocol(

@@ -1,7 +1,5 @@
 """Writes the results of an evaluation (eval.json, a table, figures), and compares evaluations."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from pathlib import Path
@@ -15,8 +13,6 @@ from ...configs.files import to_json, write_atomically
 from ..reports.console import Reporter, number, table
 from ..reports.figures.evaluation import draw_factors, draw_grid, draw_lengths
 from .protocols import PROTOCOLS
-
-__all__ = ["Cell", "agreement", "check_comparable", "compare", "length_grid", "make_folder", "write"]
 
 NETWORKS = ("trained", "untrained")
 FEW = 6  # with fewer checkpoints a rank correlation says little

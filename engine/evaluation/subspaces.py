@@ -1,7 +1,5 @@
 """Measures subspaces, equivariance and collapse of a checkpoint, beside its untrained control."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 
@@ -15,8 +13,6 @@ from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from .cases import Case
 from .equivariance import equivariance_metrics, read_moved
 from .frozen import FrozenNetwork, open_evaluation, untrained_network
-
-__all__ = ["evaluate_subspaces"]
 
 
 def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:

@@ -1,36 +1,11 @@
 """Config of the network and of the source of its targets."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ...configs.errors import InputError
 from ...configs.section import Kind, Section
-
-__all__ = [
-    "AggregatorConfig",
-    "AnyTarget",
-    "ConvNetConfig",
-    "EMATargetConfig",
-    "EncoderConfig",
-    "MLPPredictorConfig",
-    "MLPProjectorConfig",
-    "ModelConfig",
-    "NoProjectorConfig",
-    "NoSharpeningConfig",
-    "OnlineTargetConfig",
-    "PredictorConfig",
-    "ProjectorConfig",
-    "ResNet18Config",
-    "SharedTargetConfig",
-    "SharpeningConfig",
-    "SoftmaxSharpeningConfig",
-    "StopGradientTargetConfig",
-    "TargetConfig",
-    "TransformerConfig",
-]
 
 
 class EncoderConfig(Kind):

@@ -1,7 +1,5 @@
 """The small parts of the network: embedding of actions, projector of features, sharpening of targets."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,8 +7,6 @@ from torch.distributed import ProcessGroup
 
 from ..runtime.distributed import joined_mean
 from .config import MLPProjectorConfig, SoftmaxSharpeningConfig
-
-__all__ = ["ActionEmbedding", "MLPProjector", "Sharpening", "SoftmaxSharpening"]
 
 
 class ActionEmbedding(nn.Module):

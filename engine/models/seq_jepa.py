@@ -4,9 +4,7 @@ Letters: B batch, M observed views, V = M + 1, C x H x W image, A action, D enco
 T token width (D + P, or D if the aggregator receives no actions), E width of predictions (D, or the projector's).
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +14,6 @@ from .aggregators.base import Aggregator
 from .config import ModelConfig, TargetConfig
 from .heads import ActionEmbedding, Sharpening
 from .targets.base import Target
-
-__all__ = ["Output", "Reading", "SeqJEPA", "build_model"]
 
 
 class Reading(NamedTuple):
@@ -52,11 +48,11 @@ class Output(NamedTuple):
         assert self.projections is not None
         return self.projections.float()
 
-    def float(self) -> Output:
+    def float(self) -> Self:
         """The same output in float32."""
         return each(self, lambda x: x.float())
 
-    def first(self, count: int) -> Output:
+    def first(self, count: int) -> Self:
         """The output of the first `count` sequences."""
         return each(self, lambda x: x[:count])
 

@@ -1,27 +1,10 @@
 """Config of the objective and of its terms."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from ...configs.section import Built, Kind, Section
-
-__all__ = [
-    "AlphaConfig",
-    "CosineConfig",
-    "CovarianceConfig",
-    "CrossEntropyConfig",
-    "EpsConfig",
-    "MSEConfig",
-    "ObjectiveConfig",
-    "PredictionConfig",
-    "RateConfig",
-    "SIGRegConfig",
-    "TermConfig",
-    "VarianceConfig",
-]
 
 
 class TermConfig(Built):
@@ -38,7 +21,7 @@ class TermConfig(Built):
     weight: float = Field(default=0.0, ge=0)
     """Weight of the term; 0 leaves it out."""
 
-    def untrained(self) -> TermConfig:
+    def untrained(self) -> Self:
         """A network that is not trained depends on no term."""
         return type(self)()
 
@@ -55,7 +38,7 @@ class PredictionConfig(TermConfig, Kind):
     weight: float = Field(default=1.0, gt=0)
     """Weight of the term."""
 
-    def untrained(self) -> PredictionConfig:
+    def untrained(self) -> "PredictionConfig":
         """Whichever distance compares features, a network that is not trained stays the same."""
         return CosineConfig()
 

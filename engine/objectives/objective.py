@@ -1,7 +1,5 @@
 """The objective: a weighted sum of named terms."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +9,6 @@ from torch.distributed import ProcessGroup
 
 from ..models.seq_jepa import Output
 from .config import ObjectiveConfig
-
-__all__ = ["Objective"]
 
 
 class Objective(nn.Module):

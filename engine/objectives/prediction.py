@@ -1,7 +1,5 @@
 """Distances of prediction and target."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,8 +7,6 @@ from torch import Tensor
 from ..models.seq_jepa import Output
 from .config import CrossEntropyConfig, PredictionConfig
 from .term import Term
-
-__all__ = ["MSE", "Cosine", "CrossEntropy", "Prediction", "cosine_distance", "cross_entropy"]
 
 
 def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:

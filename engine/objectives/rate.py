@@ -1,7 +1,5 @@
 """The coding rate as a term."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,8 +8,6 @@ from ...kernels import coding_rate
 from ..models.seq_jepa import Output
 from .config import RateConfig
 from .term import Term
-
-__all__ = ["Rate", "normalized"]
 
 
 class Rate(Term):

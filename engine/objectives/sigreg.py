@@ -1,15 +1,11 @@
 """SIGReg as a term."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ...kernels import sigreg
 from ..models.seq_jepa import Output
 from .config import SIGRegConfig
 from .term import Term
-
-__all__ = ["SIGReg"]
 
 
 class SIGReg(Term):

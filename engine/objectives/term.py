@@ -1,15 +1,11 @@
 """What every term of the objective offers."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from ..models.seq_jepa import Output
-
-__all__ = ["Term"]
 
 
 class Term(nn.Module, ABC):

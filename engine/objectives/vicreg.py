@@ -1,7 +1,5 @@
 """The regularisers of VICReg (arXiv 2105.04906) as terms; its invariance is the prediction's distance."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,8 +7,6 @@ from ..models.seq_jepa import Output
 from ..runtime.distributed import joined_rows
 from .config import CovarianceConfig, VarianceConfig
 from .term import Term
-
-__all__ = ["Covariance", "Variance"]
 
 VARIANCE_EPS = 1e-4  # VICReg's
 

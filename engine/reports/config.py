@@ -1,15 +1,11 @@
 """Config of the trackers."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from ...configs.errors import InputError
 from ...configs.section import Operation
-
-__all__ = ["TrackingConfig"]
 
 LONGEST = 128  # characters that W&B allows in a name, project, entity or group
 
@@ -34,7 +30,7 @@ class TrackingConfig(Operation):
     """Seconds to wait for W&B's answer before the run continues offline."""
 
     @model_validator(mode="after")
-    def _check(self) -> TrackingConfig:
+    def _check(self) -> Self:
         # offline, W&B accepts names that its server refuses when the run is uploaded
         for field, forbidden in {"project": "/\\#?%:", "entity": "/\\#?%: ", "group": "", "run_name": ""}.items():
             value = getattr(self, field)

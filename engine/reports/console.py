@@ -1,20 +1,16 @@
 """Console output: a progress bar on a terminal, a table after each validated epoch, and the last lines of a run."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..analysis.metrics import METRICS
-
-__all__ = ["Reporter", "Stopwatch", "closing_block", "number", "table"]
 
 
 class _Console(Console):
@@ -41,7 +37,7 @@ class Reporter:
         self.progress = Progress(*left, *right, console=self.console, disable=not shows_bar, transient=True)
         self.task = self.progress.add_task("starting", total=None, status="")
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 

@@ -1,7 +1,5 @@
 """Experiment trackers: W&B and TensorBoard, through Accelerate."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import math
@@ -18,8 +16,6 @@ from pydantic import ValidationError
 
 from ...configs.section import leaves
 from .config import TrackingConfig
-
-__all__ = ["Trackers", "end_tracking"]
 
 
 class Trackers:

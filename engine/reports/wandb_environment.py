@@ -1,14 +1,10 @@
 """W&B's own environment variables, as the lowest layer of the config."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .config import TrackingConfig
-
-__all__ = ["overruled_of_wandb", "wandb_layer"]
 
 VARIABLES = {
     "WANDB_MODE": "wandb",

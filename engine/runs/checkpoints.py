@@ -14,8 +14,6 @@ checkpoints/damaged-epoch-0006/      failed its checksums when the run was resum
 Where training is divided into other segments than epochs, the names begin with `segment-`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -25,8 +23,6 @@ from pathlib import Path
 from .checksums import MANIFEST, Damaged, read_failure, to_disk
 from .state import Position
 from .tensors import check
-
-__all__ = ["Checkpoints", "find_checkpoint"]
 
 NAME = re.compile(r"(?:epoch|segment)-(\d{4,9})(?:-step-(\d{5,9}))?")
 

@@ -1,7 +1,5 @@
 """The manifest of a checkpoint: size and SHA-256 of each of its files, by which damage is found."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -11,8 +9,6 @@ from pathlib import Path
 
 from ...configs.errors import InputError
 from ...configs.files import file_sha256, naming, to_json
-
-__all__ = ["MANIFEST", "Damaged", "Unreadable", "read_failure", "regular_file", "seal", "verify"]
 
 MANIFEST = "manifest.json"
 NAMES = re.compile(r"(model|probes|trainer|rng-\d{5})\.safetensors|state\.json")

@@ -1,12 +1,8 @@
 """Config of the checkpoints of a run."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from ...configs.section import Operation
-
-__all__ = ["CheckpointConfig"]
 
 
 class CheckpointConfig(Operation):

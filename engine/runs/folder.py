@@ -1,7 +1,5 @@
 """The folder of a run: what is in it, and what a new run may do with it."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import os
@@ -10,7 +8,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ...configs.compose import compose, dump
 from ...configs.errors import InputError
@@ -25,8 +23,6 @@ try:
 except ModuleNotFoundError:
     needed = "locks of files and signals that this system's Python does not have"
     raise InputError(f"training needs {needed}: Linux and macOS are supported, and WSL on Windows") from None
-
-__all__ = ["RunFolder"]
 
 # settings of one start of a run: the next start may have others, and need not mention it
 OF_THE_START = {"run.resume", "run.overwrite"}
@@ -66,7 +62,7 @@ class RunFolder:
         self.curves = self.figures / "curves.png"
         self.bases = self.path / "diagnostics"
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> Self:
         try:
             self._existed = self.path.is_dir()
         except OSError as error:

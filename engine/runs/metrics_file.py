@@ -1,7 +1,5 @@
 """metrics.jsonl: one line of JSON for each epoch of a run."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -9,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.files import naming, to_json, write_atomically
-
-__all__ = ["MetricsFile", "read_rows"]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """state.json, the record of a checkpoint: its fields, and the migration of older versions."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +11,6 @@ from ...configs.errors import InputError, shown
 from ...configs.section import Section
 from ..migration import migrated
 from .checksums import Damaged, read_failure, regular_file
-
-__all__ = ["VERSION", "Position", "Settled", "TrainingState", "read_state"]
 
 VERSION = 5
 

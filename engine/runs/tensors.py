@@ -3,8 +3,6 @@
 Tensors are safetensors, everything else is JSON: nothing in a checkpoint is executed when it is read.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import shutil
@@ -22,8 +20,6 @@ from ...configs.errors import InputError, shown
 from ...configs.files import naming, to_json
 from .checksums import MANIFEST, Damaged, read_failure, regular_file, seal, verify
 from .state import VERSION, TrainingState, read_state
-
-__all__ = ["check", "load_model", "read", "restore", "save_tensors", "write"]
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)

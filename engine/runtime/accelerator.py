@@ -1,7 +1,5 @@
 """Sets up device, precision, threads and compiler, as the config says, whatever the environment asks for."""
 
-from __future__ import annotations
-
 import functools
 import os
 from pathlib import Path
@@ -16,8 +14,6 @@ from ...configs.errors import InputError
 from .compilers import missing_compiler
 from .config import RunConfig
 from .provenance import cores
-
-__all__ = ["COMPILE_MODES", "build_accelerator", "compile_mode", "crowded", "overruled"]
 
 TRUE = ("1", "true", "yes", "y", "t", "on")
 # modes of Accelerate that would replace the model, the optimiser or the backward pass by their own

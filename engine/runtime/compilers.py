@@ -1,7 +1,5 @@
 """Whether this machine has the compiler that torch.compile calls."""
 
-from __future__ import annotations
-
 import functools
 import os
 import shlex
@@ -13,8 +11,6 @@ import tempfile
 from pathlib import Path
 
 from ...configs.errors import shown
-
-__all__ = ["missing_compiler"]
 
 
 @functools.cache

@@ -1,15 +1,11 @@
 """Config of where and on which hardware a run is carried out."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from ...configs.errors import InputError
 from ...configs.section import Operation
-
-__all__ = ["RunConfig"]
 
 
 class RunConfig(Operation):
@@ -50,7 +46,7 @@ class RunConfig(Operation):
     """Steps between host syncs, at which the loss is logged and checked for divergence."""
 
     @model_validator(mode="after")
-    def _check(self) -> RunConfig:
+    def _check(self) -> Self:
         if isinstance(self.threads, int) and not 1 <= self.threads <= 1024:
             raise InputError("must be auto or 1 to 1024", "threads")
         if self.deterministic and self.compile not in ("auto", "none"):

@@ -1,7 +1,5 @@
 """A training step as one CUDA graph, which the host launches at once, however many kernels it has."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,8 +8,6 @@ import torch
 from torch import Tensor
 
 from ...loaders.batch import each, tensors
-
-__all__ = ["GraphedStep"]
 
 WARM_UP = 3  # steps before the capture: optimisers make their state, kernels compile and choose their algorithms
 

@@ -5,8 +5,6 @@ processes, so its gradient is the all-reduced sum of their gradients. Gathered r
 computes alike, so their gradient is that of one process, times the number of processes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 
@@ -17,16 +15,6 @@ from torch import Tensor, nn
 
 from ...configs.errors import InputError
 from ...kernels.collectives import gather_rows, name_of, sum_over_processes
-
-__all__ = [
-    "JoinedBatchNorm",
-    "check_agreement",
-    "join_batch_norms",
-    "joined_mean",
-    "joined_rows",
-    "uneven_rows",
-    "world",
-]
 
 
 def world() -> dist.ProcessGroup | None:

@@ -1,7 +1,5 @@
 """What is said when the machine fails a run: a full disk, no memory left, data that disappear."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno
@@ -13,8 +11,6 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from ...configs.errors import out_of_memory, shown
-
-__all__ = ["PEER_LOST", "VALIDATION", "during", "explain", "sigbus_handler"]
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
 PEER_LOST = "lost the connection to another process"

@@ -1,7 +1,5 @@
 """Whether a run should stop, because of a signal or a dead launcher: the loop asks between steps."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -9,12 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-
-__all__ = ["Interrupted", "Interrupts"]
 
 
 class Interrupted(Exception):
@@ -47,7 +43,7 @@ class Interrupts:
         self._previous: dict[int, Any] = {}
         self.new_pace()
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> Self:
         if not _may_listen():
             print("not in the main thread: signals are not handled, and save nothing", file=sys.stderr)
             return self

@@ -1,7 +1,5 @@
 """What produced a run: hardware, versions, commit, and a digest of the code."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -13,8 +11,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-
-__all__ = ["PACKAGE", "code_digest", "commit", "cores", "hardware", "versions"]
 
 PACKAGE = Path(__file__).resolve().parents[2]
 

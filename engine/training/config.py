@@ -1,15 +1,11 @@
 """Config of the optimiser, the ablations, the untrained control, the gates and early stopping."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from ...configs.errors import InputError
 from ...configs.section import Operation, Section
-
-__all__ = ["AblationConfig", "ControlConfig", "EarlyStopConfig", "GateRule", "GatesConfig", "OptimConfig"]
 
 
 class OptimConfig(Section):
@@ -36,12 +32,12 @@ class OptimConfig(Section):
     accumulate: int = Field(default=1, ge=1)
     """Number of micro-batches into which the batch of a step is split."""
 
-    def untrained(self) -> OptimConfig:
+    def untrained(self) -> Self:
         """Batch norm sees micro-batches, also in a network that is not trained."""
-        return OptimConfig(accumulate=self.accumulate)
+        return type(self)(accumulate=self.accumulate)
 
     @model_validator(mode="after")
-    def _check(self) -> OptimConfig:
+    def _check(self) -> Self:
         if self.min_lr > self.lr:
             raise InputError(f"must be at most optim.lr = {self.lr:g}", "min_lr")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -57,8 +53,8 @@ class AblationConfig(Section):
     freeze_encoder: bool = False
     """Whether the encoder keeps its initial weights."""
 
-    def untrained(self) -> AblationConfig:
-        return AblationConfig(shuffle_actions=self.shuffle_actions)
+    def untrained(self) -> Self:
+        return type(self)(shuffle_actions=self.shuffle_actions)
 
 
 class ControlConfig(Operation):
@@ -87,7 +83,7 @@ class GateRule(Section):
     """Smallest excess over the untrained control that is allowed."""
 
     @model_validator(mode="after")
-    def _check(self) -> GateRule:
+    def _check(self) -> Self:
         if self.min is None and self.max is None and self.margin is None:
             raise InputError("needs min, max or margin", "metric")
         return self
@@ -116,5 +112,5 @@ class EarlyStopConfig(Operation):
     min_delta: float = Field(default=0.0, ge=0)
     """Smallest change that counts as an improvement."""
 
-    def untrained(self) -> EarlyStopConfig:
-        return EarlyStopConfig()
+    def untrained(self) -> Self:
+        return type(self)()

@@ -1,7 +1,5 @@
 """Factor sweeps during training: how much factors of variation move the encoder's features, and in which directions."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -18,8 +16,6 @@ from ..config import Config
 from ..models.seq_jepa import SeqJEPA
 from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from ..runs.tensors import save_tensors
-
-__all__ = ["diagnose"]
 
 NAME = re.compile(r"epoch-(\d{4,})\.safetensors")
 

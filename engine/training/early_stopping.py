@@ -1,12 +1,8 @@
 """Early stopping: whether a metric has improved, and for how many validations it has not."""
 
-from __future__ import annotations
-
 import math
 
 from .config import EarlyStopConfig
-
-__all__ = ["Patience", "improves"]
 
 
 def improves(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:

@@ -4,9 +4,7 @@ One module is one region for `torch.compile` and one wrapper for several process
 one backward pass of the sum gives the model and the probes the gradients that each would have alone.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +13,6 @@ from ...loaders.batch import Views, each, padded
 from ..evaluation.probes import OnlineProbes, probe_features
 from ..models.seq_jepa import Output, SeqJEPA
 from ..objectives.objective import Objective
-
-__all__ = ["StepInputs", "StepOutputs", "TrainingForward"]
 
 
 class StepInputs(NamedTuple):
@@ -28,11 +24,11 @@ class StepInputs(NamedTuple):
     labels: Tensor  # [B], asked of the probes
     moves: Tensor  # [B, V - 1, A], the actions that happened; the first is asked of the probes
 
-    def split(self, parts: int) -> list[StepInputs]:
+    def split(self, parts: int) -> list[Self]:
         """Cut into `parts` micro-batches of equal size."""
         return [each(self, lambda x, part=part: x.chunk(parts)[part]) for part in range(parts)]
 
-    def padded(self, size: int) -> StepInputs:
+    def padded(self, size: int) -> Self:
         """With the first sequence repeated up to `size`, so that a compiled program sees one shape."""
         return each(self, lambda x: padded(x, size))
 

@@ -1,15 +1,11 @@
 """Gates: conditions on the metrics of a run, judged beside the untrained control."""
 
-from __future__ import annotations
-
 import math
 
 from ...configs.errors import InputError
 from ..analysis.metrics import OF_THE_OBJECTIVE
 from ..config import Config
 from .config import GateRule
-
-__all__ = ["check_rules", "judge", "judge_epochs"]
 
 
 def check_rules(config: Config, computed: set[str]) -> None:

@@ -1,7 +1,5 @@
 """What a run trains on, opened for its processes."""
 
-from __future__ import annotations
-
 import contextlib
 
 import torch
@@ -11,8 +9,6 @@ from ...configs.errors import InputError
 from ...loaders.loader import Loaders, build_loaders
 from ..config import Config
 from ..runtime.accelerator import compile_mode
-
-__all__ = ["open_loaders"]
 
 
 def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:

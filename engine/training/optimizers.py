@@ -1,7 +1,5 @@
 """AdamW with decay where it belongs, and a learning rate that is a function of the step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 
@@ -10,8 +8,6 @@ from torch.optim import AdamW, Optimizer
 
 from ...kernels import AdamWEMA
 from .config import OptimConfig
-
-__all__ = ["build_optimizer", "decays", "learning_rate", "moves_teacher", "set_decay", "set_rate"]
 
 
 def decays(model: nn.Module) -> Callable[[str, nn.Parameter], bool]:

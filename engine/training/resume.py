@@ -1,7 +1,5 @@
 """Going on from a checkpoint: what is refused, and what is said about changes since then."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,8 +19,6 @@ from ..runtime.config import RunConfig
 from .optimizers import learning_rate
 from .segments import Segments
 from .step import TrainingStep
-
-__all__ = ["Resumed", "changes", "settle"]
 
 
 class Resumed(NamedTuple):

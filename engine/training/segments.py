@@ -4,8 +4,6 @@ The trainer counts, saves and resumes by segments and knows no more of them than
 `Segments` in a file of its own, and a line in `segments_of` that chooses it.
 """
 
-from __future__ import annotations
-
 import bisect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,8 +13,6 @@ from ...loaders.batch import Batch
 from ...loaders.loader import Loaders
 from ..config import Config
 from ..runs.state import Position
-
-__all__ = ["Epochs", "Segments", "segments_of"]
 
 
 class Segments(ABC):

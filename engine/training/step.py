@@ -1,7 +1,5 @@
 """The model, its probes and their optimisers, and one step of training them."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 
@@ -22,8 +20,6 @@ from ..runtime.distributed import join_batch_norms, joined_mean, world
 from .forward import StepInputs, StepOutputs, TrainingForward
 from .optimizers import build_optimizer, learning_rate, moves_teacher, set_decay, set_rate
 from .segments import segments_of
-
-__all__ = ["Diverged", "TrainingStep"]
 
 
 class Diverged(Exception):

@@ -1,7 +1,5 @@
 """A training run from start to verdict: untrained control, segments, checkpoints, gates, summary."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import time
@@ -41,8 +39,6 @@ from .segments import segments_of
 from .step import Diverged, TrainingStep
 from .untrained_control import untrained_control
 from .validation import Validation, metric_names, validate
-
-__all__ = ["Trainer", "train"]
 
 
 def train(config: Config, parent: int) -> int:

@@ -4,8 +4,6 @@ or `control.max_epochs`.
 A figure means nothing without it: on CIFAR-10 rotations an untrained ResNet-18 passes the reference code's gates.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -25,8 +23,6 @@ from ..config import Config
 from ..runtime.provenance import code_digest, versions
 from .step import Diverged, TrainingStep
 from .validation import validate
-
-__all__ = ["control_key", "untrained_control"]
 
 
 def control_epochs(config: Config) -> int:

@@ -1,7 +1,5 @@
 """Validation: all metrics of the model and of its probes on the test sequences."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,8 +18,6 @@ from ..runtime.distributed import uneven_rows
 from ..runtime.failures import VALIDATION, during
 from .forward import StepInputs, StepOutputs
 from .step import TrainingStep
-
-__all__ = ["Validation", "metric_names", "validate"]
 
 
 class Validation(NamedTuple):

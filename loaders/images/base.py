@@ -16,8 +16,6 @@ from rich.progress import track
 from ...configs.errors import InputError
 from .files import ImageFiles
 
-__all__ = ["SPLITS", "Dataset", "Images", "Statistics", "TorchvisionDataset"]
-
 SPLITS = ("train", "test")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, in [0, 1]
 PART = 1 << 23  # bytes of pixels that are processed at a time

@@ -5,8 +5,6 @@ checksum are compared with the sidecar's before a file is opened, and the size a
 and augmentations draw from generators that cannot be replayed; only its reader is used, in the order of our sampler.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json
@@ -15,6 +13,7 @@ import queue
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,8 +23,6 @@ from torch import Tensor
 from ...configs.errors import InputError, readable, shown
 from ...configs.files import file_sha256
 from .base import Dataset, Statistics
-
-__all__ = ["INSTALL_HINT", "BetonImages", "Sidecar", "has_ffcv", "open_beton", "sidecar_path"]
 
 INSTALL_HINT = (
     "apt-get install pkg-config libopencv-dev libturbojpeg0-dev (Ubuntu: libturbojpeg-dev), "
@@ -53,7 +50,7 @@ class Sidecar:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> Sidecar:
+    def read(cls, path: Path) -> Self:
         """Read a sidecar, or raise an InputError if the file is missing, cannot be read, or is none."""
         with readable(path, "data.root"):
             if not path.exists():

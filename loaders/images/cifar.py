@@ -2,8 +2,6 @@
 
 from .base import TorchvisionDataset
 
-__all__ = ["CIFAR10", "CIFAR100"]
-
 
 class CIFAR10(TorchvisionDataset):
     """Airplanes, cars, birds, cats, deer, dogs, frogs, horses, ships and trucks."""

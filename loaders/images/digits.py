@@ -1,7 +1,5 @@
 """scikit-learn's handwritten digits, which come with the package: 1,797 gray images of 8x8 pixels."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 
@@ -9,8 +7,6 @@ import numpy as np
 
 from ...configs.errors import InputError
 from .base import Dataset, Images
-
-__all__ = ["Digits"]
 
 TEST = 359  # images of the test split: a fifth
 

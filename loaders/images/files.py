@@ -1,7 +1,5 @@
 """Image files that are decoded when their pixels are asked for."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import warnings
@@ -13,8 +11,6 @@ import numpy as np
 from PIL import Image
 
 from ...configs.errors import InputError, readable, shown
-
-__all__ = ["ImageFiles", "identity"]
 
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")  # others could start programs, as PostScript does
 MOST_PIXELS = 2**30 // 12  # Pillow's default bound, against files that unpack to gigabytes

@@ -1,7 +1,5 @@
 """Class folders: a folder for train/ and test/ each, which holds a folder of images for each class."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -12,8 +10,6 @@ import numpy as np
 from ...configs.errors import InputError, readable, shown
 from .base import Dataset, Images
 from .files import identity
-
-__all__ = ["EXTENSIONS", "ImageFolder", "list_images"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 # where storage systems and archives keep copies, thumbnails and deleted files; other such names begin with a dot

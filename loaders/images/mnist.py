@@ -2,8 +2,6 @@
 
 from .base import TorchvisionDataset
 
-__all__ = ["MNIST"]
-
 
 class MNIST(TorchvisionDataset):
     """Gray images, given three equal channels."""

@@ -1,7 +1,5 @@
 """Images that live on the device as one uint8 tensor."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator
@@ -13,8 +11,6 @@ from torch import Tensor
 from ...configs.errors import InputError, out_of_memory
 from .base import Images
 from .beton import BetonImages
-
-__all__ = ["ResidentImages", "enough_memory"]
 
 
 class ResidentImages:

@@ -1,7 +1,5 @@
 """Where the images of a dataset are: betons, class folders, or the dataset's own files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +9,6 @@ from .base import SPLITS, Dataset, Images
 from .beton import BetonImages
 from .files import ImageFiles
 from .folder import list_images
-
-__all__ = ["Layout", "check_alike", "find_layout", "open_images"]
 
 
 class Layout(NamedTuple):

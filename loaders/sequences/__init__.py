@@ -1,7 +1,5 @@
 """How are views drawn and rendered from an image, and the actions between them encoded?"""
 
-from __future__ import annotations
-
 import torch
 
 from ..config import ActionsConfig, SequenceConfig

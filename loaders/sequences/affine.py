@@ -1,7 +1,5 @@
 """Affine moves: rotation, translation and scale in one grid sample (as on MNIST and CIFAR in the reference code)."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -12,8 +10,6 @@ from ...configs.errors import InputError
 from ..config import ActionsConfig, AffineConfig
 from ..draws import integers, uniform
 from .base import Factor, Sequence, Sweeps, grid
-
-__all__ = ["Affine", "mirrored_sweeps"]
 
 
 class Affine(Sequence):

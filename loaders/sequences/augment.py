@@ -1,7 +1,5 @@
 """Augmentations as actions: crop, flip, colour jitter, grayscale, blur, solarise (CIFAR-100 of the paper)."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -12,8 +10,6 @@ from ..config import ActionsConfig, AugmentConfig
 from ..draws import chance, integers, uniform
 from .affine import mirrored_sweeps
 from .base import Factor, Sequence, Sweeps, grid
-
-__all__ = ["Augment"]
 
 CROP_TRIES = 10  # torchvision's
 RATIO_LEVELS = 4096  # of the crop's aspect ratio, log-uniform: steps of 0.014 %

@@ -1,7 +1,5 @@
 """What every action sequence offers."""
 
-from __future__ import annotations
-
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -12,8 +10,6 @@ from torch import Tensor
 
 from ..config import ActionsConfig, SequenceConfig
 from ..draws import STATISTICS_STREAM, words
-
-__all__ = ["Factor", "Sequence", "Sweeps", "grid"]
 
 # B batch, V views (V - 1 observed and the target), C channels, H x W pixels, P parameters, A action dimensions
 

@@ -1,7 +1,5 @@
 """Rotations by right angles: exact permutations of the pixels (the CIFAR-10 rotations of the reference code)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -10,8 +8,6 @@ from ..config import ActionsConfig, RotationConfig
 from ..draws import integers
 from .affine import mirrored_sweeps
 from .base import Factor, Sequence, Sweeps, grid
-
-__all__ = ["Rotation"]
 
 
 class Rotation(Sequence):

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from seqjepa.configs.compose import dump
 from seqjepa.engine import compare
 from seqjepa.engine.compare import differences, draw, group, main, read_run, to_markdown
-from seqjepa.engine.compose import compose, dump
+from seqjepa.engine.compose import compose
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import sys
 import pytest
 import yaml
 
+from seqjepa.configs.compose import CONFIGS, dump
 from seqjepa.configs.errors import InputError
 from seqjepa.configs.help import help_page
 from seqjepa.configs.section import kinds_of
-from seqjepa.engine.compose import CONFIGS, compose, dump
+from seqjepa.engine.compose import compose
 from seqjepa.engine.config import Config
 from seqjepa.engine.train import USAGE, main
 

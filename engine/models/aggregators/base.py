@@ -1,12 +1,8 @@
 """What every aggregator offers."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import nn
-
-__all__ = ["Aggregator"]
 
 
 class Aggregator(nn.Module):

@@ -1,14 +1,10 @@
 """The paper's aggregator."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
 from .base import Aggregator
-
-__all__ = ["Transformer"]
 
 
 class Transformer(Aggregator):

@@ -1,11 +1,7 @@
 """What encoders of images share."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
-
-__all__ = ["ImageEncoder"]
 
 
 class ImageEncoder(nn.Module):

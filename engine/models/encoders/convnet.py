@@ -1,15 +1,11 @@
 """A convnet for very small images."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from ..config import ConvNetConfig
 from .base import ImageEncoder
-
-__all__ = ["ConvNet"]
 
 
 class ConvNet(ImageEncoder, nn.Sequential):

@@ -1,14 +1,10 @@
 """ResNet-18 for small images."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from ..config import ResNet18Config
 from .base import ImageEncoder
-
-__all__ = ["ResNet18"]
 
 
 class ResNet18(ImageEncoder, ResNet):

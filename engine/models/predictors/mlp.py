@@ -1,12 +1,8 @@
 """The paper's predictor."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from ..config import MLPPredictorConfig
-
-__all__ = ["MLPPredictor"]
 
 
 class MLPPredictor(nn.Module):

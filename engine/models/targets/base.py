@@ -1,13 +1,9 @@
 """What every source of targets offers; those without a teacher need only `features`."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from ....loaders.batch import Views
-
-__all__ = ["Target"]
 
 
 class Target(nn.Module):

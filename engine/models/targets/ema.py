@@ -1,7 +1,5 @@
 """An EMA teacher."""
 
-from __future__ import annotations
-
 import copy
 
 import torch
@@ -11,8 +9,6 @@ from ....kernels import cosine_decay, ema_update_
 from ....loaders.batch import Views
 from ..config import EMATargetConfig
 from .base import Target
-
-__all__ = ["EMATeacher"]
 
 
 class EMATeacher(Target):

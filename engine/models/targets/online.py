@@ -1,15 +1,11 @@
 """The encoder as its own teacher."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from ....loaders.batch import Views
 from ..config import OnlineTargetConfig
 from .base import Target
-
-__all__ = ["OnlineTarget"]
 
 
 class OnlineTarget(Target):

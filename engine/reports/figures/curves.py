@@ -1,14 +1,10 @@
 """The curves of a run as a PNG, beside its untrained control; and functions that all figures share."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ...analysis.metrics import METRICS, PANELS
-
-__all__ = ["draw_curves", "epoch_axis", "new_figure"]
 
 
 def new_figure(width: float, height: float):

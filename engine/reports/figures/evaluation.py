@@ -1,14 +1,10 @@
 """Figures of an evaluation: accuracy against length, R² by factor, training length by evaluation length."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
 
 from .curves import new_figure
-
-__all__ = ["draw_factors", "draw_grid", "draw_lengths"]
 
 
 def draw_lengths(result: dict[str, Any], protocols: list[str], path: Path) -> None:

@@ -1,7 +1,5 @@
 """Figures of factor sweeps and spectra, with a panel for each network, such as trained and untrained."""
 
-from __future__ import annotations
-
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +11,6 @@ from ...analysis.spectra import participation
 from ...analysis.subspaces import fit_circle, fit_subspace, overlap, plane_curves
 from ...analysis.sweeps import Sweep
 from .curves import new_figure
-
-__all__ = ["NetworkSweeps", "draw_all"]
 
 TRAJECTORIES = 8  # number of anchors whose paths are drawn
 SPECTRUM = 32

@@ -13,8 +13,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from seqjepa.configs.compose import dump
 from seqjepa.configs.errors import InputError
-from seqjepa.engine.compose import compose, dump
+from seqjepa.engine.compose import compose
 from seqjepa.engine.train import main
 from seqjepa.loaders.images.beton import Sidecar
 from seqjepa.loaders.images.folder import EXTENSIONS, list_images
