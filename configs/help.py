@@ -24,9 +24,7 @@ def help_page(usage: str, schema: type[BaseModel]) -> str:
     )
     lines = [usage, "", *textwrap.wrap("Configs: " + ", ".join(files), WIDTH, subsequent_indent=" " * 9)]
     for name, field in schema.model_fields.items():
-        sections = kinds_of(field.annotation)
-        doc = field.description or sections[0].__doc__ or ""
-        lines += ["", f"{name}: {' '.join(doc.split())}", *_section_lines(name, field)]
+        lines += ["", f"{name}: {_doc(field)}", *_section_lines(name, field)]
     return "\n".join(lines)
 
 
@@ -54,13 +52,20 @@ def _section_lines(name: str, field: FieldInfo) -> Iterator[str]:
 def _field_lines(name: str, field: FieldInfo, only: str = "") -> Iterator[str]:
     """Lines on a field: its default and what it allows, then what it means; or on the sections in it."""
     if kinds_of(field.annotation):
-        yield from _wrapped(f"{name}: {field.description}", 2)
+        yield from _wrapped(f"{name}: {_doc(field)}", 2)
         yield from _section_lines(name, field)
         return
     # as it would stand in a config
     default = {"None": "null", "True": "true", "False": "false"}.get(str(field.default), field.default)
     yield f"  {name} = {default}   [{describe(field)}]{only}"
     yield from _wrapped(field.description or "", 6)
+
+
+def _doc(field: FieldInfo) -> str:
+    """What a field with sections holds: its own words, or those of the section, or of what its kinds have in common."""
+    section = kinds_of(field.annotation)[0]
+    common = section.__mro__[1] if by_kind(field.annotation) else section
+    return " ".join((field.description or common.__doc__ or "").partition("\n\n")[0].split())
 
 
 def _wrapped(text: str, indent: int) -> list[str]:

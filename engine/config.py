@@ -31,11 +31,9 @@ class Config(Schema):
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     sequence: AnySequence = AffineConfig()
-    """How a sequence of views is drawn and rendered from one image."""
     actions: ActionsConfig = ActionsConfig()
     model: ModelConfig = ModelConfig()
     target: AnyTarget = EMATargetConfig()
-    """Where the target comes from."""
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     probes: ProbesConfig = ProbesConfig()

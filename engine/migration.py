@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..configs.section import by_kind
+from ..loaders.config import AnySequence
+
 # what was called otherwise; a name may stand for a value that is written otherwise, too
 NEW_NAMES = {
     "model.encoder": "model.encoder.kind",
@@ -25,8 +28,8 @@ NEW_NAMES = {
     "rate.weight": "objective.rate.weight",
     "rate.target": "objective.rate.features",
     "rate.normalize": "objective.rate.normalize",
-    "rate.alpha": "objective.rate.scale.value",
-    "rate.eps": "objective.rate.scale.value",
+    "rate.alpha": "objective.rate.scale.alpha",
+    "rate.eps": "objective.rate.scale.eps",
     "sigreg.weight": "objective.sigreg.weight",
     "sigreg.num_slices": "objective.sigreg.num_slices",
     "vicreg.variance": "objective.variance.weight",
@@ -38,15 +41,6 @@ NEW_NAMES = {
 WRITTEN: dict[str, Callable[[Any], Any]] = {
     "model.projector_norm": lambda norm: norm == "unit",
     "target.sharpening": lambda sharpened: "softmax" if sharpened else "none",
-}
-# fields that sections of version 4 had besides those of their kind, and that had no effect then
-OF_KIND = {
-    "rotation": {"angles"},
-    "affine": {"rotation", "translation", "scale", "padding"},
-    "augment": {
-        *("crop_area", "crop_ratio", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale"),
-        *("blur", "blur_sigma", "solarize"),
-    },
 }
 
 
@@ -97,18 +91,19 @@ def _migrate_objective(new: dict[str, Any], old: dict[str, Any]) -> None:
     """The prediction's weight was 1 - lambda where SIGReg's was lambda, a rate of unit vectors had eps = 0.5."""
     if old.get("sigreg.weight") and old.get("objective.prediction_weight") is None:
         _put(new, "objective.prediction.weight", 1 - old["sigreg.weight"])
-    unit = {"eps": 0.5} if old.get("rate.normalize") == "unit" else {}
-    scales = unit | {kind: old[f"rate.{kind}"] for kind in ("alpha", "eps") if old.get(f"rate.{kind}") is not None}
-    if "alpha" in scales or "eps" in scales:
-        kind = "alpha" if "alpha" in scales else "eps"
-        _put(new, "objective.rate.scale", {"kind": kind, "value": scales[kind]})
+    scales = {kind: old.get(f"rate.{kind}") for kind in ("alpha", "eps")}
+    if old.get("rate.normalize") == "unit" and scales["alpha"] is None:
+        scales["eps"] = 0.5 if scales["eps"] is None else scales["eps"]
+    for kind, value in scales.items():
+        if value is not None:
+            _put(new, "objective.rate.scale", {"kind": kind, kind: value})
 
 
 def _migrate_sequence(new: dict[str, Any], old: dict[str, Any]) -> None:
     """Only augmentations had actions to add; fields of other kinds had no effect."""
     if old.get("actions.full"):
         _put(new, "sequence.full_actions", True)
-    sequence = new.get("sequence", {})
-    for fields in (fields for kind, fields in OF_KIND.items() if sequence.get("kind") in OF_KIND.keys() - {kind}):
-        for field in fields & sequence.keys():
-            del sequence[field]
+    kinds, sequence = by_kind(AnySequence), new.get("sequence", {})
+    if own := kinds.get(sequence.get("kind")):
+        others = {field for kind in kinds.values() for field in kind.model_fields} - own.model_fields.keys()
+        new["sequence"] = {field: value for field, value in sequence.items() if field not in others}

@@ -54,7 +54,7 @@ class DataConfig(Section):
 
 
 class SequenceConfig(Kind):
-    """How a sequence of views is drawn and rendered from one image: what every kind of sequence has."""
+    """How a sequence of views is drawn and rendered from one image."""
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = {}
     """The widest that each range of numbers may be."""

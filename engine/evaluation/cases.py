@@ -9,7 +9,7 @@ from ...configs.compose import compose
 from ...configs.errors import InputError
 from ...loaders.sequences import build_sequence
 from ..config import Config
-from ..models.seq_jepa import SeqJEPA, build_model
+from ..models.seq_jepa import SeqJEPA
 from ..runs.checkpoints import find_checkpoint
 from ..runs.state import TrainingState
 from ..runs.tensors import load_model, read
@@ -68,7 +68,7 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         saved = state.config | here
         config = compose(overrides, Config, (f"{found}", saved)).config
         action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # same for any image size
-        model = build_model(config.model, config.target, action_dim)
+        model = SeqJEPA(config.model, config.target, action_dim)
         load_model(model, tensors["model"])
     except InputError as error:
         raise InputError(str(error) if str(found) in str(error) else f"{found}: {error}") from None

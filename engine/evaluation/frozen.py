@@ -12,7 +12,7 @@ from ...configs.errors import InputError
 from ...loaders.batch import Batch, each
 from ...loaders.loader import Loaders, SequenceLoader, build_loaders
 from ..config import Config
-from ..models.seq_jepa import SeqJEPA, build_model
+from ..models.seq_jepa import SeqJEPA
 from ..runtime.accelerator import build_accelerator
 
 CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 holds 0.5 % of its initial value
@@ -155,7 +155,7 @@ def untrained_network(config: Config, accelerator: Accelerator) -> SeqJEPA:
     where = {"seed": config.run.seed, "device": accelerator.device}
     loaders = build_loaders(config.data, config.sequence, config.actions, **where)
     set_seed(config.run.seed)
-    model = build_model(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)
+    model = SeqJEPA(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)
     model.to(memory_format=torch.channels_last).train()
     batches = 0
     while batches < CALIBRATION_BATCHES:

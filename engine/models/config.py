@@ -152,13 +152,9 @@ class ModelConfig(Section):
     """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
     encoder: Annotated[ResNet18Config | ConvNetConfig, Field(discriminator="kind")] = ResNet18Config()
-    """Encoder of each view."""
     aggregator: TransformerConfig = TransformerConfig()
-    """Aggregator of the views and of the actions between them."""
     predictor: MLPPredictorConfig = MLPPredictorConfig()
-    """Predictor of the target from the aggregate and the last action."""
     projector: Annotated[NoProjectorConfig | MLPProjectorConfig, Field(discriminator="kind")] = NoProjectorConfig()
-    """Projector of features."""
     action_dim: int = Field(default=128, ge=1)
     """Width of the action embedding."""
     aggregator_action: bool = True
@@ -219,7 +215,7 @@ class SoftmaxSharpeningConfig(SharpeningConfig):
 
 
 class TargetConfig(Kind):
-    """Where the target comes from: what every source has.
+    """Where the target comes from.
 
     Attributes:
         detached: whether no gradient passes through the target.
@@ -230,7 +226,6 @@ class TargetConfig(Kind):
     sharpening: Annotated[NoSharpeningConfig | SoftmaxSharpeningConfig, Field(discriminator="kind")] = (
         NoSharpeningConfig()
     )
-    """What is done to the target before it is compared."""
 
     def unprojected(self) -> str | None:
         """Why its targets cannot be projected, and what is allowed; None if they can."""

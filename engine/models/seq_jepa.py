@@ -61,49 +61,26 @@ class SeqJEPA(nn.Module):
     """Predicts the features of a view from earlier views and the actions between them.
 
     Args:
-        encoder: views [B, N, ...] -> features [B, N, D].
-        action_embedding: actions [N, A] -> [N, P]; None if neither aggregator nor predictor receives actions.
-        aggregator: tokens [B, M, T] -> [B, T].
-        predictor: [B, T + P] -> [B, E], or [B, T] -> [B, E] if it receives no action.
-        target: source of the targets.
-        projector: features [N, D] -> [N, E]; with it, predictions are compared with projections.
-        sharpening: targets [B, N, E] -> distributions.
-        num_features: D.
-        token_width: T.
-        prediction_width: E.
-        aggregator_action: whether the aggregator receives the actions between the views.
-        predictor_action: whether the predictor receives the action that leads to the target.
+        config: of the network.
+        target: config of the source of the targets.
+        action_dim: A.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        action_embedding: nn.Module | None,
-        aggregator: Aggregator,
-        predictor: nn.Module,
-        target: Target,
-        projector: nn.Module | None = None,
-        sharpening: Sharpening | None = None,
-        *,
-        num_features: int,
-        token_width: int,
-        prediction_width: int,
-        aggregator_action: bool = True,
-        predictor_action: bool = True,
-    ):
+    def __init__(self, config: ModelConfig, target: TargetConfig, action_dim: int):
         super().__init__()
-        self.num_features = num_features
-        self.token_width = token_width
-        self.prediction_width = prediction_width
-        self.aggregator_action = aggregator_action
-        self.predictor_action = predictor_action
-        self.encoder = encoder
-        self.action_embedding = action_embedding
-        self.aggregator = aggregator
-        self.predictor = predictor
-        self.target = target
-        self.projector = projector
-        self.sharpening = sharpening
+        self.num_features = config.encoder.num_features  # D
+        self.token_width = config.token_width  # T
+        self.prediction_width = config.prediction_width  # E
+        self.aggregator_action, self.predictor_action = config.aggregator_action, config.predictor_action
+        uses_actions = config.aggregator_action or config.predictor_action
+        inputs = self.token_width + config.action_dim * config.predictor_action
+        self.encoder = config.encoder.build()
+        self.action_embedding = ActionEmbedding(action_dim, config.action_dim) if uses_actions else None
+        self.aggregator: Aggregator = config.aggregator.build(self.token_width)
+        self.predictor = config.predictor.build(inputs, self.prediction_width)
+        self.target: Target = target.build(self.encoder)
+        self.projector = config.projector.build(self.num_features)
+        self.sharpening: Sharpening | None = target.sharpening.build(self.prediction_width)
 
     def forward(self, views: Views, actions: Tensor, inverse_actions: Tensor | None = None) -> Output:
         """Encode, aggregate, predict.
@@ -183,24 +160,3 @@ class SeqJEPA(nn.Module):
 def _ends(x: Tensor, both: bool) -> Tensor:
     """The last entry of x [B, N, ...] as [B, 1, ...], or the last and the first as [B, 2, ...]."""
     return torch.stack([x[:, -1], x[:, 0]], dim=1) if both else x[:, -1:]  # a list as index would sync
-
-
-def build_model(config: ModelConfig, target: TargetConfig, action_dim: int) -> SeqJEPA:
-    """Build the network that the config describes, for actions of `action_dim` numbers."""
-    encoder, token = config.encoder.build(), config.token_width
-    features, width = config.encoder.num_features, config.prediction_width
-    uses_actions = config.aggregator_action or config.predictor_action
-    return SeqJEPA(
-        encoder,
-        ActionEmbedding(action_dim, config.action_dim) if uses_actions else None,
-        config.aggregator.build(token),
-        config.predictor.build(token + config.action_dim * config.predictor_action, width),
-        target.build(encoder),
-        config.projector.build(features),
-        target.sharpening.build(width),
-        num_features=features,
-        token_width=token,
-        prediction_width=width,
-        aggregator_action=config.aggregator_action,
-        predictor_action=config.predictor_action,
-    )

@@ -75,19 +75,23 @@ class CrossEntropyConfig(PredictionConfig):
         return type(self)(temperature=self.temperature)
 
 
-class AlphaConfig(Kind):
-    """The covariance is multiplied by a number (1 in the reference code)."""
+class ScaleConfig(Kind):
+    """Scale of the covariance."""
+
+
+class AlphaConfig(ScaleConfig):
+    """The covariance is multiplied by alpha (1 in the reference code): log det(I + alpha covariance)."""
 
     kind: Literal["alpha"] = "alpha"
-    value: float = Field(default=1.0, gt=0)
-    """alpha in log det(I + alpha covariance)."""
+    alpha: float = Field(default=1.0, gt=0)
+    """Factor of the covariance."""
 
 
-class EpsConfig(Kind):
+class EpsConfig(ScaleConfig):
     """The covariance is multiplied by d / eps for d features (0.5 is SimDINO's, for rows of unit length)."""
 
     kind: Literal["eps"] = "eps"
-    value: float = Field(default=0.5, gt=0)
+    eps: float = Field(default=0.5, gt=0)
     """Squared distortion."""
 
 
@@ -102,12 +106,11 @@ class RateConfig(TermConfig):
     """Scaling of the features. none: unchanged, so that a growing LayerNorm gain raises the rate; unit: rows of length
     1; fixed_gain: rows of mean 0 and variance 1."""
     scale: Annotated[AlphaConfig | EpsConfig, Field(discriminator="kind")] = AlphaConfig()
-    """Scale of the covariance."""
 
     @property
     def scaling(self) -> dict[str, Any]:
         """`alpha` or `eps`, as `coding_rate` takes them."""
-        return {self.scale.kind: self.scale.value}
+        return self.scale.model_dump(exclude={"kind"})
 
     def untrained(self) -> Self:
         """Rates are reported with or without the term."""
@@ -145,15 +148,10 @@ class ObjectiveConfig(Section):
     """What training minimises: the sum of all terms whose weight is not 0."""
 
     prediction: Annotated[CosineConfig | MSEConfig | CrossEntropyConfig, Field(discriminator="kind")] = CosineConfig()
-    """Distance of prediction and target."""
     rate: RateConfig = RateConfig()
-    """Coding rate, which training maximises against collapse."""
     sigreg: SIGRegConfig = SIGRegConfig()
-    """Sketched isotropic Gaussian regularisation of the projections of each view (LeJEPA)."""
     variance: VarianceConfig = VarianceConfig()
-    """Hinge that keeps the standard deviation of each dimension of projections at 1 or more (VICReg)."""
     covariance: CovarianceConfig = CovarianceConfig()
-    """Squared covariances between the dimensions of projections (VICReg)."""
     symmetric: bool = False
     """Whether the sequence is also read backwards, predicting view 0; the losses of both readings are averaged."""
 

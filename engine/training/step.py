@@ -12,7 +12,7 @@ from ...loaders.loader import Loaders
 from ..analysis.accumulators import Mean, MetricBank
 from ..config import Config
 from ..evaluation.probes import OnlineProbes
-from ..models.seq_jepa import Output, build_model
+from ..models.seq_jepa import Output, SeqJEPA
 from ..objectives.objective import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
@@ -45,7 +45,7 @@ class TrainingStep:
         self.total_steps = segments.start(len(segments))
         device = accelerator.device
 
-        self.model = build_model(config.model, config.target, loaders.sequence.action_dim)
+        self.model = SeqJEPA(config.model, config.target, loaders.sequence.action_dim)
         self.world = world()
         joined = self.world if config.run.batch_statistics == "global" else None
         if joined is not None:

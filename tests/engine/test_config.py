@@ -102,7 +102,7 @@ def test_a_printed_config_is_a_config(tmp_path, capsys):
             ["sequence.kind=rotation", "sequence.angles=[0,45]"],
             ["sequence.angles = [0, 45]", "45 is not a multiple of 90"],
         ),
-        (["rate.eps=0.5"], ["override rate.eps=0.5: rate.eps is objective.rate.scale.value now"]),
+        (["rate.eps=0.5"], ["override rate.eps=0.5: rate.eps is objective.rate.scale.eps now"]),
         (["model.encoder=resnet18"], ["override model.encoder=resnet18: model.encoder is model.encoder.kind now"]),
         (["model.encoder.kind=resnet18", "model.encoder.width=4"], ["only applies with model.encoder.kind=convnet"]),
         (["sequence.scale=[1.0,0.5]"], ["sequence.scale = [1.0, 0.5]", "must be [lowest, highest]"]),

@@ -40,11 +40,11 @@ def test_a_whole_config_of_version_4_is_todays(path):
         ({"target": {"sharpening": False, "temperature": None}}, {"target": {"sharpening": {"kind": "none"}}}),
         ({"target": {"kind": "ema", "update": "torch"}}, {"target": {"kind": "ema"}}),
         ({"sigreg": {"weight": 0.25}}, {"objective": {"sigreg": {"weight": 0.25}, "prediction": {"weight": 0.75}}}),
-        ({"rate": {"alpha": 2.0}}, {"objective": {"rate": {"scale": {"kind": "alpha", "value": 2.0}}}}),
-        ({"rate": {"eps": 0.3}}, {"objective": {"rate": {"scale": {"kind": "eps", "value": 0.3}}}}),
+        ({"rate": {"alpha": 2.0}}, {"objective": {"rate": {"scale": {"kind": "alpha", "alpha": 2.0}}}}),
+        ({"rate": {"eps": 0.3}}, {"objective": {"rate": {"scale": {"kind": "eps", "eps": 0.3}}}}),
         (
             {"rate": {"normalize": "unit", "alpha": None}},
-            {"objective": {"rate": {"normalize": "unit", "scale": {"kind": "eps", "value": 0.5}}}},
+            {"objective": {"rate": {"normalize": "unit", "scale": {"kind": "eps", "eps": 0.5}}}},
         ),
         ({"vicreg": {"covariance": 2.0}}, {"objective": {"covariance": {"weight": 2.0}}}),
         (

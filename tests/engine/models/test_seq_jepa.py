@@ -20,7 +20,7 @@ from seqjepa.engine.models.config import (
     StopGradientTargetConfig,
     TransformerConfig,
 )
-from seqjepa.engine.models.seq_jepa import build_model
+from seqjepa.engine.models.seq_jepa import SeqJEPA
 from seqjepa.engine.objectives.prediction import cosine_distance
 
 SMALL = ModelConfig(
@@ -33,7 +33,7 @@ SMALL = ModelConfig(
 
 def small(model=SMALL, kind="ema", **target):
     torch.manual_seed(0)
-    return build_model(model, by_kind(AnyTarget)[kind](**target), action_dim=2)
+    return SeqJEPA(model, by_kind(AnyTarget)[kind](**target), action_dim=2)
 
 
 def changed(**settings):
@@ -63,11 +63,11 @@ def count(module):
     ],
 )
 def test_parameter_counts_are_those_of_the_reference_code(action_dim, settings, trainable, with_teacher):
-    model = build_model(ModelConfig(**settings), EMATargetConfig(), action_dim)
+    model = SeqJEPA(ModelConfig(**settings), EMATargetConfig(), action_dim)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
     assert count(model) == with_teacher
     assert count(model.encoder) == 11_168_832
-    without = build_model(ModelConfig(**settings), StopGradientTargetConfig(), action_dim)
+    without = SeqJEPA(ModelConfig(**settings), StopGradientTargetConfig(), action_dim)
     assert count(without) == trainable
 
 
