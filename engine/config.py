@@ -1,6 +1,6 @@
 """The whole config: one strict model, validated once. It does not import torch, so that `--help` is instant."""
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import model_validator
 
@@ -9,7 +9,6 @@ from ..configs.section import Schema
 from ..loaders.config import ActionsConfig, AffineConfig, AnySequence, DataConfig
 from .analysis.config import DiagnosticsConfig
 from .evaluation.config import EvalConfig, ProbesConfig
-from .migration import NEW_NAMES, migrated
 from .models.config import AnyTarget, EMATargetConfig, ModelConfig
 from .objectives.config import ObjectiveConfig
 from .reports.config import LONGEST, TrackingConfig
@@ -45,14 +44,6 @@ class Config(Schema):
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
-
-    @classmethod
-    def new_name(cls, field: str) -> str | None:
-        return NEW_NAMES.get(field)
-
-    @classmethod
-    def migrated(cls, layer: dict[str, Any]) -> dict[str, Any]:
-        return migrated(layer)
 
     @property
     def active_rules(self) -> list[GateRule]:

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from seqjepa.configs.migration import NEW_NAMES, migrated
 from seqjepa.configs.section import kinds_of
 from seqjepa.engine.compose import compose
 from seqjepa.engine.config import Config
-from seqjepa.engine.migration import NEW_NAMES, migrated
 from seqjepa.engine.train import main
+from seqjepa.loaders.show import main as show
 
 # as version 4 printed them
 PRINTED = sorted((Path(__file__).parent / "version4").glob("*.yaml"))
@@ -68,6 +69,13 @@ def test_every_new_name_is_a_field():
             fields = [schema.model_fields[part] for schema in schemas if part in schema.model_fields]
             assert fields, name
             schemas = [kind for field in fields for kind in kinds_of(field.annotation)]
+
+
+def test_the_sheet_reads_version_4_too(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("sequence: {kind: rotation, rotation: [0.0, 0.0]}\nactions: {full: false, normalization: none}")
+    assert show([str(path), "--rows", "1", "--out", str(tmp_path / "sheet.png")]) == 0
+    assert f"{path}: settings of an earlier version" in capsys.readouterr().out
 
 
 def test_a_file_of_version_4_trains_after_a_line(tiny, tmp_path, capsys):

@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..configs.section import by_kind
-from ..loaders.config import AnySequence
-
 # what was called otherwise; a name may stand for a value that is written otherwise, too
 NEW_NAMES = {
     "model.encoder": "model.encoder.kind",
@@ -41,6 +38,15 @@ NEW_NAMES = {
 WRITTEN: dict[str, Callable[[Any], Any]] = {
     "model.projector_norm": lambda norm: norm == "unit",
     "target.sharpening": lambda sharpened: "softmax" if sharpened else "none",
+}
+# fields that a sequence of version 4 had besides those of its kind, and that had no effect then
+OF_KIND = {
+    "rotation": {"angles"},
+    "affine": {"rotation", "translation", "scale", "padding"},
+    "augment": {
+        *("crop_area", "crop_ratio", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale"),
+        *("blur", "blur_sigma", "solarize"),
+    },
 }
 
 
@@ -103,7 +109,7 @@ def _migrate_sequence(new: dict[str, Any], old: dict[str, Any]) -> None:
     """Only augmentations had actions to add; fields of other kinds had no effect."""
     if old.get("actions.full"):
         _put(new, "sequence.full_actions", True)
-    kinds, sequence = by_kind(AnySequence), new.get("sequence", {})
-    if own := kinds.get(sequence.get("kind")):
-        others = {field for kind in kinds.values() for field in kind.model_fields} - own.model_fields.keys()
+    sequence = new.get("sequence", {})
+    if sequence.get("kind") in OF_KIND:
+        others = set().union(*(fields for kind, fields in OF_KIND.items() if kind != sequence["kind"]))
         new["sequence"] = {field: value for field, value in sequence.items() if field not in others}
