@@ -66,7 +66,7 @@ def migrated(config: dict[str, Any]) -> dict[str, Any]:
     for name, value in old.items():
         if value is not None and name not in ("target.update", "rate.alpha", "rate.eps", "actions.full"):
             _put(new, NEW_NAMES[name], WRITTEN.get(name, lambda value: value)(value))
-    if "target" in new:  # null stood for what the kind of target, or the default, said
+    if isinstance(new.get("target"), dict):  # null stood for what the kind of target, or the default, said
         new["target"] = {name: value for name, value in new["target"].items() if value is not None}
     _migrate_model(new, old)
     _migrate_objective(new, old)
@@ -77,26 +77,28 @@ def migrated(config: dict[str, Any]) -> dict[str, Any]:
 def _put(config: dict[str, Any], field: str, value: Any) -> None:
     *sections, key = field.split(".")
     for section in sections:
-        config = config.setdefault(section, {})
+        if not isinstance(config.get(section), dict):
+            config[section] = {}
+        config = config[section]
     config[key] = value
 
 
 def _migrate_model(new: dict[str, Any], old: dict[str, Any]) -> None:
     """A width said nothing of a ResNet, the rest of a projector nothing without its width."""
-    model = new.get("model", {})
     if old.get("model.encoder") == "resnet18":
-        model["encoder"].pop("width", None)
+        new["model"]["encoder"].pop("width", None)
     if "model.projector_dim" in old:
         if old["model.projector_dim"] is None:
-            model["projector"] = {"kind": "none"}
+            new["model"]["projector"] = {"kind": "none"}
         else:
-            model["projector"]["kind"] = "mlp"
+            new["model"]["projector"]["kind"] = "mlp"
 
 
 def _migrate_objective(new: dict[str, Any], old: dict[str, Any]) -> None:
     """The prediction's weight was 1 - lambda where SIGReg's was lambda, a rate of unit vectors had eps = 0.5."""
-    if old.get("sigreg.weight") and old.get("objective.prediction_weight") is None:
-        _put(new, "objective.prediction.weight", 1 - old["sigreg.weight"])
+    weight = old.get("sigreg.weight")
+    if weight and isinstance(weight, (int, float)) and old.get("objective.prediction_weight") is None:
+        _put(new, "objective.prediction.weight", 1 - weight)
     scales = {kind: old.get(f"rate.{kind}") for kind in ("alpha", "eps")}
     if old.get("rate.normalize") == "unit" and scales["alpha"] is None:
         scales["eps"] = 0.5 if scales["eps"] is None else scales["eps"]
@@ -109,7 +111,7 @@ def _migrate_sequence(new: dict[str, Any], old: dict[str, Any]) -> None:
     """Only augmentations had actions to add; fields of other kinds had no effect."""
     if old.get("actions.full"):
         _put(new, "sequence.full_actions", True)
-    sequence = new.get("sequence", {})
-    if sequence.get("kind") in OF_KIND:
+    sequence = new.get("sequence")
+    if isinstance(sequence, dict) and str(sequence.get("kind")) in OF_KIND:
         others = set().union(*(fields for kind, fields in OF_KIND.items() if kind != sequence["kind"]))
         new["sequence"] = {field: value for field, value in sequence.items() if field not in others}
