@@ -1,9 +1,11 @@
 """The whole config: one strict model, validated once. It does not import torch, so that `--help` is instant."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
+from ..configs.compose import Composed
+from ..configs.compose import compose as compose_as
 from ..configs.errors import InputError
 from ..configs.section import Schema
 from ..loaders.config import ActionsConfig, AffineConfig, AnySequence, DataConfig
@@ -74,6 +76,11 @@ class Config(Schema):
             raise InputError(f"is longer than the {LONGEST} characters that W&B takes; {ways}", "run.name")
         check_method(self)
         return self
+
+
+def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) -> Composed[Config]:
+    """`seqjepa.configs.compose.compose` for this config."""
+    return compose_as(words, Config, base)
 
 
 def check_method(config: Config) -> None:

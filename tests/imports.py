@@ -13,7 +13,7 @@ ROOMS += [*(f"engine.{name}" for name in ENGINE), "commands"]
 
 def room(module: str) -> str:
     """The room that a module, by its name without `seqjepa.`, stands in."""
-    if module.startswith("engine.") and module.endswith((".config", ".compose")):  # no torch
+    if module.startswith("engine.") and module.endswith(".config"):  # no torch
         return "engine config"
     return max((known for known in ROOMS if f"{module}.".startswith(f"{known}.")), key=len, default="commands")
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from seqjepa.configs.errors import InputError
 from seqjepa.configs.migration import NEW_NAMES, migrated
 from seqjepa.configs.section import kinds_of
-from seqjepa.engine.compose import compose
-from seqjepa.engine.config import Config
+from seqjepa.engine.config import Config, compose
 from seqjepa.engine.train import main
 from seqjepa.loaders.show import main as show
 
