@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from .checksums import MANIFEST, Damaged, read_failure, to_disk
+from .checksums import MANIFEST, Damaged, reading, to_disk
 from .state import Position
 from .tensors import check
 
@@ -62,10 +62,8 @@ class Checkpoints:
             InputError: the latest undamaged one cannot be used, because of its version or its permissions.
         """
         damaged = []
-        try:
+        with reading(self.folder):
             found = self.all()
-        except OSError as error:
-            raise read_failure(self.folder, error) from None
         for path in reversed(found):
             try:
                 check(path)
@@ -173,12 +171,11 @@ def find_checkpoint(path: Path) -> Path | None:
     Raises:
         Unreadable: this user may not look into the folder.
     """
-    try:
-        names = os.listdir(path)
+    with reading(path):
+        try:
+            names = os.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         if "checkpoints" in names:
             return Checkpoints(path / "checkpoints", 1).newest()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise read_failure(path, error) from None
     return path if {"state.json", MANIFEST} & set(names) else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...configs.compose import compose, dump
-from ...configs.errors import InputError
+from ...configs.errors import InputError, readable
 from ...configs.files import write_atomically
 from ...configs.section import Schema, leaves
 from ..runtime.config import RunConfig
@@ -63,10 +63,8 @@ class RunFolder:
         self.bases = self.path / "diagnostics"
 
     def __enter__(self) -> Self:
-        try:
+        with readable(self.path, "run.dir"):
             self._existed = self.path.is_dir()
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read ({error.strerror})", "run.dir") from None
         if self._existed:
             self._lock()
         return self

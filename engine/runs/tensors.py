@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...configs.errors import InputError, shown
-from ...configs.files import naming, to_json
-from .checksums import MANIFEST, Damaged, read_failure, regular_file, seal, verify
+from ...configs.files import naming, to_json, write_atomically
+from .checksums import MANIFEST, Damaged, reading, regular_file, seal, verify
 from .state import VERSION, TrainingState, read_state
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -34,10 +34,8 @@ def check(path: Path) -> TrainingState:
         Unreadable: this user may not read a file.
         InputError: the checkpoint is of a version that cannot be read.
     """
-    try:
+    with reading(path):
         names = os.listdir(path)
-    except OSError as error:
-        raise read_failure(path, error) from None
     if MANIFEST in names or "state.json" not in names:
         verify(path)
     state = read_state(path / "state.json")
@@ -74,9 +72,18 @@ def read(
         for name, tensor in entries.items():
             if tensor.dtype not in DTYPES:
                 raise InputError(f"{path}: {file} {shown(name)} is {tensor.dtype}", "run.resume")
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise InputError(f"{path}: {file} {shown(name)} is not finite", "run.resume")
+    if broken := _not_finite(tensors):
+        raise InputError(f"{path}: {broken} is not finite", "run.resume")
     return tensors, state
+
+
+def _not_finite(tensors: dict[str, dict[str, Tensor]]) -> str | None:
+    """The file and name of a tensor that holds NaN or an infinity."""
+    for file, entries in tensors.items():
+        for name, tensor in entries.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                return f"{file} {shown(name)}"
+    return None
 
 
 def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str, Any]) -> str | None:
@@ -99,10 +106,8 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
         collected = getattr(training, bank).collect(accelerator).state_dict()
         trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
     tensors["trainer"] = trainer
-    for file, entries in tensors.items():
-        for name, tensor in entries.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                return f"{file} {name}"
+    if broken := _not_finite(tensors):
+        return broken
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -111,10 +116,7 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
     if accelerator.is_main_process:
         for file, entries in tensors.items():
             save_tensors(entries, folder / f"{file}.safetensors")
-        with naming(folder / "state.json"):
-            (folder / "state.json").write_text(
-                to_json({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8"
-            )
+        write_atomically(folder / "state.json", to_json({"version": VERSION, **state}, indent=1) + "\n")
     accelerator.wait_for_everyone()  # until every process has written its generators
     if accelerator.is_main_process:
         seal(folder)  # last: a checkpoint without a manifest does not count
