@@ -13,8 +13,7 @@ from .migration import NEW_NAMES, migrated
 from .models.config import AnyTarget, EMATargetConfig, ModelConfig
 from .objectives.config import ObjectiveConfig
 from .reports.config import LONGEST, TrackingConfig
-from .runs.config import CheckpointConfig
-from .runtime.config import RunConfig
+from .runtime.config import CheckpointConfig, RunConfig
 from .training.config import (
     AblationConfig,
     ControlConfig,

@@ -93,13 +93,12 @@ def overruled(run: RunConfig, accumulate: int, accelerator: Accelerator) -> list
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("optim.accumulate", str(accumulate)),
         "ACCELERATE_DYNAMO_BACKEND": ("run.compile", compile_mode(run, accelerator)),
     }
-    lines = []
-    for name, (field, value) in settled.items():
-        asked = os.environ.get(name, "").lower()
-        # the launcher sets "no" where nothing was asked for
-        if asked not in ("", "no", value):
-            lines.append(f"{name}={asked} is not used: {field} decides, and is {value}")
-    return lines
+    asked = {name: os.environ.get(name, "").lower() for name in settled}
+    return [
+        f"{name}={asked[name]} is not used: {field} decides, and is {value}"
+        for name, (field, value) in settled.items()
+        if asked[name] not in ("", "no", value)  # the launcher sets "no" where nothing was asked for
+    ]
 
 
 def crowded(threads: int) -> str | None:

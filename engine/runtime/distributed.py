@@ -1,8 +1,6 @@
 """Several processes as one: batch statistics of the whole batch, of which each process holds a part.
 
-Data-parallel training averages the gradients of the processes' losses. An all-reduced sum enters the losses of all
-processes, so its gradient is the all-reduced sum of their gradients. Gathered rows enter a term that every process
-computes alike, so their gradient is that of one process, times the number of processes.
+`seqjepa.kernels.collectives` says what the gradients of sums and gathered rows are.
 """
 
 import hashlib
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import gather, pad_across_processes
 from torch import Tensor, nn
 
 from ...configs.errors import InputError
@@ -41,14 +40,10 @@ def uneven_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Rows of all processes in order of rank, without gradient; each may have another number of them, or none."""
     if group is None:
         return x
-    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(group.size())]
-    dist.all_gather(counts, torch.tensor([len(x)], device=x.device), group=group)
-    counts = [int(count) for count in counts]
-    padded = x.new_zeros(max(counts), *x.shape[1:])
-    padded[: len(x)] = x
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded, group=group)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    counts: Any = gather(torch.tensor([len(x)], device=x.device))
+    rows: Any = gather(pad_across_processes(x))
+    parts = rows.tensor_split(group.size())
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
 
 class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
