@@ -169,7 +169,7 @@ def find_checkpoint(path: Path) -> Path | None:
     """The checkpoint at `path`, or the newest of the run folder there; None if there is neither.
 
     Raises:
-        Unreadable: this user may not look into the folder.
+        InputError: this user may not look into the folder.
     """
     with reading(path):
         try:

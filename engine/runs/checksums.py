@@ -21,17 +21,17 @@ class Damaged(InputError):
     """A file of a checkpoint is missing, cut short or changed."""
 
 
-class Unreadable(InputError):
-    """A file of a checkpoint cannot be read, for a reason that is not damage, such as permissions."""
-
-
 @contextlib.contextmanager
 def reading(path: Path, form: str = "readable") -> Iterator[None]:
-    """Turn what fails while a file or folder of a checkpoint is read into `Damaged` or `Unreadable`.
+    """Turn what fails while a file or folder of a checkpoint is read into an error of its own.
 
     Args:
         path: of the file or folder.
         form: what a file is not whose content is the reason.
+
+    Raises:
+        Damaged: it is missing, not in this form, or lost by the disk.
+        InputError: it cannot be read for a reason that is not damage, such as permissions.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def reading(path: Path, form: str = "readable") -> Iterator[None]:
         if error.errno == errno.EIO:  # the disk has lost it
             raise Damaged(f"{path}: cannot be read ({error.strerror})", "run.resume") from None
         advice = "it may be undamaged: let this user read it, or name another checkpoint in run.resume"
-        raise Unreadable(f"{path}: cannot be read ({error.strerror}); {advice}", "run.resume") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {advice}", "run.resume") from None
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise Damaged(f"{path}: not {form} ({type(error).__name__})", "run.resume") from None
 
@@ -51,7 +51,7 @@ def regular_file(path: Path) -> os.stat_result:
 
     Raises:
         Damaged: it is missing, or something else than a file, such as a pipe, which would never end.
-        Unreadable: its folder cannot be entered.
+        InputError: its folder cannot be entered.
     """
     with reading(path):
         status = path.stat()
@@ -84,7 +84,7 @@ def verify(folder: Path) -> None:
 
     Raises:
         Damaged: names the first file that is missing, of another size, or changed.
-        Unreadable: names the first file that cannot be read.
+        InputError: names the first file that cannot be read.
     """
     manifest = folder / MANIFEST
     regular_file(manifest)

@@ -106,8 +106,7 @@ def read_state(path: Path) -> TrainingState:
 
     Raises:
         Damaged: it is missing or holds no JSON.
-        Unreadable: this user may not read it.
-        InputError: it is not a record, or of a version that cannot be read.
+        InputError: it is not a record, of a version that cannot be read, or this user may not read it.
     """
     regular_file(path)
     with reading(path):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...configs.errors import InputError, shown
+from ...configs.errors import InputError, first_line, shown
 from ...configs.files import naming, to_json, write_atomically
 from .checksums import MANIFEST, Damaged, reading, regular_file, seal, verify
 from .state import VERSION, TrainingState, read_state
@@ -31,8 +31,7 @@ def check(path: Path) -> TrainingState:
 
     Raises:
         Damaged: a file is missing, cut short or changed.
-        Unreadable: this user may not read a file.
-        InputError: the checkpoint is of a version that cannot be read.
+        InputError: the checkpoint is of a version that cannot be read, or this user may not read a file.
     """
     with reading(path):
         names = os.listdir(path)
@@ -50,19 +49,16 @@ def read(
     """The tensors of a checkpoint, by file and name, and its record.
 
     Args:
-        path: its folder.
         rank: of the process whose random generators are read; their tensors are missing if it had none.
         files: those that are read.
 
     Raises:
-        Damaged: a file is missing, cut short or changed.
-        Unreadable: this user may not read a file.
-        InputError: the checkpoint is of a version that cannot be read, or holds a number that is not finite.
+        InputError: as `check`, or the checkpoint holds a number that is not finite.
     """
     state = check(path)
+    for name in files:
+        regular_file(path / f"{name}.safetensors")
     try:
-        for name in files:
-            regular_file(path / f"{name}.safetensors")
         tensors = {name: load_file(path / f"{name}.safetensors") for name in files}
         generators = path / f"rng-{rank:05d}.safetensors"
         tensors["rng"] = load_file(generators) if generators.is_file() else {}
@@ -92,7 +88,6 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
     Args:
         folder: to write to; it is emptied first.
         training: the `TrainingStep` whose model, probes, optimisers and metrics are saved.
-        accelerator: of the processes.
         state: content of state.json.
 
     Returns:
@@ -132,12 +127,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
-    """Load a checkpoint into a training step and into this process's random generators.
+    """Load what `read` returned into a new `TrainingStep` of the same config and into this process's generators.
 
     Args:
-        training: a `TrainingStep`, freshly built from the same config.
-        accelerator: of the processes.
-        tensors: from `read`.
         step: number of optimiser steps done.
 
     Raises:
@@ -152,13 +144,12 @@ def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str
             for bank in METRIC_BANKS:
                 getattr(training, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
     except RuntimeError as error:
-        raise InputError(f"its weights do not fit this network ({str(error).splitlines()[0]})", "run.resume") from None
+        raise InputError(f"its weights do not fit this network ({first_line(error)})", "run.resume") from None
     training.device_step.fill_(step)
     try:
         load_rng(tensors["rng"])
     except (RuntimeError, ValueError, TypeError, OverflowError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"its random-generator state is invalid ({reason})", "run.resume") from None
+        raise InputError(f"its random-generator state is invalid ({first_line(error)})", "run.resume") from None
 
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -51,13 +51,9 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     `nn.SyncBatchNorm` for any device: torch's own works on GPUs alone. Statistics and sums are float32, the running
     statistics have a momentum, and evaluation is that of torch's batch norm.
-
-    Attributes:
-        group_name: of the processes that share a batch; "" if there is one process.
-        num_processes: in that group.
     """
 
-    group_name, num_processes = "", 1
+    group_name, num_processes = "", 1  # of the processes that share a batch; "" if there is one
     momentum: float
     running_mean: Tensor
     running_var: Tensor
@@ -107,10 +103,9 @@ def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:
     """
     if accelerator.num_processes == 1:
         return
-    for name, fact in facts.items():
-        number = int.from_bytes(hashlib.sha256(fact.encode()).digest()[:7], "big")
-        numbers: Any = accelerator.gather(torch.tensor([number], device=accelerator.device))
-        found = numbers.tolist()
+    numbers = [int.from_bytes(hashlib.sha256(fact.encode()).digest()[:7], "big") for fact in facts.values()]
+    gathered: Any = accelerator.gather(torch.tensor([numbers], device=accelerator.device))
+    for name, found in zip(facts, gathered.T.tolist(), strict=True):
         if others := [rank for rank, value in enumerate(found) if value != found[0]]:
             ranks = ", ".join(map(str, others))
             raise InputError(f"{name} of process {ranks} is not that of process 0: all must run the same")
