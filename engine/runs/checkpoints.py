@@ -52,7 +52,7 @@ class Checkpoints:
         """The latest checkpoint, unread."""
         return (self.all() or [None])[-1]
 
-    def newest_whole(self, passed_over: Callable[[str], None]) -> tuple[Path, list[Path]] | tuple[None, list[Path]]:
+    def newest_whole(self, passed_over: Callable[[str], None]) -> tuple[Path | None, list[Path]]:
         """The latest checkpoint whose files are as they were written, and the damaged ones after it.
 
         Args:
