@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from .errors import InputError, shown
+from .errors import InputError, first_line, shown
 from .section import Schema, Section, by_kind, kinds_of
 
 CONFIGS = Path(__file__).resolve().parent  # in a checkout and in site-packages alike
@@ -214,7 +214,7 @@ def _quoted(name: str, value: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return getattr(error, "problem", None) or first_line(error)
 
 
 def _in_words(values: Any, texts: Any, kind: Any) -> Any:

@@ -18,6 +18,11 @@ class InputError(ValueError):
         self.field = field
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; the name of its type if that is nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def shown(name: object) -> str:
     """A name as one printable line, with escapes where it needs them."""
     return text if (text := str(name)).isprintable() else repr(text)

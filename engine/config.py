@@ -14,8 +14,7 @@ from .evaluation.config import EvalConfig, ProbesConfig
 from .models.config import AnyTarget, EMATargetConfig, ModelConfig
 from .objectives.config import ObjectiveConfig
 from .reports.config import LONGEST, TrackingConfig
-from .runs.config import CheckpointConfig
-from .runtime.config import RunConfig
+from .runtime.config import CheckpointConfig, RunConfig
 from .training.config import (
     AblationConfig,
     ControlConfig,
@@ -91,6 +90,11 @@ def check_method(config: Config) -> None:
     """
     model, target = config.model, config.target
     terms, every_term = config.objective.terms, config.objective.every_term
+    try:
+        model.aggregator.check_width(model.token_width)
+    except InputError as error:
+        parts = "encoder features + model.action_dim" if model.aggregator_action else "encoder features"
+        raise InputError(f"{error} ({parts})", f"model.aggregator.{error.field}") from None
     if model.aggregator_action and not model.predictor_action and config.sequence.num_observed == 1:
         raise InputError(
             "with one observed view no action would be used; set model.aggregator_action=false to train without "

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ...configs.errors import InputError
 from ...configs.section import Kind, Section
@@ -171,15 +171,6 @@ class ModelConfig(Section):
     def prediction_width(self) -> int:
         """E."""
         return self.projector.width(self.encoder.num_features)
-
-    @model_validator(mode="after")
-    def _check_width(self) -> Self:
-        try:
-            self.aggregator.check_width(self.token_width)
-        except InputError as error:
-            parts = "encoder features + model.action_dim" if self.aggregator_action else "encoder features"
-            raise InputError(f"{error} ({parts})", f"aggregator.{error.field}") from None
-        return self
 
 
 class SharpeningConfig(Kind):

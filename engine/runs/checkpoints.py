@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from .checksums import MANIFEST, Damaged, read_failure, to_disk
+from .checksums import MANIFEST, Damaged, reading, to_disk
 from .state import Position
 from .tensors import check
 
@@ -52,7 +52,7 @@ class Checkpoints:
         """The latest checkpoint, unread."""
         return (self.all() or [None])[-1]
 
-    def newest_whole(self, passed_over: Callable[[str], None]) -> tuple[Path, list[Path]] | tuple[None, list[Path]]:
+    def newest_whole(self, passed_over: Callable[[str], None]) -> tuple[Path | None, list[Path]]:
         """The latest checkpoint whose files are as they were written, and the damaged ones after it.
 
         Args:
@@ -62,10 +62,8 @@ class Checkpoints:
             InputError: the latest undamaged one cannot be used, because of its version or its permissions.
         """
         damaged = []
-        try:
+        with reading(self.folder):
             found = self.all()
-        except OSError as error:
-            raise read_failure(self.folder, error) from None
         for path in reversed(found):
             try:
                 check(path)
@@ -171,14 +169,13 @@ def find_checkpoint(path: Path) -> Path | None:
     """The checkpoint at `path`, or the newest of the run folder there; None if there is neither.
 
     Raises:
-        Unreadable: this user may not look into the folder.
+        InputError: this user may not look into the folder.
     """
-    try:
-        names = os.listdir(path)
+    with reading(path):
+        try:
+            names = os.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         if "checkpoints" in names:
             return Checkpoints(path / "checkpoints", 1).newest()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise read_failure(path, error) from None
     return path if {"state.json", MANIFEST} & set(names) else None

@@ -1,14 +1,16 @@
 """The manifest of a checkpoint: size and SHA-256 of each of its files, by which damage is found."""
 
+import contextlib
 import errno
 import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from ...configs.errors import InputError
-from ...configs.files import file_sha256, naming, to_json
+from ...configs.files import file_sha256, to_json, write_atomically
 
 MANIFEST = "manifest.json"
 NAMES = re.compile(r"(model|probes|trainer|rng-\d{5})\.safetensors|state\.json")
@@ -19,18 +21,29 @@ class Damaged(InputError):
     """A file of a checkpoint is missing, cut short or changed."""
 
 
-class Unreadable(InputError):
-    """A file of a checkpoint cannot be read, for a reason that is not damage, such as permissions."""
+@contextlib.contextmanager
+def reading(path: Path, form: str = "readable") -> Iterator[None]:
+    """Turn what fails while a file or folder of a checkpoint is read into an error of its own.
 
+    Args:
+        path: of the file or folder.
+        form: what a file is not whose content is the reason.
 
-def read_failure(path: Path, error: OSError) -> InputError:
-    """The error that a failed read of a checkpoint's file becomes: `Damaged` or `Unreadable`."""
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return Damaged(f"{path}: missing", "run.resume")
-    if error.errno == errno.EIO:  # the disk has lost it
-        return Damaged(f"{path}: cannot be read ({error.strerror})", "run.resume")
-    advice = "it may be undamaged: let this user read it, or name another checkpoint in run.resume"
-    return Unreadable(f"{path}: cannot be read ({error.strerror}); {advice}", "run.resume")
+    Raises:
+        Damaged: it is missing, not in this form, or lost by the disk.
+        InputError: it cannot be read for a reason that is not damage, such as permissions.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise Damaged(f"{path}: missing", "run.resume") from None
+        if error.errno == errno.EIO:  # the disk has lost it
+            raise Damaged(f"{path}: cannot be read ({error.strerror})", "run.resume") from None
+        advice = "it may be undamaged: let this user read it, or name another checkpoint in run.resume"
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {advice}", "run.resume") from None
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise Damaged(f"{path}: not {form} ({type(error).__name__})", "run.resume") from None
 
 
 def regular_file(path: Path) -> os.stat_result:
@@ -38,12 +51,10 @@ def regular_file(path: Path) -> os.stat_result:
 
     Raises:
         Damaged: it is missing, or something else than a file, such as a pipe, which would never end.
-        Unreadable: its folder cannot be entered.
+        InputError: its folder cannot be entered.
     """
-    try:
+    with reading(path):
         status = path.stat()
-    except OSError as error:
-        raise read_failure(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         raise Damaged(f"{path}: missing; what has this name is no file", "run.resume")
     return status
@@ -54,8 +65,7 @@ def seal(folder: Path) -> None:
     entries = {
         path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(folder.iterdir())
     }
-    with naming(folder / MANIFEST):
-        (folder / MANIFEST).write_text(to_json(entries, indent=1) + "\n")
+    write_atomically(folder / MANIFEST, to_json(entries, indent=1) + "\n")
     for path in [*folder.iterdir(), folder]:
         to_disk(path)
 
@@ -74,17 +84,13 @@ def verify(folder: Path) -> None:
 
     Raises:
         Damaged: names the first file that is missing, of another size, or changed.
-        Unreadable: names the first file that cannot be read.
+        InputError: names the first file that cannot be read.
     """
     manifest = folder / MANIFEST
     regular_file(manifest)
-    try:
+    with reading(manifest, "a manifest"):
         entries = json.loads(manifest.read_text(encoding="utf-8"))
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in entries.items()}
-    except OSError as error:
-        raise read_failure(manifest, error) from None
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
-        raise Damaged(f"{manifest}: not a manifest ({type(error).__name__})", "run.resume") from None
     for needed in NEEDED:
         if needed not in expected:
             raise Damaged(f"{manifest}: does not list {needed}", "run.resume")
@@ -92,12 +98,9 @@ def verify(folder: Path) -> None:
         path = folder / name
         if not NAMES.fullmatch(name):  # a manifest must not lead to files elsewhere
             raise Damaged(f"{manifest}: lists {name!r}, which does not belong to a checkpoint", "run.resume")
-        found_size = regular_file(path).st_size
-        if found_size != size:
-            raise Damaged(f"{path}: {found_size} bytes, the manifest says {size}", "run.resume")
-        try:
-            found = file_sha256(path)
-        except OSError as error:
-            raise read_failure(path, error) from None
-        if found != sha256:
+        if (found := regular_file(path).st_size) != size:
+            raise Damaged(f"{path}: {found} bytes, the manifest says {size}", "run.resume")
+        with reading(path):
+            unchanged = file_sha256(path) == sha256
+        if not unchanged:
             raise Damaged(f"{path}: changed, its checksum is not the manifest's", "run.resume")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...configs.compose import compose, dump
-from ...configs.errors import InputError
+from ...configs.errors import InputError, readable
 from ...configs.files import write_atomically
 from ...configs.section import Schema, leaves
 from ..runtime.config import RunConfig
@@ -36,15 +36,6 @@ class RunFolder:
         run: section of the config that names the folder and says what a new run may do there.
         keep: number of newest checkpoints that are kept, besides the best.
         main: whether this is the main process, which locks the folder.
-
-    Attributes:
-        path: the folder.
-        checkpoints: in it.
-        metrics: path of metrics.jsonl.
-        summary: path of summary.json.
-        curves: path of the figure of the curves.
-        figures: folder of all figures.
-        bases: folder of the factors' subspaces.
     """
 
     def __init__(self, config: Schema, run: RunConfig, keep: int, *, main: bool = True):
@@ -53,20 +44,18 @@ class RunFolder:
         self.main = main
         self.path = Path(run.dir or f"runs/{run.name}").expanduser()
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
-        self._held: int | None = None  # file descriptor of the lock
-        self._existed = False  # whether the folder was there when it was entered
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
-        self._tracker_id = self.path / "tracker-id"
         self.figures = self.path / "figures"
         self.curves = self.figures / "curves.png"
-        self.bases = self.path / "diagnostics"
+        self.bases = self.path / "diagnostics"  # of the factors' subspaces
+        self._tracker_id = self.path / "tracker-id"
+        self._held: int | None = None  # file descriptor of the lock
+        self._existed = False  # whether the folder was there when it was entered
 
     def __enter__(self) -> Self:
-        try:
+        with readable(self.path, "run.dir"):
             self._existed = self.path.is_dir()
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read ({error.strerror})", "run.dir") from None
         if self._existed:
             self._lock()
         return self
@@ -106,9 +95,6 @@ class RunFolder:
     def checkpoint_to_resume(self, say: Callable[[str], None]) -> tuple[Path | None, list[Path]]:
         """The checkpoint that run.resume names.
 
-        Args:
-            say: prints a line.
-
         Returns:
             The checkpoint, or None to start from the beginning; and newer ones that are damaged.
 
@@ -121,11 +107,8 @@ class RunFolder:
         if resume == "auto":
             found, damaged = self.checkpoints.newest_whole(say)
             if damaged and not found:
-                raise InputError(
-                    f"every checkpoint in {self.checkpoints.folder} is damaged; run.overwrite=true with "
-                    "run.resume=none starts anew",
-                    "run.resume",
-                )
+                advice = "run.overwrite=true with run.resume=none starts anew"
+                raise InputError(f"every checkpoint in {self.checkpoints.folder} is damaged; {advice}", "run.resume")
             return found, damaged
         path = find_checkpoint(Path(resume).expanduser())
         if path is None:
@@ -134,11 +117,7 @@ class RunFolder:
         return path, []
 
     def check_same_experiment(self, saved: dict[str, Any], path: Path) -> dict[str, tuple[Any, Any]]:
-        """Refuse to continue a checkpoint that was trained with another config.
-
-        Args:
-            saved: the checkpoint's config.
-            path: of the checkpoint.
+        """Refuse to continue the checkpoint at `path` if the config that it has `saved` is of another experiment.
 
         Returns:
             The settings that differ and may, by dotted name: value of the checkpoint, value now.
@@ -165,13 +144,14 @@ class RunFolder:
 
         Args:
             resumed: checkpoint that the run goes on from; None for a new run.
-            state: of that checkpoint.
-            damaged: newer checkpoints that are damaged.
+            state: its record.
+            damaged: newer ones.
 
         Raises:
             InputError: it holds a run that the config neither resumes nor replaces, or it cannot be written.
         """
-        own = state if resumed and resumed.resolve().parent == self.checkpoints.folder.resolve() else None
+        home = resumed.resolve().parent if resumed else None
+        own = state if home == self.checkpoints.folder.resolve() else None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
@@ -190,10 +170,8 @@ class RunFolder:
                 write_atomically(self._tracker_id, own.wandb_id)
             elif not self._tracker_id.exists():  # already now: a run that is killed before it saves keeps its id too
                 write_atomically(self._tracker_id, secrets.token_hex(4))
-            if resumed and not own and resumed.resolve().parent.name == "checkpoints":
-                earlier = resumed.resolve().parent.parent / "metrics.jsonl"
-                if earlier.is_file():  # its later epochs are dropped by MetricsFile
-                    shutil.copyfile(earlier, self.metrics)
+            if home and not own and home.name == "checkpoints" and (home.parent / "metrics.jsonl").is_file():
+                shutil.copyfile(home.parent / "metrics.jsonl", self.metrics)  # MetricsFile drops its later epochs
         except OSError as error:
             place = error.filename or self.path
             raise InputError(f"{place}: cannot be written ({error.strerror})", "run.dir") from None
@@ -215,11 +193,8 @@ class RunFolder:
             # metrics without a checkpoint were copied by a run that resumes another run's checkpoint
             kept = self.checkpoints.newest() or self.run.resume == "none"
             if kept and not self.run.overwrite and self.run.resume != "auto":
-                raise InputError(
-                    f"{self.path} holds a run: run.resume=auto continues it, run.overwrite=true replaces it, "
-                    "another run.name or run.dir keeps both",
-                    "run.dir",
-                )
+                ways = "run.resume=auto continues it, run.overwrite=true replaces it"
+                raise InputError(f"{self.path} holds a run: {ways}, another run.name or run.dir keeps both", "run.dir")
             self.checkpoints.clear()
             for name in ("figures", "diagnostics", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from ...configs.errors import InputError, shown
 from ...configs.migration import migrated
 from ...configs.section import Section
-from .checksums import Damaged, read_failure, regular_file
+from .checksums import reading, regular_file
 
 VERSION = 5
 
@@ -106,16 +106,11 @@ def read_state(path: Path) -> TrainingState:
 
     Raises:
         Damaged: it is missing or holds no JSON.
-        Unreadable: this user may not read it.
-        InputError: it is not a record, or of a version that cannot be read.
+        InputError: it is not a record, of a version that cannot be read, or this user may not read it.
     """
     regular_file(path)
-    try:
+    with reading(path):
         state = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise read_failure(path, error) from None
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path}: not readable ({type(error).__name__})", "run.resume") from None
     found = state.get("version") if isinstance(state, dict) else None
     known = sorted([*MIGRATIONS, VERSION])
     if type(found) is not int or found not in known:

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...configs.errors import InputError, shown
-from ...configs.files import naming, to_json
-from .checksums import MANIFEST, Damaged, read_failure, regular_file, seal, verify
+from ...configs.errors import InputError, first_line, shown
+from ...configs.files import naming, to_json, write_atomically
+from .checksums import MANIFEST, Damaged, reading, regular_file, seal, verify
 from .state import VERSION, TrainingState, read_state
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -31,13 +31,10 @@ def check(path: Path) -> TrainingState:
 
     Raises:
         Damaged: a file is missing, cut short or changed.
-        Unreadable: this user may not read a file.
-        InputError: the checkpoint is of a version that cannot be read.
+        InputError: the checkpoint is of a version that cannot be read, or this user may not read a file.
     """
-    try:
+    with reading(path):
         names = os.listdir(path)
-    except OSError as error:
-        raise read_failure(path, error) from None
     if MANIFEST in names or "state.json" not in names:
         verify(path)
     state = read_state(path / "state.json")
@@ -52,19 +49,16 @@ def read(
     """The tensors of a checkpoint, by file and name, and its record.
 
     Args:
-        path: its folder.
         rank: of the process whose random generators are read; their tensors are missing if it had none.
         files: those that are read.
 
     Raises:
-        Damaged: a file is missing, cut short or changed.
-        Unreadable: this user may not read a file.
-        InputError: the checkpoint is of a version that cannot be read, or holds a number that is not finite.
+        InputError: as `check`, or the checkpoint holds a number that is not finite.
     """
     state = check(path)
+    for name in files:
+        regular_file(path / f"{name}.safetensors")
     try:
-        for name in files:
-            regular_file(path / f"{name}.safetensors")
         tensors = {name: load_file(path / f"{name}.safetensors") for name in files}
         generators = path / f"rng-{rank:05d}.safetensors"
         tensors["rng"] = load_file(generators) if generators.is_file() else {}
@@ -74,9 +68,18 @@ def read(
         for name, tensor in entries.items():
             if tensor.dtype not in DTYPES:
                 raise InputError(f"{path}: {file} {shown(name)} is {tensor.dtype}", "run.resume")
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise InputError(f"{path}: {file} {shown(name)} is not finite", "run.resume")
+    if broken := _not_finite(tensors):
+        raise InputError(f"{path}: {broken} is not finite", "run.resume")
     return tensors, state
+
+
+def _not_finite(tensors: dict[str, dict[str, Tensor]]) -> str | None:
+    """The file and name of a tensor that holds NaN or an infinity."""
+    for file, entries in tensors.items():
+        for name, tensor in entries.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                return f"{file} {shown(name)}"
+    return None
 
 
 def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str, Any]) -> str | None:
@@ -85,7 +88,6 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
     Args:
         folder: to write to; it is emptied first.
         training: the `TrainingStep` whose model, probes, optimisers and metrics are saved.
-        accelerator: of the processes.
         state: content of state.json.
 
     Returns:
@@ -99,10 +101,8 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
         collected = getattr(training, bank).collect(accelerator).state_dict()
         trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
     tensors["trainer"] = trainer
-    for file, entries in tensors.items():
-        for name, tensor in entries.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                return f"{file} {name}"
+    if broken := _not_finite(tensors):
+        return broken
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -111,10 +111,7 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
     if accelerator.is_main_process:
         for file, entries in tensors.items():
             save_tensors(entries, folder / f"{file}.safetensors")
-        with naming(folder / "state.json"):
-            (folder / "state.json").write_text(
-                to_json({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8"
-            )
+        write_atomically(folder / "state.json", to_json({"version": VERSION, **state}, indent=1) + "\n")
     accelerator.wait_for_everyone()  # until every process has written its generators
     if accelerator.is_main_process:
         seal(folder)  # last: a checkpoint without a manifest does not count
@@ -130,12 +127,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
-    """Load a checkpoint into a training step and into this process's random generators.
+    """Load what `read` returned into a new `TrainingStep` of the same config and into this process's generators.
 
     Args:
-        training: a `TrainingStep`, freshly built from the same config.
-        accelerator: of the processes.
-        tensors: from `read`.
         step: number of optimiser steps done.
 
     Raises:
@@ -150,13 +144,12 @@ def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str
             for bank in METRIC_BANKS:
                 getattr(training, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
     except RuntimeError as error:
-        raise InputError(f"its weights do not fit this network ({str(error).splitlines()[0]})", "run.resume") from None
+        raise InputError(f"its weights do not fit this network ({first_line(error)})", "run.resume") from None
     training.device_step.fill_(step)
     try:
         load_rng(tensors["rng"])
     except (RuntimeError, ValueError, TypeError, OverflowError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"its random-generator state is invalid ({reason})", "run.resume") from None
+        raise InputError(f"its random-generator state is invalid ({first_line(error)})", "run.resume") from None
 
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DynamoBackend, GradientAccumulationPlugin, TorchDynamoPlugin
 
-from ...configs.errors import InputError
+from ...configs.errors import InputError, first_line
 from .compilers import missing_compiler
 from .config import RunConfig
 from .provenance import cores
@@ -30,6 +30,7 @@ OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_
 OF_LAUNCHERS += ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # the CUDA graphs of torch.compile would overwrite outputs that validation keeps; `graph` captures the whole step itself
 COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+_say_once = functools.cache(functools.partial(print, flush=True))  # the mode is asked for in several places
 
 
 def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
@@ -77,10 +78,9 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
             ),
         )
     except (ValueError, ImportError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         found = [f"{name}={os.environ[name]}" for name in OF_LAUNCHERS if name in os.environ]
         left = f"; launchers have set {', '.join(found)}: unset what was left over" if found else ""
-        raise InputError(f"Accelerate cannot start ({reason}){left}") from None
+        raise InputError(f"Accelerate cannot start ({first_line(error)}){left}") from None
     if accelerator.device.type != kind:  # as under `accelerate launch --cpu`
         raise InputError(f"{kind} is asked for, the launcher gave {accelerator.device.type}", "run.device")
     return accelerator
@@ -93,13 +93,12 @@ def overruled(run: RunConfig, accumulate: int, accelerator: Accelerator) -> list
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("optim.accumulate", str(accumulate)),
         "ACCELERATE_DYNAMO_BACKEND": ("run.compile", compile_mode(run, accelerator)),
     }
-    lines = []
-    for name, (field, value) in settled.items():
-        asked = os.environ.get(name, "").lower()
-        # the launcher sets "no" where nothing was asked for
-        if asked not in ("", "no", value):
-            lines.append(f"{name}={asked} is not used: {field} decides, and is {value}")
-    return lines
+    asked = {name: os.environ.get(name, "").lower() for name in settled}
+    return [
+        f"{name}={asked[name]} is not used: {field} decides, and is {value}"
+        for name, (field, value) in settled.items()
+        if asked[name] not in ("", "no", value)  # the launcher sets "no" where nothing was asked for
+    ]
 
 
 def crowded(threads: int) -> str | None:
@@ -135,11 +134,6 @@ def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
     if missing:
         raise InputError(f"{missing}; none trains without it", "run.compile")
     return run.compile
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    print(line, flush=True)
 
 
 def _use_bf16(precision: str, device: str) -> bool:

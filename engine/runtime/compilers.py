@@ -48,10 +48,9 @@ def _failure(command: list[str], suffix: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, f"probe{suffix}"), Path(folder, "probe.so")
         source.write_text("#include <Python.h>\n", encoding="utf-8")
-        include = sysconfig.get_paths()["include"]
-        arguments = ["-shared", "-fPIC", f"-I{include}", str(source), "-o", str(library)]
+        command = [*command, "-shared", "-fPIC", f"-I{sysconfig.get_path('include')}", str(source), "-o", str(library)]
         try:
-            subprocess.run([*command, *arguments], capture_output=True, check=True, timeout=60, cwd=folder)
+            subprocess.run(command, capture_output=True, check=True, timeout=60, cwd=folder)
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode(errors="replace").splitlines()
             return next((line for line in said if "error" in line), f"exit code {error.returncode}").strip()

@@ -1,4 +1,4 @@
-"""Config of where and on which hardware a run is carried out."""
+"""Config of where and on which hardware a run is carried out, and of what it saves."""
 
 from typing import Literal, Self
 
@@ -52,3 +52,12 @@ class RunConfig(Operation):
         if self.deterministic and self.compile not in ("auto", "none"):
             raise InputError("deterministic=true turns compile off; none or auto is allowed", "compile")
         return self
+
+
+class CheckpointConfig(Operation):
+    """What is saved, and how much of it is kept."""
+
+    every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints; the last, the best and an interrupted one are always saved."""
+    keep: int = Field(default=2, ge=1)
+    """Number of newest checkpoints that are kept, besides the best."""

@@ -44,15 +44,11 @@ class GraphedStep:
             torch.cuda.current_stream().wait_stream(self.stream)
             return result
         if self.graph is None:
-            self.graph = self._capture()
+            gc.collect()  # memory that is freed within a capture could break it
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: other threads, which read data or log, may use the device meanwhile
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.result = self.work(self.batch)  # recorded, not run
+            self.graph = graph
         self.graph.replay()
         return self.result
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Record a step without running it."""
-        gc.collect()  # memory that is freed within a capture could break it
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads, which read data or log, may use the device meanwhile
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.result = self.work(self.batch)
-        return graph

@@ -1,8 +1,6 @@
 """Several processes as one: batch statistics of the whole batch, of which each process holds a part.
 
-Data-parallel training averages the gradients of the processes' losses. An all-reduced sum enters the losses of all
-processes, so its gradient is the all-reduced sum of their gradients. Gathered rows enter a term that every process
-computes alike, so their gradient is that of one process, times the number of processes.
+`seqjepa.kernels.collectives` says what the gradients of sums and gathered rows are.
 """
 
 import hashlib
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import gather, pad_across_processes
 from torch import Tensor, nn
 
 from ...configs.errors import InputError
@@ -41,14 +40,10 @@ def uneven_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Rows of all processes in order of rank, without gradient; each may have another number of them, or none."""
     if group is None:
         return x
-    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(group.size())]
-    dist.all_gather(counts, torch.tensor([len(x)], device=x.device), group=group)
-    counts = [int(count) for count in counts]
-    padded = x.new_zeros(max(counts), *x.shape[1:])
-    padded[: len(x)] = x
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded, group=group)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    counts: Any = gather(torch.tensor([len(x)], device=x.device))
+    rows: Any = gather(pad_across_processes(x))
+    parts = rows.tensor_split(group.size())
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
 
 class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -56,13 +51,9 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     `nn.SyncBatchNorm` for any device: torch's own works on GPUs alone. Statistics and sums are float32, the running
     statistics have a momentum, and evaluation is that of torch's batch norm.
-
-    Attributes:
-        group_name: of the processes that share a batch; "" if there is one process.
-        num_processes: in that group.
     """
 
-    group_name, num_processes = "", 1
+    group_name, num_processes = "", 1  # of the processes that share a batch; "" if there is one
     momentum: float
     running_mean: Tensor
     running_var: Tensor
@@ -112,10 +103,9 @@ def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:
     """
     if accelerator.num_processes == 1:
         return
-    for name, fact in facts.items():
-        number = int.from_bytes(hashlib.sha256(fact.encode()).digest()[:7], "big")
-        numbers: Any = accelerator.gather(torch.tensor([number], device=accelerator.device))
-        found = numbers.tolist()
+    numbers = [int.from_bytes(hashlib.sha256(fact.encode()).digest()[:7], "big") for fact in facts.values()]
+    gathered: Any = accelerator.gather(torch.tensor([numbers], device=accelerator.device))
+    for name, found in zip(facts, gathered.T.tolist(), strict=True):
         if others := [rank for rank, value in enumerate(found) if value != found[0]]:
             ranks = ", ".join(map(str, others))
             raise InputError(f"{name} of process {ranks} is not that of process 0: all must run the same")

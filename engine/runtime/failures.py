@@ -8,9 +8,8 @@ import signal
 from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
-from safetensors import SafetensorError
 
-from ...configs.errors import out_of_memory, shown
+from ...configs.errors import first_line, out_of_memory, shown
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENODEV}
 PEER_LOST = "lost the connection to another process"
@@ -23,38 +22,30 @@ def explain(error: BaseException, batch_size: int, accumulate: int, processes: i
     """One line on what failed and what helps; None if the machine is not to blame.
 
     Args:
-        error: that ended the run.
         batch_size: sequences in a step.
         accumulate: micro-batches in a step.
         processes: number of processes that share a step.
     """
-    text = (str(error).splitlines() or [""])[0]
     if isinstance(error, OSError) and error.errno and (error.filename or error.errno in STORAGE):
         where = f"{shown(error.filename)}: " if error.filename else ""
         return f"cannot read or write: {where}{os.strerror(error.errno)}"
-    if isinstance(error, SafetensorError) and "os error" in text.lower():
-        return f"cannot read or write: {text}"
     if out_of_memory(error):
         batch = f"data.batch_size={batch_size} optim.accumulate={accumulate}"
         if VALIDATION in getattr(error, "__notes__", ()):  # whose batches are not cut into micro-batches
             return f"out of memory in the validation, with {batch}; {SMALLER}"
-        return f"out of memory with {batch}; {_smaller(batch_size // processes, accumulate)}"
-    said = str(error).splitlines() if isinstance(error, RuntimeError) else []
-    if compiling := next((line for line in said if any(name in line for name in NO_COMPILER)), None):
+        part = batch_size // processes  # of a process, which can be cut into more micro-batches of two or more
+        cuts = [number for number in range(accumulate + 1, part // 2 + 1) if part % number == 0]
+        advice = f"optim.accumulate={cuts[0]} keeps the batch and needs less" if cuts else SMALLER
+        return f"out of memory with {batch}; {advice}"
+    if not isinstance(error, RuntimeError):
+        return None
+    if compiling := next((line for line in str(error).splitlines() if any(name in line for name in NO_COMPILER)), None):
         return f"torch.compile found no compiler that works ({compiling}); run.compile=none trains without it"
-    if isinstance(error, RuntimeError) and "Failed to find C compiler" in str(error):
+    if "Failed to find C compiler" in str(error):
         return "Triton, which the kernels for GPUs are written in, found no C compiler; apt-get install gcc brings one"
-    if isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in text.lower()):
-        return f"{PEER_LOST} ({text})"
+    if isinstance(error, dist.DistBackendError) or "gloo" in first_line(error).lower():
+        return f"{PEER_LOST} ({first_line(error)})"
     return None
-
-
-def _smaller(local_batch: int, accumulate: int) -> str:
-    """Advice for a process whose part of a step, cut into `accumulate` micro-batches, needs too much memory."""
-    cuts = [number for number in range(accumulate + 1, local_batch // 2 + 1) if local_batch % number == 0]
-    if cuts:
-        return f"optim.accumulate={cuts[0]} keeps the batch and needs less"
-    return SMALLER
 
 
 @contextlib.contextmanager

@@ -25,9 +25,6 @@ class Interrupts:
 
     Args:
         parent: process that started this one.
-
-    Attributes:
-        received: number of the first signal; None before it.
     """
 
     SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -36,7 +33,7 @@ class Interrupts:
     GLANCE = 0.2  # seconds between two checks in `at_once`
 
     def __init__(self, parent: int):
-        self.received: int | None = None
+        self.received: int | None = None  # number of the first signal
         self.received_at = 0.0
         # `accelerate launch` sets this variable; any other parent, such as a shell, may end while the run goes on
         self.launcher = parent if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...configs.errors import InputError, readable, shown
+from ...configs.errors import InputError, first_line, readable, shown
 
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")  # others could start programs, as PostScript does
 MOST_PIXELS = 2**30 // 12  # Pillow's default bound, against files that unpack to gigabytes
@@ -92,7 +92,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
     except Image.DecompressionBombError:
         raise InputError(f"{shown(path)}: {TOO_LARGE}", "data.root") from None
     except Exception as error:  # Pillow's plugins raise errors of any kind
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if "out of memory" in reason:  # from a decoder in C
             raise MemoryError from None
         raise InputError(f"{shown(path)}: not a readable image ({reason})", "data.root") from None

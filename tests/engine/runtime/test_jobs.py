@@ -202,7 +202,7 @@ os._exit(code)
             "the code",
         ),
         pytest.param(
-            "from seqjepa.engine.runtime import provenance as e; extra = []\ne._use_bf16 = lambda *given: rank == '1'",
+            "from seqjepa.engine.runtime import accelerator as e; extra = []\ne._use_bf16 = lambda *given: rank == '1'",
             "the precision",
             marks=pytest.mark.soak,
         ),
