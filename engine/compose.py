@@ -1,4 +1,4 @@
-"""`seqjepa.configs.compose`, with the config of training for a schema."""
+"""`seqjepa.configs.compose`, with the schema `Config`."""
 
 from typing import Any
 

@@ -168,7 +168,7 @@ def test_affine_border_is_mirrored_at_the_outermost_pixels(digits):
     ("still", "moving"),
     [
         ({}, [0, 1, 2, 3, 4]),
-        ({"translation": [0, 0], "scale": [1.0, 1.0]}, [0, 1]),  # the reference's rot_only, and so on
+        ({"translation": [0, 0], "scale": [1.0, 1.0]}, [0, 1]),  # the reference code's rot_only, and so on
         ({"rotation": [0.0, 0.0], "scale": [1.0, 1.0]}, [2, 3]),
         ({"rotation": [0.0, 0.0], "translation": [0, 0]}, [4]),
     ],

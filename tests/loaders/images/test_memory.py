@@ -140,7 +140,7 @@ def test_writing_betons_of_images_larger_than_memory(large, capsys):
     pytest.importorskip("ffcv")  # which takes some memory itself
     with memory_left(48 << 20):
         assert write([str(large), str(large / "out")]) == 4
-    assert capsys.readouterr().err == "out of memory; smaller images need less; what was finished is written\n"
+    assert capsys.readouterr().err == "out of memory; use smaller images; finished betons are kept\n"
     assert not list((large / "out").iterdir())
 
 
