@@ -15,7 +15,7 @@ PATHS = ("root", "dir", "resume", "compile_cache", "cache", "out")  # fields tha
 
 
 class Section(BaseModel):
-    """A section of the config. Unknown keys, wrong types, NaN and infinities are errors; docstrings follow fields.
+    """A section of the config. Unknown keys, wrong types, NaN and infinities are errors.
 
     Its values decide what is learnt: a run cannot be resumed with others, and each belongs to the identity of an
     experiment. Fields in `free` are exempt, because they only say how a run is carried out.

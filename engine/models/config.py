@@ -193,7 +193,7 @@ class SharpeningConfig(Kind):
 
 
 class NoSharpeningConfig(SharpeningConfig):
-    """The target is compared as it is."""
+    """The target is compared unchanged."""
 
     kind: Literal["none"] = "none"
 

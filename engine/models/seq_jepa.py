@@ -61,7 +61,7 @@ class SeqJEPA(nn.Module):
     """Predicts the features of a view from earlier views and the actions between them.
 
     Args:
-        config: of the network.
+        config: config of the network.
         target: config of the source of the targets.
         action_dim: A.
     """

@@ -27,7 +27,7 @@ class Objective(nn.Module):
         self.names = tuple(f"loss_{name}" for name in self.terms)
 
     def comparable(self, prediction: Tensor) -> Tensor:
-        """Predictions [B, E] as they are compared with targets, in float32."""
+        """Predictions [B, E] in the form that is compared with targets, in float32."""
         return self.terms["prediction"].comparable(prediction)
 
     def join(self, group: ProcessGroup | None) -> None:
