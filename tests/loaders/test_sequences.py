@@ -297,7 +297,7 @@ def test_inverse_actions_lead_back(kind, normalization):
 
 
 def test_view_l2_equals_the_reference_and_leaks_the_target():
-    with pytest.warns(UserWarning, match="view_l2 .* depends on the target"):
+    with pytest.warns(UserWarning, match="view_l2 .* depend on the target"):
         sequence = augment(normalization="view_l2")
     params = draw(sequence)
     absolute = params[..., :9].double()
