@@ -14,7 +14,7 @@ from common import command_line, cpu, existing_folder, interleaved, record, spre
 from pillow import PillowSequences
 from torch.utils.data import DataLoader
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.loaders.images import find_dataset

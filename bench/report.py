@@ -22,7 +22,7 @@ from rich.table import Table
 from roofline import CARDS, convolution_seconds, matmul_peak, seconds_of, training_flops
 
 from seqjepa.configs.errors import InputError
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator, compile_mode
 from seqjepa.engine.runtime.provenance import commit, versions
 from seqjepa.engine.training.step import TrainingStep

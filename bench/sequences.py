@@ -12,7 +12,7 @@ from common import command_line, cpu, existing_folder, interleaved, record, spre
 from PIL import Image
 from pillow import pillow_sequence
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.loaders.loader import build_loaders
 
 SEQUENCES = ("digits_affine", "mnist_affine", "mnist_rot", "cifar10_rot", "cifar_affine", "cifar100_aug")

@@ -7,7 +7,7 @@ from common import loaders_of, random_images
 from pillow import PillowSequences
 from torch.utils.data import DataLoader
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.loaders.images.beton import BetonImages, has_ffcv
 from seqjepa.loaders.loader import SequenceLoader
 from seqjepa.loaders.write import write_beton

@@ -9,7 +9,7 @@ import torch
 from common import loaders_of, random_images
 from peer import Peer
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.step import TrainingStep
 

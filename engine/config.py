@@ -4,12 +4,13 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
+from ..configs.compose import Composed
+from ..configs.compose import compose as compose_as
 from ..configs.errors import InputError
 from ..configs.section import Schema
 from ..loaders.config import ActionsConfig, AffineConfig, AnySequence, DataConfig
 from .analysis.config import DiagnosticsConfig
 from .evaluation.config import EvalConfig, ProbesConfig
-from .migration import NEW_NAMES, migrated
 from .models.config import AnyTarget, EMATargetConfig, ModelConfig
 from .objectives.config import ObjectiveConfig
 from .reports.config import LONGEST, TrackingConfig
@@ -46,14 +47,6 @@ class Config(Schema):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    @classmethod
-    def new_name(cls, field: str) -> str | None:
-        return NEW_NAMES.get(field)
-
-    @classmethod
-    def migrated(cls, layer: dict[str, Any]) -> dict[str, Any]:
-        return migrated(layer)
-
     @property
     def active_rules(self) -> list[GateRule]:
         """Gate rules of this task."""
@@ -81,6 +74,11 @@ class Config(Schema):
             raise InputError(f"is longer than the {LONGEST} characters that W&B takes; {ways}", "run.name")
         check_method(self)
         return self
+
+
+def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) -> Composed[Config]:
+    """`seqjepa.configs.compose.compose` for this config."""
+    return compose_as(words, Config, base)
 
 
 def check_method(config: Config) -> None:

@@ -9,8 +9,7 @@ sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path
 from seqjepa.configs.cli import DONE, check_options, command, located
 from seqjepa.configs.compose import dump
 from seqjepa.configs.help import help_page
-from seqjepa.engine.compose import compose
-from seqjepa.engine.config import Config
+from seqjepa.engine.config import Config, compose
 from seqjepa.engine.reports.wandb_environment import overruled_of_wandb, wandb_layer
 
 PARENT = os.getppid()  # before any slow import: a launcher that dies during one must be noticed

@@ -120,6 +120,8 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--out {shown(args.out)}: must be the name of a PNG, such as sheet.png")
     composed = _read(args.words)
     config = composed.config
+    for note in composed.notes:
+        print(note)
     data = config.data.model_copy(update={"batch_size": args.rows, "train_subset": None})
     # torch is imported only here, so that errors above appear at once
     import torch

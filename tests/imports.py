@@ -13,7 +13,7 @@ ROOMS += [*(f"engine.{name}" for name in ENGINE), "commands"]
 
 def room(module: str) -> str:
     """The package that holds a module, given by its name without `seqjepa.`."""
-    if module.startswith("engine.") and module.endswith((".config", ".compose", ".migration")):  # no torch
+    if module.startswith("engine.") and module.endswith(".config"):  # no torch
         return "engine config"
     return max((known for known in ROOMS if f"{module}.".startswith(f"{known}.")), key=len, default="commands")
 

@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.loaders.config import AugmentConfig, RotationConfig
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"

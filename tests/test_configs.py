@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seqjepa.configs.compose import CONFIGS
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 
 ROWS = re.findall(r"^\| (\S+/\S+) \| `([^`]+)` \|$", (CONFIGS / "README.md").read_text(), re.MULTILINE)
 TABLE = dict(ROWS)

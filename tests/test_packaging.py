@@ -85,7 +85,7 @@ def test_every_module_imports_from_the_wheel(installed, run_process, python, tmp
     code = (
         "import importlib, json, sys\n"
         f"files = [importlib.import_module(name).__file__ for name in {names}]\n"
-        "from seqjepa.engine.compose import compose\n"
+        "from seqjepa.engine.config import compose\n"
         "epochs = compose(['configs/smoke.yaml']).config.run.epochs\n"
         "print(json.dumps([files, epochs]))"
     )

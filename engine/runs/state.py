@@ -8,8 +8,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, ValidationError
 
 from ...configs.errors import InputError, shown
+from ...configs.migration import migrated
 from ...configs.section import Section
-from ..migration import migrated
 from .checksums import Damaged, read_failure, regular_file
 
 VERSION = 5

@@ -14,7 +14,7 @@ from PIL import Image
 from seqjepa.configs.compose import dump
 from seqjepa.engine import compare
 from seqjepa.engine.compare import differences, draw, group, main, read_run, to_markdown
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from seqjepa.configs.compose import CONFIGS, dump
 from seqjepa.configs.errors import InputError
 from seqjepa.configs.help import help_page
 from seqjepa.configs.section import kinds_of
-from seqjepa.engine.compose import compose
-from seqjepa.engine.config import Config
+from seqjepa.engine.config import Config, compose
 from seqjepa.engine.train import USAGE, main
 
 RUN_CONFIGS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "accelerate")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from seqjepa.configs.compose import dump
 from seqjepa.configs.section import by_kind
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.train import main as train
 from seqjepa.loaders.config import AffineConfig, AnySequence, DataConfig
 from seqjepa.loaders.loader import build_loaders

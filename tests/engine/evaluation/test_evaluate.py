@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from seqjepa.engine.analysis import regressions
 from seqjepa.engine.analysis.regressions import knn, logistic_regression, ridge_regression
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.evaluate import main
 from seqjepa.engine.evaluation import measure
 from seqjepa.engine.evaluation.equivariance import read_moved

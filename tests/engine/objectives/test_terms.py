@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from lightly.loss.vicreg_loss import covariance_loss, variance_loss
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.models.seq_jepa import Output, Reading
 from seqjepa.engine.objectives.objective import Objective
 from seqjepa.engine.objectives.prediction import cosine_distance, cross_entropy

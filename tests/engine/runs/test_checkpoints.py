@@ -109,7 +109,7 @@ def write_record(path: Path, state: dict) -> None:
 
 
 # of the tiny run, as version 4 saved the sections that have other settings now
-OLD_SECTIONS = Path(__file__).parent.parent / "version4" / "tiny.json"
+OLD_SECTIONS = Path(__file__).parents[2] / "version4" / "tiny.json"
 
 
 def as_version_4(path: Path) -> None:

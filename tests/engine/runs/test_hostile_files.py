@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from seqjepa.configs.errors import InputError
 from seqjepa.engine.compare import group, read_run, to_markdown
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.runs import tensors as checkpoint_files
 from seqjepa.engine.runs.checkpoints import Checkpoints
 from seqjepa.engine.runs.checksums import seal

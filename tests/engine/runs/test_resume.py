@@ -9,8 +9,7 @@ import pytest
 
 from seqjepa.configs.errors import InputError
 from seqjepa.configs.section import Operation, Section, leaves
-from seqjepa.engine.compose import compose
-from seqjepa.engine.config import Config
+from seqjepa.engine.config import Config, compose
 from seqjepa.engine.runs.checkpoints import find_checkpoint
 from seqjepa.engine.runs.checksums import seal
 from seqjepa.engine.runs.folder import RunFolder

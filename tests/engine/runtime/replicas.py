@@ -12,7 +12,7 @@ import sys
 import torch
 from torch import nn
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep

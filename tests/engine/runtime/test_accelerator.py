@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import DynamoBackend
 
 from seqjepa.configs.errors import InputError
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator, crowded, overruled
 from seqjepa.engine.runtime.provenance import PACKAGE, code_digest
 from seqjepa.engine.train import main

@@ -127,7 +127,7 @@ def test_two_processes_share_a_run(tiny, tmp_path):
 
 TWO_RANKS = """
 import copy, os, sys, torch
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.models.aggregators.base import Aggregator
 from seqjepa.engine.objectives.objective import Objective
 from seqjepa.engine.runtime.accelerator import build_accelerator

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from seqjepa.engine.compare import main as compare
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.evaluate import main as evaluate
 from seqjepa.engine.evaluation import frozen
 from seqjepa.engine.train import main as train

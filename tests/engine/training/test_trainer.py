@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.train import main
 from seqjepa.engine.training import diagnostics
 from seqjepa.engine.training import step as step_module

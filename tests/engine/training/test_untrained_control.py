@@ -2,7 +2,7 @@
 
 import pytest
 
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training import untrained_control as control
 from seqjepa.engine.training.untrained_control import control_key

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from seqjepa.configs.errors import InputError
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.loaders.config import AffineConfig, DataConfig
 from seqjepa.loaders.images import DATASETS, find_dataset
 from seqjepa.loaders.images.base import Images

@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from seqjepa.configs.compose import dump
 from seqjepa.configs.errors import InputError
-from seqjepa.engine.compose import compose
+from seqjepa.engine.config import compose
 from seqjepa.engine.train import main
 from seqjepa.loaders.images.beton import Sidecar
 from seqjepa.loaders.images.folder import EXTENSIONS, list_images

@@ -1,16 +1,28 @@
 """Settings of version 4, in files and in checkpoints, by today's names."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from seqjepa.configs.errors import InputError
+from seqjepa.configs.migration import NEW_NAMES, migrated
 from seqjepa.configs.section import kinds_of
-from seqjepa.engine.compose import compose
-from seqjepa.engine.config import Config
-from seqjepa.engine.migration import NEW_NAMES, migrated
+from seqjepa.engine.config import Config, compose
 from seqjepa.engine.train import main
+from seqjepa.loaders.show import main as show
 
+SECTIONS = [*{name.partition(".")[0]: None for name in NEW_NAMES}, "sequence"]
+FIELDS = [name.partition(".")[2] for name in NEW_NAMES] + ["kind", "projector", "rotation"]
+VALUES = (
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats(0, 1) | st.sampled_from(["unit", "ema", "augment", "x"])
+)
+JUNK = VALUES | st.dictionaries(
+    st.sampled_from(FIELDS), VALUES | st.dictionaries(st.sampled_from(FIELDS), VALUES), max_size=4
+)
 # as version 4 printed them
 PRINTED = sorted((Path(__file__).parent / "version4").glob("*.yaml"))
 
@@ -61,6 +73,16 @@ def test_parts_of_configs(old, new):
     assert yaml.safe_dump(old) == before  # it makes another one
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([*{name.partition(".")[0] for name in NEW_NAMES}, "sequence"]), JUNK, max_size=4)
+)
+def test_whatever_stands_there_is_migrated_or_refused(config):
+    """Strange values reach the check of the config, which names them."""
+    with contextlib.suppress(InputError):  # no other error
+        compose([], ("strange", migrated(config)))
+
+
 def test_every_new_name_is_a_field():
     for name in NEW_NAMES.values():
         schemas = [Config]
@@ -68,6 +90,13 @@ def test_every_new_name_is_a_field():
             fields = [schema.model_fields[part] for schema in schemas if part in schema.model_fields]
             assert fields, name
             schemas = [kind for field in fields for kind in kinds_of(field.annotation)]
+
+
+def test_the_sheet_reads_version_4_too(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("sequence: {kind: rotation, rotation: [0.0, 0.0]}\nactions: {full: false, normalization: none}")
+    assert show([str(path), "--rows", "1", "--out", str(tmp_path / "sheet.png")]) == 0
+    assert f"{path}: settings of an earlier version" in capsys.readouterr().out
 
 
 def test_a_file_of_version_4_trains_after_a_line(tiny, tmp_path, capsys):

@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..configs.section import by_kind
-from ..loaders.config import AnySequence
-
 # old name: new name; `WRITTEN` and the functions below convert values whose form has changed too
 NEW_NAMES = {
     "model.encoder": "model.encoder.kind",
@@ -42,6 +39,15 @@ WRITTEN: dict[str, Callable[[Any], Any]] = {
     "model.projector_norm": lambda norm: norm == "unit",
     "target.sharpening": lambda sharpened: "softmax" if sharpened else "none",
 }
+# fields that a sequence of version 4 had besides those of its kind, and that had no effect then
+OF_KIND = {
+    "rotation": {"angles"},
+    "affine": {"rotation", "translation", "scale", "padding"},
+    "augment": {
+        *("crop_area", "crop_ratio", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale"),
+        *("blur", "blur_sigma", "solarize"),
+    },
+}
 
 
 def migrated(config: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def migrated(config: dict[str, Any]) -> dict[str, Any]:
     for name, value in old.items():
         if value is not None and name not in ("target.update", "rate.alpha", "rate.eps", "actions.full"):
             _put(new, NEW_NAMES[name], WRITTEN.get(name, lambda value: value)(value))
-    if "target" in new:  # null meant the default
+    if isinstance(new.get("target"), dict):  # null meant the default
         new["target"] = {name: value for name, value in new["target"].items() if value is not None}
     _migrate_model(new, old)
     _migrate_objective(new, old)
@@ -71,26 +77,28 @@ def migrated(config: dict[str, Any]) -> dict[str, Any]:
 def _put(config: dict[str, Any], field: str, value: Any) -> None:
     *sections, key = field.split(".")
     for section in sections:
-        config = config.setdefault(section, {})
+        if not isinstance(config.get(section), dict):
+            config[section] = {}
+        config = config[section]
     config[key] = value
 
 
 def _migrate_model(new: dict[str, Any], old: dict[str, Any]) -> None:
     """Drop what had no effect: the width of a ResNet, and a projector's settings without `projector_dim`."""
-    model = new.get("model", {})
     if old.get("model.encoder") == "resnet18":
-        model["encoder"].pop("width", None)
+        new["model"]["encoder"].pop("width", None)
     if "model.projector_dim" in old:
         if old["model.projector_dim"] is None:
-            model["projector"] = {"kind": "none"}
+            new["model"]["projector"] = {"kind": "none"}
         else:
-            model["projector"]["kind"] = "mlp"
+            new["model"]["projector"]["kind"] = "mlp"
 
 
 def _migrate_objective(new: dict[str, Any], old: dict[str, Any]) -> None:
     """Write out what was implied: a prediction weight of 1 - SIGReg's, and eps = 0.5 for a rate of unit vectors."""
-    if old.get("sigreg.weight") and old.get("objective.prediction_weight") is None:
-        _put(new, "objective.prediction.weight", 1 - old["sigreg.weight"])
+    weight = old.get("sigreg.weight")
+    if weight and isinstance(weight, (int, float)) and old.get("objective.prediction_weight") is None:
+        _put(new, "objective.prediction.weight", 1 - weight)
     scales = {kind: old.get(f"rate.{kind}") for kind in ("alpha", "eps")}
     if old.get("rate.normalize") == "unit" and scales["alpha"] is None:
         scales["eps"] = 0.5 if scales["eps"] is None else scales["eps"]
@@ -103,7 +111,7 @@ def _migrate_sequence(new: dict[str, Any], old: dict[str, Any]) -> None:
     """Move `actions.full`, and drop fields of other kinds of sequences, which had no effect."""
     if old.get("actions.full"):
         _put(new, "sequence.full_actions", True)
-    kinds, sequence = by_kind(AnySequence), new.get("sequence", {})
-    if own := kinds.get(sequence.get("kind")):
-        others = {field for kind in kinds.values() for field in kind.model_fields} - own.model_fields.keys()
+    sequence = new.get("sequence")
+    if isinstance(sequence, dict) and str(sequence.get("kind")) in OF_KIND:
+        others = set().union(*(fields for kind, fields in OF_KIND.items() if kind != sequence["kind"]))
         new["sequence"] = {field: value for field, value in sequence.items() if field not in others}
