@@ -1,4 +1,4 @@
-"""What all commands do alike: their streams, their options, their error lines, their exit codes, and signals."""
+"""What all commands share: streams, options, error lines, exit codes and signals."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[...
     raise a KeyboardInterrupt where the command is, and become a line and exit code 128 + signal.
 
     Args:
-        outcome: what has become of the command's work when a signal ends it, in words.
+        outcome: what happened to the command's work if a signal ends it; printed.
     """
 
     def stop(number: int, frame: object) -> None:
@@ -33,7 +33,7 @@ def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[...
         def run(argv: list[str] | None = None) -> int:
             open_console()
             numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-            if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+            if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
                 numbers = []
             numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
             try:
@@ -60,7 +60,7 @@ def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[...
 
 @contextlib.contextmanager
 def located(composed: Composed[Any]) -> Iterator[None]:
-    """Within it, an `InputError` about a setting says where that was set."""
+    """A context in which an `InputError` about a setting also says where that was set."""
     try:
         yield
     except InputError as error:

@@ -1,7 +1,7 @@
 """From a command line to a validated config: YAML files left to right, then `section.key=value` overrides.
 
-The schema is a pydantic model whose fields are the sections. Nothing is looked up outside of the layers. Every error is
-one line: where the value was set, the field, the value, what is allowed. Imports no torch: `--help` must be instant.
+The schema is a pydantic model whose fields are the sections. Nothing is expanded or read from the environment. Every
+error is one line: where the value was set, the field, the value, what is allowed. `--help` must be instant: no torch.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from .section import Schema, Section, by_kind, kinds_of
 
 CONFIGS = Path(__file__).resolve().parent  # in a checkout and in site-packages alike
 
-# of the parser, and of its constructors (dates, numbers of thousands of digits)
+# errors of the parser, and of its constructors (dates, numbers of thousands of digits)
 UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError)
 LARGEST_CONFIG, MOST_ALIASES = 2**15, 16
 FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 wants a point and a sign: 3e-4 would be text
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # pyright: ignore[reportGeneralTypeIssues]
-    """PyYAML's safe loader, but 3e-4 is a number, dates and all keys are text, and a key twice is an error."""
+    """PyYAML's safe loader, but 3e-4 is a number, dates and all keys are text, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         if twice := next((key for number, key in enumerate(keys) if key in keys[:number]), None):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
         if keys:
-            self.flatten_mapping(node)  # `<<` is no name
+            self.flatten_mapping(node)  # `<<` is not a name
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode):
                     key.tag = "tag:yaml.org,2002:str"  # a task named 4711, or on
@@ -64,7 +64,7 @@ class Composed(NamedTuple, Generic[Config]):
 
     config: Config
     origins: dict[str, str]  # dotted field -> file or override
-    notes: list[str]  # a line for each file that was read as one of an earlier version
+    notes: list[str]  # a line for each file of an earlier version
 
     def origin(self, field: str) -> str | None:
         """The file or override that set `field` or, failing that, something inside it."""
@@ -87,13 +87,13 @@ def compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, A
     Args:
         words: paths of YAML files, and overrides `section.key=value`, in any order; files merge first.
         schema: model of the whole config, every section of which has a default.
-        base: a layer below them, and its name; a checkpoint's config.
+        base: name and values of a layer below them, such as a checkpoint's config.
 
     Raises:
         InputError: a line for each thing that is wrong.
     """
     if strange := next((word for word in words if not word.isprintable()), None):
-        raise InputError(f"{shown(strange)}: a word of the command line is one line of text")
+        raise InputError(f"{shown(strange)}: an argument must be one line of printable text")
     try:
         return _compose(words, schema, base)
     except RecursionError:
@@ -125,9 +125,9 @@ def dump(config: BaseModel) -> str:
 
 
 def read(text: str, schema: type[BaseModel], place: list[str] | None = None) -> Any:
-    """What a YAML text says of the config, or of a place in it.
+    """The values in a YAML text of the whole config, or of one place in it.
 
-    Where a field asks for text, what YAML takes for a number or a boolean is the text that was written.
+    Where a field holds text, a value that YAML would read as a number or a boolean stays the text that was written.
 
     Args:
         text: YAML.
@@ -136,7 +136,7 @@ def read(text: str, schema: type[BaseModel], place: list[str] | None = None) -> 
 
     Raises:
         ValueError: it would take minutes, or gigabytes, to read.
-        yaml.YAMLError: it is no YAML. Values that cannot be constructed raise other errors: `UNREADABLE`.
+        yaml.YAMLError: it is not valid YAML. Invalid values may raise any of the errors in `UNREADABLE`.
     """
     values, texts = _read_plain(text), yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     for key in reversed(place or []):
@@ -153,7 +153,7 @@ def _read_plain(text: str) -> Any:
 
 
 def _looked_up(section: Any, name: str = "") -> Iterator[str]:
-    """Fields whose name or text Hydra or OmegaConf would fill in from elsewhere, and why that is not done here."""
+    """A message for each field with syntax that Hydra or OmegaConf would expand, which is refused here."""
     if isinstance(section, (dict, list)):
         items = section.items() if isinstance(section, dict) else enumerate(section)
         for key, value in items:
@@ -166,7 +166,7 @@ def _looked_up(section: Any, name: str = "") -> Iterator[str]:
 
 
 def _files(words: list[str], schema: type[Schema], notes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The files as nested mappings, each with its name; of those of an earlier version, a line is added to `notes`."""
+    """The files as nested mappings, each with its name; those of an earlier version add a line to `notes`."""
     for name in (word for word in words if "=" not in word):
         try:
             layer = read(_find(name).read_text(encoding="utf-8"), schema)
@@ -209,7 +209,7 @@ def _overrides(words: list[str], schema: type[Schema]) -> Iterator[tuple[str, di
 
 
 def _quoted(name: str, value: str) -> str:
-    """What to write on a command line, whose shell takes a pair of quotes away, where YAML sees no text."""
+    """A hint how to quote a value, for the shell and for YAML, so that it is read as text."""
     return f"; quotes make it text: {name}='\"{value}\"'"
 
 
@@ -218,7 +218,7 @@ def _reason(error: Exception) -> str:
 
 
 def _in_words(values: Any, texts: Any, kind: Any) -> Any:
-    """What was read of a field of a kind, its numbers and booleans as the texts that were written where it asks so."""
+    """The values of a field of type `kind`, with what was written in place of numbers and booleans where it is str."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType) and len(rest := [arg for arg in args if arg is not type(None)]) == 1:
         return _in_words(values, texts, rest[0])
@@ -235,7 +235,7 @@ def _in_words(values: Any, texts: Any, kind: Any) -> Any:
 def _merge(
     below: dict[str, Any], layer: dict[str, Any], label: str, section: type[Section] | None, prefix: str = ""
 ) -> dict[str, Any]:
-    """A layer over what lies below it: mappings merge, all else replaces; a new kind drops what it has no field for."""
+    """Merge a layer over those below: mappings merge, other values replace; a new kind drops fields that it lacks."""
     merged = dict(below)
     for key, value in layer.items():
         old = below.get(key)
@@ -256,7 +256,7 @@ def _merge(
 
 
 def _find(name: str) -> Path:
-    """A config file as given, or else among those that travel with the package."""
+    """Path of a config file: as given, or else among those shipped with the package."""
     parts = Path(name).parts
     packaged = CONFIGS.joinpath(*parts[1:] if parts[:1] == ("configs",) else parts)
     for path in (Path(name), packaged):
@@ -318,14 +318,14 @@ class _Place(NamedTuple):
 
     location: list[str]  # names down to the deepest field that is known
     below: list[str]  # further names, of no field
-    section: type[BaseModel]  # that the deepest field stands in, or that stands in it
+    section: type[BaseModel]  # holds the deepest field, or is its value
     field: FieldInfo | None  # the deepest field
-    kinds: list[type[Section]]  # that stand in it; none if it is no section
-    others: dict[str, type[Section]]  # the kinds that might stand in the place of `section`, by the name of the kind
+    kinds: list[type[Section]]  # sections that the field may hold; none if it holds no section
+    others: dict[str, type[Section]]  # sections allowed in place of `section`, by kind
 
 
 def _place(schema: type[BaseModel], location: list[str]) -> _Place:
-    """Where pydantic's location of an error lies; it holds the kinds of sections besides the names of fields."""
+    """Resolve pydantic's location of an error, which contains kinds of sections besides names of fields."""
     here: Any = schema
     section, field, kinds, others = schema, None, [], {}
     names, depth, rest = [], 0, list(location)
@@ -349,7 +349,7 @@ def _place(schema: type[BaseModel], location: list[str]) -> _Place:
 
 
 def _unknown(place: _Place) -> str:
-    """What is wrong with a key that is no field: the kind that has it, or what it may be."""
+    """Message for a key that is not a field: the kinds that have it, or the keys that are allowed."""
     *section, key = [*place.location, *place.below]
     at = ".".join(section)
     if having := [kind for kind, section in place.others.items() if key in section.model_fields]:

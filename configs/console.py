@@ -9,7 +9,7 @@ import sys
 class _Stream(io.FileIO):
     """A stream whose failures to write are no errors, because the command's work matters more than its output.
 
-    A reader that leaves early, as `head` does, wants no more. Any other failure, such as a full disk, is told once on
+    A reader that leaves early, as `head` does, is no failure. Any other one, such as a full disk, is reported once on
     stderr.
     """
 

@@ -42,7 +42,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give errors of the disk that name no file the name of this one."""
+    """Add the name of this file to errors of the disk that name none."""
     try:
         yield
     except OSError as error:

@@ -16,7 +16,7 @@ def help_page(usage: str, schema: type[BaseModel]) -> str:
     """The help page of a command.
 
     Args:
-        usage: how it is called.
+        usage: text at the top of the page.
         schema: model of its config, whose fields are the sections.
     """
     files = sorted(
@@ -35,7 +35,7 @@ def field_lines(section: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
 
 
 def _section_lines(name: str, field: FieldInfo) -> Iterator[str]:
-    """Lines on what stands in a field that holds a section of one kind or of several."""
+    """Lines on a field that holds a section, of one kind or of several."""
     kinds = by_kind(field.annotation)
     if not kinds:
         yield from field_lines(name, kinds_of(field.annotation)[0].model_fields)
@@ -55,14 +55,14 @@ def _field_lines(name: str, field: FieldInfo, only: str = "") -> Iterator[str]:
         yield from _wrapped(f"{name}: {_doc(field)}", 2)
         yield from _section_lines(name, field)
         return
-    # as it would stand in a config
+    # as it would be written in a config
     default = {"None": "null", "True": "true", "False": "false"}.get(str(field.default), field.default)
     yield f"  {name} = {default}   [{describe(field)}]{only}"
     yield from _wrapped(field.description or "", 6)
 
 
 def _doc(field: FieldInfo) -> str:
-    """What a field with sections holds: its own words, or those of the section, or of what its kinds have in common."""
+    """The description of a field that holds a section: its own, or else that of the section or of its kinds' base."""
     section = kinds_of(field.annotation)[0]
     common = section.__mro__[1] if by_kind(field.annotation) else section
     return " ".join((field.description or common.__doc__ or "").partition("\n\n")[0].split())

@@ -1,9 +1,9 @@
-"""From the settings of version 4, with flat sections, to those of today, where kinds have sections of their own."""
+"""Migrates settings of version 4, which were flat, to current ones, in which each kind has its own section."""
 
 from collections.abc import Callable
 from typing import Any
 
-# what was called otherwise; a name may stand for a value that is written otherwise, too
+# old name: new name; `WRITTEN` and the functions below convert values whose form has changed too
 NEW_NAMES = {
     "model.encoder": "model.encoder.kind",
     "model.width": "model.encoder.width",
@@ -34,7 +34,7 @@ NEW_NAMES = {
     "actions.full": "sequence.full_actions",
 }
 
-# what version 4 wrote otherwise
+# values that version 4 wrote in another form
 WRITTEN: dict[str, Callable[[Any], Any]] = {
     "model.projector_norm": lambda norm: norm == "unit",
     "target.sharpening": lambda sharpened: "softmax" if sharpened else "none",
@@ -51,7 +51,7 @@ OF_KIND = {
 
 
 def migrated(config: dict[str, Any]) -> dict[str, Any]:
-    """A config of version 4, or a part of one, by today's names; the config itself if it is of today."""
+    """A config of version 4, or a part of one, under current names; a current config unchanged."""
     sections = {name: values for name, values in config.items() if isinstance(values, dict)}
     old = {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
     old = {name: value for name, value in old.items() if name in NEW_NAMES and not isinstance(value, dict)}
@@ -66,7 +66,7 @@ def migrated(config: dict[str, Any]) -> dict[str, Any]:
     for name, value in old.items():
         if value is not None and name not in ("target.update", "rate.alpha", "rate.eps", "actions.full"):
             _put(new, NEW_NAMES[name], WRITTEN.get(name, lambda value: value)(value))
-    if isinstance(new.get("target"), dict):  # null stood for what the kind of target, or the default, said
+    if isinstance(new.get("target"), dict):  # null meant the default
         new["target"] = {name: value for name, value in new["target"].items() if value is not None}
     _migrate_model(new, old)
     _migrate_objective(new, old)
@@ -84,7 +84,7 @@ def _put(config: dict[str, Any], field: str, value: Any) -> None:
 
 
 def _migrate_model(new: dict[str, Any], old: dict[str, Any]) -> None:
-    """A width said nothing of a ResNet, the rest of a projector nothing without its width."""
+    """Drop what had no effect: the width of a ResNet, and a projector's settings without `projector_dim`."""
     if old.get("model.encoder") == "resnet18":
         new["model"]["encoder"].pop("width", None)
     if "model.projector_dim" in old:
@@ -95,7 +95,7 @@ def _migrate_model(new: dict[str, Any], old: dict[str, Any]) -> None:
 
 
 def _migrate_objective(new: dict[str, Any], old: dict[str, Any]) -> None:
-    """The prediction's weight was 1 - lambda where SIGReg's was lambda, a rate of unit vectors had eps = 0.5."""
+    """Write out what was implied: a prediction weight of 1 - SIGReg's, and eps = 0.5 for a rate of unit vectors."""
     weight = old.get("sigreg.weight")
     if weight and isinstance(weight, (int, float)) and old.get("objective.prediction_weight") is None:
         _put(new, "objective.prediction.weight", 1 - weight)
@@ -108,7 +108,7 @@ def _migrate_objective(new: dict[str, Any], old: dict[str, Any]) -> None:
 
 
 def _migrate_sequence(new: dict[str, Any], old: dict[str, Any]) -> None:
-    """Only augmentations had actions to add; fields of other kinds had no effect."""
+    """Move `actions.full`, and drop fields of other kinds of sequences, which had no effect."""
     if old.get("actions.full"):
         _put(new, "sequence.full_actions", True)
     sequence = new.get("sequence")

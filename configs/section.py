@@ -16,12 +16,12 @@ PATHS = ("root", "dir", "resume", "compile_cache", "cache", "out")  # fields tha
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys, wrong types, NaN and infinities are errors; docs stand under fields.
+    """A section of the config. Unknown keys, wrong types, NaN and infinities are errors.
 
     Its values decide what is learnt: a run cannot be resumed with others, and each belongs to the identity of an
     experiment. Fields in `free` are exempt, because they only say how a run is carried out.
 
-    A field may choose between several kinds of sections; where its mapping has no `kind`, it is that of the default.
+    A field may hold one of several kinds of sections; without `kind`, it holds the kind of its default.
     """
 
     model_config = ConfigDict(
@@ -39,7 +39,7 @@ class Section(BaseModel):
         return bool(kinds) and all(kind.is_free(inner) for kind in kinds)
 
     def untrained(self) -> Self:
-        """What of this section a network that is never trained depends on: the rest has its defaults.
+        """This section, with defaults in all fields on which a network that is never trained does not depend.
 
         Two runs whose configs are equal in this form share an untrained control. By default every field counts.
         """
@@ -62,18 +62,18 @@ class Section(BaseModel):
             if field in PATHS and value is not None:
                 _check_path(value, field)
             if field == "name" and (not value or not value.isprintable() or "/" in value or value.startswith(".")):
-                raise InputError("must be the name of a folder: a line without / that begins with no dot", field)
+                raise InputError("must be the name of a folder: one line, without /, not beginning with a dot", field)
             if isinstance(value, int) and abs(value) >= 2**32:
                 raise InputError("must be less than 2**32", field)
         return self
 
 
 class Built(Section):
-    """A section that stands for a class; its fields are what that is built with.
+    """A section that configures a class, and builds it.
 
     Attributes:
-        made_by: the class, as `.module:Class` in the package of the section; imported on use, so that a config needs no
-            torch.
+        made_by: the class, as `.module:Class` relative to the section's package. It is imported on use, so that a
+            config does not import torch.
     """
 
     made_by: ClassVar[str]
@@ -85,7 +85,7 @@ class Built(Section):
         return getattr(importlib.import_module(module, cls.__module__.rpartition(".")[0]), name)
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """An instance of it, for this section and further arguments."""
+        """Call the class with this section and further arguments."""
         return self.implementation()(self, *args, **kwargs)
 
 
@@ -105,7 +105,7 @@ class Schema(Section):
 
     @classmethod
     def migrated(cls, layer: dict[str, Any]) -> dict[str, Any]:
-        """A file's settings, those of earlier versions by their new names."""
+        """The settings of a file, with those of earlier versions under their new names."""
         return migrated(layer)
 
 
@@ -128,7 +128,7 @@ def kinds_of(annotation: Any) -> list[type[Section]]:
 
 
 def by_kind(annotation: Any) -> dict[str, type[Section]]:
-    """The same by the names of their kinds, if they have any."""
+    """The sections that a field of this type may hold, by `kind`; empty if they have none."""
     return {kind.model_fields["kind"].default: kind for kind in kinds_of(annotation) if issubclass(kind, Kind)}
 
 
@@ -144,11 +144,11 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_path(value: str, field: str) -> None:
-    """Refuse what no file can be called."""
+    """Refuse text that cannot be a path."""
     try:
         parts = Path(value).expanduser().parts
         too_long = any(len(os.fsencode(part)) > 255 for part in parts) or len(os.fsencode(value)) > 4000
-    except (ValueError, RuntimeError) as error:  # a character without bytes, a user who is not there
+    except (ValueError, RuntimeError) as error:  # a character that cannot be encoded, an unknown user after ~
         raise InputError(f"must be a path ({error})", field) from None
     if too_long or not value.isprintable():
         raise InputError("must be a path: printable, and no longer than a file system takes", field)

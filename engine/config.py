@@ -61,13 +61,11 @@ class Config(Schema):
                 "gates.enforce",
             )
         if not self.control.enabled and any(rule.margin is not None for rule in self.active_rules):
-            raise InputError("a gate asks for a margin over the control; only true is allowed", "control.enabled")
+            raise InputError("a gate requires a margin over the control; only true is allowed", "control.enabled")
         if self.data.batch_size % self.optim.accumulate:
             raise InputError(f"does not divide data.batch_size = {self.data.batch_size}", "optim.accumulate")
         if self.data.batch_size // self.optim.accumulate < 2:
-            raise InputError(
-                "leaves one sequence per micro-batch, which batch norm cannot normalise", "optim.accumulate"
-            )
+            raise InputError("leaves one sequence per micro-batch; batch norm needs at least two", "optim.accumulate")
         if self.data.train_subset is not None and self.data.batch_size > self.data.train_subset:
             raise InputError(f"is larger than data.train_subset = {self.data.train_subset}", "data.batch_size")
         if self.tracking.wandb != "disabled" and len(self.tracking.run_name or self.run.name) > LONGEST:
@@ -126,7 +124,7 @@ def check_method(config: Config) -> None:
     if target.detached and not any(term.of_projections for term in terms.values()):
         needed = [f"objective.{name}.weight" for name, term in every_term.items() if term.of_projections]
         raise InputError(
-            f"no gradient would reach the projector; set it to none, or give {' or '.join(needed)} a value",
+            f"no gradient would reach the projector; set it to none, or set {' or '.join(needed)}",
             "model.projector.kind",
         )
     if projector.fixes_scale and (name := next((name for name, term in terms.items() if term.of_scale), None)):

@@ -17,13 +17,13 @@ DEFAULT_CONFIG = "configs/smoke.yaml"
 USAGE = """\
 usage: accelerate launch engine/train.py [CONFIG.yaml ...] [section.key=value ...] [--print-config] [--help]
 
-Trains seq-JEPA. YAML files are merged from left to right, then the overrides; without a file it is configs/smoke.yaml.
+Trains seq-JEPA. YAML files are merged from left to right, then the overrides; the default file is configs/smoke.yaml.
   accelerate launch engine/train.py configs/data/cifar10_rot.yaml configs/tier/quick.yaml data.root=data/cifar10
 
 --print-config   show the resolved config and stop
 --help           show this page and stop
 
-Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 the machine failed the run,
+Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 machine failure (disk, memory),
 128 + signal when interrupted (`accelerate launch` turns every failure into 1)."""
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     if speaks:
         for line in [*composed.notes, *overruled_of_wandb(composed.config.tracking, os.environ)]:
             print(line)
-    # torch is imported only here, so that everything above answers at once
+    # torch is imported only here, so that help and errors above appear at once
     from seqjepa.engine.training.trainer import train
 
     with located(composed):

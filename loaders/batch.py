@@ -1,4 +1,4 @@
-"""A batch of action sequences, and what is done to all of its tensors alike."""
+"""A batch of action sequences, and functions that apply to all of its tensors."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Views = Tensor | tuple[Tensor, ...]  # [B, V, ...]; several tensors are a NamedTuple, as of graphs or grids
+Views = Tensor | tuple[Tensor, ...]  # [B, V, ...]; a NamedTuple if a view has several tensors, as a graph has
 
 
 class Batch(NamedTuple):
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
 
 def each(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """`value` with every tensor in it changed: a tensor, None, or a NamedTuple of such values."""
+    """Apply `change` to every tensor of `value`, which is a tensor, None, or a NamedTuple of such values."""
     if value is None:
         return None
     if isinstance(value, tuple):
@@ -29,7 +29,7 @@ def each(value: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a value of the same form, in order."""
+    """All tensors of `value`, which has the form that `each` takes, in order."""
     if isinstance(value, tuple):
         for field in value:
             yield from tensors(field)
@@ -38,6 +38,6 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def padded(x: Tensor, size: int) -> Tensor:
-    """`x` with its first row repeated up to `size` rows; zeros where it has none."""
+    """`x` filled up to `size` rows by repeating its first row, or by zeros if it has no rows."""
     row = x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
     return torch.cat([x, row.expand(size - len(x), *x.shape[1:])])

@@ -19,13 +19,14 @@ class DataConfig(Section):
     free = frozenset({"root", "loader", "download"})
 
     name: str = "digits_affine"
-    """Name of the task, under which tier files keep its gates. If it begins with the name of a dataset, that part
-    follows `dataset`: cifar100_aug of an ImageFolder is imagefolder_aug, which CIFAR-100's gates do not judge. A name
-    that is set by an override, or in the same file as `dataset`, stays as it is."""
+    """Name of the task, by which `gates.rules` are chosen. If it begins with the name of a dataset and `dataset` is
+    changed, that part changes too: cifar100_aug becomes imagefolder_aug, for which CIFAR-100's gates do not apply. A
+    name that is set by an override, or in the same file as `dataset`, is kept."""
     dataset: Literal[tuple(DATASETS)] = "digits"  # pyright: ignore[reportInvalidTypeForm] - whatever is registered
     """Source of the images: scikit-learn's digits (embedded), CIFAR-10, CIFAR-100, MNIST, or any ImageFolder."""
     root: str | None = None
-    """Folder with train/ and test/, each with a folder for each class; a .beton or its folder; torchvision's files."""
+    """Folder with train/ and test/, each with a folder for each class; or a .beton, or its folder; or the folder of
+    torchvision's files."""
     loader: Literal["auto", "ffcv", "resident"] = "auto"
     """ffcv reads betons; resident keeps the images as uint8 on the device; auto is ffcv where `root` has betons."""
     download: bool = False
@@ -44,7 +45,7 @@ class DataConfig(Section):
     def _name_after_dataset(cls, given: Any, info: ValidationInfo) -> Any:
         if not isinstance(given, dict) or given.get("dataset") not in list(DATASETS):
             return given
-        origin = (info.context or {}).get  # of a field that was set: its file or override
+        origin = (info.context or {}).get  # the file or override that set a field
         together = origin("data.name") == origin("data.dataset")
         if "name" in given and (together or origin("data.name", "").startswith("override ")):
             return given
@@ -57,7 +58,7 @@ class SequenceConfig(Kind):
     """How a sequence of views is drawn and rendered from one image."""
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = {}
-    """The widest that each range of numbers may be."""
+    """Limits of each field that is a range."""
 
     num_observed: int = Field(default=3, ge=1, le=16)
     """Number M of observed views; the target is one more view."""
@@ -138,11 +139,11 @@ class AugmentConfig(SequenceConfig):
     grayscale: Probability = 0.2
     """Probability with which a view loses its colour."""
     blur: Range = [1.0, 0.1]
-    """Probability of the Gaussian blur: of observed views, of the target."""
+    """Probabilities of the Gaussian blur: for observed views, and for the target."""
     blur_sigma: Range = [0.1, 2.0]
     """Sigma of the blur in pixels; its kernel has 2 round((H - 10) / 20) + 1 taps, 3 at 32 pixels."""
     solarize: Range = [0.0, 0.2]
-    """Probability of solarising: of observed views, of the target."""
+    """Probabilities of solarising: for observed views, and for the target."""
     full_actions: bool = False
     """Whether actions include flip, grayscale and solarise; the paper leaves them out."""
 

@@ -1,8 +1,8 @@
 """Counter-based random draws: each number is a pure function of what it is drawn for.
 
 A draw is addressed by (seed, stream, epoch, index, view, draw), so an image gets the same views from any loader and
-device, in batches of any size, on any number of processes, and after a restart. All arithmetic is on integers, or
-multiplies by powers of two: its bits depend on neither the batch size nor the compiler.
+device, in batches of any size, on any number of processes, and after a restart. All arithmetic is exact (integers,
+and multiplications by powers of two), so neither the batch size nor the compiler changes a bit of it.
 """
 
 import torch
@@ -19,11 +19,11 @@ def words(seed: int, stream: int, epoch: Tensor | int, index: Tensor, num_views:
     """Random words for a batch of samples.
 
     Args:
-        seed: of the run, in [0, 2**32).
+        seed: seed of the run, in [0, 2**32).
         stream: what the draws are used for (`TRAIN_STREAM` and so on).
-        epoch: number of the epoch, int64 and 0-dim where it is a tensor; validation always passes 0.
+        epoch: number of the epoch, an int or an int64 0-dim tensor; validation always passes 0.
         index: positions in the dataset, int64 [B].
-        num_views: V.
+        num_views: number V of views.
         num_draws: D numbers for each view.
 
     Returns:

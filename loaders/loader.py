@@ -1,4 +1,4 @@
-"""The loader that training iterates: images of a batch in, a batch of action sequences out, all on the device."""
+"""The loader that training iterates over: it turns images into batches of action sequences, all on the device."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ class SequenceLoader:
         mean: mean of the training pixels, for each channel, in [0, 1].
         std: standard deviation of the training pixels, in the same form.
         device: where everything happens.
-        compiled: whether one compiled program, of one batch size, draws and renders the views.
+        compiled: whether views are drawn and rendered by one compiled program, which has a fixed batch size.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SequenceLoader:
         return len(self.sampler)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from batch `start` on; validation gets the same draws whatever the epoch."""
+        """Batches of an epoch from batch `start` on; validation has the same draws in every epoch."""
         number = torch.full((), epoch if self.sampler.train else 0, device=self.mean.device)
         size = self.sampler.local_batch_size
         for pixels, labels, index in self.images.batches(self.sampler.batches(epoch, start)):
@@ -81,17 +81,17 @@ class SequenceLoader:
         return views, sequence.actions(params), params
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Each image once, as it is: normalised float32 [b, C, H, W], labels [b], index [b]."""
+        """Each image once, without augmentation: normalised float32 [b, C, H, W], labels [b], index [b]."""
         for pixels, labels, index in self._read(self.sampler.indices):
             yield (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std, labels, index
 
     def pixels(self, count: int) -> Tensor:
-        """The first images of the subset as they are, uint8 [n, H, W, C] on the device."""
+        """The first images of the subset, unchanged: uint8 [n, H, W, C] on the device."""
         return torch.cat([pixels for pixels, _, _ in self._read(self.sampler.indices[:count])])
 
     def _read(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Pixels, labels and index of the images at these positions."""
-        size = self.sampler.local_batch_size  # all that an FFCV reader takes at a time
+        size = self.sampler.local_batch_size  # the most that an FFCV reader takes at a time
         return self.images.batches(np.split(order, range(size, len(order), size)))
 
     def redrawn(self) -> "SequenceLoader":
@@ -130,14 +130,14 @@ def build_loaders(
     """Open the data that the config names.
 
     Args:
-        data: which images.
-        sequence: which views of them.
+        data: which images to open.
+        sequence: which views to render of them.
         actions: how the moves between views are encoded.
         seed: seed of draws and order.
         device: where batches go.
         rank: number of this process.
-        num_processes: how many processes share each batch.
-        micro_batches: how many a process cuts its part of a training batch into.
+        num_processes: number of processes that share each batch.
+        micro_batches: number of micro-batches into which a training batch is split.
         threads: number of FFCV's threads.
         drop_last: whether training leaves out an incomplete last batch.
         compiled: whether one compiled program draws and renders the views.

@@ -1,4 +1,4 @@
-"""Which images make up each batch of each epoch, on each process, whatever loader reads them."""
+"""Which images make up each batch, by epoch and process; every loader follows it."""
 
 import random
 from dataclasses import KW_ONLY, dataclass
@@ -30,15 +30,15 @@ class Sampler:
     Args:
         indices: positions in the dataset that take part, int64 [N].
         batch_size: number of images in a batch, over all processes.
-        seed: the run's.
+        seed: seed of the run.
         train: whether it samples for training, in a new order each epoch; validation keeps the order of `indices`.
         drop_last: whether an incomplete last batch is left out; None leaves it out in training.
         rank: number of this process.
-        num_processes: how many share each batch. Each takes a contiguous part of each micro-batch.
-        micro_batches: how many a process cuts its part into; the first ones of all processes are the batch's first.
+        num_processes: number of processes that share each batch; each takes a contiguous part of each micro-batch.
+        micro_batches: number of contiguous micro-batches into which a batch is split, before processes share it.
 
     Raises:
-        InputError: the batch is larger than the training images, or does not divide over the processes.
+        InputError: the batch is larger than the training images, or is not divisible by the number of processes.
     """
 
     indices: np.ndarray
@@ -58,7 +58,7 @@ class Sampler:
         if self.drop_last and size > available:
             raise InputError(f"{size} is larger than the {available} training images", "data.batch_size")
         if self.train and size % self.num_processes:
-            raise InputError(f"{size} does not divide over {self.num_processes} processes", "data.batch_size")
+            raise InputError(f"{size} is not divisible by {self.num_processes} processes", "data.batch_size")
 
     @property
     def local_batch_size(self) -> int:

@@ -1,7 +1,7 @@
 """Draw a contact sheet of action sequences: `python -m seqjepa.loaders.show CONFIG.yaml --out sheet.png`.
 
-Each row is the sequence of one image: the observed views, then the target. Between two views stands the move from one
-to the other, before normalisation, with a line for each factor. section.key=value overrides the config.
+Each row is the sequence of one image: the observed views, then the target. The move from each view to the
+next is printed between them, before normalisation, one line per factor. section.key=value overrides the config.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_ROWS = 64  # of 17 views each, these take half a minute to draw
 
 
 class _Config(Schema):
-    """The sections on which the sheet depends; files may hold all those of training."""
+    """The sections that the sheet needs; others in the files are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -48,16 +48,16 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     """Draw the first training sequences of epoch 0.
 
     Args:
-        loaders: the data's.
+        loaders: loaders of the data.
         rows: largest number of sequences; the first batch may have fewer.
-        path: the PNG.
+        path: PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     loader, factors = loaders.train, loaders.sequence.factors
     batch = next(loader.epoch(0))
-    images: Any = batch.views  # a tensor: what a sheet shows are images
+    images: Any = batch.views  # a tensor, since only images can be drawn
     views = (images * loader.std + loader.mean).clamp(0, 1).permute(0, 1, 3, 4, 2)[:rows].cpu()
     num_views = views.shape[1]
     # a text column is as wide as its longest line
@@ -94,11 +94,11 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
 
 
 def _read(words: list[str]) -> Composed[_Config]:
-    """The config that YAML files and overrides make, without the sections on which the sheet does not depend."""
+    """The config from YAML files and overrides; an override of a section that the sheet does not need is refused."""
     for word in words:
         section, *_ = word.partition("=")[0].split(".")
         if "=" in word and section and section not in _Config.model_fields:
-            raise InputError(f"{word}: the sheet depends on {', '.join(_Config.model_fields)} alone")
+            raise InputError(f"{word}: the sheet depends only on {', '.join(_Config.model_fields)}")
     return compose(words, _Config)
 
 
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.show", description=summary, epilog=details)
     parser.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and section.key=value")
-    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="the PNG (default: sheet.png)")
+    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="PNG file to write (default: sheet.png)")
     parser.add_argument("--rows", type=int, default=6, help=f"number of sequences, up to {MOST_ROWS} (default: 6)")
     parser.add_argument("--seed", type=int, default=42, help="seed of the draws (default: 42)")
     args = parser.parse_intermixed_args(argv)
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> int:
     for note in composed.notes:
         print(note)
     data = config.data.model_copy(update={"batch_size": args.rows, "train_subset": None})
-    # torch is imported from here on: the lines above answer at once
+    # torch is imported only here, so that errors above appear at once
     import torch
 
     from .loader import build_loaders
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        print("out of memory; smaller images, or fewer --rows, need less; nothing was drawn", file=sys.stderr)
+        print("out of memory; use smaller images or fewer --rows; nothing was drawn", file=sys.stderr)
         return MACHINE_FAILED
     print(args.out)
     return DONE

@@ -1,7 +1,7 @@
-"""Write betons for FFCV: `python -m seqjepa.loaders.write SOURCE OUT`.
+"""Write betons, the files of FFCV: `python -m seqjepa.loaders.write SOURCE OUT`.
 
-SOURCE is a folder with train/ and test/, each with a folder for each class; or the name of a dataset, whose own files
-are under --root. OUT receives train.beton and test.beton, each with a sidecar that describes it.
+SOURCE is a folder with train/ and test/, each with a folder for each class; or the name of a dataset, with its own
+files in --root. OUT receives train.beton and test.beton, each with a sidecar that describes it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def write_beton(images: Images, path: Path, *, split: str, train: Images | None 
 
 
 def _frame(images: Images) -> tuple[bytes, np.ndarray, int, bytes]:
-    """All of a beton but its images, byte for byte as FFCV's own writer has it.
+    """All of a beton except its images, byte for byte as FFCV's own writer writes it.
 
     That writer hands each image to another process, for which it waits forever when the disk is full.
 
@@ -126,18 +126,18 @@ def _frame(images: Images) -> tuple[bytes, np.ndarray, int, bytes]:
     return header.tobytes() + fields.tobytes() + samples.tobytes(), places, end, table.tobytes()
 
 
-@command("what was finished is written, nothing by halves")
+@command("finished betons are kept, and no beton is half-written")
 def main(argv: list[str]) -> int:
     """Run the command line and return 0, 2 for bad input, or 4 if memory runs out."""
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.write", description=summary, epilog=details)
     parser.add_argument("source", help=f"a folder with train/ and test/, or one of {', '.join(DATASETS)}")
     parser.add_argument("out", type=Path, help="folder for train.beton and test.beton")
-    parser.add_argument("--root", help="folder of the dataset's own files, where SOURCE is its name")
+    parser.add_argument("--root", help="folder of the dataset's own files, if SOURCE is its name")
     parser.add_argument("--download", action="store_true", help="let torchvision download what --root lacks")
-    parser.add_argument("--dataset", help="which dataset a folder holds (default: the folder's name, if it is one's)")
+    parser.add_argument("--dataset", help="dataset in the folder (default: the folder's name, or else imagefolder)")
     args = parser.parse_args(argv)
-    # torch is imported from here on: --help answers at once
+    # torch is imported only here, so that --help is instant
     from .images.base import SPLITS
     from .images.beton import INSTALL_HINT, has_ffcv
     from .images.sources import check_alike, find_layout, open_images
@@ -165,11 +165,11 @@ def main(argv: list[str]) -> int:
             sidecar = write_beton(images[split], path, split=split, train=images["train"])
             print(f"{path}: {sidecar.count} images of {name}, {sidecar.file_size / 1e6:.1f} MB")
     except (InputError, OSError) as error:
-        raise InputError(str(error)) from None  # without the name of a setting, which this command has not
+        raise InputError(str(error)) from None  # without the name of a setting, since this command has none
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        print("out of memory; smaller images need less; what was finished is written", file=sys.stderr)
+        print("out of memory; use smaller images; finished betons are kept", file=sys.stderr)
         return MACHINE_FAILED
     return DONE
 

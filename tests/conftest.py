@@ -43,7 +43,7 @@ TINY = [
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Of `make soak`: how many faults were brought about, and how many of them a run did not survive."""
+    """For `make soak`: how many faults were caused, and how many of them a run survived."""
     if config.option.markexpr != "soak":
         return
     counts = {

@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# the rooms of the house, lowest first: a module imports from its own room and from those below it
+# the packages, lowest first: a module imports only from its own package and from those below it
 ENGINE = ["runtime", "runs", "models", "objectives", "analysis", "reports", "evaluation", "training"]
 ROOMS = ["kernels.internal", "kernels", "kernels.drop_in", "configs", "loaders", "engine config"]
 ROOMS += [*(f"engine.{name}" for name in ENGINE), "commands"]
 
 
 def room(module: str) -> str:
-    """The room that a module, by its name without `seqjepa.`, stands in."""
+    """The package that holds a module, given by its name without `seqjepa.`."""
     if module.startswith("engine.") and module.endswith(".config"):  # no torch
         return "engine config"
     return max((known for known in ROOMS if f"{module}.".startswith(f"{known}.")), key=len, default="commands")

@@ -1,4 +1,4 @@
-"""The reference's augmentations, a view at a time, by torchvision's functions: on float tensors or Pillow's images."""
+"""The reference code's augmentations, view by view, with torchvision's functions on float tensors or Pillow images."""
 
 from itertools import permutations
 

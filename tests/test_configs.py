@@ -1,4 +1,4 @@
-"""configs/README.md against the reference's table: each row resolves, and to the reference's hyperparameters."""
+"""configs/README.md against the reference code's table: each row gives the hyperparameters of the reference code."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from seqjepa.engine.config import compose
 ROWS = re.findall(r"^\| (\S+/\S+) \| `([^`]+)` \|$", (CONFIGS / "README.md").read_text(), re.MULTILINE)
 TABLE = dict(ROWS)
 
-# the reference's table of configs, transcribed: data, images to train and test (None: all), batch, epochs, EMA,
+# the reference code's table of configs, transcribed: data, images to train and test (None: all), batch, epochs, EMA,
 # rate, decay, schedule, warm-up, last rate, thresholds of accuracy and R², and where they are not (0, False, False)
 # the weight of the coding rate, whether symmetric, whether sharpened
 ADAM = (1e-3, 0.0, "constant", 0, None)
@@ -74,7 +74,7 @@ def test_every_config_of_the_reference_is_mapped():
 def test_rows_resolve(name):
     config = resolve(TABLE[name])
     assert DATASETS[config.data.name] == config.data.dataset
-    # constant in all of the reference's files
+    # constant in all files of the reference code
     assert (config.run.seed, config.data.subset_seed, config.sequence.num_observed) == (42, 42, 3)
     assert (config.model.encoder.kind, config.model.aggregator.num_heads) == ("resnet18", 4)
     assert config.probes.lr == 1e-3

@@ -121,7 +121,7 @@ def test_help_is_for_any_console_and_any_reader(command, left):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_a_command_imports_first_is_light(command):
-    """A signal that arrives before its main function has begun is told of by nobody."""
+    """Signals that arrive before its main function has begun are not handled, so that must be soon."""
     module = f"seqjepa.{command.removesuffix('.py').replace('/', '.')}"
     heavy = "{'torch', 'matplotlib', 'accelerate', 'torchvision', 'ffcv'}"
     code = f"import sys, {module}; assert not {heavy} & set(sys.modules)"

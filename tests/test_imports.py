@@ -1,4 +1,4 @@
-"""Arrows run downwards, between the rooms of the house and inside them."""
+"""Imports point downwards, between packages and inside them."""
 
 import graphlib
 

@@ -13,12 +13,12 @@ class EncoderConfig(Kind):
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """Number D of features."""
         raise NotImplementedError
 
 
 class ResNet18Config(EncoderConfig):
-    """ResNet-18 with the CIFAR stem, for images from 28 pixels on; 512 features."""
+    """ResNet-18 with the CIFAR stem, for images of 28 pixels or more; 512 features."""
 
     made_by = ".encoders.resnet:ResNet18"
 
@@ -55,12 +55,12 @@ class AggregatorConfig(Kind):
 
     @property
     def knows_positions(self) -> bool:
-        """Whether it has weights for each position, which views beyond those of training would find untrained."""
+        """Whether it has weights for each position; positions that training does not reach stay untrained."""
         return False
 
 
 class TransformerConfig(AggregatorConfig):
-    """Transformer with a learnt token of its own, as in the paper."""
+    """Transformer with a learnt AGG token, as in the paper."""
 
     made_by = ".aggregators.transformer:Transformer"
 
@@ -108,7 +108,7 @@ class ProjectorConfig(Kind):
 
     @property
     def fixes_scale(self) -> bool:
-        """Whether all projections are of one length."""
+        """Whether all projections have the same length."""
         return False
 
     def width(self, features: int) -> int:
@@ -169,7 +169,7 @@ class ModelConfig(Section):
 
     @property
     def prediction_width(self) -> int:
-        """E."""
+        """Width E of predictions."""
         return self.projector.width(self.encoder.num_features)
 
 
@@ -177,14 +177,14 @@ class SharpeningConfig(Kind):
     """What is done to targets before they are compared.
 
     Attributes:
-        makes_distributions: whether they are distributions then.
+        makes_distributions: whether sharpened targets are distributions.
     """
 
     makes_distributions: ClassVar[bool] = False
 
 
 class NoSharpeningConfig(SharpeningConfig):
-    """The target is compared as it is."""
+    """The target is compared unchanged."""
 
     kind: Literal["none"] = "none"
 
@@ -234,7 +234,7 @@ class EMATargetConfig(TargetConfig):
     schedule: Literal["constant", "cosine"] = "constant"
     """Decay over training: constant, or a cosine from `decay` to 1."""
     buffers: Literal["ignore", "copy", "average"] = "ignore"
-    """Batch-norm statistics of the teacher: its own, the encoder's, or an average."""
+    """Batch-norm statistics of the teacher: its own (ignore), the encoder's (copy), or a moving average (average)."""
 
     def unprojected(self) -> str:
         return "an EMA teacher has no projector; set it to none, or target.kind to shared or stop_gradient"
@@ -249,8 +249,8 @@ class OnlineTargetConfig(TargetConfig):
     made_by = ".targets.online:OnlineTarget"
 
     batch_statistics: Literal["joint", "own"] = "joint"
-    """Batch norm of the target view: together with the observed views, or as a batch of its own, as in the reference
-    code."""
+    """Batch norm of the target view: together with the observed views (joint), or as a batch of its own (own), as in
+    the reference code."""
 
     def unprojected(self) -> str | None:
         own = "target.batch_statistics=own encodes the target by itself, without a projection; only joint is allowed"
@@ -271,7 +271,7 @@ class SharedTargetConfig(OnlineTargetConfig):
     kind: Literal["shared"] = "shared"
 
     def untrained(self) -> StopGradientTargetConfig:
-        """Of a network that is not trained, a gradient changes nothing."""
+        """Without training, a gradient makes no difference."""
         return StopGradientTargetConfig(sharpening=self.sharpening, batch_statistics=self.batch_statistics)
 
 

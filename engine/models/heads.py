@@ -26,7 +26,7 @@ class ActionEmbedding(nn.Module):
 
 
 class MLPProjector(nn.Module):
-    """Three-layer MLP with batch norm (LeJEPA's head): features [N, D] -> [N, E], of unit length if asked for."""
+    """Three-layer MLP with batch norm (LeJEPA's head): features [N, D] -> [N, E], optionally of unit length."""
 
     def __init__(self, config: MLPProjectorConfig, inputs: int):
         super().__init__()
@@ -48,7 +48,7 @@ class MLPProjector(nn.Module):
 
 
 class Sharpening(nn.Module):
-    """What turns targets [B, N, E] into others of the same shape.
+    """Base class: turns targets [B, N, E] into sharpened ones of the same shape.
 
     Attributes:
         group: processes whose targets form one batch; None if each process has its own.

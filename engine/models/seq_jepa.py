@@ -31,7 +31,7 @@ class Output(NamedTuple):
     agg: Tensor  # [B, T] aggregate of the sequence
     prediction: Tensor  # [B, E] of the target
     target: Tensor  # [B, E] of the target view, after projection and sharpening if the model has them
-    encoded: Tensor  # [B, N, D] features of all views that it encoded: M, or V if the target is among them
+    encoded: Tensor  # [B, N, D] features of all views that the encoder saw: N is M, or V with the target
     target_z: Tensor  # [B, n, D] features of the n targets, without gradient; the last view's come first
     projections: Tensor | None = None  # [B, V, E] of all views
     backwards: Reading | None = None  # the reading from the last view to the first
@@ -44,7 +44,7 @@ class Output(NamedTuple):
 
     @property
     def projected(self) -> Tensor:
-        """The projections, in float32, for what a config only allows with a projector."""
+        """The projections in float32, for terms that require a projector."""
         assert self.projections is not None
         return self.projections.float()
 
@@ -61,7 +61,7 @@ class SeqJEPA(nn.Module):
     """Predicts the features of a view from earlier views and the actions between them.
 
     Args:
-        config: of the network.
+        config: config of the network.
         target: config of the source of the targets.
         action_dim: A.
     """

@@ -11,8 +11,8 @@ class TermConfig(Built):
     """A term of the objective; its field in `ObjectiveConfig` is its name.
 
     Attributes:
-        of_projections: whether it is a term of projections, which the model must have.
-        of_scale: whether it regularises the scale of projections, which must not be of unit length then.
+        of_projections: whether it acts on projections, so that the model must have a projector.
+        of_scale: whether it regularises the scale of projections, which then must not have unit length.
     """
 
     of_projections: ClassVar[bool] = False
@@ -22,7 +22,7 @@ class TermConfig(Built):
     """Weight of the term; 0 leaves it out."""
 
     def untrained(self) -> Self:
-        """A network that is not trained depends on no term."""
+        """An untrained network depends on no term."""
         return type(self)()
 
 
@@ -39,7 +39,7 @@ class PredictionConfig(TermConfig, Kind):
     """Weight of the term."""
 
     def untrained(self) -> "PredictionConfig":
-        """Whichever distance compares features, a network that is not trained stays the same."""
+        """An untrained network is the same for all distances between features."""
         return CosineConfig()
 
 
@@ -71,7 +71,7 @@ class CrossEntropyConfig(PredictionConfig):
     """Temperature of the prediction's softmax."""
 
     def untrained(self) -> PredictionConfig:
-        """Reported cosines are those of distributions."""
+        """This kind stays, because it changes the reported cosines: they compare distributions."""
         return type(self)(temperature=self.temperature)
 
 
@@ -113,7 +113,7 @@ class RateConfig(TermConfig):
         return self.scale.model_dump(exclude={"kind"})
 
     def untrained(self) -> Self:
-        """Rates are reported with or without the term."""
+        """Normalisation and scale stay, because rates are reported even without the term."""
         return type(self)(normalize=self.normalize, scale=self.scale)
 
 
@@ -157,7 +157,7 @@ class ObjectiveConfig(Section):
 
     @property
     def every_term(self) -> dict[str, TermConfig]:
-        """The terms by name, also those that are left out."""
+        """All terms by name, including those whose weight is 0."""
         return {name: value for name, value in self if isinstance(value, TermConfig)}
 
     @property

@@ -27,7 +27,7 @@ class Objective(nn.Module):
         self.names = tuple(f"loss_{name}" for name in self.terms)
 
     def comparable(self, prediction: Tensor) -> Tensor:
-        """Predictions [B, E] as they are compared with targets, in float32."""
+        """Predictions [B, E] in the form that is compared with targets, in float32."""
         return self.terms["prediction"].comparable(prediction)
 
     def join(self, group: ProcessGroup | None) -> None:
@@ -47,7 +47,7 @@ class Objective(nn.Module):
         return total, {f"loss_{name}": value for name, value in values.items()}
 
     def backward(self, total: Tensor, terms: dict[str, Tensor], send: Callable[[Tensor], None]) -> None:
-        """Send gradients back: here of the sum. An objective that weighs or restricts those of its terms overrides it.
+        """Do the backward pass, here of the sum. Override it to weight or restrict the gradients of single terms.
 
         Args:
             total: 0-dim, the weighted sum of the terms and the losses of the probes.

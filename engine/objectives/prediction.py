@@ -40,7 +40,7 @@ class Prediction(Term):
         raise NotImplementedError
 
     def comparable(self, prediction: Tensor) -> Tensor:
-        """Predictions [B, E] as they are compared with targets, in float32."""
+        """Predictions [B, E] in the form that is compared with targets, in float32."""
         return prediction.float()
 
 

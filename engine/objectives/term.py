@@ -1,4 +1,4 @@
-"""What every term of the objective offers."""
+"""Base class of the terms of the objective."""
 
 from abc import ABC, abstractmethod
 

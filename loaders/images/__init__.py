@@ -24,6 +24,6 @@ DATASETS = {
 
 
 def find_dataset(name: str) -> Dataset:
-    """The dataset of a name in `DATASETS`."""
+    """The dataset with a name in `DATASETS`."""
     module, _, kind = DATASETS[name].partition(":")
     return getattr(importlib.import_module(module, __package__), kind)(name)

@@ -1,4 +1,4 @@
-"""What every dataset of images offers, and one split of it."""
+"""Base class of image datasets, and one split of a dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .files import ImageFiles
 SPLITS = ("train", "test")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, in [0, 1]
 PART = 1 << 23  # bytes of pixels that are processed at a time
-SLOW = 5000  # image files from which on reading them shows its progress
+SLOW = 5000  # number of image files from which a progress bar is shown
 
 
 class Dataset(ABC):
@@ -31,7 +31,7 @@ class Dataset(ABC):
 
     side: int | None = None  # height and width of the images in pixels; None allows any size
     num_classes: int | None = None  # None allows any number
-    statistics: Statistics | None = None  # published, of the training pixels; None has them measured
+    statistics: Statistics | None = None  # published, of the training pixels; None measures them
     needs_root = True  # False for one that is installed with a package
 
     def __init__(self, name: str):

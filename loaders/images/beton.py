@@ -51,7 +51,7 @@ class Sidecar:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a sidecar, or raise an InputError if the file is missing, cannot be read, or is none."""
+        """Read a sidecar, or raise an InputError if the file is missing, cannot be read, or is no sidecar."""
         with readable(path, "data.root"):
             if not path.exists():
                 raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root")
@@ -65,9 +65,9 @@ class Sidecar:
             raise InputError(f"{path}: not a sidecar ({reason})", "data.root") from None
 
     def problem(self, split: str, count: int | None) -> str | None:
-        """What contradicts a beton of `split` whose header counts `count` images; None if nothing does."""
+        """Why it does not fit a beton of `split` whose header counts `count` images; None if it does."""
         if self.version != 1:
-            return f"its sidecar is of version {self.version}, 1 can be read"
+            return f"its sidecar has version {self.version}; only 1 can be read"
         if self.split != split:
             return f"its sidecar says that it is the {shown(self.split)} split"
         if not 0 < self.count < 2**40 or self.count != count:
@@ -178,7 +178,7 @@ class BetonImages:
         _check_size(self.path, self.sidecar)
         order = np.concatenate(parts)
         self.loader.traversal_order.indices = order.astype(np.uint64)
-        self.loader.first_traversal_order = range(len(order))  # its len() counts this, which would be stale
+        self.loader.first_traversal_order = range(len(order))  # len(loader) counts this; it would be stale
         order = torch.from_numpy(order).to(self.device)
         reader = iter(self.loader)
         try:

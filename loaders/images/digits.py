@@ -22,14 +22,14 @@ class Digits(Dataset):
         from sklearn.datasets import load_digits
 
         if root is not None:
-            raise InputError(f"{root}: digits are embedded, or betons; no .beton is there", "data.root")
+            raise InputError(f"{root}: digits come with scikit-learn, or from betons; there is no .beton", "data.root")
         flat, labels = load_digits(return_X_y=True)  # [N, 64] in 0..16, [N]
         small = np.round(np.asarray(flat) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
         pixels = np.zeros((len(small), 24, 24, 3), np.uint8)
         for canvas, digit in zip(pixels, small, strict=True):
             doubled = Image.fromarray(digit).resize((16, 16), Image.Resampling.BILINEAR)
             canvas[4:20, 4:20] = np.asarray(doubled)[..., None]
-        # the file repeats 0 to 9 and goes by writer: a permutation puts classes and writers in both splits
+        # images are ordered by writer and repeat 0 to 9: a permutation puts classes and writers in both splits
         order = list(range(len(small)))
         random.Random(0).shuffle(order)
         chosen = sorted(order[:TEST] if split == "test" else order[TEST:])

@@ -1,4 +1,4 @@
-"""Image files that are decoded when their pixels are asked for."""
+"""Image files that are decoded when they are indexed."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ TOO_LARGE = "images of up to 89 million pixels are read"
 
 
 class ImageFiles:
-    """Image files as an array of shape (N, H, W, 3) whose slices are decoded when they are asked for.
+    """Image files as an array of shape (N, H, W, 3) that decodes a slice when it is indexed.
 
     Raises:
-        InputError: a file is no image of 8 bits a channel, or not of the size of the first.
+        InputError: a file is not an image with 8 bits per channel, or differs in size from the first.
     """
 
     def __init__(self, paths: list[str]):
@@ -29,7 +29,7 @@ class ImageFiles:
         with _bombs_ignored():
             try:
                 height, width, _ = _decode(paths[0]).shape
-            except MemoryError:  # the header needs none; whoever reads the pixels says how large they are together
+            except MemoryError:  # the header has the size; reading all pixels raises the error for users
                 with _opened(paths[0]) as image:
                     width, height = image.size
         self.shape = (len(paths), height, width, 3)

@@ -1,4 +1,4 @@
-"""Class folders: a folder for train/ and test/ each, which holds a folder of images for each class."""
+"""Class folders: train/ and test/, each with a folder of images for each class."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ KEPT_ASIDE |= {"__macosx"}
 
 
 class ImageFolder(Dataset):
-    """Any images of one size, in class folders. Those are read for every dataset; this one has no other files."""
+    """Any images of one size, in class folders. Every dataset can be read from those; this one has no other files."""
 
     def read(self, root: Path | None, split: str, download: bool) -> Images:
         exists = root is not None and root.is_dir()
@@ -64,7 +64,7 @@ def list_images(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
 
 
 class _Walk:
-    """Remembers what it has met, so that nothing is read twice and nothing is left out without a word."""
+    """Lists folders, and records what it met, so that nothing is read twice and everything skipped is reported."""
 
     def __init__(self, folder: Path):
         self.others: list[str] = []
@@ -116,7 +116,7 @@ class _Walk:
         self.others += sorted(inside) or [entry.path]
 
     def report(self, folder: Path, taken: int) -> None:
-        """Say on stderr what was passed over, and how many images are there more than once."""
+        """Print to stderr what was skipped, and how many images are repeated."""
         facts = [f"{folder}: {taken} images"]
         if links := taken - len(self.images):
             facts.append(f"{links} of them repeat another by a link")

@@ -12,7 +12,7 @@ from .folder import list_images
 
 
 class Layout(NamedTuple):
-    """What stands at `data.root`."""
+    """What `data.root` contains."""
 
     root: Path | None
     betons: Path | None = None  # folder of train.beton and test.beton
@@ -20,10 +20,10 @@ class Layout(NamedTuple):
 
 
 def find_layout(dataset: Dataset, root: str | None) -> Layout:
-    """Tell what stands at `root`.
+    """Find out what `root` contains.
 
     Raises:
-        InputError: `root` cannot be read, is a beton of another name, or is None although the dataset needs a folder.
+        InputError: `root` cannot be read, is a beton that is no split, or is None although the dataset needs a folder.
     """
     if root is None:
         if dataset.needs_root:

@@ -20,12 +20,12 @@ def build_sequence(
     """The sequence that `config` describes.
 
     Args:
-        config: of the sequence.
+        config: settings of the sequence.
         image_size: (H, W).
         actions: how actions are encoded.
         device: where views are rendered.
 
     Raises:
-        InputError: the images are not what the sequence needs.
+        InputError: the sequence does not support the images' size.
     """
     return config.build(actions, image_size, device)

@@ -38,7 +38,7 @@ class Affine(Sequence):
     def __init__(self, config: AffineConfig, actions: ActionsConfig, image_size: tuple[int, int], device: torch.device):
         super().__init__(config, actions, image_size, device)
         height, width = self.image_size
-        if min(height, width) < 2:  # a grid between the outermost pixels has no extent then
+        if min(height, width) < 2:  # coordinates from -1 to 1 need two pixels
             raise InputError(
                 f"images are {width}x{height}, sequence.kind=affine needs two rows and columns", "data.root"
             )
@@ -63,7 +63,7 @@ class Affine(Sequence):
         turn, shift_x, shift_y, log_scale = params.unbind(-1)  # [B, V] each
         sin, cos = torch.deg2rad(turn).sin(), torch.deg2rad(turn).cos()
         zoom = torch.exp(-log_scale)
-        # each output pixel p asks for the input at scale^-1 R^-1 (p - shift), in pixels from the centre; y points
+        # output pixel p is sampled from the input at scale^-1 R^-1 (p - shift), in pixels from the centre; y points
         # down, so a counter-clockwise turn by t is [[cos, sin], [-sin, cos]]. No matmul: TF32 would round coordinates.
         x = torch.arange(width, device=images.device) - (width - 1) / 2 - shift_x[..., None]  # [B, V, W]
         y = torch.arange(height, device=images.device) - (height - 1) / 2 - shift_y[..., None]  # [B, V, H]
@@ -103,7 +103,7 @@ class Affine(Sequence):
 
 
 def mirrored_sweeps(image_size: tuple[int, int], device: torch.device) -> Sweeps:
-    """Affine sweeps of images that are mirrored at their border, for sequences with other factors of their own."""
-    if min(image_size) < 2:  # of which there is no affine image
+    """Affine sweeps of images that are mirrored at their border; other kinds of sequences add them to their own."""
+    if min(image_size) < 2:  # such images have no affine moves
         return []
     return Affine(AffineConfig(padding="reflect"), ActionsConfig(), image_size, device).sweeps()

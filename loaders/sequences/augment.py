@@ -12,7 +12,7 @@ from .affine import mirrored_sweeps
 from .base import Factor, Sequence, Sweeps, grid
 
 CROP_TRIES = 10  # torchvision's
-RATIO_LEVELS = 4096  # of the crop's aspect ratio, log-uniform: steps of 0.014 %
+RATIO_LEVELS = 4096  # the crop's aspect ratio takes this many log-uniform values, 0.014 % apart
 CPU_CHUNK = 32  # sequences rendered at a time, so that their planes stay in a core's cache
 
 
@@ -21,8 +21,8 @@ class Augment(Sequence):
 
     Parameters: the crop's top, left, height and width in pixels; factors of brightness, contrast and saturation; hue
     shift in turns; sigma of the blur in pixels (0 without); flip, grayscale and solarise as 0 or 1; number of the
-    jitter's order. Where no jitter is drawn its factors are 1, 1, 1, 0. Blur and solarise have probabilities of their
-    own in the target view.
+    jitter's order. Where no jitter is drawn its factors are 1, 1, 1, 0. In the target view, blur and
+    solarise have other probabilities.
 
     Actions: differences of the first nine, or with `full_actions` of all but the order. The paper leaves flip,
     grayscale and solarise out.
@@ -45,9 +45,8 @@ class Augment(Sequence):
             self.factors |= {"flip": slice(9, 10), "grayscale": slice(10, 11), "solarize": slice(11, 12)}
         height, width = self.image_size
         self.kernel_size = 2 * max(0, round((min(height, width) - 10) / 20)) + 1
-        # a crop is round(sqrt(area * ratio)) wide and round(sqrt(area / ratio)) high. Integers decide it, so that its
-        # bits are the same everywhere: area and ratio multiplied in fixed point of 2**-16, against the squares
-        # of k - 1/2
+        # a crop is round(sqrt(area * ratio)) wide and round(sqrt(area / ratio)) high. Integers give the same bits
+        # everywhere: the product, in fixed point of 2**-16, is compared with the squares of k - 1/2
         log_low, log_high = map(math.log, config.crop_ratio)
         step = (log_high - log_low) / RATIO_LEVELS
         logs = [log_low + (level + 0.5) * step for level in range(RATIO_LEVELS)]
@@ -79,7 +78,7 @@ class Augment(Sequence):
         return torch.stack([column.float() for column in columns], dim=-1)
 
     def _crop_size(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Height and width, int64 [B, V], of the first try that fits; those of the largest crop, and False, if none."""
+        """Height and width, int64 [B, V], of the first try that fits, or else of the largest crop; whether one fits."""
         low, high = (round(bound * 2**16) for bound in self.config.crop_area)
         area = low + ((words & 0xFFFF) * (high - low) >> 16)
         level = words >> 20
@@ -115,7 +114,7 @@ class Augment(Sequence):
         return params[..., : self.action_dim]
 
     def sweeps(self) -> Sweeps:
-        """Affine moves, colours, blur, and crops that move and that grow."""
+        """Affine moves, colours, blur, and the place and size of the crop."""
         height, width = self.image_size
         at = {name: column for column, name in enumerate(self.param_names)}
         rest = {"height": float(height), "width": float(width), "brightness": 1.0, "contrast": 1.0, "saturation": 1.0}

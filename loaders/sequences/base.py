@@ -1,4 +1,4 @@
-"""What every action sequence offers."""
+"""Base class of action sequences: they draw parameters, render views and encode actions."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -15,29 +15,29 @@ from ..draws import STATISTICS_STREAM, words
 
 STATISTICS_SAMPLES = 4096
 VIEW_L2_WARNING = (
-    "actions.normalization=view_l2 divides each parameter by its norm over a sequence's views, the target's included: "
-    "what the model is told about the first views depends on the target, and on how many views there are. "
-    "It is here to compare with the reference code"
+    "actions.normalization=view_l2 divides each parameter by its norm over all views of a sequence, the target "
+    "included: the actions that the model receives depend on the target and on the number of views. "
+    "Use it only to compare with the reference code"
 )
 
 
 class Factor(NamedTuple):
-    """A grid along one factor of variation, the others at rest. S steps, P parameters of the sequence."""
+    """A grid along one factor of variation, the others fixed. S steps, P parameters of the sequence."""
 
     name: str
     unit: str
     values: Tensor  # [S]
-    identity: int  # step at which the image is as it is
+    identity: int  # step at which the image is unchanged
     params: Tensor  # [S, P]
-    dims: int  # of the subspace that an equivariant encoder would give it
+    dims: int  # dimension of the subspace in which an equivariant encoder would represent it
     closed: bool = False  # whether the last step is next to the first: an angle
 
 
-Sweeps = list[tuple["Sequence", list[Factor]]]  # sequences that render them, each with its grids
+Sweeps = list[tuple["Sequence", list[Factor]]]  # each sequence, with the grids that it renders
 
 
 def grid(rest: list[float], column: int, values: list[float]) -> Tensor:
-    """Parameters [S, P]: those at rest, but for one column, which takes the S values."""
+    """Parameters [S, P]: `rest` in every row, except for one column, which takes the S values."""
     params = torch.tensor(rest).repeat(len(values), 1)
     params[:, column] = torch.tensor(values)
     return params
@@ -47,16 +47,16 @@ class Sequence(ABC):
     """A way to draw view parameters, to render views, and to encode the actions between them.
 
     Args:
-        config: of the sequence.
+        config: settings of the sequence.
         actions: how actions are encoded.
         image_size: (H, W).
         device: where everything happens.
 
     Attributes:
         num_views: V = M + 1.
-        num_draws: random numbers that one view needs.
-        param_names: of the P parameters.
-        factors: name of each factor of variation to its dimensions of the action.
+        num_draws: number of random words that one view needs.
+        param_names: names of the P parameters.
+        factors: dimensions of the action that belong to each factor of variation, by its name.
     """
 
     num_draws: int
@@ -76,7 +76,7 @@ class Sequence(ABC):
 
     @property
     def action_dim(self) -> int:
-        """A."""
+        """Number A of dimensions of an action."""
         return max((dims.stop for dims in self.factors.values()), default=0)
 
     @abstractmethod
@@ -99,7 +99,7 @@ class Sequence(ABC):
         return self.encode(params).diff(dim=1)
 
     def actions(self, params: Tensor) -> Tensor:
-        """What the model is given, float32 [B, V - 1, A]: action i carries view i to view i + 1.
+        """Actions as the model receives them, float32 [B, V - 1, A]: action i carries view i to view i + 1.
 
         `standard` subtracts from each dimension of the move its mean over the draws and divides by its standard
         deviation, both constants.
@@ -118,23 +118,23 @@ class Sequence(ABC):
         return self.actions(params.flip(1)).flip(1)
 
     def sweeps(self) -> Sweeps:
-        """The factors along which diagnostics move images, one at a time; each grid holds the identity.
+        """The factors along which diagnostics move images, one at a time; each grid contains the unchanged image.
 
         They are the same for all runs of a kind, whatever their ranges, so that figures can be compared.
         """
         return []
 
     def prepare(self) -> None:
-        """Compute what is computed once, before a compiler looks at it."""
+        """Compute cached values; call it before `torch.compile` traces this object."""
         if self.normalization == "standard" and self.action_dim:
             self.statistics  # noqa: B018
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, [A] each, of a move between two drawn, observed views; 1 for a constant's.
+        """Mean and standard deviation, [A] each, of moves between drawn, observed views; the latter is 1 if constant.
 
-        Of a fixed set of draws, so that they depend on neither the data, the seed nor the length of the sequences. Each
-        move counts there and back: a shift has mean 0, and the way back from it is its negative.
+        They come from a fixed set of draws, so they depend on neither the data nor the run's seed nor the number of
+        views. Each move counts in both directions: shifts have mean 0, and the inverse of a shift is its negative.
         """
         index = torch.arange(STATISTICS_SAMPLES)
         draws = words(0, STATISTICS_STREAM, 0, index, 4, self.num_draws)  # views 1 and 2 of 4: drawn, not the target

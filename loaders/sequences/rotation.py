@@ -50,7 +50,7 @@ class Rotation(Sequence):
 
     def encode(self, params: Tensor) -> Tensor:
         quarter = _quarters(params)  # [B, V, 1]
-        # exact zeros and ones: float32's sin(pi) is not 0, and a constant must look like one
+        # exact zeros and ones: float32's sin(pi) is not 0, and a constant must have no deviation
         sin = (quarter == 1).float() - (quarter == 3).float()
         cos = (quarter == 0).float() - (quarter == 2).float()
         return torch.cat([sin, cos], dim=-1)
@@ -59,7 +59,7 @@ class Rotation(Sequence):
         return self.encode(params.diff(dim=1))
 
     def sweeps(self) -> Sweeps:
-        """Affine moves, which it is not trained on, and the four right angles, which it is."""
+        """Affine moves, which do not occur in training, and the four right angles, which do."""
         turns = [-180.0, -90.0, 0.0, 90.0]
         factor = Factor("right_angles", "degrees", torch.tensor(turns), 2, grid([0.0], 0, turns), 2, closed=True)
         return [*mirrored_sweeps(self.image_size, self.device), (self, [factor])]

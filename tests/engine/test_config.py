@@ -115,7 +115,7 @@ def test_a_printed_config_is_a_config(tmp_path, capsys):
         ),
         (["model.aggregator.num_heads=7"], ["model.aggregator.num_heads = 7", "does not divide the token width"]),
         (["gates.enforce=true", "data.name=other"], ["gates.enforce", "no rules for data.name = other"]),
-        (["control.enabled=false"], ["override control.enabled=false", "a gate asks for a margin"]),
+        (["control.enabled=false"], ["override control.enabled=false", "a gate requires a margin"]),
         (
             ["gates.rules.digits_affine=[{metric: online_r2_test}]"],
             ["gates.rules.digits_affine.0.metric", "needs min, max or margin"],
@@ -130,7 +130,7 @@ def test_a_printed_config_is_a_config(tmp_path, capsys):
         (["run.epochs={a: 1}"], ["override run.epochs={a: 1}: run.epochs", "must be a whole number"]),
         (["sequence.translation=[0.2,0.8]"], ["sequence.translation = [0.2, 0.8]: must be a list of 2 whole numbers"]),
         (["run.name=.."], ["run.name = '..'"]),
-        (["data.batch_size=32", "optim.accumulate=32"], ["optim.accumulate = 32", "batch norm cannot normalise"]),
+        (["data.batch_size=32", "optim.accumulate=32"], ["optim.accumulate = 32", "batch norm needs at least two"]),
         (["confgs/smoke.yaml"], ["confgs/smoke.yaml: no such config file; did you mean configs/smoke.yaml?"]),
         (["--epochs"], ["--epochs: unknown option"]),
         (["=1"], ["not of the form section.key=value"]),

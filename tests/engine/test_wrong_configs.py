@@ -117,7 +117,7 @@ def test_strange_yaml_is_one_line(tmp_path, refused, text):
         ("run.epochs=${oc.env:HOME}", ["run.epochs", "'${' is not looked up"]),
         ("run.name=" + "[" * 2000 + "]" * 2000, ["run.name", "nest"]),
         ("run.name=[", ["run.name=[: run.name: not readable as YAML"]),
-        ("run.name=a\nb", ["one line of text"]),
+        ("run.name=a\nb", ["one line of printable text"]),
         ("run.name=null", ["must be text; quotes make it text: run.name='\"null\"'"]),
         ("run.name==", ["not readable as YAML", "; quotes make it text: run.name='\"=\"'"]),
         ("run.name=<<", ["not readable as YAML", "; quotes make it text: run.name='\"<<\"'"]),

@@ -69,7 +69,7 @@ def test_while_betons_are_written(many, tmp_path, interrupt):
     out = tmp_path / "betons"
     code, said = interrupt("seqjepa.loaders.write", [many, out], signal.SIGTERM)
     assert code == 143
-    assert said.splitlines()[-1] == "interrupted by SIGTERM: what was finished is written, nothing by halves"
+    assert said.splitlines()[-1] == "interrupted by SIGTERM: finished betons are kept, and no beton is half-written"
     assert "Traceback" not in said
     assert list(out.iterdir()) == []
 

@@ -69,7 +69,7 @@ def test_validation_keeps_order_and_tail():
 def test_refuses_batches_that_do_not_fit():
     with pytest.raises(InputError, match="104 is larger than the 103 training images"):
         make(batch=104)
-    with pytest.raises(InputError, match="10 does not divide over 3 processes"):
+    with pytest.raises(InputError, match="10 is not divisible by 3 processes"):
         make(num_processes=3)
 
 

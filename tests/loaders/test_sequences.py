@@ -168,7 +168,7 @@ def test_affine_border_is_mirrored_at_the_outermost_pixels(digits):
     ("still", "moving"),
     [
         ({}, [0, 1, 2, 3, 4]),
-        ({"translation": [0, 0], "scale": [1.0, 1.0]}, [0, 1]),  # the reference's rot_only, and so on
+        ({"translation": [0, 0], "scale": [1.0, 1.0]}, [0, 1]),  # the reference code's rot_only, and so on
         ({"rotation": [0.0, 0.0], "scale": [1.0, 1.0]}, [2, 3]),
         ({"rotation": [0.0, 0.0], "translation": [0, 0]}, [4]),
     ],
@@ -297,7 +297,7 @@ def test_inverse_actions_lead_back(kind, normalization):
 
 
 def test_view_l2_equals_the_reference_and_leaks_the_target():
-    with pytest.warns(UserWarning, match="view_l2 .* depends on the target"):
+    with pytest.warns(UserWarning, match="view_l2 .* depend on the target"):
         sequence = augment(normalization="view_l2")
     params = draw(sequence)
     absolute = params[..., :9].double()

@@ -71,7 +71,7 @@ def test_says_what_is_wrong_in_one_line(tmp_path, capsys):
     refused("sequence.blur = [2, 0]: must be two probabilities", digits, "sequence.kind=augment", "sequence.blur=[2,0]")
     refused("sequence.flip", digits, "sequence.kind=augment", "sequence.flip=2")
     refused("sequence.colour", digits, "sequence.colour=1")
-    refused("the sheet depends on data, sequence, actions alone", digits, "sequnce.kind=rotation")
+    refused("the sheet depends only on data, sequence, actions", digits, "sequnce.kind=rotation")
     refused("only applies with sequence.kind=augment (it is affine)", digits, "sequence.full_actions=true")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     refused("must be a mapping of sections", str(tmp_path / "list.yaml"))

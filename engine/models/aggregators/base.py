@@ -1,4 +1,4 @@
-"""What every aggregator offers."""
+"""Base class of aggregators."""
 
 from typing import ClassVar
 
@@ -6,11 +6,11 @@ from torch import nn
 
 
 class Aggregator(nn.Module):
-    """What the rest of the code may ask of any aggregator, besides calling it with tokens [B, M, T].
+    """A network from tokens [B, M, T] to an aggregate [B, T], built with its section and the token width T.
 
     Attributes:
-        no_decay: names of its own parameters that weight decay leaves alone, although they are no vectors.
-        figure_names: of what `figures` returns.
+        no_decay: names of parameters without weight decay, besides vectors such as biases, which never have it.
+        figure_names: keys of what `figures` returns.
     """
 
     no_decay: ClassVar[tuple[str, ...]] = ()

@@ -1,1 +1,1 @@
-"""What sees a view by itself? Networks from views [B, N, ...] to features [B, N, D]."""
+"""What encodes a single view? Networks from views [B, N, ...] to features [B, N, D]."""

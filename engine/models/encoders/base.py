@@ -1,11 +1,11 @@
-"""What encoders of images share."""
+"""Base class of image encoders."""
 
 import torch
 from torch import Tensor, nn
 
 
 class ImageEncoder(nn.Module):
-    """Encodes images one by one: views [B, N, C, H, W] -> features [B, N, D]. Mixed into a network of images."""
+    """Encodes images one by one: views [B, N, C, H, W] -> features [B, N, D]. Built with its section."""
 
     def features(self, images: Tensor) -> Tensor:
         """Features [n, D] of images [n, C, H, W], in channels_last."""

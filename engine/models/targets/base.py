@@ -1,4 +1,4 @@
-"""What every source of targets offers; those without a teacher need only `features`."""
+"""Base class of sources of targets."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from ....loaders.batch import Views
 
 
 class Target(nn.Module):
-    """A source of targets.
+    """A source of targets, built with its section and the encoder; without a teacher it needs only `features`.
 
     Attributes:
         joint: whether targets are encoded together with the observed views; `features` is not called then.

@@ -432,7 +432,7 @@ def test_subspaces_of_a_checkpoint_beside_the_untrained_network(run, capsys):
 
 
 def test_moved_views_are_those_after_the_first(parts):
-    """agg of the second view on, told the moves between them; on the reference's own path through the model."""
+    """agg of the second view on, with the moves between them; computed as the reference code does."""
     _, loaders, network = parts
     network = FrozenNetwork(network.model, [3], network.accelerator)
     found = read_moved(network, loaders.validation, lambda: None)

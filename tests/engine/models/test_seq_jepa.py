@@ -56,7 +56,7 @@ def count(module):
 
 @pytest.mark.parametrize(
     ("action_dim", "settings", "trainable", "with_teacher"),
-    [  # spec 1.10: CIFAR-10 rotations, CIFAR-100 augmentations, MNIST affine
+    [  # CIFAR-10 rotations, CIFAR-100 augmentations, MNIST affine
         (2, {}, 27_254_848, 38_423_680),
         (9, {}, 27_255_744, 38_424_576),
         (5, MNIST, 19_739_840, 30_908_672),
@@ -155,7 +155,7 @@ def batch_norm(module):
 def test_stop_gradient_shares_batch_statistics():
     model = small(kind="stop_gradient")
     views, actions = inputs()
-    views[:, -1] *= 5  # a target from another distribution, as under the reference's augmentations
+    views[:, -1] *= 5  # a target from another distribution, as under the reference code's augmentations
     encoder = copy.deepcopy(model.encoder)
     output = model(views, actions)
     together = encoder(views)

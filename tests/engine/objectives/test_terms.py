@@ -41,7 +41,7 @@ def output(batch=12, views=4, width=6, seed=0, both=False, **given):
 
 
 def rate(features):
-    """log det(I + CᵀC / B) of centred features, alpha = 1, as the reference writes it."""
+    """log det(I + CᵀC / B) of centred features, alpha = 1, as the reference code writes it."""
     centred = (features - features.mean(0)).double()
     return torch.logdet(torch.eye(features.shape[1]).double() + centred.T @ centred / len(features)).item()
 
@@ -90,7 +90,7 @@ def test_both_readings_count_the_same():
 def test_rate_of_what_it_is_asked_for():
     given = output()
     agg = rate(given.agg)
-    z = sum(rate(given.z[:, view]) for view in range(3)) / 3  # all views (the reference: the first alone)
+    z = sum(rate(given.z[:, view]) for view in range(3)) / 3  # all views (the reference code: only the first)
     for target, expected in (("agg", agg), ("z", z), ("both", agg + z)):
         assert value("rate", given, "objective.rate.weight=0.1", f"objective.rate.features={target}") == pytest.approx(
             -expected, rel=1e-5

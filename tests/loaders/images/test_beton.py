@@ -159,7 +159,7 @@ def refuse(root, match):
         ({"count": 10**6}, "holds 1438 images, its sidecar says 1000000"),
         ({"count": 1000}, "holds 1438 images, its sidecar says 1000"),
         ({"split": "test"}, "says that it is the test split"),
-        ({"version": 99}, "of version 99, 1 can be read"),
+        ({"version": 99}, "has version 99; only 1 can be read"),
         ({"image_size": []}, "no image size"),
         ({"mean": [0.5] * 7}, "not three numbers each"),
         ({"std": [0.5, 0.5, 0.0]}, "a std is not above 0"),

@@ -114,7 +114,8 @@ def test_images_larger_than_memory(tmp_path, tiny, refused):
             shutil.copy(tmp_path / split / "a" / "0.png", tmp_path / split / "a" / f"{number}.png")  # of 18 KB
     words = tiny("data.dataset=imagefolder", f"data.root={tmp_path}", "data.batch_size=4", "data.train_subset=null")
     with memory_left(4 << 30):
-        refused(words, "data.root: 400 images of 2000x3000 pixels are 6.71 GiB, more memory than cpu has left; betons")
+        told = "data.root: 400 images of 2000x3000 pixels are 6.71 GiB, more memory than cpu has left; use betons"
+        refused(words, told)
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_writing_betons_of_images_larger_than_memory(large, capsys):
     pytest.importorskip("ffcv")  # which takes some memory itself
     with memory_left(48 << 20):
         assert write([str(large), str(large / "out")]) == 4
-    assert capsys.readouterr().err == "out of memory; smaller images need less; what was finished is written\n"
+    assert capsys.readouterr().err == "out of memory; use smaller images; finished betons are kept\n"
     assert not list((large / "out").iterdir())
 
 
