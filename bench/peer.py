@@ -82,17 +82,17 @@ class Peer:
     def step(self) -> float:
         """Fetch a batch and train on it; returns the loss."""
         try:
-            views, told, labels = next(self.batches)
+            views, parameters, labels = next(self.batches)
         except StopIteration:  # the loader's workers start again in each epoch
             self.batches = iter(self.loader)
             self.kept = {name: ([], []) for name in self.heads}
-            views, told, labels = next(self.batches)
+            views, parameters, labels = next(self.batches)
         with _reference_settings():
-            return self.learn(views.to(self.device), told.to(self.device), labels.to(self.device))
+            return self.learn(views.to(self.device), parameters.to(self.device), labels.to(self.device))
 
-    def learn(self, views: torch.Tensor, told: torch.Tensor, labels: torch.Tensor) -> float:
+    def learn(self, views: torch.Tensor, parameters: torch.Tensor, labels: torch.Tensor) -> float:
         """Train one step on a batch that is on the device."""
-        moves = F.normalize(told, dim=1).diff(dim=1) if self.augmented else told
+        moves = F.normalize(parameters, dim=1).diff(dim=1) if self.augmented else parameters
         self.model.train()
         self.optimizer.zero_grad()
         model = self.model
@@ -108,13 +108,13 @@ class Peer:
             teacher.data = decay * teacher.data + (1 - decay) * student.data
         value = loss.item()
         first, second = output.z[:, 0].detach(), output.z[:, 1].detach()
-        asked = {
+        probed = {
             "class": (output.agg.detach(), labels),
             "action": (torch.cat([first, second], dim=1), moves[:, 0]),
             "class_leakage": (first, labels),
             "action_leakage": (output.agg.detach(), moves[:, 0]),
         }
-        for name, (features, target) in asked.items():
+        for name, (features, target) in probed.items():
             self.probe(name, features, target)
         return value
 
@@ -128,6 +128,6 @@ class Peer:
         loss.backward()
         optimizer.step()
         loss.item()
-        answer = guess.argmax(1) if is_class else guess.detach()
-        predicted.extend(answer.cpu().numpy())
+        predictions = guess.argmax(1) if is_class else guess.detach()
+        predicted.extend(predictions.cpu().numpy())
         targets.extend(target.cpu().numpy())

@@ -23,7 +23,7 @@ Drawn = tuple[Tensor, Tensor]
 
 
 class PillowSequences(Dataset):
-    """One sequence per image: (views [V, 3, H, W], told, label), with `told` as in `pillow_sequence`."""
+    """One sequence per image: (views [V, 3, H, W], parameters, label), with `parameters` as in `pillow_sequence`."""
 
     def __init__(self, images: Images, config: SequenceConfig):
         self.pixels, self.labels = images.pixels, images.labels.tolist()

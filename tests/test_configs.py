@@ -65,7 +65,7 @@ def resolve(words):
     return compose([w if "=" in w else f"configs/{w}.yaml" for w in words.split()]).config
 
 
-def test_every_config_of_the_reference_is_mapped():
+def test_every_config_of_the_reference_code_is_mapped():
     assert len(TABLE) == len(ROWS) == 27
     assert TABLE.keys() == EXPECTED.keys()
 
@@ -84,7 +84,7 @@ def test_rows_resolve(name):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_hyperparameters_equal_those_of_the_reference(name):
+def test_hyperparameters_equal_those_of_the_reference_code(name):
     config = resolve(TABLE[name])
     optim, gate = config.optim, {}
     for rule in config.active_rules:
@@ -109,7 +109,7 @@ def test_hyperparameters_equal_those_of_the_reference(name):
         assert (config.target.decay, config.target.schedule, config.target.buffers) == (0.996, "constant", "ignore")
 
 
-def test_sequences_equal_those_of_the_reference():
+def test_sequences_equal_those_of_the_reference_code():
     aug = resolve("data/cifar100_aug").sequence
     assert (aug.crop_area, aug.crop_ratio, aug.flip) == ([0.2, 1.0], [3 / 4, 4 / 3], 0.5)
     assert (aug.jitter, aug.brightness, aug.contrast) == (0.8, [0.6, 1.4], [0.6, 1.4])

@@ -14,7 +14,7 @@ def make(number=103, batch=10, **settings):
     return Sampler(np.arange(number) * 3, batch_size=batch, **settings)
 
 
-def test_subsets_hold_the_same_images_as_in_the_reference():
+def test_subsets_hold_the_same_images_as_in_the_reference_code():
     expected = list(range(100))
     random.Random(42).shuffle(expected)
     assert subset(100, 12, 42).tolist() == expected[:12]

@@ -296,7 +296,7 @@ def test_inverse_actions_lead_back(kind, normalization):
     torch.testing.assert_close(back, there * sign, rtol=0, atol=1e-3)  # sampled means of shifts are zero but for 1e-4
 
 
-def test_view_l2_equals_the_reference_and_leaks_the_target():
+def test_view_l2_equals_the_reference_code_and_leaks_the_target():
     with pytest.warns(UserWarning, match="view_l2 .* depend on the target"):
         sequence = augment(normalization="view_l2")
     params = draw(sequence)

@@ -71,7 +71,7 @@ def test_centred_cosine_closed_forms(accelerator):
     assert abs(centred_cosine(shuffled, target, accelerator)) < 5 / math.sqrt(400 * 32)
 
 
-def test_features_are_those_of_the_reference():
+def test_features_are_those_of_the_reference_code():
     z = torch.randn(5, 3, 4, requires_grad=True)
     features = probe_features(
         Output(z, torch.randn(5, 6), torch.randn(5, 4), torch.randn(5, 4), z, torch.randn(5, 1, 4))
