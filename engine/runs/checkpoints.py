@@ -31,7 +31,7 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: that holds them.
+        folder: their folder.
         keep: number of newest ones that are kept, besides the best.
     """
 
@@ -113,7 +113,7 @@ class Checkpoints:
         """Delete what lies after a position that the run goes back to.
 
         Args:
-            position: of the checkpoint that is resumed.
+            position: position of the checkpoint that is resumed.
             best: number of segments after which the run was at its best by then; `best` points there again.
         """
         for path in self.all():

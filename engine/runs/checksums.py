@@ -26,7 +26,7 @@ def reading(path: Path, form: str = "readable") -> Iterator[None]:
     """Turn what fails while a file or folder of a checkpoint is read into an error of its own.
 
     Args:
-        path: of the file or folder.
+        path: path of the file or folder.
         form: what a file is not whose content is the reason.
 
     Raises:

@@ -32,7 +32,7 @@ class RunFolder:
     """runs/<name>, or the folder that run.dir names; while it is entered, no other run can use it.
 
     Args:
-        config: of the run, whole.
+        config: whole config of the run.
         run: section of the config that names the folder and says what a new run may do there.
         keep: number of newest checkpoints that are kept, besides the best.
         main: whether this is the main process, which locks the folder.

@@ -34,11 +34,11 @@ class MetricsFile:
     """Writes metrics.jsonl.
 
     Args:
-        path: of the file.
+        path: path of the file.
         epochs: number of complete ones; lines of later epochs, which a resumed run repeats, are dropped.
 
     Attributes:
-        rows: of the epochs, as in the file.
+        rows: rows of the epochs, as in the file.
         lost: complete epochs whose lines are missing or damaged.
     """
 

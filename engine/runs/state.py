@@ -43,7 +43,7 @@ class Waiting(Section):
 
 
 class Settled(Section):
-    """What the machine made of settings such as run.device=auto."""
+    """The values that settings such as run.device=auto have on a machine."""
 
     processes: int = Field(ge=1)
     device: str
@@ -74,7 +74,7 @@ class TrainingState(Section):
     """Missing in older records."""
 
     def notice(self, path: Path) -> str | None:
-        """The line that a user of this record is told, if it is of an older version."""
+        """A line for the user if the record is of an older version; None otherwise."""
         if self.version == VERSION:
             return None
         return f"{path}: a checkpoint of version {self.version}; its settings are read by their new names"
@@ -91,7 +91,7 @@ def _from_3(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_4(state: dict[str, Any]) -> dict[str, Any]:
-    """Version 4 knew no segments but epochs, and had other names for some settings."""
+    """Version 4 counted epochs instead of segments, and had other names for some settings."""
     state, best = dict(state), dict(state["best"])
     position = {"segment": state.pop("epoch"), "step": state.pop("step")}
     best["segment"] = best.pop("epoch")

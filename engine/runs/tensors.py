@@ -49,7 +49,7 @@ def read(
     """The tensors of a checkpoint, by file and name, and its record.
 
     Args:
-        rank: of the process whose random generators are read; their tensors are missing if it had none.
+        rank: number of the process whose random generators are read; their tensors are missing if it had none.
         files: those that are read.
 
     Raises:

@@ -1,1 +1,1 @@
-"""On what does a run take place? Devices, processes, signals, compilers, failures of the machine, provenance."""
+"""What does a run use of the machine? Devices, processes, signals, compilers, failures of the machine, provenance."""

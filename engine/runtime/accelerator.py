@@ -1,4 +1,4 @@
-"""Sets up device, precision, threads and compiler, as the config says, whatever the environment asks for."""
+"""Sets up device, precision, threads and compiler, as the config says, whatever the environment says."""
 
 import functools
 import os
@@ -82,12 +82,12 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
         left = f"; launchers have set {', '.join(found)}: unset what was left over" if found else ""
         raise InputError(f"Accelerate cannot start ({first_line(error)}){left}") from None
     if accelerator.device.type != kind:  # as under `accelerate launch --cpu`
-        raise InputError(f"{kind} is asked for, the launcher gave {accelerator.device.type}", "run.device")
+        raise InputError(f"{kind} is set, but the launcher gave {accelerator.device.type}", "run.device")
     return accelerator
 
 
 def overruled(run: RunConfig, accumulate: int, accelerator: Accelerator) -> list[str]:
-    """A line for each thing that Accelerate's launcher, environment or saved config asks for in vain."""
+    """A line for each thing that Accelerate's launcher, environment or saved config sets and the run's config overrules."""
     settled = {
         "ACCELERATE_MIXED_PRECISION": ("run.precision", accelerator.mixed_precision.replace("no", "fp32")),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("optim.accumulate", str(accumulate)),

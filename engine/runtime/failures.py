@@ -1,4 +1,4 @@
-"""What is said when the machine fails a run: a full disk, no memory left, data that disappear."""
+"""Messages for failures of the machine: a full disk, no memory left, data that disappear."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""Whether a run should stop, because of a signal or a dead launcher: the loop asks between steps."""
+"""Signals, and launchers that died: the training loop checks for both between steps, and stops the run."""
 
 import contextlib
 import os
@@ -106,7 +106,7 @@ class Interrupts:
     def check_together(self, accelerator: Accelerator) -> None:
         """Raise `Interrupted` on every process if any of them was asked to stop.
 
-        Every process calls it in every step. About every two seconds, in the same step, they ask each other.
+        Every process calls it in every step. About every two seconds, all in the same step, the processes exchange what they received.
         """
         if accelerator.num_processes == 1:
             self.check()
