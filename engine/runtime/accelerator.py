@@ -30,7 +30,7 @@ OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_
 OF_LAUNCHERS += ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # the CUDA graphs of torch.compile would overwrite outputs that validation keeps; `graph` captures the whole step itself
 COMPILE_MODES = {"default": "default", "graph": "default", "max-autotune": "max-autotune-no-cudagraphs"}
-_say_once = functools.cache(functools.partial(print, flush=True))  # the mode is asked for in several places
+_say_once = functools.cache(functools.partial(print, flush=True))  # several places look up the mode
 
 
 def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
@@ -87,7 +87,7 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
 
 
 def overruled(run: RunConfig, accumulate: int, accelerator: Accelerator) -> list[str]:
-    """A line for each thing that Accelerate's launcher, environment or saved config sets and the run's config overrules."""
+    """A line for each setting of Accelerate's launcher, environment or saved config that the run's config overrules."""
     settled = {
         "ACCELERATE_MIXED_PRECISION": ("run.precision", accelerator.mixed_precision.replace("no", "fp32")),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("optim.accumulate", str(accumulate)),
@@ -97,7 +97,7 @@ def overruled(run: RunConfig, accumulate: int, accelerator: Accelerator) -> list
     return [
         f"{name}={asked[name]} is not used: {field} decides, and is {value}"
         for name, (field, value) in settled.items()
-        if asked[name] not in ("", "no", value)  # the launcher sets "no" where nothing was asked for
+        if asked[name] not in ("", "no", value)  # the launcher sets "no" where nothing was set
     ]
 
 
@@ -118,7 +118,7 @@ def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:
     """How training is compiled here, whatever `run.compile` leaves open.
 
     Raises:
-        InputError: a CUDA graph is asked for on a CPU or with several processes, or there is no compiler.
+        InputError: a CUDA graph is to be used on a CPU or with several processes, or there is no compiler.
     """
     device, processes = accelerator.device.type, accelerator.num_processes
     if run.compile == "none" or (run.compile == "auto" and (device != "cuda" or run.deterministic)):

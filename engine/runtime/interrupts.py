@@ -106,7 +106,8 @@ class Interrupts:
     def check_together(self, accelerator: Accelerator) -> None:
         """Raise `Interrupted` on every process if any of them was asked to stop.
 
-        Every process calls it in every step. About every two seconds, all in the same step, the processes exchange what they received.
+        Every process calls it in every step. About every two seconds, all in the same step, the processes exchange what
+        they received.
         """
         if accelerator.num_processes == 1:
             self.check()
