@@ -15,14 +15,7 @@ from .objectives.config import ObjectiveConfig
 from .reports.config import LONGEST, TrackingConfig
 from .runs.config import CheckpointConfig
 from .runtime.config import RunConfig
-from .training.config import (
-    AblationConfig,
-    ControlConfig,
-    EarlyStopConfig,
-    GateRule,
-    GatesConfig,
-    OptimConfig,
-)
+from .training.config import AblationConfig, ControlConfig, EarlyStopConfig, GateRule, GatesConfig, OptimConfig
 
 
 class Config(Schema):

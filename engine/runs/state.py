@@ -1,11 +1,12 @@
 """state.json, the record of a checkpoint: its fields, and the migration of older versions."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, WrapValidator
 
 from ...configs.errors import InputError, shown
 from ...configs.section import Section
@@ -14,7 +15,8 @@ from .checksums import Damaged, read_failure, regular_file
 
 VERSION = 5
 
-Metrics = dict[str, float | None]  # NaN is null
+Number = Annotated[float, WrapValidator(lambda value, check: math.nan if value is None else check(value))]
+Metrics = dict[str, Number]  # null, as files hold it, is NaN
 Count = Annotated[int, Field(ge=0, lt=2**32)]
 
 

@@ -6,31 +6,19 @@ from .config import EarlyStopConfig
 
 
 def improves(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
-    """Whether a value is better than the best so far by more than `min_delta`; NaN never is.
-
-    Args:
-        value: of a metric.
-        best: value so far; None before the first.
-        mode: max or min, whichever is better.
-        min_delta: change that does not count yet.
-    """
+    """Whether a value is better than the best so far by more than `min_delta`; the first one is, and NaN never is."""
     if best is None or math.isnan(value):
         return not math.isnan(value)
     return (value - best if mode == "max" else best - value) > min_delta
 
 
 class Patience:
-    """Counts the validations since the last improvement.
-
-    Attributes:
-        best: value of the metric so far.
-        waited: validations since then.
-    """
+    """Counts the validations since the last improvement."""
 
     def __init__(self, config: EarlyStopConfig):
         self.config = config
-        self.best: float | None = None
-        self.waited = 0
+        self.best: float | None = None  # value of the metric so far
+        self.waited = 0  # validations since then
 
     def see(self, metrics: dict[str, float]) -> None:
         """Take a validation into account."""

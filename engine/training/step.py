@@ -18,7 +18,7 @@ from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
 from ..runtime.distributed import join_batch_norms, joined_mean, world
 from .forward import StepInputs, StepOutputs, TrainingForward
-from .optimizers import build_optimizer, learning_rate, moves_teacher, set_decay, set_rate
+from .optimizers import build_optimizer, learning_rate, set_rate
 from .segments import segments_of
 
 
@@ -29,11 +29,7 @@ class Diverged(Exception):
 class TrainingStep:
     """Owns model, probes and optimisers, and does one training step at a time.
 
-    Args:
-        config: of the run.
-        loaders: what it reads from.
-        accelerator: device, precision, processes.
-        train_model: False leaves the network as it was born and trains the probes alone, for the control.
+    With `train_model=False` it leaves the network as it was born and trains the probes alone, for the control.
     """
 
     def __init__(self, config: Config, loaders: Loaders, accelerator: Accelerator, *, train_model: bool = True):
@@ -102,11 +98,7 @@ class TrainingStep:
         self.device_step = torch.zeros((), dtype=torch.long, device=device)  # counted where it is used
 
     def step(self, batch: Batch, step: int) -> Tensor:
-        """Learn from a batch; nothing here waits for the device.
-
-        Args:
-            batch: this process's part of it.
-            step: number of the optimiser step in the whole run.
+        """Learn from this process's part of a batch, in optimiser step `step` of the run; nothing waits for the device.
 
         Returns:
             The loss, 0-dim, on the device; the next step may overwrite it.
@@ -145,11 +137,12 @@ class TrainingStep:
         """Move the model by its gradients, and what follows it; returns their norm."""
         optim, target = self.config.optim, self.model.target
         decay = target.decay(self.device_step, self.total_steps)
-        set_decay(self.optimizer, decay)
+        for group in self.optimizer.param_groups:
+            group["ema_decay"] = decay  # torch's AdamW has no use for it
         grad_norm = torch.nn.utils.clip_grad_norm_(self.trainable, optim.clip_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        target.update(self.model.encoder, decay, weights=not moves_teacher(self.optimizer))
+        target.update(self.model.encoder, decay, weights=optim.kind == "adamw")
         return grad_norm
 
     @torch.no_grad()
@@ -209,10 +202,10 @@ class TrainingStep:
         """Average the batch-norm statistics of the processes, so that all validate, and save, one network."""
         if self.world is None or self.config.run.batch_statistics == "global":  # they are the same
             return
-        buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
-        flat: Any = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
-        for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+        for buffer in self.model.buffers():
+            if buffer.is_floating_point():
+                mean: Any = self.accelerator.reduce(buffer, "mean")
+                buffer.copy_(mean)
 
     def _watch(self, values: list[Tensor]) -> None:
         """Latch the first value that is not finite."""

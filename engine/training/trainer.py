@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,7 @@ from .validation import Validation, metric_names, validate
 
 
 def train(config: Config, parent: int) -> int:
-    """Train, evaluate and judge.
-
-    Args:
-        config: of the run.
-        parent: process that started this one.
-
-    Returns:
-        The exit code.
+    """Train, evaluate and judge; returns the exit code. `parent` is the process that started this one.
 
     Raises:
         InputError: the config, the data or the checkpoint cannot be used.
@@ -102,12 +95,13 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.interrupts = interrupts
+        self.check_interrupt = partial(interrupts.check_together, accelerator)
         self.reporter = reporter
         self.folder = folder
         self.position = Position(0)
         self.global_step = 0  # optimiser steps done
         self.best: dict[str, Any] = {"segment": 0, "value": None, "metrics": {}}
-        self.final: Mapping[str, float | None] = {}  # metrics of the last complete segment
+        self.final: dict[str, float] = {}  # metrics of the last complete segment
         self.patience = Patience(config.early_stop)
         self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
         self.watch = Stopwatch()  # of the present segment
@@ -153,9 +147,7 @@ class Trainer:
         )
         self.untrained = None
         if config.control.enabled:
-            self.untrained = untrained_control(
-                config, self.loaders, accelerator, say=say, progress=self._control_progress, check=self._check_interrupt
-            )
+            self.untrained = untrained_control(config, self.loaders, accelerator, reporter, interrupts)
         # The control began with the same seed: its network is the one that training starts from. Processes share their
         # weights and then draw different dropout masks. A checkpoint's generators replace these, so it comes last.
         set_seed(config.run.seed)
@@ -224,7 +216,7 @@ class Trainer:
             validated = number % self.config.eval.every == 0 or number == len(self.segments)
             # an interrupted validation is repeated by the resumed run; only then may the training metrics be read
             self.interrupts.new_pace()
-            validation = validate(self.training, self.loaders.validation, self._check_interrupt) if validated else None
+            validation = validate(self.training, self.loaders.validation, self.check_interrupt) if validated else None
             self._refuse_divergence()
             metrics = self.training.epoch_metrics() | (validation.metrics if validation else {})
             self.position, self.final = Position(number), metrics
@@ -255,7 +247,7 @@ class Trainer:
                 self.reporter.say(f"compiled in {self.compile_seconds:.0f} s")
                 self.watch.restart()
                 recent.restart()
-            self._check_interrupt()
+            self.check_interrupt()
 
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"
@@ -303,11 +295,9 @@ class Trainer:
 
     def _diagnose(self, moments: MetricBank) -> tuple[dict[str, float], list[Path], float]:
         """Metrics and figures of factor sweeps, and the seconds that they took."""
-        watch, training, folder, number = Stopwatch(), self.training, self.folder, self.position.segment
+        watch, number = Stopwatch(), self.position.segment
         try:
-            where = {"epoch": number, "bases": folder.bases, "figures": folder.figures}
-            loader = self.loaders.validation
-            metrics, figures = diagnose(training.model, loader, self.config, self.accelerator, moments, **where)
+            metrics, figures = diagnose(self.training, self.loaders.validation, moments, self.folder, number)
         except (RuntimeError, ValueError, OSError, SafetensorError) as error:  # no memory, a full disk
             self.reporter.say(f"no sweeps for epoch {number}: {str(error).splitlines()[0]}")
             metrics, figures = {}, []
@@ -319,15 +309,6 @@ class Trainer:
             step, term = found
             where = f"step {step} ({self.segments.name} {self.segments.segment_of(step) + 1})"
             raise Diverged(f"diverged: {term} was not finite at {where}")
-
-    def _check_interrupt(self) -> None:
-        self.interrupts.check_together(self.accelerator)
-
-    def _control_progress(self, description: str, amount: int) -> None:
-        if description:
-            self.reporter.advance(description, 0, total=amount)
-        else:
-            self.reporter.advance()
 
     # -- checkpoints
 
@@ -374,7 +355,7 @@ class Trainer:
         """Judge, summarise, draw; returns the exit code."""
         config, best, name = self.config, self.best, self.segments.name
         judged = {f"final {name}": self.final, f"best {name} {best['segment']}": best["metrics"]}
-        passed, reasons = judge_epochs(config.data.name, config.active_rules, judged, self.untrained)
+        passed, reasons = judge_epochs(config, judged, self.untrained)
         if self.metrics_file:
             verdict = {"gate_pass": passed, "gate_reasons": reasons}
             summary = verdict | {
