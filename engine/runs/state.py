@@ -38,7 +38,7 @@ class Best(Section):
 
 
 class Waiting(Section):
-    """What early stopping remembers."""
+    """What early stopping remembers: the best value of its metric, and the validations since then."""
 
     best: float | None
     waited: Count

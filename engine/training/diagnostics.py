@@ -1,6 +1,7 @@
 """Factor sweeps during training: how much factors of variation move the encoder's features, and in which directions."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,7 +21,12 @@ NAME = re.compile(r"epoch-(\d{4,})\.safetensors")
 
 
 def diagnose(
-    training: TrainingStep, loader: SequenceLoader, moments: MetricBank, folder: RunFolder, epoch: int
+    training: TrainingStep,
+    loader: SequenceLoader,
+    moments: MetricBank,
+    folder: RunFolder,
+    epoch: int,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, float], list[Path]]:
     """Sweep the factors, measure their subspaces and draw them; only the main process calls it.
 
@@ -30,16 +36,21 @@ def diagnose(
         moments: collected moments of z and agg over the validation.
         folder: gets a file of the subspaces for each sweep; stability is measured against the one before.
         epoch: number of complete epochs.
+        say: prints the line that tells of a failure.
 
     Returns:
-        Metrics by name, and the paths of the figures.
+        Metrics by name, and the paths of the figures; none of either after a failure.
     """
-    sweeps = sweep(training.model.eval(), loader, training.config.diagnostics.anchors, training.accelerator)
-    metrics, found = subspace_metrics(sweeps, _before(folder.bases, epoch))
-    folder.bases.mkdir(parents=True, exist_ok=True)
-    save_tensors(found, folder.bases / f"epoch-{epoch:04d}.safetensors")
-    networks = {f"epoch {epoch}": NetworkSweeps(sweeps, {feature: moments[feature].spectrum() for feature in moments})}
-    return metrics, draw_all(networks, folder.figures)
+    try:
+        sweeps = sweep(training.model.eval(), loader, training.config.diagnostics.anchors, training.accelerator)
+        metrics, found = subspace_metrics(sweeps, _before(folder.bases, epoch))
+        folder.bases.mkdir(parents=True, exist_ok=True)
+        save_tensors(found, folder.bases / f"epoch-{epoch:04d}.safetensors")
+        spectra = {feature: moments[feature].spectrum() for feature in moments}
+        return metrics, draw_all({f"epoch {epoch}": NetworkSweeps(sweeps, spectra)}, folder.figures)
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:  # no memory, a full disk
+        say(f"no sweeps for epoch {epoch}: {str(error).splitlines()[0]}")
+        return {}, []
 
 
 def _before(folder: Path, epoch: int) -> dict[str, Tensor] | None:

@@ -2,6 +2,7 @@
 
 import math
 
+from ..runs.state import Waiting
 from .config import EarlyStopConfig
 
 
@@ -12,25 +13,11 @@ def improves(value: float, best: float | None, mode: str, min_delta: float = 0.0
     return (value - best if mode == "max" else best - value) > min_delta
 
 
-class Patience:
-    """Counts the validations since the last improvement."""
-
-    def __init__(self, config: EarlyStopConfig):
-        self.config = config
-        self.best: float | None = None  # value of the metric so far
-        self.waited = 0  # validations since then
-
-    def see(self, metrics: dict[str, float]) -> None:
-        """Take a validation into account."""
-        if self.config.metric is None:
-            return
-        value = metrics[self.config.metric]
-        if improves(value, self.best, self.config.mode, self.config.min_delta):
-            self.best, self.waited = value, 0
-        else:
-            self.waited += 1
-
-    @property
-    def over(self) -> bool:
-        """Whether training should stop."""
-        return self.config.metric is not None and self.waited >= self.config.patience
+def waited(before: Waiting, config: EarlyStopConfig, metrics: dict[str, float]) -> Waiting:
+    """What early stopping remembers after another validation."""
+    if config.metric is None:
+        return before
+    value = metrics[config.metric]
+    if improves(value, before.best, config.mode, config.min_delta):
+        return Waiting.model_construct(best=value, waited=0)  # unvalidated: it may be infinite
+    return before.model_copy(update={"waited": before.waited + 1})

@@ -41,30 +41,26 @@ class TrainingStep:
         self.total_steps = segments.start(len(segments))
         device = accelerator.device
 
-        self.model = build_model(config.model, config.target, loaders.sequence.action_dim)
+        self.model = model = build_model(config.model, config.target, loaders.sequence.action_dim)
         self.world = world()
         joined = self.world if config.run.batch_statistics == "global" else None
         if joined is not None:
-            join_batch_norms(self.model, joined)
-        if self.model.sharpening is not None:
-            self.model.sharpening.group = joined
-        self.model.to(device).to(memory_format=torch.channels_last)
+            join_batch_norms(model, joined)
+        if model.sharpening is not None:
+            model.sharpening.group = joined
+        model.to(device).to(memory_format=torch.channels_last)
         if config.ablation.freeze_encoder:
-            self.model.encoder.requires_grad_(False)
+            model.encoder.requires_grad_(False)
         self.objective = Objective(config.objective)
         self.objective.join(joined)
         self.sequence = loaders.sequence
         self.probes = OnlineProbes(
-            config.probes,
-            self.model.num_features,
-            self.model.token_width,
-            loaders.num_classes,
-            loaders.sequence.factors,
+            config.probes, model.num_features, model.token_width, loaders.num_classes, loaders.sequence.factors
         ).to(device)
-        self.losses = TrainingForward(self.model, self.objective, self.probes, train_model=train_model)
+        self.losses = TrainingForward(model, self.objective, self.probes, train_model=train_model)
         self.lr = torch.zeros((), dtype=torch.float64, device=device)
-        teacher = [pair for pair in self.model.target.pairs(self.model.encoder) if pair[0].requires_grad]
-        self.optimizer = build_optimizer(self.model, config.optim, self.lr, teacher)
+        teacher = [pair for pair in model.target.pairs(model.encoder) if pair[0].requires_grad]
+        self.optimizer = build_optimizer(model, config.optim, self.lr, teacher)
         self.probe_optimizer = torch.optim.Adam(
             [{"params": list(self.probes.parameters())}],  # a group, which may be empty: a task may have no probes
             lr=config.probes.lr,
@@ -73,7 +69,7 @@ class TrainingStep:
         )
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         if not train_model:
-            self.model.requires_grad_(False)
+            model.requires_grad_(False)
 
         # Accelerate patches autocast into the raw module, which validation uses, and wraps it where several
         # processes sum their gradients, which training uses

@@ -5,7 +5,6 @@ A figure means nothing without it: on CIFAR-10 rotations an untrained ResNet-18 
 """
 
 import hashlib
-import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -81,7 +80,7 @@ def untrained_control(
     training = TrainingStep(config.untrained(), loaders, accelerator, train_model=False)
     reporter.advance("untrained control", 0, total=epochs * training.steps_per_epoch)
     check = partial(interrupts.check_together, accelerator)
-    batches = itertools.chain.from_iterable(map(loaders.train.epoch, range(epochs)))
+    batches = (batch for epoch in range(epochs) for batch in loaders.train.epoch(epoch))
     for step, batch in enumerate(batches):
         training.step(batch, step)
         reporter.advance()
