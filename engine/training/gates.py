@@ -1,11 +1,12 @@
-"""Gates: conditions on the metrics of a run, judged beside the untrained control."""
+"""What metrics decide: which epoch is the best, when to stop early, and whether the gates pass."""
 
 import math
 
 from ...configs.errors import InputError
 from ..analysis.metrics import OF_THE_OBJECTIVE
 from ..config import Config
-from .config import GateRule
+from ..runs.state import Waiting
+from .config import EarlyStopConfig, GateRule
 
 
 def check_rules(config: Config, computed: set[str]) -> None:
@@ -14,16 +15,36 @@ def check_rules(config: Config, computed: set[str]) -> None:
     Raises:
         InputError: names the field, the metric and what is allowed.
     """
-    gate = f"gates.rules.{config.data.name}"
-    judged = [(gate, name, rule.margin) for rule in config.active_rules for name in (rule.metric, rule.minus)]
-    best, stop = ("eval.best_metric", config.eval.best_metric), ("early_stop.metric", config.early_stop.metric)
-    for field, name, margin in [(*best, None), (*stop, None), *judged]:
+    wanted: list[tuple[str, str | None, float | None]] = [
+        ("eval.best_metric", config.eval.best_metric, None),
+        ("early_stop.metric", config.early_stop.metric, None),
+    ]
+    for rule in config.active_rules:
+        wanted += [(f"gates.rules.{config.data.name}", name, rule.margin) for name in (rule.metric, rule.minus)]
+    for field, name, margin in wanted:
         if name is None:
             continue
         if name not in computed:
             raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field)
         if margin is not None and name.startswith(OF_THE_OBJECTIVE):
             raise InputError(f"{name} has no untrained control; min and max are allowed", field)
+
+
+def improves(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
+    """Whether a value is better than the best so far by more than `min_delta`; the first one is, and NaN never is."""
+    if best is None or math.isnan(value):
+        return not math.isnan(value)
+    return (value - best if mode == "max" else best - value) > min_delta
+
+
+def waited(before: Waiting, config: EarlyStopConfig, metrics: dict[str, float]) -> Waiting:
+    """What early stopping remembers after another validation."""
+    if config.metric is None:
+        return before
+    value = metrics[config.metric]
+    if improves(value, before.best, config.mode, config.min_delta):
+        return Waiting.model_construct(best=value, waited=0)  # unvalidated: it may be infinite
+    return before.model_copy(update={"waited": before.waited + 1})
 
 
 def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str, float] | None) -> list[str]:

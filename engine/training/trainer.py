@@ -30,8 +30,7 @@ from ..runtime.failures import PEER_LOST, explain, sigbus_handler
 from ..runtime.interrupts import Interrupted, Interrupts
 from ..runtime.provenance import code_digest, commit, hardware, versions
 from .diagnostics import diagnose
-from .early_stopping import improves, waited
-from .gates import check_rules, judge_epochs
+from .gates import check_rules, improves, judge_epochs, waited
 from .loading import open_loaders
 from .resume import Resumed, changes, settle
 from .segments import segments_of
