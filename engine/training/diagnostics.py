@@ -30,16 +30,12 @@ def diagnose(
 ) -> tuple[dict[str, float], list[Path]]:
     """Sweep the factors, measure their subspaces and draw them; only the main process calls it.
 
-    Args:
-        training: whose network is put in eval mode.
-        loader: loader of the validation, whose first images are swept.
-        moments: collected moments of z and agg over the validation.
-        folder: gets a file of the subspaces for each sweep; stability is measured against the one before.
-        epoch: number of complete epochs.
-        say: prints the line that tells of a failure.
+    The network, put in eval mode, sees the first images of the validation's `loader`; `moments` are the collected ones
+    of z and agg over that validation, after `epoch` complete epochs. The folder gets a file of the subspaces for each
+    sweep; stability is measured against the one before.
 
     Returns:
-        Metrics by name, and the paths of the figures; none of either after a failure.
+        Metrics by name, and the paths of the figures; none of either after a failure, which `say` tells of.
     """
     try:
         sweeps = sweep(training.model.eval(), loader, training.config.diagnostics.anchors, training.accelerator)

@@ -30,7 +30,7 @@ class Validation(NamedTuple):
 @during(VALIDATION)
 @torch.no_grad()
 def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[], None] = lambda: None) -> Validation:
-    """Measure model and probes in eval mode; `check`, called after each batch, may raise to end the validation."""
+    """Measure model and probes in eval mode on test sequences; after each batch `check` may raise, which ends it."""
     training.losses.eval()
     training.share_buffers()
     device, model = training.accelerator.device, training.model
