@@ -125,12 +125,17 @@ def closing_block(run: str, summary: dict[str, Any]) -> str:
     """The last lines of a run: `---`, then a `key: value` line each."""
     values: dict[str, Any] = {"run": run, "epochs": summary["epochs"], "best_epoch": summary["best_epoch"]}
     for name in (metric.name for metric in METRICS if metric.closing and metric.name in summary["final"]):
-        values[name] = summary["final"][name]
+        values[name] = _number(summary["final"][name])
         if summary["untrained"]:
-            values[f"untrained_{name}"] = summary["untrained"].get(name, math.nan)
+            values[f"untrained_{name}"] = _number(summary["untrained"].get(name))
     values["gate_pass"] = summary["gate_pass"]
     values |= {name: summary["timing"][name] for name in ("seconds", "sequences_per_second")}
     return "\n".join(["---", *(f"{key}: {_plain(value)}" for key, value in values.items())])
+
+
+def _number(value: float | None) -> float:
+    """A metric; None, as files hold it, is NaN."""
+    return math.nan if value is None else value
 
 
 def _plain(value: Any) -> str:
