@@ -15,14 +15,7 @@ from .models.config import AnyTarget, EMATargetConfig, ModelConfig
 from .objectives.config import ObjectiveConfig
 from .reports.config import LONGEST, TrackingConfig
 from .runtime.config import CheckpointConfig, RunConfig
-from .training.config import (
-    AblationConfig,
-    ControlConfig,
-    EarlyStopConfig,
-    GateRule,
-    GatesConfig,
-    OptimConfig,
-)
+from .training.config import AblationConfig, ControlConfig, EarlyStopConfig, GateRule, GatesConfig, OptimConfig
 
 
 class Config(Schema):

@@ -29,14 +29,7 @@ Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 machin
 
 @command("nothing was trained")  # once it trains, the run handles signals itself
 def main(argv: list[str]) -> int:
-    """Run the command line.
-
-    Args:
-        argv: YAML files, overrides and options; those of the process by default.
-
-    Returns:
-        The exit code, as listed on the help page.
-    """
+    """Run the command line and return its exit code, as listed on the help page."""
     if {"-h", "--help"} & set(argv):
         print(help_page(USAGE, Config))
         return DONE

@@ -1,11 +1,12 @@
 """state.json, the record of a checkpoint: its fields, and the migration of older versions."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, WrapValidator
 
 from ...configs.errors import InputError, shown
 from ...configs.migration import migrated
@@ -14,7 +15,8 @@ from .checksums import reading, regular_file
 
 VERSION = 5
 
-Metrics = dict[str, float | None]  # NaN is null
+Number = Annotated[float, WrapValidator(lambda value, check: math.nan if value is None else check(value))]
+Metrics = dict[str, Number]  # null, as files hold it, is NaN
 Count = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -36,7 +38,7 @@ class Best(Section):
 
 
 class Waiting(Section):
-    """What early stopping remembers."""
+    """What early stopping remembers: the best value of its metric, and the validations since then."""
 
     best: float | None
     waited: Count

@@ -1,9 +1,9 @@
 """Factor sweeps during training: how much factors of variation move the encoder's features, and in which directions."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -12,55 +12,48 @@ from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import MetricBank
 from ..analysis.subspaces import subspace_metrics
 from ..analysis.sweeps import sweep
-from ..config import Config
-from ..models.seq_jepa import SeqJEPA
 from ..reports.figures.subspaces import NetworkSweeps, draw_all
+from ..runs.folder import RunFolder
 from ..runs.tensors import save_tensors
+from .step import TrainingStep
 
 NAME = re.compile(r"epoch-(\d{4,})\.safetensors")
 
 
 def diagnose(
-    model: SeqJEPA,
+    training: TrainingStep,
     loader: SequenceLoader,
-    config: Config,
-    accelerator: Accelerator,
     moments: MetricBank,
-    *,
+    folder: RunFolder,
     epoch: int,
-    bases: Path,
-    figures: Path,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, float], list[Path]]:
     """Sweep the factors, measure their subspaces and draw them; only the main process calls it.
 
-    Args:
-        model: the network, which is put in eval mode.
-        loader: loader of the validation, whose first images are swept.
-        config: config of the run.
-        accelerator: sets the precision.
-        moments: collected moments of z and agg over the validation.
-        epoch: number of complete epochs.
-        bases: folder with a file of the subspaces for each sweep; stability is measured against the one before.
-        figures: folder of the figures.
+    The network, put in eval mode, sees the first images of the validation's `loader`; `moments` are the collected ones
+    of z and agg over that validation, after `epoch` complete epochs. The folder gets a file of the subspaces for each
+    sweep; stability is measured against the one before.
 
     Returns:
-        Metrics by name, and the paths of the figures.
+        Metrics by name, and the paths of the figures; none of either after a failure, which `say` tells of.
     """
-    sweeps = sweep(model.eval(), loader, config.diagnostics.anchors, accelerator)
-    metrics, found = subspace_metrics(sweeps, _before(bases, epoch))
-    bases.mkdir(parents=True, exist_ok=True)
-    save_tensors(found, bases / f"epoch-{epoch:04d}.safetensors")
-    networks = {f"epoch {epoch}": NetworkSweeps(sweeps, {feature: moments[feature].spectrum() for feature in moments})}
-    return metrics, draw_all(networks, figures)
+    try:
+        sweeps = sweep(training.model.eval(), loader, training.config.diagnostics.anchors, training.accelerator)
+        metrics, found = subspace_metrics(sweeps, _before(folder.bases, epoch))
+        folder.bases.mkdir(parents=True, exist_ok=True)
+        save_tensors(found, folder.bases / f"epoch-{epoch:04d}.safetensors")
+        spectra = {feature: moments[feature].spectrum() for feature in moments}
+        return metrics, draw_all({f"epoch {epoch}": NetworkSweeps(sweeps, spectra)}, folder.figures)
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:  # no memory, a full disk
+        say(f"no sweeps for epoch {epoch}: {str(error).splitlines()[0]}")
+        return {}, []
 
 
 def _before(folder: Path, epoch: int) -> dict[str, Tensor] | None:
     """Bases of the last sweep before an epoch; a file that cannot be read counts as none."""
-    earlier = [(int(match[1]), path) for path in folder.glob("*") if (match := NAME.fullmatch(path.name))]
-    earlier = sorted(pair for pair in earlier if pair[0] < epoch)
-    if not earlier:
-        return None
+    found = {int(match[1]): path for path in folder.glob("*") if (match := NAME.fullmatch(path.name))}
+    last = max((number for number in found if number < epoch), default=None)
     try:
-        return load_file(earlier[-1][1])
+        return None if last is None else load_file(found[last])
     except (OSError, SafetensorError):
         return None

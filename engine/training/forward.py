@@ -46,14 +46,7 @@ class StepOutputs(NamedTuple):
 
 
 class TrainingForward(nn.Module):
-    """From sequences to all losses.
-
-    Args:
-        model: whose output the objective judges.
-        objective: sum of terms.
-        probes: heads on the model's detached features.
-        train_model: False builds no graph of the model: the probes alone learn.
-    """
+    """From sequences to all losses; `train_model=False` builds no graph of the model: the probes alone learn."""
 
     def __init__(self, model: SeqJEPA, objective: Objective, probes: OnlineProbes, *, train_model: bool = True):
         super().__init__()
@@ -63,13 +56,7 @@ class TrainingForward(nn.Module):
         self.train_model = train_model
 
     def forward(
-        self,
-        views: Views,
-        actions: Tensor,
-        inverse_actions: Tensor | None,
-        labels: Tensor,
-        moves: Tensor,
-        step: Tensor,
+        self, views: Views, actions: Tensor, inverse_actions: Tensor | None, labels: Tensor, moves: Tensor, step: Tensor
     ) -> StepOutputs:
         """Losses of a batch; arguments as in `StepInputs`, and the step (int64, 0-dim) that random terms use."""
         with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):

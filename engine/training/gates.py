@@ -1,46 +1,54 @@
-"""Gates: conditions on the metrics of a run, judged beside the untrained control."""
+"""What metrics decide: which epoch is the best, when to stop early, and whether the gates pass."""
 
 import math
 
 from ...configs.errors import InputError
 from ..analysis.metrics import OF_THE_OBJECTIVE
 from ..config import Config
-from .config import GateRule
+from ..runs.state import Waiting
+from .config import EarlyStopConfig, GateRule
 
 
 def check_rules(config: Config, computed: set[str]) -> None:
     """Refuse metrics in the gates, eval.best_metric or early_stop.metric that are not computed, or have no control.
 
-    Args:
-        config: config of the run.
-        computed: names of all metrics of a validated epoch.
-
     Raises:
         InputError: names the field, the metric and what is allowed.
     """
-    wanted = [("eval.best_metric", config.eval.best_metric)]
-    if config.early_stop.metric is not None:
-        wanted.append(("early_stop.metric", config.early_stop.metric))
+    wanted: list[tuple[str, str | None, float | None]] = [
+        ("eval.best_metric", config.eval.best_metric, None),
+        ("early_stop.metric", config.early_stop.metric, None),
+    ]
     for rule in config.active_rules:
-        wanted += [(f"gates.rules.{config.data.name}", name) for name in (rule.metric, rule.minus) if name]
-    for field, name in wanted:
+        wanted += [(f"gates.rules.{config.data.name}", name, rule.margin) for name in (rule.metric, rule.minus)]
+    for field, name, margin in wanted:
+        if name is None:
+            continue
         if name not in computed:
             raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field)
-    for rule in config.active_rules:
-        for name in (rule.metric, rule.minus):
-            if rule.margin is not None and name and name.startswith(OF_THE_OBJECTIVE):
-                field = f"gates.rules.{config.data.name}"
-                raise InputError(f"{name} has no untrained control; min and max are allowed", field)
+        if margin is not None and name.startswith(OF_THE_OBJECTIVE):
+            raise InputError(f"{name} has no untrained control; min and max are allowed", field)
+
+
+def improves(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
+    """Whether a value is better than the best so far by more than `min_delta`; the first one is, and NaN never is."""
+    if best is None or math.isnan(value):
+        return not math.isnan(value)
+    return (value - best if mode == "max" else best - value) > min_delta
+
+
+def waited(before: Waiting, config: EarlyStopConfig, metrics: dict[str, float]) -> Waiting:
+    """What early stopping remembers after another validation."""
+    if config.metric is None:
+        return before
+    value = metrics[config.metric]
+    if improves(value, before.best, config.mode, config.min_delta):
+        return Waiting.model_construct(best=value, waited=0)  # unvalidated: it may be infinite
+    return before.model_copy(update={"waited": before.waited + 1})
 
 
 def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str, float] | None) -> list[str]:
-    """A sentence for each rule that does not hold; NaN and missing values fail.
-
-    Args:
-        rules: gate of the task.
-        metrics: metrics of one epoch.
-        untrained: metrics of the untrained control; None if it was not run.
-    """
+    """A sentence for each rule that does not hold in an epoch; NaN and missing values fail."""
     reasons = []
     for rule in rules:
         name = rule.metric if rule.minus is None else f"{rule.metric} - {rule.minus}"
@@ -66,26 +74,15 @@ def _value(rule: GateRule, metrics: dict[str, float]) -> float:
 
 
 def judge_epochs(
-    task: str,
-    rules: list[GateRule],
-    epochs: dict[str, dict[str, float | None]],
-    untrained: dict[str, float] | None,
+    config: Config, epochs: dict[str, dict[str, float]], untrained: dict[str, float] | None
 ) -> tuple[bool | None, list[str]]:
-    """Whether all epochs meet the rules, and why not.
-
-    Args:
-        task: name of the task.
-        rules: gate of the task.
-        epochs: metrics by the title of the epoch; None stands for NaN.
-        untrained: metrics of the untrained control; None if it was not run.
+    """Whether all epochs, by their titles, meet the rules, and why not.
 
     Returns:
         True or False, or None if there are no rules; and a sentence for each rule that does not hold.
     """
+    rules = config.active_rules
     if not rules:
-        return None, [f"no rules for {task}: nothing was judged"]
-    reasons = []
-    for title, metrics in epochs.items():
-        numbers = {name: math.nan if value is None else value for name, value in metrics.items()}
-        reasons += [f"{title}: {reason}" for reason in judge(rules, numbers, untrained)]
+        return None, [f"no rules for {config.data.name}: nothing was judged"]
+    reasons = [f"{title}: {reason}" for title, epoch in epochs.items() for reason in judge(rules, epoch, untrained)]
     return not reasons, reasons

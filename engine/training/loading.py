@@ -18,8 +18,7 @@ def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:
         InputError: as `build_loaders`, or the part of a process cannot be cut into micro-batches of two or more.
     """
     # one process of each machine downloads what is missing, the others find it
-    in_turn = accelerator.local_main_process_first() if config.data.download else contextlib.nullcontext()
-    with in_turn:
+    with accelerator.local_main_process_first() if config.data.download else contextlib.nullcontext():
         loaders = build_loaders(
             config.data,
             config.sequence,

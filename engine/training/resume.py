@@ -62,11 +62,6 @@ class Resumed(NamedTuple):
             raise InputError(f"is at step {step} of {segments.steps(segment)}", "run.resume")
 
 
-# what the machine settles, by the name that the user knows
-SETTLED = {"device": "run.device", "precision": "run.precision", "compile": "run.compile"}
-SETTLED["processes"] = "the number of processes"
-
-
 def settle(run: RunConfig, accelerator: Accelerator) -> Settled:
     """What this machine makes of the config."""
     return Settled(
@@ -80,17 +75,13 @@ def settle(run: RunConfig, accelerator: Accelerator) -> Settled:
 def changes(resumed: Resumed, training: TrainingStep, now: Settled, step: int | None) -> list[str]:
     """Lines on what has changed since the checkpoint was saved, and on what that means for the run.
 
-    Args:
-        resumed: the checkpoint.
-        training: as the run goes on.
-        now: what the machine makes of the config.
-        step: number of the next optimiser step; None if there is none.
+    `now` is what the machine makes of the config, `step` the number of the next optimiser step, None if there is none.
     """
     config, changed, lines = training.config, dict(resumed.changed), []
     before = resumed.state.settled or now
-    for name, setting in SETTLED.items():
+    for name in ("device", "precision", "compile", "processes"):
         if (old := getattr(before, name)) != (new := getattr(now, name)):
-            changed.setdefault(setting, (old, new))
+            changed.setdefault("the number of processes" if name == "processes" else f"run.{name}", (old, new))
     if changed:
         fields = ", ".join(f"{field} from {old!r} to {new!r}" for field, (old, new) in changed.items())
         lines.append(f"changed since the checkpoint: {fields}")
@@ -113,16 +104,14 @@ def changes(resumed: Resumed, training: TrainingStep, now: Settled, step: int | 
 
 def _schedule_changes(training: TrainingStep, epochs: tuple[int, int], step: int) -> list[str]:
     """How learning rate and teacher's decay jump at a step, if their schedules no longer span as many epochs."""
-
-    def rate(step: int, total_steps: int) -> float:
-        return learning_rate(training.config.optim, step, training.steps_per_epoch, total_steps)
-
-    def decay(step: int, total_steps: int) -> float:
-        return training.model.target.decay(torch.tensor(step), total_steps).item()
-
-    earlier, total = (number * training.steps_per_epoch for number in epochs)
+    optim, target, steps_per_epoch = training.config.optim, training.model.target, training.steps_per_epoch
+    earlier, total = (number * steps_per_epoch for number in epochs)
+    schedules = {
+        "learning rate": lambda step, total: learning_rate(optim, step, steps_per_epoch, total),
+        "teacher's decay": lambda step, total: target.decay(torch.tensor(step), total).item(),
+    }
     lines = []
-    for name, schedule in {"learning rate": rate, "teacher's decay": decay}.items():
+    for name, schedule in schedules.items():
         was, same_step = schedule(step - 1, earlier), schedule(step - 1, total)
         if not math.isclose(was, same_step, rel_tol=1e-6):
             lines.append(

@@ -18,7 +18,7 @@ from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
 from ..runtime.distributed import join_batch_norms, joined_mean, world
 from .forward import StepInputs, StepOutputs, TrainingForward
-from .optimizers import build_optimizer, learning_rate, moves_teacher, set_decay, set_rate
+from .optimizers import build_optimizer, learning_rate, set_rate
 from .segments import segments_of
 
 
@@ -29,11 +29,7 @@ class Diverged(Exception):
 class TrainingStep:
     """Owns model, probes and optimisers, and does one training step at a time.
 
-    Args:
-        config: of the run.
-        loaders: what it reads from.
-        accelerator: device, precision, processes.
-        train_model: False leaves the network as it was born and trains the probes alone, for the control.
+    With `train_model=False` it leaves the network as it was born and trains the probes alone, for the control.
     """
 
     def __init__(self, config: Config, loaders: Loaders, accelerator: Accelerator, *, train_model: bool = True):
@@ -45,30 +41,26 @@ class TrainingStep:
         self.total_steps = segments.start(len(segments))
         device = accelerator.device
 
-        self.model = SeqJEPA(config.model, config.target, loaders.sequence.action_dim)
+        self.model = model = SeqJEPA(config.model, config.target, loaders.sequence.action_dim)
         self.world = world()
         joined = self.world if config.run.batch_statistics == "global" else None
         if joined is not None:
-            join_batch_norms(self.model, joined)
-        if self.model.sharpening is not None:
-            self.model.sharpening.group = joined
-        self.model.to(device).to(memory_format=torch.channels_last)
+            join_batch_norms(model, joined)
+        if model.sharpening is not None:
+            model.sharpening.group = joined
+        model.to(device).to(memory_format=torch.channels_last)
         if config.ablation.freeze_encoder:
-            self.model.encoder.requires_grad_(False)
+            model.encoder.requires_grad_(False)
         self.objective = Objective(config.objective)
         self.objective.join(joined)
         self.sequence = loaders.sequence
         self.probes = OnlineProbes(
-            config.probes,
-            self.model.num_features,
-            self.model.token_width,
-            loaders.num_classes,
-            loaders.sequence.factors,
+            config.probes, model.num_features, model.token_width, loaders.num_classes, loaders.sequence.factors
         ).to(device)
-        self.losses = TrainingForward(self.model, self.objective, self.probes, train_model=train_model)
+        self.losses = TrainingForward(model, self.objective, self.probes, train_model=train_model)
         self.lr = torch.zeros((), dtype=torch.float64, device=device)
-        teacher = [pair for pair in self.model.target.pairs(self.model.encoder) if pair[0].requires_grad]
-        self.optimizer = build_optimizer(self.model, config.optim, self.lr, teacher)
+        teacher = [pair for pair in model.target.pairs(model.encoder) if pair[0].requires_grad]
+        self.optimizer = build_optimizer(model, config.optim, self.lr, teacher)
         self.probe_optimizer = torch.optim.Adam(
             [{"params": list(self.probes.parameters())}],  # a group, which may be empty: a task may have no probes
             lr=config.probes.lr,
@@ -77,7 +69,7 @@ class TrainingStep:
         )
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         if not train_model:
-            self.model.requires_grad_(False)
+            model.requires_grad_(False)
 
         # Accelerate patches autocast into the raw module, which validation uses, and wraps it where several
         # processes sum their gradients, which training uses
@@ -102,11 +94,7 @@ class TrainingStep:
         self.device_step = torch.zeros((), dtype=torch.long, device=device)  # counted where it is used
 
     def step(self, batch: Batch, step: int) -> Tensor:
-        """Learn from a batch; nothing here waits for the device.
-
-        Args:
-            batch: this process's part of it.
-            step: number of the optimiser step in the whole run.
+        """Learn from this process's part of a batch, in optimiser step `step` of the run; nothing waits for the device.
 
         Returns:
             The loss, 0-dim, on the device; the next step may overwrite it.
@@ -145,11 +133,12 @@ class TrainingStep:
         """Move the model by its gradients, and what follows it; returns their norm."""
         optim, target = self.config.optim, self.model.target
         decay = target.decay(self.device_step, self.total_steps)
-        set_decay(self.optimizer, decay)
+        for group in self.optimizer.param_groups:
+            group["ema_decay"] = decay  # torch's AdamW has no use for it
         grad_norm = torch.nn.utils.clip_grad_norm_(self.trainable, optim.clip_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        target.update(self.model.encoder, decay, weights=not moves_teacher(self.optimizer))
+        target.update(self.model.encoder, decay, weights=optim.kind == "adamw")
         return grad_norm
 
     @torch.no_grad()
@@ -209,10 +198,10 @@ class TrainingStep:
         """Average the batch-norm statistics of the processes, so that all validate, and save, one network."""
         if self.world is None or self.config.run.batch_statistics == "global":  # they are the same
             return
-        buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
-        flat: Any = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
-        for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+        for buffer in self.model.buffers():
+            if buffer.is_floating_point():
+                mean: Any = self.accelerator.reduce(buffer, "mean")
+                buffer.copy_(mean)
 
     def _watch(self, values: list[Tensor]) -> None:
         """Latch the first value that is not finite."""

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from ...configs.cli import DIVERGED, DONE, GATE_FAILED, MACHINE_FAILED
 from ...configs.errors import InputError, shown
 from ...configs.files import to_json, write_atomically
-from ..analysis.accumulators import MetricBank
 from ..analysis.spectra import collapse_warnings
 from ..config import Config
 from ..reports.console import Reporter, Stopwatch, closing_block
@@ -24,15 +23,14 @@ from ..reports.trackers import Trackers, end_tracking
 from ..runs import tensors as files
 from ..runs.folder import RunFolder
 from ..runs.metrics_file import MetricsFile
-from ..runs.state import Position
+from ..runs.state import Best, Position, Waiting
 from ..runtime.accelerator import build_accelerator, crowded, overruled
 from ..runtime.distributed import check_agreement
 from ..runtime.failures import PEER_LOST, explain, sigbus_handler
 from ..runtime.interrupts import Interrupted, Interrupts
 from ..runtime.provenance import code_digest, commit, hardware, versions
 from .diagnostics import diagnose
-from .early_stopping import Patience, improves
-from .gates import check_rules, judge_epochs
+from .gates import check_rules, improves, judge_epochs, waited
 from .loading import open_loaders
 from .resume import Resumed, changes, settle
 from .segments import segments_of
@@ -42,14 +40,7 @@ from .validation import Validation, metric_names, validate
 
 
 def train(config: Config, parent: int) -> int:
-    """Train, evaluate and judge.
-
-    Args:
-        config: of the run.
-        parent: process that started this one.
-
-    Returns:
-        The exit code.
+    """Train, evaluate and judge; returns the exit code. `parent` is the process that started this one.
 
     Raises:
         InputError: the config, the data or the checkpoint cannot be used.
@@ -66,13 +57,12 @@ def train(config: Config, parent: int) -> int:
             try:
                 trainer.fit()
             except Interrupted:
-                reporter.say(f"interrupted by {interrupts.cause.name}: {trainer.save_interrupted()}")
-                return 128 + interrupts.cause
+                raise Interrupted(trainer.save_interrupted()) from None
             code = trainer.finish()
             accelerator.wait_for_everyone()  # no process leaves the group while another still uses it
             return code
-        except Interrupted:
-            reporter.say(f"interrupted by {interrupts.cause.name}: nothing new was trained")
+        except Interrupted as stop:
+            reporter.say(f"interrupted by {interrupts.cause.name}: {str(stop) or 'nothing new was trained'}")
             return 128 + interrupts.cause
         except Diverged as problem:
             reporter.say(f"{problem}; {folder.last_good}")
@@ -102,13 +92,14 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.interrupts = interrupts
+        self.check_interrupt = partial(interrupts.check_together, accelerator)
         self.reporter = reporter
         self.folder = folder
         self.position = Position(0)
         self.global_step = 0  # optimiser steps done
-        self.best: dict[str, Any] = {"segment": 0, "value": None, "metrics": {}}
-        self.final: Mapping[str, float | None] = {}  # metrics of the last complete segment
-        self.patience = Patience(config.early_stop)
+        self.best = Best(segment=0, value=None, metrics={})
+        self.final: dict[str, float] = {}  # metrics of the last complete segment
+        self.patience = Waiting(best=None, waited=0)
         self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
         self.watch = Stopwatch()  # of the present segment
         self.compile_seconds = 0.0  # of this process's first step, which the segment's time leaves out
@@ -147,15 +138,12 @@ class Trainer:
         self._say_what_is_trained()
 
         # Trackers start before the untrained control, which can take minutes: one that cannot start says so now.
-        settings = config.model_dump()
         self.trackers = Trackers(
-            accelerator, config.tracking, config.run.name, settings, folder.path, folder.tracker_id, say
+            accelerator, config.tracking, config.run.name, config.model_dump(), folder.path, folder.tracker_id, say
         )
         self.untrained = None
         if config.control.enabled:
-            self.untrained = untrained_control(
-                config, self.loaders, accelerator, say=say, progress=self._control_progress, check=self._check_interrupt
-            )
+            self.untrained = untrained_control(config, self.loaders, accelerator, reporter, interrupts)
         # The control began with the same seed: its network is the one that training starts from. Processes share their
         # weights and then draw different dropout masks. A checkpoint's generators replace these, so it comes last.
         set_seed(config.run.seed)
@@ -188,8 +176,7 @@ class Trainer:
         state, say = resumed.state, self.reporter.say
         self.position = state.position
         self.global_step = self.segments.start(self.position.segment) + self.position.step
-        self.best, self.final = state.best.model_dump(), state.final
-        self.patience.best, self.patience.waited = state.patience.best, state.patience.waited
+        self.best, self.final, self.patience = state.best, state.final, state.patience
         self.seconds, self.train_seconds = state.seconds, state.train_seconds
         files.restore(self.training, self.accelerator, resumed.tensors, self.global_step)
         if notice := state.notice(resumed.path):
@@ -200,9 +187,14 @@ class Trainer:
             say(line)
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether too many validations have passed without an improvement."""
+        return self.config.early_stop.metric is not None and self.patience.waited >= self.config.early_stop.patience
+
+    @property
     def done(self) -> bool:
         """Whether there is no segment left."""
-        return self.position.segment == len(self.segments) or self.patience.over
+        return self.position.segment == len(self.segments) or self.stopped_early
 
     # -- the loop
 
@@ -224,7 +216,7 @@ class Trainer:
             validated = number % self.config.eval.every == 0 or number == len(self.segments)
             # an interrupted validation is repeated by the resumed run; only then may the training metrics be read
             self.interrupts.new_pace()
-            validation = validate(self.training, self.loaders.validation, self._check_interrupt) if validated else None
+            validation = validate(self.training, self.loaders.validation, self.check_interrupt) if validated else None
             self._refuse_divergence()
             metrics = self.training.epoch_metrics() | (validation.metrics if validation else {})
             self.position, self.final = Position(number), metrics
@@ -255,7 +247,7 @@ class Trainer:
                 self.reporter.say(f"compiled in {self.compile_seconds:.0f} s")
                 self.watch.restart()
                 recent.restart()
-            self._check_interrupt()
+            self.check_interrupt()
 
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"
@@ -267,18 +259,21 @@ class Trainer:
 
     def _end_segment(self, metrics: dict[str, float], validation: Validation | None, train_seconds: float) -> None:
         """Record a segment, show it, and save what is due; sweeps are made first, since their metrics are recorded."""
-        config, watch, number = self.config, self.watch, self.position.segment
+        config, watch, number, say = self.config, self.watch, self.position.segment, self.reporter.say
         is_best = False
         if validation:
             value = metrics[config.eval.best_metric]
-            is_best = improves(value, self.best["value"], config.eval.best_mode)
-            self.patience.see(metrics)
-            if is_best:
-                self.best = {"segment": number, "value": value, "metrics": metrics}
+            is_best = improves(value, self.best.value, config.eval.best_mode)
+            if is_best:  # unvalidated: metrics may be NaN
+                self.best = Best.model_construct(segment=number, value=value, metrics=metrics)
+            self.patience = waited(self.patience, config.early_stop, metrics)
         rate, swept, figures, seconds = watch.sequences / train_seconds, {}, [], 0.0
         every = config.diagnostics.every
         if validation and every and self.accelerator.is_main_process and (number % every == 0 or self.done):
-            swept, figures, seconds = self._diagnose(validation.moments)
+            before, loader = watch.seconds, self.loaders.validation
+            swept, figures = diagnose(self.training, loader, validation.moments, self.folder, number, say)
+            seconds = watch.seconds - before
+            self.seconds += seconds
         timing = {"ep_time": watch.seconds, "train_time": train_seconds, "sequences_per_second": rate}
         if self.compile_seconds and watch.steps < self.segments.steps(number - 1):
             timing["compile_time"] = self.compile_seconds
@@ -294,25 +289,11 @@ class Trainer:
             title = f"{self.segments.name} {number}/{len(self.segments)}  {rate:.0f} sequences/s"
             self.reporter.epoch(title, metrics, self.untrained)
             for warning in collapse_warnings(metrics, config.diagnostics):
-                self.reporter.say(f"collapse? {warning}")
-        if self.patience.over:
-            waited = f"for {self.patience.waited} validations"
-            self.reporter.say(f"stopped early: {config.early_stop.metric} has not improved {waited}")
+                say(f"collapse? {warning}")
+        if self.stopped_early:
+            say(f"stopped early: {config.early_stop.metric} has not improved for {self.patience.waited} validations")
         if is_best or self.done or number % config.checkpoint.every == 0:
             self.save(best=is_best)
-
-    def _diagnose(self, moments: MetricBank) -> tuple[dict[str, float], list[Path], float]:
-        """Metrics and figures of factor sweeps, and the seconds that they took."""
-        watch, training, folder, number = Stopwatch(), self.training, self.folder, self.position.segment
-        try:
-            where = {"epoch": number, "bases": folder.bases, "figures": folder.figures}
-            loader = self.loaders.validation
-            metrics, figures = diagnose(training.model, loader, self.config, self.accelerator, moments, **where)
-        except (RuntimeError, ValueError, OSError, SafetensorError) as error:  # no memory, a full disk
-            self.reporter.say(f"no sweeps for epoch {number}: {str(error).splitlines()[0]}")
-            metrics, figures = {}, []
-        self.seconds += watch.seconds
-        return metrics, figures, watch.seconds
 
     def _refuse_divergence(self) -> None:
         if found := self.training.diverged():
@@ -320,24 +301,15 @@ class Trainer:
             where = f"step {step} ({self.segments.name} {self.segments.segment_of(step) + 1})"
             raise Diverged(f"diverged: {term} was not finite at {where}")
 
-    def _check_interrupt(self) -> None:
-        self.interrupts.check_together(self.accelerator)
-
-    def _control_progress(self, description: str, amount: int) -> None:
-        if description:
-            self.reporter.advance(description, 0, total=amount)
-        else:
-            self.reporter.advance()
-
     # -- checkpoints
 
     def save(self, *, best: bool = False) -> Path:
         """Write a checkpoint of the present position; returns its folder."""
         state = {
             "position": self.position._asdict(),
-            "best": self.best,
+            "best": self.best.model_dump(),
             "final": self.final,
-            "patience": {"best": self.patience.best, "waited": self.patience.waited},
+            "patience": self.patience.model_dump(),
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
             "images": self.loaders.fingerprint,
@@ -373,17 +345,17 @@ class Trainer:
     def finish(self) -> int:
         """Judge, summarise, draw; returns the exit code."""
         config, best, name = self.config, self.best, self.segments.name
-        judged = {f"final {name}": self.final, f"best {name} {best['segment']}": best["metrics"]}
-        passed, reasons = judge_epochs(config.data.name, config.active_rules, judged, self.untrained)
+        judged = {f"final {name}": self.final, f"best {name} {best.segment}": best.metrics}
+        passed, reasons = judge_epochs(config, judged, self.untrained)
         if self.metrics_file:
             verdict = {"gate_pass": passed, "gate_reasons": reasons}
             summary = verdict | {
                 "final": self.final,
-                "best": best["metrics"],
+                "best": best.metrics,
                 "untrained": self.untrained,
-                "best_epoch": best["segment"],
+                "best_epoch": best.segment,
                 "epochs": self.position.segment,
-                "stopped_early": self.patience.over,
+                "stopped_early": self.stopped_early,
                 "commit": self.commit,
                 "timing": {
                     "seconds": self.seconds,
@@ -399,7 +371,7 @@ class Trainer:
             except OSError as error:  # no reason to fail a run that has everything else
                 where = shown(error.filename or self.folder.curves)
                 self.reporter.say(f"curves are not drawn: {where} cannot be written ({error.strerror})")
-            self.trackers.summarise(verdict | {"best_epoch": best["segment"]})
+            self.trackers.summarise(verdict | {"best_epoch": best.segment})
             for reason in reasons:
                 self.reporter.say(f"gate: {reason}")
             self.reporter.say(closing_block(str(self.folder.path), summary))

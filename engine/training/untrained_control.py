@@ -6,8 +6,7 @@ A figure means nothing without it: on CIFAR-10 rotations an untrained ResNet-18 
 
 import hashlib
 import json
-import math
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,6 +19,9 @@ from ...configs.section import leaves
 from ...loaders.loader import Loaders
 from ..analysis.metrics import OF_THE_OBJECTIVE
 from ..config import Config
+from ..reports.console import Reporter
+from ..runs.state import Metrics
+from ..runtime.interrupts import Interrupts
 from ..runtime.provenance import code_digest, versions
 from .step import Diverged, TrainingStep
 from .validation import validate
@@ -51,52 +53,38 @@ def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> s
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-METRICS = TypeAdapter(dict[str, float | None])  # of the cache; null is NaN
-
-
 def untrained_control(
-    config: Config,
-    loaders: Loaders,
-    accelerator: Accelerator,
-    *,
-    say: Callable[[str], None],
-    progress: Callable[[str, int], None],
-    check: Callable[[], None],
+    config: Config, loaders: Loaders, accelerator: Accelerator, reporter: Reporter, interrupts: Interrupts
 ) -> dict[str, float]:
     """Metrics of the control, from the cache or run now.
 
-    Args:
-        config: of the run.
-        loaders: what the run reads from.
-        accelerator: device, precision, processes.
-        say: prints a line.
-        progress: called with a description and the total before, and with "" and 1 after each step.
-        check: called between steps; may raise to leave early.
+    Raises:
+        InputError: the cache cannot be made.
+        Interrupted: the run was asked to stop.
+        Diverged: a loss of the probes is no longer finite.
     """
-    path = (
-        Path(config.control.cache).expanduser() / f"{config.data.name}-{control_key(config, loaders, accelerator)}.json"
-    )
+    name = f"{config.data.name}-{control_key(config, loaders, accelerator)}.json"
+    path = Path(config.control.cache).expanduser() / name
     cached = [_read(path) if accelerator.is_main_process else None]
     broadcast_object_list(cached)
     if cached[0] is not None:
-        say(f"untrained control: cached in {path}")
+        reporter.say(f"untrained control: cached in {path}")
         return cached[0]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be made ({error.strerror})", "control.cache") from None
     epochs = control_epochs(config)
-    say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
+    reporter.say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
     set_seed(config.run.seed)
     training = TrainingStep(config.untrained(), loaders, accelerator, train_model=False)
-    progress("untrained control", epochs * training.steps_per_epoch)
-    step = 0
-    for epoch in range(epochs):
-        for batch in loaders.train.epoch(epoch):
-            training.step(batch, step)
-            step += 1
-            progress("", 1)
-            check()
+    reporter.advance("untrained control", 0, total=epochs * training.steps_per_epoch)
+    check = partial(interrupts.check_together, accelerator)
+    batches = (batch for epoch in range(epochs) for batch in loaders.train.epoch(epoch))
+    for step, batch in enumerate(batches):
+        training.step(batch, step)
+        reporter.advance()
+        check()
     metrics = training.epoch_metrics() | validate(training, loaders.validation, check).metrics
     metrics = {name: value for name, value in metrics.items() if not name.startswith(OF_THE_OBJECTIVE)}
     if found := training.diverged():
@@ -105,16 +93,13 @@ def untrained_control(
         try:
             write_atomically(path, to_json(metrics))
         except OSError as error:  # no reason to lose the run
-            say(f"untrained control: not cached in {path} ({error.strerror}); the next run makes it again")
+            reporter.say(f"untrained control: not cached in {path} ({error.strerror}); the next run makes it again")
     return metrics
 
 
 def _read(path: Path) -> dict[str, float] | None:
-    """A cached control, NaN where null stands; None if there is none or it was cut short."""
+    """A cached control; None if there is none or it was cut short."""
     try:
-        metrics = METRICS.validate_json(path.read_bytes(), strict=True) if path.is_file() else None
+        return TypeAdapter(Metrics).validate_json(path.read_bytes(), strict=True) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
-    if metrics is None:
-        return None
-    return {name: math.nan if value is None else value for name, value in metrics.items()}

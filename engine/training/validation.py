@@ -30,13 +30,7 @@ class Validation(NamedTuple):
 @during(VALIDATION)
 @torch.no_grad()
 def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[], None] = lambda: None) -> Validation:
-    """Measure a network in eval mode.
-
-    Args:
-        training: the training step whose model and probes are measured.
-        loader: loader of the test sequences.
-        check: called after each batch; may raise to end the validation.
-    """
+    """Measure model and probes in eval mode on test sequences; after each batch `check` may raise, which ends it."""
     training.losses.eval()
     training.share_buffers()
     device, model = training.accelerator.device, training.model
@@ -87,10 +81,7 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
 def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutputs, StepInputs]:
     """Outputs and inputs of a batch, of the parts of all processes together.
 
-    Args:
-        training: the training step whose model and probes are measured.
-        batch: this process's part; the last one may be smaller than the others, or empty.
-        size: size of the other parts.
+    Each process gives its part of `size` sequences; that of the last batch may be smaller, or empty.
     """
     step, count = torch.zeros_like(training.device_step), len(batch.labels)
     (given,) = training.step_inputs(batch).split(1)  # as in a step: no two fields are the same tensor
