@@ -116,11 +116,8 @@ def subspace_metrics(
     - circle_error_<f>: distance of an angle's curves in their plane from the fitted circle, over its radius
     - circle_phase_<f>, circle_turns_<f>: how well they follow the angle, and how often they go round in a whole turn
 
-    All but the energy are NaN for a factor that moves nothing.
-
-    Args:
-        sweeps: sweeps by the name of their factor.
-        before: bases of an earlier epoch, by the name of their factor.
+    All but the energy are NaN for a factor that moves nothing. Sweeps, and bases of an earlier epoch in `before`, are
+    given by the name of their factor.
     """
     metrics, bases = {}, {}
     for name, sweep in sweeps.items():

@@ -45,13 +45,9 @@ class Sweep:
 
 @torch.no_grad()
 def sweep(model: SeqJEPA, loader: SequenceLoader, anchors: int, accelerator: Accelerator) -> dict[str, Sweep]:
-    """Features of the first images of `loader` along each factor of its sequence.
+    """Features of the first images of `loader`, at most `anchors`, along each factor of its sequence.
 
-    Args:
-        model: in eval mode.
-        loader: of the images.
-        anchors: number of images; fewer if there are not so many.
-        accelerator: precision.
+    The model is in eval mode; the accelerator sets the precision.
     """
     pixels = loader.pixels(anchors)
     found = {}

@@ -12,19 +12,16 @@ from ..config import Config
 from ..models.seq_jepa import SeqJEPA
 from ..reports.console import Reporter
 from . import report
-from .cases import Case, open_case
-from .frozen import FrozenNetwork, frozen_probes, leakage_length, open_evaluation, untrained_network
+from .cases import Case, check_comparable, make_folder, open_case
+from .frozen import FrozenNetwork, frozen_probes, leakage_length, untrained_network
 from .protocols import PROTOCOLS
 from .subspaces import evaluate_subspaces
 
 
 def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> list[dict[str, Any]]:
-    """Evaluate each checkpoint, write its results, and compare them if there are several.
+    """Evaluate run folders and checkpoints, write their results, and compare them if there are several.
 
-    Args:
-        paths: run folders and checkpoints.
-        overrides: `section.key=value` words that override each checkpoint's config.
-        reporter: prints progress and results.
+    `overrides` are `section.key=value` words that override each checkpoint's config.
 
     Raises:
         InputError: a checkpoint, the data or a folder of results cannot be used.
@@ -37,8 +34,8 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
         return [evaluate_subspaces(case, reporter) for case in cases]
     together = Path(cases[0].config.eval.out or "runs/comparison").expanduser()
     if len(cases) > 1:
-        report.check_comparable(cases)
-        report.make_folder(together)
+        check_comparable(cases)
+        make_folder(together)
     results, controls = [], {}
     for case in cases:
         result = _measure(case, controls, reporter)
@@ -53,7 +50,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     """Scores of the trained and the untrained network; the latter's are kept in `controls` for runs that share them."""
     config, settings = case.config, case.config.eval
     lengths, num_observed = settings.lengths, config.sequence.num_observed
-    accelerator, loaders = open_evaluation(config, max(2, *lengths), case.state.images, reporter.say)
+    accelerator, loaders = case.open_data(max(2, *lengths), reporter.say)
     probes = frozen_probes(lengths, num_observed, loaders.num_classes, loaders.sequence.factors)
     if not probes:
         raise InputError(

@@ -10,32 +10,18 @@ from ...loaders.loader import Loaders
 from ..analysis.accumulators import r2_score
 from ..analysis.regressions import held_out_rows, knn, logistic_regression, ridge_regression
 from .config import EvalConfig
-from .frozen import FrozenNetwork, FrozenProbe
+from .frozen import FrozenNetwork, FrozenProbe, Progress
 from .probes import mlp
 
 
 def paper_protocol(
-    network: FrozenNetwork,
-    probes: list[FrozenProbe],
-    loaders: Loaders,
-    settings: EvalConfig,
-    progress: Callable[[], None],
+    network: FrozenNetwork, probes: list[FrozenProbe], loaders: Loaders, settings: EvalConfig, progress: Progress
 ) -> dict[str, float]:
-    """Train all heads together with Adam, on views rendered anew in each epoch, and test them.
+    """Train the heads of all probes together with Adam, on views rendered anew in each epoch, and test them.
 
     Heads are linear for classes and MLPs for factors of several numbers (crop, jitter, rotation), trained for
     `eval.epochs`, and linear for factors of one number (blur, shifts, scale), trained for `eval.linear_epochs`
-    (seq-JEPA, appendix on evaluation).
-
-    Args:
-        network: the frozen network.
-        probes: what is predicted from which feature; at least one.
-        loaders: loaders of the evaluation.
-        settings: config of the evaluation.
-        progress: called after each batch.
-
-    Returns:
-        Percent or R² by the name of the probe.
+    (seq-JEPA, appendix on evaluation). There is at least one probe; its score, percent or R², is returned by its name.
     """
     test = network.read(loaders.validation, 1, progress)
     heads, epochs = nn.ModuleDict(), {}
@@ -73,11 +59,7 @@ def paper_protocol(
 
 
 def fast_protocol(
-    network: FrozenNetwork,
-    probes: list[FrozenProbe],
-    loaders: Loaders,
-    settings: EvalConfig,
-    progress: Callable[[], None],
+    network: FrozenNetwork, probes: list[FrozenProbe], loaders: Loaders, settings: EvalConfig, progress: Progress
 ) -> dict[str, float]:
     """Read the features of `eval.renderings` renderings, then fit logistic and ridge regressions and neighbours.
 

@@ -12,14 +12,14 @@ from ..reports.console import Reporter, number, table
 from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from .cases import Case
 from .equivariance import equivariance_metrics, read_moved
-from .frozen import FrozenNetwork, open_evaluation, untrained_network
+from .frozen import FrozenNetwork, untrained_network
 
 
 def evaluate_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     """Measure the network of a checkpoint and its untrained control; write subspace.json and figures to its folder."""
     config, num_observed = case.config, case.config.sequence.num_observed
     # one more view: the aggregate leaves out the first, which is the unchanged image in some kinds of sequence
-    accelerator, loaders = open_evaluation(config, num_observed + 1, case.state.images, reporter.say)
+    accelerator, loaders = case.open_data(num_observed + 1, reporter.say)
     reporter.say(
         f"{case.checkpoint}: subspaces of {config.diagnostics.anchors} images, equivariance on "
         f"{len(loaders.train.sampler.indices)} training and {len(loaders.validation.sampler.indices)} test images"
