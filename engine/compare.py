@@ -30,37 +30,31 @@ DEFAULT_METRICS = tuple(metric.name for metric in METRICS if metric.compared)
 ALSO_COMPARED = ("run.epochs", "run.precision", "optim.accumulate", "early_stop.")
 
 
-class Needed(BaseModel):
-    """Fields of a run's file that the table needs; other fields are kept too."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class RunSettings(Needed):
+class RunSettings(BaseModel):
     seed: int
     name: str
     epochs: int
 
 
-class ControlSettings(Needed):
+class ControlSettings(BaseModel):
     max_epochs: int
 
 
-class Settings(Needed):
-    """Contents of config.yaml."""
+class Settings(BaseModel):
+    """What the table needs of config.yaml, which holds other sections too."""
 
-    model_config = ConfigDict(title="config.yaml")
+    model_config = ConfigDict(title="config.yaml", extra="allow")
     __pydantic_extra__: dict[str, dict[str, Any]]
     run: RunSettings
     control: ControlSettings
 
 
-class Timing(Needed):
+class Timing(BaseModel):
     hardware: str
 
 
-class Summary(Needed):
-    """Contents of summary.json, which a run writes when it ends."""
+class Summary(BaseModel):
+    """What the table needs of summary.json, which a run writes when it ends."""
 
     model_config = ConfigDict(title="summary.json")
     gate_pass: bool | None
@@ -162,11 +156,11 @@ def read_run(path: Path) -> Run:
     try:
         config = Config.migrated(read((path / "config.yaml").read_text(encoding="utf-8"), Config))
         json.dumps(config, sort_keys=True)  # runs are grouped by this text
-        Settings.model_validate(config)
+        Settings.model_validate(config, strict=True)
         summary = None
         if (path / "summary.json").exists():
             summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-            Summary.model_validate(summary)
+            Summary.model_validate(summary, strict=True)
         run = Run(path, config, read_rows(path / "metrics.jsonl"), summary)
         _ = run.seconds  # a missing field should fail here
     except PermissionError as error:
@@ -209,12 +203,9 @@ def differences(one: Group, other: Group, metric: str) -> list[float]:
 
 
 def to_markdown(groups: list[Group], metrics: list[str], against: str | None = None) -> str:
-    """The comparison as a Markdown table, with notes.
+    """The comparison as a Markdown table with a row for each group, and notes.
 
-    Args:
-        groups: a row each.
-        metrics: names of the metrics.
-        against: name of the group whose values are subtracted from the others, seed by seed.
+    Values of the group named `against` are subtracted from the others, seed by seed.
     """
     runs = [run for found in groups for run in found.runs]
     baseline = next((found for found in groups if found.name == against), None)

@@ -22,11 +22,7 @@ class _Console(Console):
 
 
 class Reporter:
-    """Prints lines, tables and progress from the main process; the progress bar is shown only on a terminal.
-
-    Args:
-        speaks: whether this is the main process.
-    """
+    """Prints lines, tables and progress if it speaks, as the main process's does; the bar is shown on a terminal."""
 
     def __init__(self, speaks: bool):
         # names are printed unchanged: brackets and colons in them are not markup
@@ -125,18 +121,11 @@ def closing_block(run: str, summary: dict[str, Any]) -> str:
     """The last lines of a run: `---`, then a `key: value` line each."""
     values: dict[str, Any] = {"run": run, "epochs": summary["epochs"], "best_epoch": summary["best_epoch"]}
     for name in (metric.name for metric in METRICS if metric.closing and metric.name in summary["final"]):
-        values[name] = _number(summary["final"][name])
+        values[name] = summary["final"][name]
         if summary["untrained"]:
-            values[f"untrained_{name}"] = _number(summary["untrained"].get(name))
+            values[f"untrained_{name}"] = summary["untrained"].get(name)
+    values = {name: math.nan if value is None else value for name, value in values.items()}  # which files hold as null
     values["gate_pass"] = summary["gate_pass"]
     values |= {name: summary["timing"][name] for name in ("seconds", "sequences_per_second")}
-    return "\n".join(["---", *(f"{key}: {_plain(value)}" for key, value in values.items())])
-
-
-def _number(value: float | None) -> float:
-    """A metric; None, as files hold it, is NaN."""
-    return math.nan if value is None else value
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    shown = (f"{key}: {value:.6g}" if isinstance(value, float) else f"{key}: {value}" for key, value in values.items())
+    return "\n".join(["---", *shown])

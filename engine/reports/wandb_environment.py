@@ -18,19 +18,10 @@ MODES = {"run": "online", "dryrun": "offline"}  # W&B's older names
 
 
 def wandb_layer(environment: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
-    """A layer for `compose`, above the defaults and below files and overrides.
-
-    Args:
-        environment: environment variables of the process.
-
-    Returns:
-        Name and values of the layer; None if no variable is set.
-    """
-    found: dict[str, Any] = {
-        field: environment[variable] for variable, field in VARIABLES.items() if environment.get(variable)
-    }
-    if "wandb" in found:
-        found["wandb"] = MODES.get(found["wandb"], found["wandb"])
+    """Name and values of a layer for `compose`, above the defaults and below files; None if no variable is set."""
+    found: dict[str, Any] = {field: environment[name] for name, field in VARIABLES.items() if environment.get(name)}
+    if mode := found.get("wandb"):
+        found["wandb"] = MODES.get(mode, mode)
     if environment.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
         found["wandb"] = "disabled"
     if found.get("wandb") == "disabled":  # the other variables do not matter then
@@ -41,12 +32,7 @@ def wandb_layer(environment: Mapping[str, str]) -> tuple[str, dict[str, Any]] | 
 
 
 def overruled_of_wandb(tracking: TrackingConfig, environment: Mapping[str, str]) -> Iterator[str]:
-    """A line for each of W&B's environment variables that the run does not follow.
-
-    Args:
-        tracking: config of the run's trackers.
-        environment: environment variables of the process.
-    """
+    """A line for each of W&B's environment variables that the run does not follow."""
     _, layer = wandb_layer(environment) or ("", {"tracking": {}})
     for variable, field in VARIABLES.items():
         given, used = layer["tracking"].get(field), getattr(tracking, field)

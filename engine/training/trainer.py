@@ -147,10 +147,7 @@ class Trainer:
         self._say_what_is_trained()
 
         # Trackers start before the untrained control, which can take minutes: one that cannot start says so now.
-        settings = config.model_dump()
-        self.trackers = Trackers(
-            accelerator, config.tracking, config.run.name, settings, folder.path, folder.tracker_id, say
-        )
+        self.trackers = Trackers(accelerator, config.tracking, folder, say)
         self.untrained = None
         if config.control.enabled:
             self.untrained = untrained_control(

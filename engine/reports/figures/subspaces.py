@@ -26,15 +26,7 @@ class NetworkSweeps(NamedTuple):
 
 
 def draw_all(networks: dict[str, NetworkSweeps], folder: Path) -> list[Path]:
-    """Draw all figures of some networks.
-
-    Args:
-        networks: the networks by their titles; all have the same sweeps.
-        folder: receives the PNGs.
-
-    Returns:
-        Paths of the PNGs.
-    """
+    """Draw all figures of networks, by their titles, that have the same sweeps; returns the PNGs in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     sweeps = next(iter(networks.values())).sweeps
     factors = list(sweeps)
@@ -81,8 +73,8 @@ def draw_trajectories(networks: dict[str, NetworkSweeps], name: str):
             column.plot(x, y, color=f"C{number}", linewidth=1, alpha=0.8)
             column.plot(x[0], y[0], "o", color=f"C{number}", markersize=5)
             column.plot(x[len(curve) - 1], y[len(curve) - 1], "s", color=f"C{number}", markersize=4)
-        column.set(title=f"{title}: {explained:.0%} of the variance", xlabel="PC 1", ylabel="PC 2", aspect="equal")
-        column.set_adjustable("datalim")
+        column.set(title=f"{title}: {explained:.0%} of the variance", xlabel="PC 1", ylabel="PC 2")
+        column.set(aspect="equal", adjustable="datalim")
         column.grid(alpha=0.3)
     first, last = factor.values[0].item(), factor.values[-1].item()
     return _captioned(
@@ -134,8 +126,7 @@ def draw_combined(networks: dict[str, NetworkSweeps], factors: list[str]):
             mean = curves.mean(0)
             column.plot(*(torch.cat([mean, mean[:1]]) if factor.closed else mean).T.tolist(), "k-", linewidth=1.2)
             column.set_title(f"{name}, {title}: {explained:.0%}", fontsize=9)
-            column.set_xticks([])
-            column.set_yticks([])
+            column.set(xticks=[], yticks=[])
     return _captioned(
         figure,
         "Displacements of z in each factor's first two directions, share of its variance; black: mean of all images",
