@@ -11,7 +11,7 @@ from seqjepa.configs.compose import dump
 from seqjepa.configs.help import help_page
 from seqjepa.engine.compose import compose
 from seqjepa.engine.config import Config
-from seqjepa.engine.reports.wandb_environment import overruled_of_wandb, wandb_layer
+from seqjepa.engine.reports.config import overruled_of_wandb, wandb_layer
 
 PARENT = os.getppid()  # before any slow import: a launcher that dies during one must be noticed
 DEFAULT_CONFIG = "configs/smoke.yaml"

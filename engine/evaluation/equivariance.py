@@ -9,13 +9,13 @@ from ...loaders.batch import Batch, each
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import r2_score
 from ..analysis.regressions import held_out_rows, logistic_regression, ridge_regression
-from .frozen import FrozenNetwork, Progress, rows_of
+from .frozen import FrozenNetwork, Progress, Rows, rows_of
 
 COMPONENTS = 64  # principal components of z from which the transformed z is predicted
 
 
 @torch.no_grad()
-def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Progress) -> dict[str, Tensor]:
+def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Progress) -> Rows:
     """Features of sequences of M + 1 observed views, of which the first may be the unchanged image.
 
     M is the last length of the network. As `rows_of`: `first` and `second` are z of the first two views, `agg` is of
@@ -34,11 +34,7 @@ def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Progres
 
 
 def equivariance_metrics(
-    train: dict[str, Tensor],
-    test: dict[str, Tensor],
-    again: dict[str, Tensor],
-    factors: dict[str, slice],
-    num_classes: int | None,
+    train: Rows, test: Rows, again: Rows, factors: dict[str, slice], num_classes: int | None
 ) -> dict[str, float]:
     """How equivariant z is, and how invariant agg is, by features that `read_moved` returns.
 

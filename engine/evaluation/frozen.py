@@ -15,6 +15,7 @@ from ..config import Config
 from ..models.seq_jepa import SeqJEPA, build_model
 
 Progress = Callable[[], None]  # called after each batch
+Rows = dict[str, Tensor]  # by name, with one row per sequence
 CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 holds 0.5 % of its initial value
 
 
@@ -86,7 +87,7 @@ class FrozenNetwork:
                 table[index] = self.model.encoder(images[:, None])[:, 0].float()
         return table
 
-    def read(self, loader: SequenceLoader, epochs: int, progress: Progress) -> dict[str, Tensor]:
+    def read(self, loader: SequenceLoader, epochs: int, progress: Progress) -> Rows:
         """`features` and `clean` of all sequences of a loader, for as many renderings of each image as `epochs`.
 
         As `rows_of`.
@@ -97,8 +98,8 @@ class FrozenNetwork:
 
 def rows_of(
     loader: SequenceLoader, epochs: int, features: Callable[[Batch], dict[str, Tensor]], progress: Progress
-) -> dict[str, Tensor]:
-    """Features of each batch by name, and its `labels`, first `actions` and `index`, with one row per sequence."""
+) -> Rows:
+    """Features of each batch, and its `labels`, first `actions` and `index`."""
     batches = []
     for batch in itertools.chain.from_iterable(map(loader.epoch, range(epochs))):
         facts = {"labels": batch.labels, "actions": batch.actions[:, 0], "index": batch.index}

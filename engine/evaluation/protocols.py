@@ -10,7 +10,7 @@ from ...loaders.loader import Loaders
 from ..analysis.accumulators import r2_score
 from ..analysis.regressions import held_out_rows, knn, logistic_regression, ridge_regression
 from .config import EvalConfig
-from .frozen import FrozenNetwork, FrozenProbe, Progress
+from .frozen import FrozenNetwork, FrozenProbe, Progress, Rows
 from .probes import mlp
 
 
@@ -42,10 +42,8 @@ def paper_protocol(
             losses = []
             for probe in training:
                 output = heads[probe.name](features[probe.feature])
-                if probe.dims is None:
-                    losses.append(F.cross_entropy(output, batch.labels))
-                else:
-                    losses.append(F.mse_loss(output, batch.actions[:, 0, probe.dims]))
+                loss = F.cross_entropy if probe.dims is None else F.mse_loss
+                losses.append(loss(output, batch.labels if probe.dims is None else batch.actions[:, 0, probe.dims]))
             torch.stack(losses).sum().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -78,19 +76,18 @@ def fast_protocol(
             labels, classes = train["labels"][rows], probe.outputs
             predicted = logistic_regression(features, labels, held_out[rows], test_features, num_classes=classes)
             voted = knn(features, labels, test_features, num_classes=classes, k=settings.neighbours)
-            scores[probe.name] = _score(probe, predicted, test)
-            scores[f"{probe.name}_knn"] = _score(probe, voted, test)
+            found = {probe.name: predicted, f"{probe.name}_knn": voted}
         else:
             targets = train["actions"][rows, probe.dims]
-            predicted = ridge_regression(features, targets, held_out[rows], test_features)
-            scores[probe.name] = _score(probe, predicted, test)
+            found = {probe.name: ridge_regression(features, targets, held_out[rows], test_features)}
+        scores |= {name: _score(probe, predicted, test) for name, predicted in found.items()}
     return scores
 
 
 PROTOCOLS: dict[str, Callable[..., dict[str, float]]] = {"fast": fast_protocol, "paper": paper_protocol}
 
 
-def _score(probe: FrozenProbe, predicted: Tensor, test: dict[str, Tensor]) -> float:
+def _score(probe: FrozenProbe, predicted: Tensor, test: Rows) -> float:
     """Percent of correct labels, or mean R² of the dimensions of the action."""
     if probe.dims is None:
         return 100 * (predicted == test["labels"]).double().mean().item()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from scipy.stats import kendalltau
 
 from ...configs.files import to_json, write_atomically
-from ..reports.console import Reporter, number, table
+from ..reports.console import Reporter, table
 from ..reports.figures.evaluation import draw_factors, draw_grid, draw_lengths
 from .protocols import PROTOCOLS
 
@@ -35,7 +35,7 @@ def write(result: dict[str, Any], folder: Path, reporter: Reporter) -> None:
         draw(result, protocols, folder / name)
     pairs = [(protocol, network) for protocol in protocols for network in NETWORKS]
     headings = ["metric", *(f"{p}, {n}" if len(protocols) > 1 else n for p, n in pairs)]
-    rows = [[name, *(number(result[p][n].get(name)) for p, n in pairs)] for name in names]
+    rows = [[name, *(result[p][n].get(name) for p, n in pairs)] for name in names]
     reporter.say(table(f"frozen probes, {result['checkpoint']}", headings, rows))
     seconds = sum(value for name, value in result["timing"].items() if name.endswith("_seconds"))
     reporter.say(f"{', '.join([str(folder / 'eval.json'), *figures])}; {seconds:.0f} s")
@@ -59,12 +59,12 @@ def compare(results: list[dict[str, Any]], folder: Path, reporter: Reporter) -> 
         rows = []
         for length in sorted({length for row in grid.values() for length in row}):
             cells = [row.get(length, (None, None)) for row in grid.values()]
-            rows.append([str(length), *(number(value) for cell in cells for value in cell[:2])])
+            rows.append([str(length), *(value for cell in cells for value in cell[:2])])
         reporter.say(table(f"top-1 on agg, {protocol} protocol, newest checkpoint of each run", headings, rows))
         draw_grid(grid, protocol, folder / "lengths_grid.png")
         files.append("lengths_grid.png")
     if agreeing := agreement(results):
-        rows = [[name, number(row["tau"]), number(row["p"]), str(row["n"])] for name, row in agreeing.items()]
+        rows = [[name, row["tau"], row["p"], str(row["n"])] for name, row in agreeing.items()]
         title = "do the fast and the paper protocol rank checkpoints alike?"
         reporter.say(table(title, ["metric", "Kendall's tau", "p", "checkpoints"], rows))
         if len(results) < FEW:

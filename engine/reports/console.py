@@ -72,18 +72,18 @@ class Reporter:
         control, rows = untrained or {}, []
         for metric in METRICS:
             if metric.title and metric.name in metrics:
-                train = number(metrics.get(metric.train)) if metric.train else ""
-                rows.append([metric.title, train, number(metrics[metric.name]), number(control.get(metric.name))])
+                train = metrics.get(metric.train) if metric.train else ""
+                rows.append([metric.title, train, metrics[metric.name], control.get(metric.name)])
         self.say(table(title, ["metric", "train", "test", "untrained"], rows))
 
 
-def table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
-    """A table whose first column names the rows."""
+def table(title: str, headings: list[str], rows: list[list[Any]]) -> Table:
+    """A table whose first column names the rows; what is no text is written as a `number`."""
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for place, heading in enumerate(headings):
         shown.add_column(heading, justify="right" if place else "left", no_wrap=not place)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(cell if isinstance(cell, str) else number(cell) for cell in row))
     return shown
 
 
