@@ -36,7 +36,11 @@ def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Progres
 def equivariance_metrics(
     train: Rows, test: Rows, again: Rows, factors: dict[str, slice], num_classes: int | None
 ) -> dict[str, float]:
-    """How equivariant z is, and how invariant agg is, by features that `read_moved` returns.
+    """How equivariant z is, and how invariant agg is.
+
+    All rows are features that `read_moved` returns: `train` of training images, `test` of test images, and `again` of
+    the same test images with other draws. `factors` are dimensions of the action by factor; if they are empty, metrics
+    that need the action are left out, and if there are no classes, those that need labels.
 
     - equivariance_error: error of z(g x) predicted from z(x) by a map that is linear in z(x), with coefficients that
       depend on the action (`action_features`); residual over variance, so 1 is no better than predicting the mean
@@ -46,13 +50,6 @@ def equivariance_metrics(
     - probe_class_acc_inv, probe_class_acc_eq, gap_class: class from that agg and that z, percent
     - probe_action_r2_eq, probe_action_r2_inv, gap_action: action from the first view to the second, predicted from the
       z of both and from agg, which sees the second view but does not receive the action
-
-    Args:
-        train: of training images.
-        test: of test images.
-        again: of the images of `test`, with other draws.
-        factors: dimensions of the action by factor; if empty, the metrics that need the action are left out.
-        num_classes: if None, the metrics that need labels are left out.
     """
     held_out = held_out_rows(train["index"])
     metrics: dict[str, float] = {}

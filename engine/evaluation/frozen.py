@@ -88,10 +88,7 @@ class FrozenNetwork:
         return table
 
     def read(self, loader: SequenceLoader, epochs: int, progress: Progress) -> Rows:
-        """`features` and `clean` of all sequences of a loader, for as many renderings of each image as `epochs`.
-
-        As `rows_of`.
-        """
+        """`features` and `clean` of all sequences of a loader, in `epochs` renderings of each image, as `rows_of`."""
         clean = self.clean(loader)
         return rows_of(loader, epochs, lambda batch: self.features(batch) | {"clean": clean[batch.index]}, progress)
 

@@ -11,8 +11,7 @@ from ...configs.errors import InputError
 from ...configs.files import to_json, write_atomically
 from ..analysis.accumulators import MetricBank
 from ..analysis.spectra import Moments, spectrum_metrics
-from ..analysis.subspaces import subspace_metrics
-from ..analysis.sweeps import sweep
+from ..analysis.subspaces import subspace_metrics, sweep
 from ..models.seq_jepa import SeqJEPA
 from ..reports.console import Reporter, table
 from ..reports.figures.subspaces import NetworkSweeps, draw_all

@@ -61,12 +61,8 @@ def probe_features(output: Output) -> dict[str, Tensor]:
 class OnlineProbes(nn.Module):
     """The probes whose targets the task has, their losses and their metrics.
 
-    Args:
-        config: of the probes.
-        num_features: width of z.
-        token_width: width of the aggregate.
-        num_classes: None if the images have none.
-        factors: dimensions of the action by factor of variation; empty if there are no actions to predict.
+    z is `num_features` wide, the aggregate `token_width`. `factors` are dimensions of the action by factor of
+    variation; they are empty if there are no actions to predict.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rich.console import Console
@@ -87,14 +88,13 @@ def table(title: str, headings: list[str], rows: list[list[Any]]) -> Table:
     return shown
 
 
+@dataclass
 class Stopwatch:
-    """Seconds and sequences since it was started."""
+    """Seconds, sequences and steps since it was made."""
 
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self.started, self.sequences, self.steps = time.perf_counter(), 0, 0
+    started: float = field(default_factory=time.perf_counter)
+    sequences: int = 0
+    steps: int = 0
 
     def count(self, sequences: int) -> None:
         self.sequences += sequences

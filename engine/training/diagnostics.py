@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import MetricBank
-from ..analysis.subspaces import subspace_metrics
-from ..analysis.sweeps import sweep
+from ..analysis.subspaces import subspace_metrics, sweep
 from ..config import Config
 from ..models.seq_jepa import SeqJEPA
 from ..reports.figures.subspaces import NetworkSweeps, draw_all

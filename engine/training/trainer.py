@@ -244,14 +244,14 @@ class Trainer:
                 value = mean.item()  # the one host sync of the loop
                 self._refuse_divergence()
                 self._log_step(value, recent)
-                recent.restart()
+                recent = Stopwatch()
             if self.training.compiled and not self.compile_seconds:
                 loss.item()  # waits for the compiler and the step
                 self.compile_seconds = self.watch.seconds
                 self.seconds += self.compile_seconds
                 self.reporter.say(f"compiled in {self.compile_seconds:.0f} s")
-                self.watch.restart()
-                recent.restart()
+                self.watch = Stopwatch()
+                recent = Stopwatch()
             self._check_interrupt()
 
     def _log_step(self, loss: float, recent: Stopwatch) -> None:

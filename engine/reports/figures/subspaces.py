@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ...analysis.spectra import participation
-from ...analysis.subspaces import fit_circle, fit_subspace, overlap, plane_curves
-from ...analysis.sweeps import Sweep
+from ...analysis.subspaces import Sweep, fit_circle, fit_subspace, overlap, plane_curves
 from .curves import new_figure
 
 TRAJECTORIES = 8  # number of anchors whose paths are drawn
