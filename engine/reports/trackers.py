@@ -33,9 +33,12 @@ class Trackers:
         self.accelerator = accelerator
         self.say = say
         settings, wandb_id = folder.config.model_dump(), folder.tracker_id
-        asked = {"wandb": tracking.wandb != "disabled", "tensorboard": tracking.tensorboard}
-        wanted: list[Any] = [name for name in asked if asked[name] and _installed(name, say)]
-        accelerator.log_with = wanted
+        asked: list[Any] = ["wandb"] if tracking.wandb != "disabled" else []
+        asked += ["tensorboard"] if tracking.tensorboard else []
+        accelerator.log_with = wanted = [name for name in asked if importlib.util.find_spec(name)]
+        for name in asked:
+            if name not in wanted:
+                say(f"{NAMES[name]} is not installed; the run continues without it")
         accelerator.project_configuration.logging_dir = str(folder.path / "tensorboard")
         for mode in ["online", "offline"] if tracking.wandb == "online" else [tracking.wandb]:
             try:
@@ -45,8 +48,7 @@ class Trackers:
 
                     kwargs["wandb"] = {
                         "name": tracking.run_name or folder.run.name,
-                        "entity": tracking.entity,
-                        "group": tracking.group,
+                        **tracking.model_dump(include={"entity", "group"}),
                         "dir": os.environ.get("WANDB_DIR") or str(folder.path),
                         "config": settings,
                         "id": wandb_id,
@@ -137,10 +139,3 @@ def _line(error: Exception) -> str:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _installed(name: str, say: Callable[[str], None]) -> bool:
-    found = importlib.util.find_spec(name) is not None
-    if not found:
-        say(f"{NAMES[name]} is not installed; the run continues without it")
-    return found
