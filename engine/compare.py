@@ -264,10 +264,8 @@ def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for number, found in enumerate(groups):
             points: dict[int, list[float]] = {}
-            for run in found.runs:
-                for row in run.rows:
-                    if row.get(metric) is not None:
-                        points.setdefault(row["epoch"], []).append(row[metric])
+            for row in (row for run in found.runs for row in run.rows if row.get(metric) is not None):
+                points.setdefault(row["epoch"], []).append(row[metric])
             epochs = sorted(points)
             style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
             axes.plot(epochs, [mean(points[epoch]) for epoch in epochs], label=_plain(found.name), marker=".", **style)

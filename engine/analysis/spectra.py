@@ -100,13 +100,9 @@ def collapse_warnings(metrics: dict[str, float], config: DiagnosticsConfig) -> l
     for feature in REFERENCE_NAMES:
         rank, cosine = metrics[f"participation_{feature}"], metrics[f"pair_cosine_{feature}"]
         if rank < config.min_rank:
-            found.append(
-                f"{feature} varies along {rank:.3g} direction(s) (participation_{feature}; "
-                f"diagnostics.min_rank = {config.min_rank:g})"
-            )
+            limit = f"participation_{feature}; diagnostics.min_rank = {config.min_rank:g}"
+            found.append(f"{feature} varies along {rank:.3g} direction(s) ({limit})")
         if cosine > config.max_cosine:
-            found.append(
-                f"{feature} points the same way for all images: mean cosine {cosine:.4f} (pair_cosine_{feature}; "
-                f"diagnostics.max_cosine = {config.max_cosine:g})"
-            )
+            limit = f"pair_cosine_{feature}; diagnostics.max_cosine = {config.max_cosine:g}"
+            found.append(f"{feature} points the same way for all images: mean cosine {cosine:.4f} ({limit})")
     return found

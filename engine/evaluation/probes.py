@@ -82,9 +82,8 @@ class OnlineProbes(nn.Module):
         self.heads = nn.ModuleDict()
         for probe in self.active:
             inputs, outputs = widths[probe.feature], sizes[probe.target]
-            self.heads[probe.name] = (
-                nn.Linear(inputs, outputs) if probe.head == "linear" else mlp(inputs, config.hidden, outputs)
-            )
+            linear = probe.head == "linear"
+            self.heads[probe.name] = nn.Linear(inputs, outputs) if linear else mlp(inputs, config.hidden, outputs)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Output of each head."""

@@ -150,9 +150,8 @@ def draw_spectrum(networks: dict[str, NetworkSweeps], name: str):
         ranks = f"{found.explained:.0%} in {sweep.factor.dims}, effective rank {found.effective_rank:.1f}"
         axes[0, place].set_title(f"{title}: {ranks}", fontsize=9)
         axes[1, place].set_xlabel("direction")
-    return _captioned(
-        figure, f"{name}: spectrum of z's displacements", "equivariant: all variance left of the red line"
-    )
+    ideal = "equivariant: all variance left of the red line"
+    return _captioned(figure, f"{name}: spectrum of z's displacements", ideal)
 
 
 def draw_overlap(networks: dict[str, NetworkSweeps], factors: list[str]):
