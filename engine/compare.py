@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..configs.cli import DONE, command
 from ..configs.compose import read
-from ..configs.errors import InputError, shown
+from ..configs.errors import InputError, first_line, shown
 from ..configs.files import write_atomically
 from ..configs.section import leaves
 from .analysis.metrics import METRICS, better
@@ -30,37 +30,31 @@ DEFAULT_METRICS = tuple(metric.name for metric in METRICS if metric.compared)
 ALSO_COMPARED = ("run.epochs", "run.precision", "optim.accumulate", "early_stop.")
 
 
-class Needed(BaseModel):
-    """Fields of a run's file that the table needs; other fields are kept too."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class RunSettings(Needed):
+class RunSettings(BaseModel):
     seed: int
     name: str
     epochs: int
 
 
-class ControlSettings(Needed):
+class ControlSettings(BaseModel):
     max_epochs: int
 
 
-class Settings(Needed):
-    """Contents of config.yaml."""
+class Settings(BaseModel):
+    """What the table needs of config.yaml, which holds other sections too."""
 
-    model_config = ConfigDict(title="config.yaml")
+    model_config = ConfigDict(title="config.yaml", extra="allow")
     __pydantic_extra__: dict[str, dict[str, Any]]
     run: RunSettings
     control: ControlSettings
 
 
-class Timing(Needed):
+class Timing(BaseModel):
     hardware: str
 
 
-class Summary(Needed):
-    """Contents of summary.json, which a run writes when it ends."""
+class Summary(BaseModel):
+    """What the table needs of summary.json, which a run writes when it ends."""
 
     model_config = ConfigDict(title="summary.json")
     gate_pass: bool | None
@@ -162,17 +156,17 @@ def read_run(path: Path) -> Run:
     try:
         config = Config.migrated(read((path / "config.yaml").read_text(encoding="utf-8"), Config))
         json.dumps(config, sort_keys=True)  # runs are grouped by this text
-        Settings.model_validate(config)
+        Settings.model_validate(config, strict=True)
         summary = None
         if (path / "summary.json").exists():
             summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-            Summary.model_validate(summary)
+            Summary.model_validate(summary, strict=True)
         run = Run(path, config, read_rows(path / "metrics.jsonl"), summary)
         _ = run.seconds  # a missing field should fail here
     except PermissionError as error:
         raise InputError(f"{shown(error.filename or path)}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = f"{error.title}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -209,12 +203,9 @@ def differences(one: Group, other: Group, metric: str) -> list[float]:
 
 
 def to_markdown(groups: list[Group], metrics: list[str], against: str | None = None) -> str:
-    """The comparison as a Markdown table, with notes.
+    """The comparison as a Markdown table with a row for each group, and notes.
 
-    Args:
-        groups: a row each.
-        metrics: names of the metrics.
-        against: name of the group whose values are subtracted from the others, seed by seed.
+    Values of the group named `against` are subtracted from the others, seed by seed.
     """
     runs = [run for found in groups for run in found.runs]
     baseline = next((found for found in groups if found.name == against), None)
@@ -273,10 +264,8 @@ def draw(groups: list[Group], metrics: list[str], path: Path) -> None:
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for number, found in enumerate(groups):
             points: dict[int, list[float]] = {}
-            for run in found.runs:
-                for row in run.rows:
-                    if row.get(metric) is not None:
-                        points.setdefault(row["epoch"], []).append(row[metric])
+            for row in (row for run in found.runs for row in run.rows if row.get(metric) is not None):
+                points.setdefault(row["epoch"], []).append(row[metric])
             epochs = sorted(points)
             style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
             axes.plot(epochs, [mean(points[epoch]) for epoch in epochs], label=_plain(found.name), marker=".", **style)

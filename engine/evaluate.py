@@ -35,7 +35,11 @@ interrupted (`accelerate launch` turns every failure into 1)."""
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
     if not argv or {"-h", "--help"} & set(argv):
-        print(HELP.format(settings=_settings()))
+        from seqjepa.engine.evaluation.config import EvalConfig
+
+        of_training = {"every", "best_metric", "best_mode"}
+        fields = {name: field for name, field in EvalConfig.model_fields.items() if name not in of_training}
+        print(HELP.format(settings="\n".join(field_lines("eval", fields))))
         return DONE
     check_options(argv, "--help")
     paths = [Path(word).expanduser() for word in argv if "=" not in word or Path(word).exists()]
@@ -49,28 +53,16 @@ def main(argv: list[str]) -> int:
         with Reporter(True) as reporter:
             evaluate(paths, [word for word in argv if Path(word).expanduser() not in paths], reporter)
     except (OSError, MemoryError, RuntimeError) as error:
-        if (cause := _cause(error)) is None:
+        from seqjepa.engine.runtime.failures import explain
+
+        cause = explain(error, 0, 1, 1)  # the numbers only matter for a training step that runs out of memory
+        if out_of_memory(error):
+            cause = "out of memory; a smaller eval.batch_size, or a smaller data.train_subset, needs less"
+        if cause is None:
             raise
         print(f"{cause}; what was finished is written", file=sys.stderr)
         return MACHINE_FAILED
     return DONE
-
-
-def _cause(error: Exception) -> str | None:
-    """What failed, in one line; None if it is not the machine's fault."""
-    from seqjepa.engine.runtime.failures import explain
-
-    if out_of_memory(error):
-        return "out of memory; a smaller eval.batch_size, or a smaller data.train_subset, needs less"
-    return explain(error, 0, 1, 1)  # the numbers only matter for a training step that runs out of memory
-
-
-def _settings() -> str:
-    from seqjepa.engine.evaluation.config import EvalConfig
-
-    during_training = {"every", "best_metric", "best_mode"}
-    fields = {name: field for name, field in EvalConfig.model_fields.items() if name not in during_training}
-    return "\n".join(field_lines("eval", fields))
 
 
 if __name__ == "__main__":

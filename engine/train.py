@@ -10,7 +10,7 @@ from seqjepa.configs.cli import DONE, check_options, command, located
 from seqjepa.configs.compose import dump
 from seqjepa.configs.help import help_page
 from seqjepa.engine.config import Config, compose
-from seqjepa.engine.reports.wandb_environment import overruled_of_wandb, wandb_layer
+from seqjepa.engine.reports.config import overruled_of_wandb, wandb_layer
 
 PARENT = os.getppid()  # before any slow import: a launcher that dies during one must be noticed
 DEFAULT_CONFIG = "configs/smoke.yaml"

@@ -109,14 +109,9 @@ class MetricBank(nn.ModuleDict):
 
 
 def centred_cosine(prediction: Tensor, target: Tensor, accelerator: Accelerator) -> float:
-    """Mean cosine of prediction and target, each centred by its mean over the items of all processes.
+    """Mean cosine of predictions and targets, of which each process has N rows [N, D], centred over all processes.
 
     A prediction that is the same for every input scores 0, however close it is to the mean target.
-
-    Args:
-        prediction: [N, D], the rows of this process.
-        target: [N, D], the rows of this process.
-        accelerator: sums over the processes.
     """
     prediction, target = prediction.double(), target.double()
     count = torch.tensor([float(len(prediction))], dtype=torch.float64, device=prediction.device)

@@ -114,11 +114,9 @@ def better(name: str) -> Literal["max", "min"]:
 
 
 def expand(targets: Collection[str], **fields: Collection[str]) -> set[str]:
-    """Names of all metrics of an epoch.
+    """Names of all metrics of an epoch, in a task that has these of the targets "class" and "action".
 
-    Args:
-        targets: those of "class" and "action" that the task has.
-        fields: the values of each field in the names; a metric whose field is missing is left out.
+    `fields` are the values of each field in the names; a metric whose field is missing is left out.
     """
     found = set()
     for name in (name for metric in METRICS if metric.target in (None, *targets) for name in metric.names):

@@ -19,16 +19,10 @@ def held_out_rows(index: Tensor) -> Tensor:
 
 
 def ridge_regression(features: Tensor, targets: Tensor, held_out: Tensor, test_features: Tensor) -> Tensor:
-    """Linear regression in double precision, whose L2 penalty is chosen on held-out rows; the final fit uses all rows.
+    """Predictions [T, K] for test features [T, D], by linear regression from features [N, D] to targets [N, K].
 
-    Args:
-        features: [N, D].
-        targets: [N, K].
-        held_out: bool [N]; rows on which the penalty is chosen.
-        test_features: [T, D].
-
-    Returns:
-        Predictions [T, K].
+    It is in double precision. Its L2 penalty is chosen on the rows that are held out (bool [N]), and the final fit uses
+    all rows.
     """
     kept = ~held_out
     fitted = _ridge_path(features[kept], targets[kept], features[held_out])
@@ -36,12 +30,17 @@ def ridge_regression(features: Tensor, targets: Tensor, held_out: Tensor, test_f
     return _ridge_path(features, targets, test_features)[int(errors.argmin())]
 
 
+def _standardised(features: Tensor, test_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Both by the mean and the deviation of the first."""
+    mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
+    return (features - mean) / scale, (test_features - mean) / scale
+
+
 def _ridge_path(features: Tensor, targets: Tensor, test_features: Tensor) -> list[Tensor]:
     """Predictions for each penalty, from one eigendecomposition."""
     features, targets, test_features = features.double(), targets.double(), test_features.double()
-    mean, target_mean = features.mean(0), targets.mean(0)
-    scale = features.std(0).clamp(min=1e-6)
-    rows, test_rows = (features - mean) / scale, (test_features - mean) / scale
+    rows, test_rows = _standardised(features, test_features)
+    target_mean = targets.mean(0)
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
     right = vectors.T @ (rows.T @ (targets - target_mean)) / len(rows)
     test_rows = test_rows @ vectors
@@ -59,8 +58,7 @@ def logistic_regression(
 
     Takes the arguments of `ridge_regression`, with labels [N] for targets; returns predicted labels [T].
     """
-    mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
-    rows, test_rows = (features - mean) / scale, (test_features - mean) / scale
+    rows, test_rows = _standardised(features, test_features)
     kept = ~held_out
     weights = torch.zeros(rows.shape[1] + 1, num_classes, device=rows.device)
     best, chosen, start = -1.0, LOGISTIC_PENALTIES[0], weights

@@ -12,6 +12,7 @@ COLLAPSE_METRICS = ("effective_rank", "participation", "rankme", "variance", "va
 # the reference code's names for the rank (participation ratio of the singular values) of z and of agg
 REFERENCE_NAMES = {"z": "rank_eq_eff", "agg": "rank_inv_eff"}
 RANKME_EPS = 1e-7
+TINY = torch.finfo(torch.float64).tiny
 
 
 class Moments(nn.Module):
@@ -38,9 +39,11 @@ class Moments(nn.Module):
 
     def spectrum(self) -> Tensor:
         """Singular values of the centred features over √N, in falling order [D]."""
+        return torch.linalg.eigvalsh(self._covariance()).clamp(min=0).sqrt().flip(0)
+
+    def _covariance(self) -> Tensor:
         mean = self.total / self.count
-        covariance = self.products / self.count - torch.outer(mean, mean)
-        return torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().flip(0)
+        return self.products / self.count - torch.outer(mean, mean)
 
     def compute(self) -> dict[str, float]:
         """`COLLAPSE_METRICS` and `reference_rank`; all NaN for fewer than two features, or if one is not finite.
@@ -58,14 +61,17 @@ class Moments(nn.Module):
         count = self.count.item()
         if count < 2 or not self.products.isfinite().all():
             return dict.fromkeys((*COLLAPSE_METRICS, "reference_rank"), math.nan)
-        mean = self.total / count
-        covariance = self.products / count - torch.outer(mean, mean)
-        figures = spectrum_figures(torch.linalg.eigvalsh(covariance).clamp(min=0), int(count))
-        uncentred = torch.linalg.eigvalsh(self.products).clamp(min=0).sqrt()
-        share = uncentred / uncentred.sum().clamp(min=torch.finfo(uncentred.dtype).tiny) + RANKME_EPS
-        variances = covariance.diagonal()
-        return figures | {
-            "rankme": (-(share * share.log()).sum()).exp().item(),
+        covariance = self._covariance()
+        variances, eigenvalues = covariance.diagonal(), torch.linalg.eigvalsh(covariance).clamp(min=0)
+        singular, uncentred = eigenvalues.sqrt(), torch.linalg.eigvalsh(self.products).clamp(min=0).sqrt()
+        share, uncentred_share = (values / values.sum().clamp(min=TINY) for values in (singular, uncentred))
+        uncentred_share += RANKME_EPS
+        return {
+            "effective_rank": (-torch.xlogy(share, share).sum()).exp().item(),
+            "participation": participation(eigenvalues),
+            "reference_rank": participation(singular),
+            "isotropy": participation(eigenvalues) / max(1, min(int(count) - 1, len(eigenvalues))),
+            "rankme": (-(uncentred_share * uncentred_share.log()).sum()).exp().item(),
             "variance": variances.mean().item(),
             "variance_min": variances.min().clamp(min=0).item(),
             "pair_cosine": ((self.directions.square().sum() - count) / (count * (count - 1))).item(),
@@ -88,32 +94,15 @@ def participation(values: Tensor) -> float:
     return values.sum().item() ** 2 / squares if squares else 0.0
 
 
-def spectrum_figures(eigenvalues: Tensor, count: int) -> dict[str, float]:
-    """Effective rank, participation, the reference code's rank and isotropy for eigenvalues [D] of `count` features."""
-    singular = eigenvalues.sqrt()
-    share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
-    possible = max(1, min(count - 1, len(eigenvalues)))
-    return {
-        "effective_rank": (-torch.xlogy(share, share).sum()).exp().item(),
-        "participation": participation(eigenvalues),
-        "reference_rank": participation(singular),
-        "isotropy": participation(eigenvalues) / possible,
-    }
-
-
 def collapse_warnings(metrics: dict[str, float], config: DiagnosticsConfig) -> list[str]:
     """One warning for each sign of collapse in the metrics of a validation."""
     found = []
     for feature in REFERENCE_NAMES:
         rank, cosine = metrics[f"participation_{feature}"], metrics[f"pair_cosine_{feature}"]
         if rank < config.min_rank:
-            found.append(
-                f"{feature} varies along {rank:.3g} direction(s) (participation_{feature}; "
-                f"diagnostics.min_rank = {config.min_rank:g})"
-            )
+            limit = f"participation_{feature}; diagnostics.min_rank = {config.min_rank:g}"
+            found.append(f"{feature} varies along {rank:.3g} direction(s) ({limit})")
         if cosine > config.max_cosine:
-            found.append(
-                f"{feature} points the same way for all images: mean cosine {cosine:.4f} (pair_cosine_{feature}; "
-                f"diagnostics.max_cosine = {config.max_cosine:g})"
-            )
+            limit = f"pair_cosine_{feature}; diagnostics.max_cosine = {config.max_cosine:g}"
+            found.append(f"{feature} points the same way for all images: mean cosine {cosine:.4f} ({limit})")
     return found

@@ -1,20 +1,24 @@
 """Opens checkpoints for evaluation."""
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
 
 from ...configs.compose import compose
 from ...configs.errors import InputError
+from ...loaders.loader import Loaders, build_loaders
 from ...loaders.sequences import build_sequence
 from ..config import Config
 from ..models.seq_jepa import SeqJEPA
 from ..runs.checkpoints import find_checkpoint
 from ..runs.state import TrainingState
 from ..runs.tensors import load_model, read
+from ..runtime.accelerator import build_accelerator
 from ..runtime.provenance import commit, hardware, versions
-from .report import make_folder
 
 
 class Case(NamedTuple):
@@ -30,6 +34,24 @@ class Case(NamedTuple):
     def protocols(self) -> list[str]:
         """Names of the protocols that its config asks for."""
         return ["fast", "paper"] if self.config.eval.protocol == "both" else [self.config.eval.protocol]
+
+    def open_data(self, num_observed: int, say: Callable[[str], None]) -> tuple[Accelerator, Loaders]:
+        """The accelerator, and the loaders for an evaluation that needs `num_observed` views.
+
+        Raises:
+            InputError: there are several processes, or the data cannot be used.
+        """
+        config, accelerator = self.config, build_accelerator(self.config.run, 1)
+        if accelerator.num_processes > 1:
+            raise InputError(f"{accelerator.num_processes} processes: the evaluation runs in one (--num_processes 1)")
+        torch.set_float32_matmul_precision("highest")  # regressions and neighbours need more than TF32's ten bits
+        data = config.data.model_copy(update={"batch_size": config.eval.batch_size})
+        sequence = config.sequence.model_copy(update={"num_observed": num_observed})
+        where = {"seed": config.run.seed, "device": accelerator.device}
+        loaders = build_loaders(data, sequence, config.actions, drop_last=False, **where)
+        if self.state.images != loaders.fingerprint:
+            say("these are not the images that the network was trained on")
+        return accelerator, loaders
 
     def facts(self, accelerator: Accelerator) -> dict[str, Any]:
         """Facts that each file of results begins with; durations are added to `timing`."""
@@ -65,8 +87,7 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         tensors, state = read(found, files=("model",))
         # the user decides where results go, not the checkpoint's config
         here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
-        saved = state.config | here
-        config = compose(overrides, Config, (f"{found}", saved)).config
+        config = compose(overrides, Config, (f"{found}", state.config | here)).config
         action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # same for any image size
         model = SeqJEPA(config.model, config.target, action_dim)
         load_model(model, tensors["model"])
@@ -79,3 +100,33 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         folder = folder / f"{number}-{run.name}-{found.name}" if number else folder
     make_folder(folder)
     return Case(found, state, model, config, folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def check_comparable(cases: list[Case]) -> None:
+    """Refuse to compare checkpoints of different tasks, or without a common protocol.
+
+    Raises:
+        InputError: names two such checkpoints.
+    """
+    first = cases[0]
+    for case in cases[1:]:
+        both = f"{first.checkpoint} and {case.checkpoint}"
+        if case.config.data.name != first.config.data.name:
+            names = f"{first.config.data.name} and {case.config.data.name}"
+            raise InputError(f"{both} are of {names}; compare runs of one task")
+        if not set(case.protocols) & set(first.protocols):
+            raise InputError(f"{both} have no protocol in common; set eval.protocol")

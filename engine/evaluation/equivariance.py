@@ -1,55 +1,46 @@
 """Equivariance of z and invariance of agg in a frozen network, fitted on training images and tested on test images."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ...loaders.batch import each
+from ...loaders.batch import Batch, each
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import r2_score
 from ..analysis.regressions import held_out_rows, logistic_regression, ridge_regression
-from .frozen import FrozenNetwork
+from .frozen import FrozenNetwork, Progress, Rows, rows_of
 
 COMPONENTS = 64  # principal components of z from which the transformed z is predicted
 
 
 @torch.no_grad()
-def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Callable[[], None]) -> dict[str, Tensor]:
+def read_moved(network: FrozenNetwork, loader: SequenceLoader, progress: Progress) -> Rows:
     """Features of sequences of M + 1 observed views, of which the first may be the unchanged image.
 
-    Args:
-        network: the frozen network; its last length is M.
-        loader: loader of the sequences.
-        progress: called after each batch.
-
-    Returns:
-        Tensors by name, with one row per sequence: `first` and `second`, z of the first two views; `agg` of the M views
-        after the first; `actions` from the first view to the second, which that aggregate does not receive; `labels`;
-        `index`.
+    M is the last length of the network. As `rows_of`: `first` and `second` are z of the first two views, `agg` is of
+    the M views after the first, and does not receive `actions`, which lead from the first view to the second.
     """
     model, length = network.model, network.lengths[-1]
-    batches = []
-    for batch in loader.epoch(0):
+
+    def features(batch: Batch) -> dict[str, Tensor]:
         with network.accelerator.autocast():
             z = model.encoder(each(batch.views, lambda x: x[:, : length + 1]))
             embedded = model.embed(batch.actions[:, :length])[:, 1:]
             agg = model.aggregate(z[:, 1:], embedded)
-        features = {"first": z[:, 0].float(), "second": z[:, 1].float(), "agg": agg.float()}
-        batches.append(features | {"actions": batch.actions[:, 0], "labels": batch.labels, "index": batch.index})
-        progress()
-    return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+        return {"first": z[:, 0].float(), "second": z[:, 1].float(), "agg": agg.float()}
+
+    return rows_of(loader, 1, features, progress)
 
 
 def equivariance_metrics(
-    train: dict[str, Tensor],
-    test: dict[str, Tensor],
-    again: dict[str, Tensor],
-    factors: dict[str, slice],
-    num_classes: int | None,
+    train: Rows, test: Rows, again: Rows, factors: dict[str, slice], num_classes: int | None
 ) -> dict[str, float]:
     """How equivariant z is, and how invariant agg is.
+
+    All rows are features that `read_moved` returns: `train` of training images, `test` of test images, and `again` of
+    the same test images with other draws. `factors` are dimensions of the action by factor; if they are empty, metrics
+    that need the action are left out, and if there are no classes, those that need labels.
 
     - equivariance_error: error of z(g x) predicted from z(x) by a map that is linear in z(x), with coefficients that
       depend on the action (`action_features`); residual over variance, so 1 is no better than predicting the mean
@@ -59,13 +50,6 @@ def equivariance_metrics(
     - probe_class_acc_inv, probe_class_acc_eq, gap_class: class from that agg and that z, percent
     - probe_action_r2_eq, probe_action_r2_inv, gap_action: action from the first view to the second, predicted from the
       z of both and from agg, which sees the second view but does not receive the action
-
-    Args:
-        train: features that `read_moved` returns, of training images.
-        test: the same of test images.
-        again: the same of the images of `test`, with other draws.
-        factors: dimensions of the action by factor; if empty, the metrics that need the action are left out.
-        num_classes: number of classes; if None, the metrics that need labels are left out.
     """
     held_out = held_out_rows(train["index"])
     metrics: dict[str, float] = {}

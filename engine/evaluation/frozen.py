@@ -1,5 +1,6 @@
 """Features of a frozen network, the probes on them, and the untrained network to compare with."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,13 +9,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from ...configs.errors import InputError
 from ...loaders.batch import Batch, each
-from ...loaders.loader import Loaders, SequenceLoader, build_loaders
+from ...loaders.loader import SequenceLoader, build_loaders
 from ..config import Config
 from ..models.seq_jepa import SeqJEPA
-from ..runtime.accelerator import build_accelerator
 
+Progress = Callable[[], None]  # called after each batch
+Rows = dict[str, Tensor]  # by name, with one row per sequence
 CALIBRATION_BATCHES = 50  # after which a running average of momentum 0.1 holds 0.5 % of its initial value
 
 
@@ -35,17 +36,12 @@ def leakage_length(lengths: list[int], num_observed: int) -> int:
 def frozen_probes(
     lengths: list[int], num_observed: int, num_classes: int | None, factors: dict[str, slice]
 ) -> list[FrozenProbe]:
-    """The probes of a network, as far as the task has their targets.
+    """The probes of a network that was trained on `num_observed` views, as far as the task has their targets.
 
-    Top-1 of the class from the aggregate of each length, from z of the clean image, and (leakage) from z of the first
-    view. R² of each factor of the first action from a pair of z, and (leakage) from the aggregate of `leakage_length`;
-    an aggregate of two or more views received the action, so its R² measures how much of it is kept.
-
-    Args:
-        lengths: numbers of observed views.
-        num_observed: number of observed views in training.
-        num_classes: number of classes; None if the images have none.
-        factors: dimensions of the action by factor; empty if there are no actions to predict.
+    Top-1 of the class, if there are any, from the aggregate of each length, from z of the clean image, and (leakage)
+    from z of the first view. R² of each factor of the first action, if there are any, given as dimensions of the
+    action, from a pair of z, and (leakage) from the aggregate of `leakage_length`; an aggregate of two or more views
+    received the action, so its R² measures how much of it is kept.
     """
     probes = []
     if num_classes:
@@ -59,12 +55,10 @@ def frozen_probes(
 
 
 class FrozenNetwork:
-    """A network in eval mode whose features are read; its teacher and predictor are never run.
+    """A network in eval mode, on the accelerator's device and in its precision, whose features are read.
 
-    Args:
-        model: the network; it is moved to the device, and its weights are not changed.
-        lengths: numbers of observed views, in rising order.
-        accelerator: sets device and precision.
+    Its teacher and predictor are never run, and its weights are not changed. Lengths, the numbers of observed views
+    that are aggregated, rise.
     """
 
     def __init__(self, model: SeqJEPA, lengths: list[int], accelerator: Accelerator):
@@ -93,53 +87,22 @@ class FrozenNetwork:
                 table[index] = self.model.encoder(images[:, None])[:, 0].float()
         return table
 
-    def read(self, loader: SequenceLoader, epochs: int, progress: Callable[[], None]) -> dict[str, Tensor]:
-        """Features of all sequences of a loader.
-
-        Args:
-            loader: loader of the evaluation.
-            epochs: number of renderings of each image.
-            progress: called after each batch.
-
-        Returns:
-            `features` and `clean` by name, and `labels`, first `actions` and `index`, with one row per sequence.
-        """
+    def read(self, loader: SequenceLoader, epochs: int, progress: Progress) -> Rows:
+        """`features` and `clean` of all sequences of a loader, in `epochs` renderings of each image, as `rows_of`."""
         clean = self.clean(loader)
-        batches = []
-        for epoch in range(epochs):
-            for batch in loader.epoch(epoch):
-                facts = {"labels": batch.labels, "actions": batch.actions[:, 0], "index": batch.index}
-                batches.append(self.features(batch) | {"clean": clean[batch.index]} | facts)
-                progress()
-        return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+        return rows_of(loader, epochs, lambda batch: self.features(batch) | {"clean": clean[batch.index]}, progress)
 
 
-def open_evaluation(
-    config: Config, num_observed: int, fingerprint: str, say: Callable[[str], None]
-) -> tuple[Accelerator, Loaders]:
-    """Build the accelerator and the loaders of an evaluation.
-
-    Args:
-        config: config of the checkpoint.
-        num_observed: number of views that the evaluation needs.
-        fingerprint: fingerprint of the images on which the network was trained.
-        say: prints a line.
-
-    Raises:
-        InputError: there are several processes, or the data cannot be used.
-    """
-    accelerator = build_accelerator(config.run, 1)
-    if accelerator.num_processes > 1:
-        raise InputError(f"{accelerator.num_processes} processes: the evaluation runs in one (--num_processes 1)")
-    torch.set_float32_matmul_precision("highest")  # regressions and neighbours need more than TF32's ten bits
-    data = config.data.model_copy(update={"batch_size": config.eval.batch_size})
-    sequence = config.sequence.model_copy(update={"num_observed": num_observed})
-    loaders = build_loaders(
-        data, sequence, config.actions, seed=config.run.seed, device=accelerator.device, drop_last=False
-    )
-    if fingerprint != loaders.fingerprint:
-        say("these are not the images that the network was trained on")
-    return accelerator, loaders
+def rows_of(
+    loader: SequenceLoader, epochs: int, features: Callable[[Batch], dict[str, Tensor]], progress: Progress
+) -> Rows:
+    """Features of each batch, and its `labels`, first `actions` and `index`."""
+    batches = []
+    for batch in itertools.chain.from_iterable(map(loader.epoch, range(epochs))):
+        facts = {"labels": batch.labels, "actions": batch.actions[:, 0], "index": batch.index}
+        batches.append(features(batch) | facts)
+        progress()
+    return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
 
 
 def untrained_network(config: Config, accelerator: Accelerator) -> SeqJEPA:
@@ -147,22 +110,14 @@ def untrained_network(config: Config, accelerator: Accelerator) -> SeqJEPA:
 
     Without these statistics an untrained network would be judged in a state that no training step ever saw. The batches
     are those of the run's training, not of an evaluation, whose sequences differ.
-
-    Args:
-        config: config of the run.
-        accelerator: sets device and precision.
     """
     where = {"seed": config.run.seed, "device": accelerator.device}
     loaders = build_loaders(config.data, config.sequence, config.actions, **where)
     set_seed(config.run.seed)
     model = SeqJEPA(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)
     model.to(memory_format=torch.channels_last).train()
-    batches = 0
-    while batches < CALIBRATION_BATCHES:
-        for batch in loaders.train.epoch(batches):
-            with torch.no_grad(), accelerator.autocast():
-                model(batch.views, batch.actions)
-            batches += 1
-            if batches == CALIBRATION_BATCHES:
-                break
+    epochs = map(loaders.train.epoch, itertools.count(0, len(loaders.train)))
+    for batch in itertools.islice(itertools.chain.from_iterable(epochs), CALIBRATION_BATCHES):
+        with torch.no_grad(), accelerator.autocast():
+            model(batch.views, batch.actions)
     return model

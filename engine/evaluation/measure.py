@@ -8,23 +8,24 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from ...configs.errors import InputError
-from ..config import Config
+from ...configs.files import to_json, write_atomically
+from ..analysis.accumulators import MetricBank
+from ..analysis.spectra import Moments, spectrum_metrics
+from ..analysis.subspaces import subspace_metrics, sweep
 from ..models.seq_jepa import SeqJEPA
-from ..reports.console import Reporter
+from ..reports.console import Reporter, table
+from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from . import report
-from .cases import Case, open_case
-from .frozen import FrozenNetwork, frozen_probes, leakage_length, open_evaluation, untrained_network
+from .cases import Case, check_comparable, make_folder, open_case
+from .equivariance import equivariance_metrics, read_moved
+from .frozen import FrozenNetwork, frozen_probes, leakage_length, untrained_network
 from .protocols import PROTOCOLS
-from .subspaces import evaluate_subspaces
 
 
 def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> list[dict[str, Any]]:
-    """Evaluate each checkpoint, write its results, and compare them if there are several.
+    """Evaluate run folders and checkpoints, write their results, and compare them if there are several.
 
-    Args:
-        paths: run folders and checkpoints.
-        overrides: `section.key=value` words that override each checkpoint's config.
-        reporter: prints progress and results.
+    `overrides` are `section.key=value` words that override each checkpoint's config.
 
     Raises:
         InputError: a checkpoint, the data or a folder of results cannot be used.
@@ -34,11 +35,11 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
     for notice in filter(None, (case.state.notice(case.checkpoint) for case in cases)):
         reporter.say(notice)
     if any(case.config.eval.subspace for case in cases):
-        return [evaluate_subspaces(case, reporter) for case in cases]
+        return [_measure_subspaces(case, reporter) for case in cases]
     together = Path(cases[0].config.eval.out or "runs/comparison").expanduser()
     if len(cases) > 1:
-        report.check_comparable(cases)
-        report.make_folder(together)
+        check_comparable(cases)
+        make_folder(together)
     results, controls = [], {}
     for case in cases:
         result = _measure(case, controls, reporter)
@@ -51,14 +52,13 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
 
 def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Reporter) -> dict[str, Any]:
     """Scores of the trained and the untrained network; the latter's are kept in `controls` for runs that share them."""
-    config, settings = case.config, case.config.eval
+    config, run, settings = case.config, case.config.run, case.config.eval
     lengths, num_observed = settings.lengths, config.sequence.num_observed
-    accelerator, loaders = open_evaluation(config, max(2, *lengths), case.state.images, reporter.say)
+    accelerator, loaders = case.open_data(max(2, *lengths), reporter.say)
     probes = frozen_probes(lengths, num_observed, loaders.num_classes, loaders.sequence.factors)
     if not probes:
-        raise InputError(
-            f"{case.checkpoint}: the task has neither classes nor factors to predict; eval.subspace=true needs neither"
-        )
+        without = "the task has neither classes nor factors to predict; eval.subspace=true needs neither"
+        raise InputError(f"{case.checkpoint}: {without}")
     images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
     title = " and ".join(case.protocols)
     reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
@@ -78,14 +78,17 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     def measure(name: str, network: SeqJEPA) -> dict[str, float]:
         started = time.perf_counter()
         reporter.advance(f"{protocol}, {name}", 0, total=steps[protocol] + len(loaders.validation))
-        set_seed(config.run.seed)  # trained and untrained get the same heads
+        set_seed(run.seed)  # trained and untrained get the same heads
         frozen = FrozenNetwork(network, lengths, accelerator)
         scores = PROTOCOLS[protocol](frozen, probes, loaders, settings, reporter.advance)
         result["timing"][f"{protocol}_{name}_seconds"] = time.perf_counter() - started
         return scores
 
+    # everything that decides the untrained network's scores
+    sections = config.untrained().model_dump(include={"data", "sequence", "actions", "model", "target"})
+    deciding = [sections, settings.model_dump(), run.seed, run.precision, run.deterministic]
     for protocol in case.protocols:
-        key = f"{protocol} {_control_key(config)}"
+        key = json.dumps([protocol, *deciding])
         trained = measure("trained", case.model)
         if key not in controls:
             controls[key] = measure("untrained", untrained_network(config, accelerator))
@@ -93,9 +96,41 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     return result
 
 
-def _control_key(config: Config) -> str:
-    """Everything that decides the untrained network's scores."""
-    sections = config.untrained().model_dump(include={"data", "sequence", "actions", "model", "target"})
-    return json.dumps(
-        [sections, config.eval.model_dump(), config.run.seed, config.run.precision, config.run.deterministic]
+def _measure_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
+    """Measure the network of a checkpoint and its untrained control; write subspace.json and figures to its folder."""
+    config, num_observed = case.config, case.config.sequence.num_observed
+    # one more view: the aggregate leaves out the first, which is the unchanged image in some kinds of sequence
+    accelerator, loaders = case.open_data(num_observed + 1, reporter.say)
+    reporter.say(
+        f"{case.checkpoint}: subspaces of {config.diagnostics.anchors} images, equivariance on "
+        f"{len(loaders.train.sampler.indices)} training and {len(loaders.validation.sampler.indices)} test images"
     )
+    started = time.perf_counter()
+    networks = {"trained": case.model, "untrained": untrained_network(config, accelerator)}
+    metrics, sweeps = {}, {}
+    for name, network in networks.items():
+        reporter.advance(f"subspaces, {name}", 0, total=len(loaders.train) + 2 * len(loaders.validation))
+        frozen = FrozenNetwork(network, [num_observed], accelerator)
+        swept = sweep(network, loaders.validation, config.diagnostics.anchors, accelerator)
+        parts = (loaders.train, loaders.validation, loaders.validation.redrawn())
+        train, test, again = (read_moved(frozen, part, reporter.advance) for part in parts)
+        features = {"z": test["first"], "agg": test["agg"]}
+        moments = MetricBank({feature: Moments(rows.shape[1]) for feature, rows in features.items()})
+        moments.to(accelerator.device)
+        for feature, rows in features.items():
+            moments[feature].update(rows)
+        moments = moments.collect(accelerator)
+        metrics[name] = {
+            **subspace_metrics(swept)[0],
+            **equivariance_metrics(train, test, again, loaders.sequence.factors, loaders.num_classes),
+            **spectrum_metrics(moments),
+        }
+        sweeps[name] = NetworkSweeps(swept, {feature: moments[feature].spectrum() for feature in moments})
+    result = {**case.facts(accelerator), "anchors": config.diagnostics.anchors, **metrics}
+    draw_all(sweeps, case.folder)
+    result["timing"]["seconds"] = time.perf_counter() - started
+    write_atomically(case.folder / "subspace.json", to_json(result, indent=1) + "\n")
+    rows = [[name, *(metrics[network][name] for network in networks)] for name in metrics["trained"]]
+    reporter.say(table(f"subspaces, {case.checkpoint}", ["metric", *networks], rows))
+    reporter.say(f"{case.folder / 'subspace.json'} and figures; {result['timing']['seconds']:.0f} s")
+    return result

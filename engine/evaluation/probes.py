@@ -61,12 +61,8 @@ def probe_features(output: Output) -> dict[str, Tensor]:
 class OnlineProbes(nn.Module):
     """The probes whose targets the task has, their losses and their metrics.
 
-    Args:
-        config: config of the probes.
-        num_features: width D of the encoder's features.
-        token_width: width T of the aggregate.
-        num_classes: number of classes; None if the images have none.
-        factors: dimensions of the action by factor of variation; empty if there are no actions to predict.
+    z is `num_features` wide, the aggregate `token_width`. `factors` are dimensions of the action by factor of
+    variation; they are empty if there are no actions to predict.
     """
 
     def __init__(
@@ -86,9 +82,8 @@ class OnlineProbes(nn.Module):
         self.heads = nn.ModuleDict()
         for probe in self.active:
             inputs, outputs = widths[probe.feature], sizes[probe.target]
-            self.heads[probe.name] = (
-                nn.Linear(inputs, outputs) if probe.head == "linear" else mlp(inputs, config.hidden, outputs)
-            )
+            linear = probe.head == "linear"
+            self.heads[probe.name] = nn.Linear(inputs, outputs) if linear else mlp(inputs, config.hidden, outputs)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Output of each head."""
@@ -97,17 +92,10 @@ class OnlineProbes(nn.Module):
     def losses(self, outputs: dict[str, Tensor], labels: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Cross-entropy or mean squared error of each head, by its loss's name.
 
-        Args:
-            outputs: outputs of `forward`.
-            labels: [B].
-            actions: [B, V - 1, A]; the first one is the target.
+        The targets are the labels [B] and the first of the actions [B, V - 1, A].
         """
-        return {
-            probe.loss_name: F.cross_entropy(outputs[probe.name], labels)
-            if probe.target == "class"
-            else F.mse_loss(outputs[probe.name], actions[:, 0])
-            for probe in self.active
-        }
+        losses = {"class": lambda x: F.cross_entropy(x, labels), "action": lambda x: F.mse_loss(x, actions[:, 0])}
+        return {probe.loss_name: losses[probe.target](outputs[probe.name]) for probe in self.active}
 
     def metric_bank(self) -> MetricBank:
         """Empty metrics for one split."""

@@ -10,32 +10,18 @@ from ...loaders.loader import Loaders
 from ..analysis.accumulators import r2_score
 from ..analysis.regressions import held_out_rows, knn, logistic_regression, ridge_regression
 from .config import EvalConfig
-from .frozen import FrozenNetwork, FrozenProbe
+from .frozen import FrozenNetwork, FrozenProbe, Progress, Rows
 from .probes import mlp
 
 
 def paper_protocol(
-    network: FrozenNetwork,
-    probes: list[FrozenProbe],
-    loaders: Loaders,
-    settings: EvalConfig,
-    progress: Callable[[], None],
+    network: FrozenNetwork, probes: list[FrozenProbe], loaders: Loaders, settings: EvalConfig, progress: Progress
 ) -> dict[str, float]:
-    """Train all heads together with Adam, on views rendered anew in each epoch, and test them.
+    """Train the heads of all probes together with Adam, on views rendered anew in each epoch, and test them.
 
     Heads are linear for classes and MLPs for factors of several numbers (crop, jitter, rotation), trained for
     `eval.epochs`, and linear for factors of one number (blur, shifts, scale), trained for `eval.linear_epochs`
-    (seq-JEPA, appendix on evaluation).
-
-    Args:
-        network: the frozen network.
-        probes: what is predicted from which feature; at least one.
-        loaders: loaders of the evaluation.
-        settings: config of the evaluation.
-        progress: called after each batch.
-
-    Returns:
-        Percent or R² by the name of the probe.
+    (seq-JEPA, appendix on evaluation). There is at least one probe; its score, percent or R², is returned by its name.
     """
     test = network.read(loaders.validation, 1, progress)
     heads, epochs = nn.ModuleDict(), {}
@@ -56,10 +42,8 @@ def paper_protocol(
             losses = []
             for probe in training:
                 output = heads[probe.name](features[probe.feature])
-                if probe.dims is None:
-                    losses.append(F.cross_entropy(output, batch.labels))
-                else:
-                    losses.append(F.mse_loss(output, batch.actions[:, 0, probe.dims]))
+                loss = F.cross_entropy if probe.dims is None else F.mse_loss
+                losses.append(loss(output, batch.labels if probe.dims is None else batch.actions[:, 0, probe.dims]))
             torch.stack(losses).sum().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -73,11 +57,7 @@ def paper_protocol(
 
 
 def fast_protocol(
-    network: FrozenNetwork,
-    probes: list[FrozenProbe],
-    loaders: Loaders,
-    settings: EvalConfig,
-    progress: Callable[[], None],
+    network: FrozenNetwork, probes: list[FrozenProbe], loaders: Loaders, settings: EvalConfig, progress: Progress
 ) -> dict[str, float]:
     """Read the features of `eval.renderings` renderings, then fit logistic and ridge regressions and neighbours.
 
@@ -96,19 +76,18 @@ def fast_protocol(
             labels, classes = train["labels"][rows], probe.outputs
             predicted = logistic_regression(features, labels, held_out[rows], test_features, num_classes=classes)
             voted = knn(features, labels, test_features, num_classes=classes, k=settings.neighbours)
-            scores[probe.name] = _score(probe, predicted, test)
-            scores[f"{probe.name}_knn"] = _score(probe, voted, test)
+            found = {probe.name: predicted, f"{probe.name}_knn": voted}
         else:
             targets = train["actions"][rows, probe.dims]
-            predicted = ridge_regression(features, targets, held_out[rows], test_features)
-            scores[probe.name] = _score(probe, predicted, test)
+            found = {probe.name: ridge_regression(features, targets, held_out[rows], test_features)}
+        scores |= {name: _score(probe, predicted, test) for name, predicted in found.items()}
     return scores
 
 
 PROTOCOLS: dict[str, Callable[..., dict[str, float]]] = {"fast": fast_protocol, "paper": paper_protocol}
 
 
-def _score(probe: FrozenProbe, predicted: Tensor, test: dict[str, Tensor]) -> float:
+def _score(probe: FrozenProbe, predicted: Tensor, test: Rows) -> float:
     """Percent of correct labels, or mean R² of the dimensions of the action."""
     if probe.dims is None:
         return 100 * (predicted == test["labels"]).double().mean().item()

@@ -1,16 +1,14 @@
 """Writes the results of an evaluation (eval.json, a table, figures), and compares evaluations."""
 
 import math
-import tempfile
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from scipy.stats import kendalltau
 
-from ...configs.errors import InputError
 from ...configs.files import to_json, write_atomically
-from ..reports.console import Reporter, number, table
+from ..reports.console import Reporter, table
 from ..reports.figures.evaluation import draw_factors, draw_grid, draw_lengths
 from .protocols import PROTOCOLS
 
@@ -26,35 +24,6 @@ class Cell(NamedTuple):
     runs: int
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder for results.
-
-    Raises:
-        InputError: the folder cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
-
-
-def check_comparable(cases: list[Any]) -> None:
-    """Refuse to compare checkpoints of different tasks, or without a common protocol.
-
-    Raises:
-        InputError: names two such checkpoints.
-    """
-    first = cases[0]
-    for case in cases[1:]:
-        if case.config.data.name != first.config.data.name:
-            names = f"{first.config.data.name} and {case.config.data.name}"
-            raise InputError(f"{first.checkpoint} and {case.checkpoint} are of {names}; compare runs of one task")
-        if not set(case.protocols) & set(first.protocols):
-            raise InputError(f"{first.checkpoint} and {case.checkpoint} have no protocol in common; set eval.protocol")
-
-
 def write(result: dict[str, Any], folder: Path, reporter: Reporter) -> None:
     """Write an evaluation's files to `folder` and print its table."""
     write_atomically(folder / "eval.json", to_json(result, indent=1) + "\n")
@@ -66,19 +35,16 @@ def write(result: dict[str, Any], folder: Path, reporter: Reporter) -> None:
         draw(result, protocols, folder / name)
     pairs = [(protocol, network) for protocol in protocols for network in NETWORKS]
     headings = ["metric", *(f"{p}, {n}" if len(protocols) > 1 else n for p, n in pairs)]
-    rows = [[name, *(number(result[p][n].get(name)) for p, n in pairs)] for name in names]
+    rows = [[name, *(result[p][n].get(name) for p, n in pairs)] for name in names]
     reporter.say(table(f"frozen probes, {result['checkpoint']}", headings, rows))
     seconds = sum(value for name, value in result["timing"].items() if name.endswith("_seconds"))
     reporter.say(f"{', '.join([str(folder / 'eval.json'), *figures])}; {seconds:.0f} s")
 
 
 def compare(results: list[dict[str, Any]], folder: Path, reporter: Reporter) -> None:
-    """Write and print a comparison of several evaluations: the grid of lengths, and whether the protocols agree.
+    """Compare evaluations of one task that have a protocol in common: the grid of lengths, do the protocols agree?
 
-    Args:
-        results: evaluations of one task that have a protocol in common.
-        folder: receives comparison.json and, if the task has classes, lengths_grid.png.
-        reporter: prints the tables.
+    Prints tables, and writes comparison.json and, if the task has classes, lengths_grid.png to `folder`.
     """
     protocol = next(name for name in reversed(PROTOCOLS) if all(name in result for result in results))
     comparison: dict[str, Any] = {"checkpoints": [result["checkpoint"] for result in results], "protocol": protocol}
@@ -92,14 +58,13 @@ def compare(results: list[dict[str, Any]], folder: Path, reporter: Reporter) -> 
             headings += [f"trained on {trained} (n = {max(cell.runs for cell in row.values())})", "untrained"]
         rows = []
         for length in sorted({length for row in grid.values() for length in row}):
-            cells = [row.get(length) for row in grid.values()]
-            shown = [value for cell in cells for value in ((cell.trained, cell.untrained) if cell else (None, None))]
-            rows.append([str(length), *map(number, shown)])
+            cells = [row.get(length, (None, None)) for row in grid.values()]
+            rows.append([str(length), *(value for cell in cells for value in cell[:2])])
         reporter.say(table(f"top-1 on agg, {protocol} protocol, newest checkpoint of each run", headings, rows))
         draw_grid(grid, protocol, folder / "lengths_grid.png")
         files.append("lengths_grid.png")
     if agreeing := agreement(results):
-        rows = [[name, number(row["tau"]), number(row["p"]), str(row["n"])] for name, row in agreeing.items()]
+        rows = [[name, row["tau"], row["p"], str(row["n"])] for name, row in agreeing.items()]
         title = "do the fast and the paper protocol rank checkpoints alike?"
         reporter.say(table(title, ["metric", "Kendall's tau", "p", "checkpoints"], rows))
         if len(results) < FEW:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rich.console import Console
@@ -22,11 +23,7 @@ class _Console(Console):
 
 
 class Reporter:
-    """Prints lines, tables and progress from the main process; the progress bar is shown only on a terminal.
-
-    Args:
-        speaks: whether this is the main process.
-    """
+    """Prints lines, tables and progress if it speaks, as the main process's does; the bar is shown on a terminal."""
 
     def __init__(self, speaks: bool):
         # names are printed unchanged: brackets and colons in them are not markup
@@ -76,29 +73,28 @@ class Reporter:
         control, rows = untrained or {}, []
         for metric in METRICS:
             if metric.title and metric.name in metrics:
-                train = number(metrics.get(metric.train)) if metric.train else ""
-                rows.append([metric.title, train, number(metrics[metric.name]), number(control.get(metric.name))])
+                train = metrics.get(metric.train) if metric.train else ""
+                rows.append([metric.title, train, metrics[metric.name], control.get(metric.name)])
         self.say(table(title, ["metric", "train", "test", "untrained"], rows))
 
 
-def table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
-    """A table whose first column names the rows."""
+def table(title: str, headings: list[str], rows: list[list[Any]]) -> Table:
+    """A table whose first column names the rows; what is no text is written as a `number`."""
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for place, heading in enumerate(headings):
         shown.add_column(heading, justify="right" if place else "left", no_wrap=not place)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(cell if isinstance(cell, str) else number(cell) for cell in row))
     return shown
 
 
+@dataclass
 class Stopwatch:
-    """Seconds and sequences since it was started."""
+    """Seconds, sequences and steps since it was made."""
 
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self.started, self.sequences, self.steps = time.perf_counter(), 0, 0
+    started: float = field(default_factory=time.perf_counter)
+    sequences: int = 0
+    steps: int = 0
 
     def count(self, sequences: int) -> None:
         self.sequences += sequences
@@ -125,18 +121,11 @@ def closing_block(run: str, summary: dict[str, Any]) -> str:
     """The last lines of a run: `---`, then a `key: value` line each."""
     values: dict[str, Any] = {"run": run, "epochs": summary["epochs"], "best_epoch": summary["best_epoch"]}
     for name in (metric.name for metric in METRICS if metric.closing and metric.name in summary["final"]):
-        values[name] = _number(summary["final"][name])
+        values[name] = summary["final"][name]
         if summary["untrained"]:
-            values[f"untrained_{name}"] = _number(summary["untrained"].get(name))
+            values[f"untrained_{name}"] = summary["untrained"].get(name)
+    values = {name: math.nan if value is None else value for name, value in values.items()}  # which files hold as null
     values["gate_pass"] = summary["gate_pass"]
     values |= {name: summary["timing"][name] for name in ("seconds", "sequences_per_second")}
-    return "\n".join(["---", *(f"{key}: {_plain(value)}" for key, value in values.items())])
-
-
-def _number(value: float | None) -> float:
-    """A metric; None, as files hold it, is NaN."""
-    return math.nan if value is None else value
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    shown = (f"{key}: {value:.6g}" if isinstance(value, float) else f"{key}: {value}" for key, value in values.items())
+    return "\n".join(["---", *shown])

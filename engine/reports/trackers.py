@@ -12,58 +12,59 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from pydantic import ValidationError
 
+from ...configs.errors import first_line
 from ...configs.section import leaves
+from ..runs.folder import RunFolder
 from .config import TrackingConfig
+
+NAMES = {"wandb": "W&B", "tensorboard": "TensorBoard (pip install tensorboard)"}
 
 
 class Trackers:
-    """The trackers of a run. One that is not installed, cannot start or fails is left out, and the run continues.
+    """The trackers of a run, which the accelerator holds. They record its whole config, and write to its folder.
 
-    Args:
-        accelerator: holds the trackers.
-        tracking: which trackers there are, and the names that they use.
-        run_name: name of the run.
-        settings: the whole config of the run, which the trackers record.
-        run_dir: folder for their files.
-        wandb_id: id of the run in W&B, which stays the same over restarts.
-        say: prints a line.
+    One that is not installed, cannot start or fails is left out, and the run continues.
     """
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        tracking: TrackingConfig,
-        run_name: str,
-        settings: dict[str, Any],
-        run_dir: Path,
-        wandb_id: str,
-        say: Callable[[str], None],
+        self, accelerator: Accelerator, tracking: TrackingConfig, folder: RunFolder, say: Callable[[str], None]
     ):
         self.accelerator = accelerator
         self.say = say
-        wanted = []
-        if tracking.wandb != "disabled":
-            wanted += ["wandb"] if _installed("wandb", "W&B", say) else []
-        if tracking.tensorboard:
-            wanted += ["tensorboard"] if _installed("tensorboard", "TensorBoard (pip install tensorboard)", say) else []
-        accelerator.log_with = wanted
-        accelerator.project_configuration.logging_dir = str(run_dir / "tensorboard")
+        settings, wandb_id = folder.config.model_dump(), folder.tracker_id
+        asked: list[Any] = ["wandb"] if tracking.wandb != "disabled" else []
+        asked += ["tensorboard"] if tracking.tensorboard else []
+        accelerator.log_with = wanted = [name for name in asked if importlib.util.find_spec(name)]
+        for name in asked:
+            if name not in wanted:
+                say(f"{NAMES[name]} is not installed; the run continues without it")
+        accelerator.project_configuration.logging_dir = str(folder.path / "tensorboard")
         for mode in ["online", "offline"] if tracking.wandb == "online" else [tracking.wandb]:
             try:
                 kwargs = {}
                 if "wandb" in wanted:
-                    kwargs["wandb"] = _wandb_kwargs(tracking, run_name, settings, run_dir, mode, wandb_id)
+                    import wandb
+
+                    kwargs["wandb"] = {
+                        "name": tracking.run_name or folder.run.name,
+                        **tracking.model_dump(include={"entity", "group"}),
+                        "dir": os.environ.get("WANDB_DIR") or str(folder.path),
+                        "config": settings,
+                        "id": wandb_id,
+                        "resume": "allow" if mode == "online" else None,
+                        "mode": mode,
+                        "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),
+                    }
                 accelerator.init_trackers(tracking.project, init_kwargs=kwargs)
                 break
             except Exception as error:  # wandb's errors for a missing key, network or project share no base class
                 accelerator.trackers = []  # drops the tracker that failed halfway
                 _leave_wandb()
                 if mode == "online":
-                    say(f"W&B cannot go online ({_line(error)}); this run is tracked offline")
+                    say(f"W&B cannot go online ({first_line(error)}); this run is tracked offline")
                 else:
-                    say(f"trackers cannot start ({_line(error)}); the run continues without them")
+                    say(f"trackers cannot start ({first_line(error)}); the run continues without them")
                     wanted.clear()
         if "tensorboard" in wanted and accelerator.is_main_process:
             scalars = {  # TensorBoard takes numbers and text under names without dots
@@ -71,11 +72,11 @@ class Trackers:
                 for name, value in leaves(settings).items()
             }
             accelerator.get_tracker("tensorboard").store_init_configuration(scalars)
-        wandb = self._tracker("wandb")
-        if wandb and wandb.settings.mode == "offline":
+        run = self._tracker("wandb")
+        if run and run.settings.mode == "offline":
             # each start has a folder of its own, and one id joins them when they are uploaded
-            folder = shlex.quote(wandb.settings.wandb_dir.rstrip("/"))
-            say(f"W&B is offline: wandb sync {folder}/offline-run-* uploads the run")
+            place = shlex.quote(run.settings.wandb_dir.rstrip("/"))
+            say(f"W&B is offline: wandb sync {place}/offline-run-* uploads the run")
 
     def _tracker(self, name: str) -> Any:
         """W&B's run or TensorBoard's writer; None on other processes, and if it is left out."""
@@ -112,7 +113,7 @@ def _surviving(accelerator: Accelerator, say: Callable[[str], None]) -> Iterator
     try:
         yield
     except Exception as error:  # trackers' errors share no base class
-        say(f"tracking has stopped ({_line(error)}); the run continues, and metrics.jsonl has all metrics")
+        say(f"tracking has stopped ({first_line(error)}); the run continues, and metrics.jsonl has all metrics")
         accelerator.trackers = []
         _leave_wandb()
 
@@ -130,36 +131,3 @@ def _leave_wandb() -> None:
     if "wandb" in sys.modules:
         with contextlib.suppress(Exception):
             sys.modules["wandb"].teardown()
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error, or the first of W&B's settings that is wrong."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _installed(module: str, name: str, say: Callable[[str], None]) -> bool:
-    if importlib.util.find_spec(module) is not None:
-        return True
-    say(f"{name} is not installed; the run continues without it")
-    return False
-
-
-def _wandb_kwargs(
-    tracking: TrackingConfig, run_name: str, settings: dict[str, Any], run_dir: Path, mode: str, wandb_id: str
-) -> dict[str, Any]:
-    import wandb
-
-    return {
-        "name": tracking.run_name or run_name,
-        "entity": tracking.entity,
-        "group": tracking.group,
-        "dir": os.environ.get("WANDB_DIR") or str(run_dir),
-        "config": settings,
-        "id": wandb_id,
-        "resume": "allow" if mode == "online" else None,
-        "mode": mode,
-        "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),
-    }

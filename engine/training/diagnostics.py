@@ -8,10 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...configs.errors import first_line
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import MetricBank
-from ..analysis.subspaces import subspace_metrics
-from ..analysis.sweeps import sweep
+from ..analysis.subspaces import subspace_metrics, sweep
 from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from ..runs.folder import RunFolder
 from ..runs.tensors import save_tensors
@@ -45,7 +45,7 @@ def diagnose(
         spectra = {feature: moments[feature].spectrum() for feature in moments}
         return metrics, draw_all({f"epoch {epoch}": NetworkSweeps(sweeps, spectra)}, folder.figures)
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:  # no memory, a full disk
-        say(f"no sweeps for epoch {epoch}: {str(error).splitlines()[0]}")
+        say(f"no sweeps for epoch {epoch}: {first_line(error)}")
         return {}, []
 
 

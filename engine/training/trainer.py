@@ -138,9 +138,7 @@ class Trainer:
         self._say_what_is_trained()
 
         # Trackers start before the untrained control, which can take minutes: one that cannot start says so now.
-        self.trackers = Trackers(
-            accelerator, config.tracking, config.run.name, config.model_dump(), folder.path, folder.tracker_id, say
-        )
+        self.trackers = Trackers(accelerator, config.tracking, folder, say)
         self.untrained = None
         if config.control.enabled:
             self.untrained = untrained_control(config, self.loaders, accelerator, reporter, interrupts)
@@ -239,14 +237,14 @@ class Trainer:
                 value = mean.item()  # the one host sync of the loop
                 self._refuse_divergence()
                 self._log_step(value, recent)
-                recent.restart()
+                recent = Stopwatch()
             if self.training.compiled and not self.compile_seconds:
                 loss.item()  # waits for the compiler and the step
                 self.compile_seconds = self.watch.seconds
                 self.seconds += self.compile_seconds
                 self.reporter.say(f"compiled in {self.compile_seconds:.0f} s")
-                self.watch.restart()
-                recent.restart()
+                self.watch = Stopwatch()
+                recent = Stopwatch()
             self.check_interrupt()
 
     def _log_step(self, loss: float, recent: Stopwatch) -> None:

@@ -9,12 +9,9 @@ from ...analysis.metrics import METRICS, PANELS
 
 def new_figure(width: float, height: float):
     """An empty figure, in inches, that needs no display and leaves pyplot's global state unchanged."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def epoch_axis(axes, epochs: Collection[int]) -> None:
@@ -28,12 +25,9 @@ def epoch_axis(axes, epochs: Collection[int]) -> None:
 
 
 def draw_curves(rows: list[dict[str, Any]], untrained: dict[str, float] | None, path: Path) -> None:
-    """Draw metrics over epochs, in those of `PANELS` for which there is a metric.
+    """Draw the lines of metrics.jsonl as a PNG, in those of `PANELS` for which there is a metric.
 
-    Args:
-        rows: lines of metrics.jsonl.
-        untrained: metrics of the control, drawn dashed; None if it was not run.
-        path: path of the PNG.
+    The untrained control, if it was run, is dashed.
     """
     computed = {name for row in rows for name in row}
     panels: dict[str, dict[str, str]] = {panel: {} for panel in PANELS}  # labels of the curves by name

@@ -53,10 +53,7 @@ def draw_factors(result: dict[str, Any], protocols: list[str], path: Path) -> No
 def draw_grid(grid: dict[int, dict[int, Any]], protocol: str, path: Path) -> None:
     """Draw a heat map of top-1 on agg: training length across, evaluation length down (as a figure of seq-JEPA).
 
-    Args:
-        grid: accuracies by training length, then evaluation length; below each stands its margin over the control.
-        protocol: name of the protocol.
-        path: path of the PNG.
+    `grid` has the accuracies by training length, then evaluation length; below each stands its margin over the control.
     """
     lengths = sorted({length for row in grid.values() for length in row})
     values = [[row[n].trained if n in row else math.nan for row in grid.values()] for n in lengths]

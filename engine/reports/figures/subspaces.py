@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ...analysis.spectra import participation
-from ...analysis.subspaces import fit_circle, fit_subspace, overlap, plane_curves
-from ...analysis.sweeps import Sweep
+from ...analysis.subspaces import Sweep, fit_circle, fit_subspace, overlap, plane_curves
 from .curves import new_figure
 
 TRAJECTORIES = 8  # number of anchors whose paths are drawn
@@ -26,15 +25,7 @@ class NetworkSweeps(NamedTuple):
 
 
 def draw_all(networks: dict[str, NetworkSweeps], folder: Path) -> list[Path]:
-    """Draw all figures of some networks.
-
-    Args:
-        networks: the networks by their titles; all have the same sweeps.
-        folder: receives the PNGs.
-
-    Returns:
-        Paths of the PNGs.
-    """
+    """Draw all figures of networks, by their titles, that have the same sweeps; returns the PNGs in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     sweeps = next(iter(networks.values())).sweeps
     factors = list(sweeps)
@@ -81,8 +72,8 @@ def draw_trajectories(networks: dict[str, NetworkSweeps], name: str):
             column.plot(x, y, color=f"C{number}", linewidth=1, alpha=0.8)
             column.plot(x[0], y[0], "o", color=f"C{number}", markersize=5)
             column.plot(x[len(curve) - 1], y[len(curve) - 1], "s", color=f"C{number}", markersize=4)
-        column.set(title=f"{title}: {explained:.0%} of the variance", xlabel="PC 1", ylabel="PC 2", aspect="equal")
-        column.set_adjustable("datalim")
+        column.set(title=f"{title}: {explained:.0%} of the variance", xlabel="PC 1", ylabel="PC 2")
+        column.set(aspect="equal", adjustable="datalim")
         column.grid(alpha=0.3)
     first, last = factor.values[0].item(), factor.values[-1].item()
     return _captioned(
@@ -134,8 +125,7 @@ def draw_combined(networks: dict[str, NetworkSweeps], factors: list[str]):
             mean = curves.mean(0)
             column.plot(*(torch.cat([mean, mean[:1]]) if factor.closed else mean).T.tolist(), "k-", linewidth=1.2)
             column.set_title(f"{name}, {title}: {explained:.0%}", fontsize=9)
-            column.set_xticks([])
-            column.set_yticks([])
+            column.set(xticks=[], yticks=[])
     return _captioned(
         figure,
         "Displacements of z in each factor's first two directions, share of its variance; black: mean of all images",
@@ -160,9 +150,8 @@ def draw_spectrum(networks: dict[str, NetworkSweeps], name: str):
         ranks = f"{found.explained:.0%} in {sweep.factor.dims}, effective rank {found.effective_rank:.1f}"
         axes[0, place].set_title(f"{title}: {ranks}", fontsize=9)
         axes[1, place].set_xlabel("direction")
-    return _captioned(
-        figure, f"{name}: spectrum of z's displacements", "equivariant: all variance left of the red line"
-    )
+    ideal = "equivariant: all variance left of the red line"
+    return _captioned(figure, f"{name}: spectrum of z's displacements", ideal)
 
 
 def draw_overlap(networks: dict[str, NetworkSweeps], factors: list[str]):

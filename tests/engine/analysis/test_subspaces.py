@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from seqjepa.engine.analysis.subspaces import (
+    Sweep,
     fit_circle,
     fit_subspace,
     overlap,
@@ -13,7 +14,6 @@ from seqjepa.engine.analysis.subspaces import (
     principal_angles,
     subspace_metrics,
 )
-from seqjepa.engine.analysis.sweeps import Sweep
 from seqjepa.engine.evaluation.equivariance import within_share
 from seqjepa.engine.reports.figures.subspaces import NetworkSweeps, draw_all
 from seqjepa.loaders.sequences import Factor

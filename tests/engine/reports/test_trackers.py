@@ -18,7 +18,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from seqjepa.configs.errors import InputError
 from seqjepa.engine.config import compose
-from seqjepa.engine.reports.wandb_environment import wandb_layer
+from seqjepa.engine.reports.config import wandb_layer
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN = (sys.executable, "engine/train.py")
