@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
 
 class InputError(ValueError):
     """Something that the user gave cannot be used.
@@ -19,7 +21,10 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; the name of its type if that is nothing."""
+    """What an error says, in one line: of pydantic's, the first field and its fault; of an empty one, its type."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{shown('.'.join(map(str, first['loc'])))}: {first['msg']}"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -166,11 +166,8 @@ def read_run(path: Path) -> Run:
     except PermissionError as error:
         raise InputError(f"{shown(error.filename or path)}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{error.title}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise InputError(f"{path}: not the folder of a run ({reason})") from None
+        kind = error.title if isinstance(error, ValidationError) else type(error).__name__
+        raise InputError(f"{path}: not the folder of a run ({kind}: {first_line(error)})") from None
     return run
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationError, WrapValidator
 
-from ...configs.errors import InputError, shown
+from ...configs.errors import InputError, first_line
 from ...configs.migration import migrated
 from ...configs.section import Section
 from .checksums import reading, regular_file
@@ -125,7 +125,5 @@ def read_state(path: Path) -> TrainingState:
         raise InputError(f"{path}: no record of version {found} ({type(error).__name__})", "run.resume") from None
     try:
         return TrainingState.model_validate(state)
-    except ValidationError as errors:
-        error = errors.errors()[0]
-        field = shown(".".join(map(str, error["loc"])))
-        raise InputError(f"{path}: {field}: {error['msg'].lower()}", "run.resume") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_line(error)}", "run.resume") from None

@@ -252,7 +252,7 @@ def secret_of(state):
     ("change", "part"),
     [
         (step_of, "step 1000000000 of 5"),
-        (epoch_of, "position.segment: input should be less than 4294967296"),
+        (epoch_of, "position.segment: Input should be less than 4294967296"),
         (secret_of, "'${' is not looked up"),
     ],
 )
