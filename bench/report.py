@@ -62,7 +62,7 @@ class Run:
         (given,) = training.step_inputs(batch).split(1)
 
         def forward():
-            return training.wrapped(*given, training.device_step)
+            return training.wrapped(given, training.device_step)
 
         def both():
             measured = forward()

@@ -31,16 +31,14 @@ class MLPProjector(nn.Module):
     def __init__(self, config: MLPProjectorConfig, inputs: int):
         super().__init__()
         self.unit = config.unit
-        hidden = config.hidden
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, config.dim),
-        )
+        layers = []
+        for width in (inputs, config.hidden):
+            layers += [
+                nn.Linear(width, config.hidden, bias=False),
+                nn.BatchNorm1d(config.hidden),
+                nn.ReLU(inplace=True),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Linear(config.hidden, config.dim))
 
     def forward(self, features: Tensor) -> Tensor:
         projections = self.layers(features)

@@ -1,4 +1,4 @@
-"""All that a step differentiates, as one module: the model, the terms of its objective, and the probes beside it.
+"""Everything that a step differentiates, as one module: the model, the terms of its objective, and the probes.
 
 One module is one region for `torch.compile` and one wrapper for several processes. The probes see detached features, so
 one backward pass of the sum gives the model and the probes the gradients that each would have alone.
@@ -19,10 +19,10 @@ class StepInputs(NamedTuple):
     """Inputs of one step, of B sequences."""
 
     views: Views  # [B, V, ...]
-    actions: Tensor  # [B, V - 1, A], as the model is told them
-    inverse_actions: Tensor | None  # [B, V - 1, A], the way back, where it is read
-    labels: Tensor  # [B], asked of the probes
-    moves: Tensor  # [B, V - 1, A], the actions that happened; the first is asked of the probes
+    actions: Tensor  # [B, V - 1, A], as the model receives them
+    inverse_actions: Tensor | None  # [B, V - 1, A], from the last view back to the first; None if only read forwards
+    labels: Tensor  # [B], targets of the probes
+    moves: Tensor  # [B, V - 1, A], of the views; the first is a target of the probes
 
     def split(self, parts: int) -> list[Self]:
         """Cut into `parts` micro-batches of equal size."""
@@ -36,17 +36,17 @@ class StepInputs(NamedTuple):
 class StepOutputs(NamedTuple):
     """Outputs of one step; all float32."""
 
-    total: Tensor  # 0-dim, of all losses: what backward starts from
-    loss: Tensor  # 0-dim, of the objective
+    total: Tensor  # 0-dim, sum of the objective and of the probes' losses, from which gradients are sent back
+    loss: Tensor  # 0-dim, the objective
     terms: dict[str, Tensor]  # 0-dim, without their weights, by `loss_<term>`
-    probe_losses: dict[str, Tensor]  # 0-dim, by the probe's loss's name
-    probe_outputs: dict[str, Tensor]  # [B, ...], by the probe's name
-    features: dict[str, Tensor]  # [B, ...], what the probes see
-    output: Output  # of the model
+    probe_losses: dict[str, Tensor]  # 0-dim, by `Probe.loss_name`
+    probe_outputs: dict[str, Tensor]  # [B, ...], by `Probe.name`
+    features: dict[str, Tensor]  # [B, ...], inputs of the probes
+    output: Output
 
 
 class TrainingForward(nn.Module):
-    """From sequences to all losses; `train_model=False` builds no graph of the model: the probes alone learn."""
+    """Computes all losses of a batch. With `train_model=False` only the probes get gradients."""
 
     def __init__(self, model: SeqJEPA, objective: Objective, probes: OnlineProbes, *, train_model: bool = True):
         super().__init__()
@@ -55,13 +55,11 @@ class TrainingForward(nn.Module):
         self.probes = probes
         self.train_model = train_model
 
-    def forward(
-        self, views: Views, actions: Tensor, inverse_actions: Tensor | None, labels: Tensor, moves: Tensor, step: Tensor
-    ) -> StepOutputs:
-        """Losses of a batch; arguments as in `StepInputs`, and the step (int64, 0-dim) that random terms use."""
+    def forward(self, given: StepInputs, step: Tensor) -> StepOutputs:
+        """All losses at a training step (int64, 0-dim), which seeds terms that draw random numbers."""
         with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
-            output = self.model(views, actions, inverse_actions).float()
-        return self.losses_of(output, labels, moves, step)
+            output = self.model(given.views, given.actions, given.inverse_actions).float()
+        return self.losses_of(output, given.labels, given.moves, step)
 
     def losses_of(self, output: Output, labels: Tensor, moves: Tensor, step: Tensor) -> StepOutputs:
         """Losses of an output of the model, in float32 under autocast too."""

@@ -1,4 +1,4 @@
-"""What a run trains on, opened for its processes."""
+"""Opens the data of a run for its processes."""
 
 import contextlib
 

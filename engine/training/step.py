@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ...kernels import AdamWEMA
 from ...loaders.batch import Batch
 from ...loaders.loader import Loaders
 from ..analysis.accumulators import Mean, MetricBank
@@ -29,7 +30,7 @@ class Diverged(Exception):
 class TrainingStep:
     """Owns model, probes and optimisers, and does one training step at a time.
 
-    With `train_model=False` it leaves the network as it was born and trains the probes alone, for the control.
+    With `train_model=False` the network keeps its initial weights and only the probes are trained, for the control.
     """
 
     def __init__(self, config: Config, loaders: Loaders, accelerator: Accelerator, *, train_model: bool = True):
@@ -85,7 +86,7 @@ class TrainingStep:
         losses = self.objective.names
         norms = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if train_model else []
         self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms)}).to(device)
-        self.term_grad_norms: dict[str, Tensor] = {}  # as last measured
+        self.term_grad_norms: dict[str, Tensor] = {}  # latest measurement
         self.train_metrics = self.probes.metric_bank().to(device)
         # what can diverge in a step, in the order in which `_watch` sees it
         self.watched = (*losses, "grad_norm", *(probe.loss_name for probe in self.probes.active))
@@ -107,7 +108,7 @@ class TrainingStep:
         return self._step(batch) if self.graphed is None else self.graphed(batch)
 
     def _step(self, batch: Batch, *, measure_gradients: bool = False) -> Tensor:
-        """What a step does on the device; with `measure_gradients`, the pull of each term is measured too.
+        """What a step does on the device; with `measure_gradients`, it also measures the gradient of each term.
 
         A CUDA graph may hold all of it: what changes from step to step is a tensor that is written in place.
         """
@@ -116,7 +117,7 @@ class TrainingStep:
         for number, micro in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                measured: StepOutputs = self.wrapped(*micro, self.device_step)
+                measured: StepOutputs = self.wrapped(micro, self.device_step)
                 if measured.total.requires_grad:  # not if there are no probes and the model is not trained
                     self.objective.backward(measured.total, measured.terms, self.accelerator.backward)
             parts.append(measured)
@@ -130,7 +131,7 @@ class TrainingStep:
         return self._record(batch, parts, grad_norm)
 
     def _update(self) -> Tensor:
-        """Move the model by its gradients, and what follows it; returns their norm."""
+        """Update the weights, and the teacher that follows them; returns the norm of the gradients."""
         optim, target = self.config.optim, self.model.target
         decay = target.decay(self.device_step, self.total_steps)
         for group in self.optimizer.param_groups:
@@ -138,7 +139,7 @@ class TrainingStep:
         grad_norm = torch.nn.utils.clip_grad_norm_(self.trainable, optim.clip_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        target.update(self.model.encoder, decay, weights=optim.kind == "adamw")
+        target.update(self.model.encoder, decay, weights=not isinstance(self.optimizer, AdamWEMA))
         return grad_norm
 
     @torch.no_grad()
@@ -155,7 +156,7 @@ class TrainingStep:
         return loss
 
     def step_inputs(self, batch: Batch) -> StepInputs:
-        """What the step goes by: the batch, or under an ablation with the actions of another sequence."""
+        """Inputs of a step: those of the batch, or with the actions of another sequence (ablation.shuffle_actions)."""
         actions, inverse = batch.actions, None
         if self.config.objective.symmetric:
             inverse = self.sequence.inverse_actions(batch.params)
@@ -167,10 +168,9 @@ class TrainingStep:
     def _term_grad_norms(self, output: Output, given: StepInputs) -> dict[str, Tensor]:
         """Norm of each weighted term's gradient with respect to the encoder's output, by name.
 
-        Of the last micro-batch; targets that passed by themselves (batch_statistics=own) count as constants.
-
-        What follows the encoder runs once more on detached features, with buffers that are put back and a generator of
-        its own: training is the same whether this is called or not.
+        It is that of the last micro-batch. Targets that were encoded by themselves (batch_statistics=own) count as
+        constants. Everything after the encoder runs once more on detached features; buffers and the random generator
+        are put back, so that measuring does not change training.
         """
         model, device = self.model, self.accelerator.device
         heads = (model.action_embedding, model.predictor, model.projector, model.sharpening)

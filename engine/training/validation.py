@@ -86,8 +86,8 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
     step, count = torch.zeros_like(training.device_step), len(batch.labels)
     (given,) = training.step_inputs(batch).split(1)  # as in a step: no two fields are the same tensor
     if training.world is None and (count == size or not training.compiled):
-        return training.losses(*given, step), given
-    output = training.losses(*given.padded(size if training.compiled else max(count, 1)), step).output.first(count)
+        return training.losses(given, step), given
+    output = training.losses(given.padded(size if training.compiled else max(count, 1)), step).output.first(count)
     if training.world is not None:
         output = each(output, lambda x: uneven_rows(x, training.world))
         labels, moves = (uneven_rows(x, training.world) for x in (given.labels, given.moves))

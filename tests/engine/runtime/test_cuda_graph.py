@@ -106,10 +106,14 @@ class RecordedStep:
             self.recording.replay()
 
 
-def five_steps(training, loaders, *, recorded: bool) -> list[torch.Tensor]:
-    """State after five steps; where they are recorded, the last two repeat the third."""
+def five_steps(training, loaders, *, recorded: bool, factor: float = 1.0) -> list[torch.Tensor]:
+    """State after five steps; where they are recorded, the last two repeat the third.
+
+    Before each of them the prediction's weight, which is a number, is multiplied by `factor`.
+    """
     training.graphed = RecordedStep(training._step, before=2) if recorded else None
     for number, batch in enumerate(loaders.train.epoch(0)):
+        training.objective.terms["prediction"].weight *= factor
         training.step(batch, number)
     assert number == 4
     return state(training)
@@ -124,10 +128,10 @@ def test_a_step_is_replayed_as_if_it_were_run(build, variant):
 
 
 def test_the_recording_notices_a_number(build):
-    """torch's AdamW takes its rate as a number on a CPU: a replay goes on with that of the recorded step."""
-    words = ("run.log_every=1000", "optim.warmup_epochs=1", "optim.kind=adamw")
-    run = five_steps(*build(*words), recorded=False)
-    replayed = five_steps(*build(*words), recorded=True)
+    """A weight of the objective is no tensor: a replay goes on with that of the recorded step."""
+    words = ("run.log_every=1000", "optim.warmup_epochs=1")
+    run = five_steps(*build(*words), recorded=False, factor=0.5)
+    replayed = five_steps(*build(*words), recorded=True, factor=0.5)
     assert not all(torch.equal(a, b) for a, b in zip(run, replayed, strict=True))
 
 
@@ -136,10 +140,10 @@ def test_all_losses_are_one_region(build, variant):
     """Dynamo traces model, objective and probes without a break."""
     training, loaders = build(*VARIANTS[variant], "optim.accumulate=1")
     given = training.step_inputs(next(loaders.train.epoch(0)))
-    eager = training.losses(*given, training.device_step)
+    eager = training.losses(given, training.device_step)
     traced = torch.compile(training.losses, backend="eager", fullgraph=True, dynamic=False)
     torch._dynamo.reset()
-    assert traced(*given, training.device_step).total.shape == eager.total.shape
+    assert traced(given, training.device_step).total.shape == eager.total.shape
 
 
 def test_a_padded_tail_changes_nothing(build):
