@@ -15,7 +15,7 @@ class Rate(Term):
 
     def __init__(self, config: RateConfig):
         super().__init__(config.weight)
-        self.config = config
+        self.config, self.scaling = config, config.scaling  # looked up once: a compiler does not trace pydantic
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
         rates = []
@@ -26,7 +26,7 @@ class Rate(Term):
         return -torch.stack(rates).sum()
 
     def _rate(self, features: Tensor) -> Tensor:
-        return coding_rate(normalized(features, self.config), **self.config.scaling, group=self.joined)
+        return coding_rate(normalized(features, self.config), **self.scaling, group=self.joined)
 
 
 def normalized(features: Tensor, config: RateConfig) -> Tensor:
