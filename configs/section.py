@@ -28,6 +28,7 @@ class Section(BaseModel):
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
     free: ClassVar[frozenset[str]] = frozenset()
+    of_training: ClassVar[bool] = False  # whether it says nothing about a network that is never trained
 
     @classmethod
     def is_free(cls, field: str) -> bool:
@@ -41,8 +42,11 @@ class Section(BaseModel):
     def untrained(self) -> Self:
         """This section, with defaults in all fields on which a network that is never trained does not depend.
 
-        Two runs whose configs are equal in this form share an untrained control. By default every field counts.
+        Two runs whose configs are equal in this form share an untrained control. By default every field counts, or none
+        if the section is `of_training`.
         """
+        if self.of_training:
+            return type(self)()
         inner = {name: value.untrained() for name, value in self if isinstance(value, Section)}
         return self.model_copy(update=inner)
 

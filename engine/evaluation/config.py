@@ -21,6 +21,7 @@ class EvalConfig(Operation):
     """Validation during training, and the frozen-probe evaluation of engine/evaluate.py."""
 
     fixed = frozenset({"best_metric", "best_mode"})
+    of_training = True
 
     every: int = Field(default=1, ge=1)
     """Epochs between validations; the last epoch always has one."""
@@ -50,10 +51,6 @@ class EvalConfig(Operation):
     """Whether engine/evaluate.py measures subspaces and equivariance instead of running the protocol."""
     out: str | None = None
     """Folder for the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for comparisons."""
-
-    def untrained(self) -> Self:
-        """Which epoch is the best says nothing about the control."""
-        return type(self)()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

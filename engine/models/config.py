@@ -102,14 +102,11 @@ class ProjectorConfig(Kind):
 
     Attributes:
         projects: whether there is one.
+        unit: whether all projections are of unit length.
     """
 
     projects: ClassVar[bool] = True
-
-    @property
-    def fixes_scale(self) -> bool:
-        """Whether all projections have the same length."""
-        return False
+    unit: ClassVar[bool] = False
 
     def width(self, features: int) -> int:
         """E, the width of predictions, for D features."""
@@ -139,10 +136,6 @@ class MLPProjectorConfig(ProjectorConfig):
     """Width of the two hidden layers."""
     unit: bool = False
     """Whether projections are scaled to unit length."""
-
-    @property
-    def fixes_scale(self) -> bool:
-        return self.unit
 
     def width(self, features: int) -> int:
         return self.dim

@@ -31,14 +31,10 @@ class MLPProjector(nn.Module):
     def __init__(self, config: MLPProjectorConfig, inputs: int):
         super().__init__()
         self.unit = config.unit
-        layers = []
-        for width in (inputs, config.hidden):
-            layers += [
-                nn.Linear(width, config.hidden, bias=False),
-                nn.BatchNorm1d(config.hidden),
-                nn.ReLU(inplace=True),
-            ]
-        self.layers = nn.Sequential(*layers, nn.Linear(config.hidden, config.dim))
+        layers, hidden = [], config.hidden
+        for width in (inputs, hidden):
+            layers += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, config.dim))
 
     def forward(self, features: Tensor) -> Tensor:
         projections = self.layers(features)

@@ -15,15 +15,12 @@ class TermConfig(Built):
         of_scale: whether it regularises the scale of projections, which then must not have unit length.
     """
 
+    of_training = True
     of_projections: ClassVar[bool] = False
     of_scale: ClassVar[bool] = False
 
     weight: float = Field(default=0.0, ge=0)
     """Weight of the term; 0 leaves it out."""
-
-    def untrained(self) -> Self:
-        """An untrained network depends on no term."""
-        return type(self)()
 
 
 class PredictionConfig(TermConfig, Kind):

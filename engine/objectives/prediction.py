@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.seq_jepa import Output
-from .config import CrossEntropyConfig, PredictionConfig
+from .config import CrossEntropyConfig
 from .term import Term
 
 
@@ -28,9 +28,6 @@ def cross_entropy(prediction: Tensor, target: Tensor, temperature: float) -> Ten
 
 class Prediction(Term):
     """A distance between prediction and target, averaged over both readings if there are two."""
-
-    def __init__(self, config: PredictionConfig):
-        super().__init__(config.weight)
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
         return torch.stack([self.distance(r.prediction, r.target) for r in output.readings]).mean()

@@ -14,7 +14,7 @@ class Rate(Term):
     """Negative coding rate of the aggregate, of z (mean over the observed views), or of both (MCR², equation 6)."""
 
     def __init__(self, config: RateConfig):
-        super().__init__(config.weight)
+        super().__init__(config)
         self.config, self.scaling = config, config.scaling  # looked up once: a compiler does not trace pydantic
 
     def forward(self, output: Output, step: Tensor) -> Tensor:

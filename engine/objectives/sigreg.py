@@ -15,7 +15,7 @@ class SIGReg(Term):
     """
 
     def __init__(self, config: SIGRegConfig):
-        super().__init__(config.weight)
+        super().__init__(config)
         self.num_slices = config.num_slices
 
     def forward(self, output: Output, step: Tensor) -> Tensor:

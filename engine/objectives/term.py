@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from ..models.seq_jepa import Output
+from .config import TermConfig
 
 
 class Term(nn.Module, ABC):
@@ -16,9 +17,9 @@ class Term(nn.Module, ABC):
         group: processes whose rows form one batch in training; None if each process has its own batch.
     """
 
-    def __init__(self, weight: float):
+    def __init__(self, config: TermConfig):
         super().__init__()
-        self.weight = weight
+        self.weight = config.weight
         self.group: ProcessGroup | None = None
 
     @property

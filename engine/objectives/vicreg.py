@@ -5,7 +5,6 @@ from torch import Tensor
 
 from ..models.seq_jepa import Output
 from ..runtime.distributed import joined_rows
-from .config import CovarianceConfig, VarianceConfig
 from .term import Term
 
 VARIANCE_EPS = 1e-4  # VICReg's
@@ -14,9 +13,6 @@ VARIANCE_EPS = 1e-4  # VICReg's
 class Variance(Term):
     """Mean of max(0, 1 - standard deviation) over dimensions and view positions of projections (VICReg, eq. 1)."""
 
-    def __init__(self, config: VarianceConfig):
-        super().__init__(config.weight)
-
     def forward(self, output: Output, step: Tensor) -> Tensor:
         projections = joined_rows(output.projected, self.joined)
         return F.relu(1 - (projections.var(0) + VARIANCE_EPS).sqrt()).mean()
@@ -24,9 +20,6 @@ class Variance(Term):
 
 class Covariance(Term):
     """Sum of squared covariances between dimensions / number of dimensions, mean over views (VICReg, eq. 4)."""
-
-    def __init__(self, config: CovarianceConfig):
-        super().__init__(config.weight)
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
         centred = joined_rows(output.projected, self.joined).transpose(0, 1)  # [V, B, E]

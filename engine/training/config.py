@@ -102,6 +102,7 @@ class EarlyStopConfig(Operation):
     """When to end a run that no longer improves."""
 
     fixed = frozenset({"metric", "mode"})
+    of_training = True
 
     metric: str | None = None
     """Validation metric that must improve; null never stops early."""
@@ -111,6 +112,3 @@ class EarlyStopConfig(Operation):
     """Validations without improvement after which the run ends."""
     min_delta: float = Field(default=0.0, ge=0)
     """Smallest change that counts as an improvement."""
-
-    def untrained(self) -> Self:
-        return type(self)()

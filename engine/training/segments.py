@@ -48,8 +48,7 @@ class Epochs(Segments):
     name = "epoch"
 
     def __init__(self, config: Config, loaders: Loaders):
-        self.number = config.run.epochs
-        self.loader = loaders.train
+        self.number, self.loader = config.run.epochs, loaders.train
 
     def __len__(self) -> int:
         return self.number
