@@ -120,7 +120,7 @@ def check_method(config: Config) -> None:
             f"no gradient would reach the projector; set it to none, or set {' or '.join(needed)}",
             "model.projector.kind",
         )
-    if projector.unit and (name := next((name for name, term in terms.items() if term.of_scale), None)):
+    if projector.fixes_scale and (name := next((name for name, term in terms.items() if term.of_scale), None)):
         raise InputError(
             f"removes the scale that objective.{name} regularises; only false is allowed", "model.projector.unit"
         )

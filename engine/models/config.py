@@ -102,11 +102,14 @@ class ProjectorConfig(Kind):
 
     Attributes:
         projects: whether there is one.
-        unit: whether all projections are of unit length.
     """
 
     projects: ClassVar[bool] = True
-    unit: ClassVar[bool] = False
+
+    @property
+    def fixes_scale(self) -> bool:
+        """Whether all projections have the same length."""
+        return False
 
     def width(self, features: int) -> int:
         """E, the width of predictions, for D features."""
@@ -136,6 +139,10 @@ class MLPProjectorConfig(ProjectorConfig):
     """Width of the two hidden layers."""
     unit: bool = False
     """Whether projections are scaled to unit length."""
+
+    @property
+    def fixes_scale(self) -> bool:
+        return self.unit
 
     def width(self, features: int) -> int:
         return self.dim

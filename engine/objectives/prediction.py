@@ -9,23 +9,6 @@ from .config import CrossEntropyConfig
 from .term import Term
 
 
-def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean of 1 - cosine over the batch, for [B, E] each (the loss of seq-JEPA).
-
-    Features after a ReLU are non-negative, so a constant that points at their mean scores low as well: a small
-    value is no evidence against collapse.
-    """
-    return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
-
-
-def cross_entropy(prediction: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Mean over the batch of - Σ target log softmax(prediction / temperature), for [B, E] each (DINO's loss).
-
-    Its lower bound is the entropy of the target, which is not constant: the term may fall because targets sharpen.
-    """
-    return -(target.float() * (prediction.float() / temperature).log_softmax(-1)).sum(-1).mean()
-
-
 class Prediction(Term):
     """A distance between prediction and target, averaged over both readings if there are two."""
 
@@ -42,10 +25,14 @@ class Prediction(Term):
 
 
 class Cosine(Prediction):
-    """1 - cosine."""
+    """1 - cosine (the loss of seq-JEPA).
+
+    Features after a ReLU are non-negative, so a constant that points at their mean scores low as well: a small
+    value is no evidence against collapse.
+    """
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return cosine_distance(prediction, target)
+        return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
 
 
 class MSE(Prediction):
@@ -56,14 +43,17 @@ class MSE(Prediction):
 
 
 class CrossEntropy(Prediction):
-    """Cross-entropy of the target and the softmax of the prediction."""
+    """- Σ target log softmax(prediction / temperature) (DINO's loss).
+
+    Its lower bound is the entropy of the target, which is not constant: the term may fall because targets sharpen.
+    """
 
     def __init__(self, config: CrossEntropyConfig):
         super().__init__(config)
         self.temperature = config.temperature
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(prediction, target, self.temperature)
+        return -(target.float() * (prediction.float() / self.temperature).log_softmax(-1)).sum(-1).mean()
 
     def comparable(self, prediction: Tensor) -> Tensor:
         return (prediction.float() / self.temperature).softmax(-1)

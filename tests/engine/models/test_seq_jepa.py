@@ -21,8 +21,10 @@ from seqjepa.engine.models.config import (
     TransformerConfig,
 )
 from seqjepa.engine.models.seq_jepa import SeqJEPA
-from seqjepa.engine.objectives.prediction import cosine_distance
+from seqjepa.engine.objectives.config import CosineConfig
+from seqjepa.engine.objectives.prediction import Cosine
 
+cosine_distance = Cosine(CosineConfig()).distance
 SMALL = ModelConfig(
     encoder=ConvNetConfig(width=4),
     aggregator=TransformerConfig(num_layers=2),

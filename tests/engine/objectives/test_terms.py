@@ -9,11 +9,14 @@ from lightly.loss.vicreg_loss import covariance_loss, variance_loss
 
 from seqjepa.engine.config import compose
 from seqjepa.engine.models.seq_jepa import Output, Reading
+from seqjepa.engine.objectives.config import CosineConfig, CrossEntropyConfig
 from seqjepa.engine.objectives.objective import Objective
-from seqjepa.engine.objectives.prediction import cosine_distance, cross_entropy
+from seqjepa.engine.objectives.prediction import Cosine, CrossEntropy
 from seqjepa.kernels import sigreg
 
 STEP = torch.tensor(0)
+cosine_distance = Cosine(CosineConfig()).distance
+cross_entropy = CrossEntropy(CrossEntropyConfig()).distance  # its temperature is 0.1
 
 
 def objective(*words):
@@ -57,8 +60,8 @@ def test_cross_entropy_has_its_closed_form():
     target = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
     entropy = -(target * target.log()).sum(-1).mean()
     # the prediction whose softmax is the target is the best, and costs the target's entropy
-    torch.testing.assert_close(cross_entropy(0.1 * target.log() + 3, target, 0.1), entropy)
-    uniform = cross_entropy(torch.zeros(2, 3), target, 0.1)
+    torch.testing.assert_close(cross_entropy(0.1 * target.log() + 3, target), entropy)
+    uniform = cross_entropy(torch.zeros(2, 3), target)
     torch.testing.assert_close(uniform, torch.tensor(math.log(3)))
 
 
