@@ -18,7 +18,7 @@ Fits probes on a frozen network, and on its untrained control: how well do their
   accelerate launch engine/evaluate.py runs/cifar100-quick eval.lengths=[1,2,3,4,5,6,7,8]
   accelerate launch engine/evaluate.py runs/cifar100-quick/checkpoints/best eval.protocol=paper
 
-Of a run folder, the newest checkpoint is evaluated. Its own config applies; section.key=value words override it
+A run folder stands for its newest checkpoint. The checkpoint's config applies; section.key=value words override it
 (data.root, eval.*). Results (eval.json, lengths.png, factors.png) go to eval/<checkpoint>-<protocol> in the run, or to
 eval.out. With eval.subspace=true, factor sweeps, subspaces, equivariance and collapse are measured instead, in
 eval/<checkpoint>-subspace. Several runs are also compared, in a grid of training length by evaluation length, and with

@@ -1,8 +1,8 @@
 """Every metric of a validated epoch: its name, whether more or less of it is better, and where it is shown.
 
 A new metric is computed in one place and has one entry in `METRICS`, from which the table of an epoch, the last lines
-of a run, its curves, the comparison of runs and the check of gates follow. Torch is not imported, so that
-`python -m seqjepa.engine.compare --help` answers at once.
+of a run, its curves, the comparison of runs and the check of gates follow. It does not import torch, so
+that `python -m seqjepa.engine.compare --help` is quick.
 """
 
 import re

@@ -27,7 +27,7 @@ def reading(path: Path, form: str = "readable") -> Iterator[None]:
 
     Args:
         path: path of the file or folder.
-        form: what a file is not whose content is the reason.
+        form: name of the format that the content does not have.
 
     Raises:
         Damaged: it is missing, not in this form, or lost by the disk.

@@ -99,7 +99,7 @@ class Interrupts:
         self.check()
 
     def new_pace(self) -> None:
-        """Begin work whose steps have another length: processes ask each other in its first step."""
+        """Begin work whose steps take another time: processes exchange signals in its first step."""
         self._steps, self._due = 0, 1  # steps since they last asked each other; step in which they ask again
         self._asked_at = time.monotonic()
 

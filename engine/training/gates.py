@@ -57,13 +57,13 @@ def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str,
             reasons.append(f"{name} is NaN")
             continue
         if rule.min is not None and value < rule.min:
-            reasons.append(f"{name} = {value:.4g}, at least {rule.min:g} is asked for")
+            reasons.append(f"{name} = {value:.4g}, at least {rule.min:g} is required")
         if rule.max is not None and value > rule.max:
-            reasons.append(f"{name} = {value:.4g}, at most {rule.max:g} is asked for")
+            reasons.append(f"{name} = {value:.4g}, at most {rule.max:g} is required")
         if rule.margin is not None:
             control = _value(rule, untrained or {})
             if not value - control >= rule.margin:  # a NaN control fails too
-                wanted = f"a margin of {rule.margin:g} is asked for"
+                wanted = f"a margin of {rule.margin:g} is required"
                 reasons.append(f"{name} = {value:.4g}, untrained {control:.4g}: {wanted}")
     return reasons
 

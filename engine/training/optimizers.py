@@ -16,9 +16,9 @@ def build_optimizer(
     """AdamW over the trainable parameters. Only matrices and kernels decay, but for what a part lists in `no_decay`.
 
     Args:
-        model: whose parameters.
-        config: of the optimiser.
-        lr: float64, 0-dim, on the device; what `set_rate` writes and the optimiser reads.
+        model: module with the parameters.
+        config: config of the optimiser.
+        lr: float64, 0-dim, on the device; `set_rate` writes it, the optimiser reads it.
         teacher: pairs of a parameter and the tensor that follows it; `adamw` leaves them alone.
     """
     parts = {f"{name}." if name else "": part for name, part in model.named_modules()}

@@ -22,7 +22,7 @@ from .step import TrainingStep
 
 
 class Resumed(NamedTuple):
-    """A checkpoint that a run goes on from."""
+    """The checkpoint that a run continues."""
 
     path: Path
     tensors: dict[str, dict[str, Tensor]]
@@ -55,7 +55,7 @@ class Resumed(NamedTuple):
         if self.state.images != loaders.fingerprint:
             raise InputError(f"holds other images than {path} was trained on", "data.root")
         begun = segment + (step > 0)
-        if begun > len(segments):  # epochs alone may be fewer than they were
+        if begun > len(segments):  # other settings of the length cannot change
             reached = f"is in epoch {begun}" if step else f"has {begun}"
             raise InputError(f"is {len(segments)}, {path} {reached} already; at least {begun} is allowed", "run.epochs")
         if step and step > segments.steps(segment):
@@ -63,7 +63,7 @@ class Resumed(NamedTuple):
 
 
 def settle(run: RunConfig, accelerator: Accelerator) -> Settled:
-    """What this machine makes of the config."""
+    """The values that settings such as run.precision=auto have on this machine."""
     return Settled(
         processes=accelerator.num_processes,
         device=accelerator.device.type,
@@ -75,7 +75,8 @@ def settle(run: RunConfig, accelerator: Accelerator) -> Settled:
 def changes(resumed: Resumed, training: TrainingStep, now: Settled, step: int | None) -> list[str]:
     """Lines on what has changed since the checkpoint was saved, and on what that means for the run.
 
-    `now` is what the machine makes of the config, `step` the number of the next optimiser step, None if there is none.
+    `now` are the values that this machine gives to `auto`; `step` is the number of the next optimiser step, None after
+    the last.
     """
     config, changed, lines = training.config, dict(resumed.changed), []
     before = resumed.state.settled or now

@@ -1,7 +1,7 @@
 """The segments that training is divided into: how many there are, how long each is, where its batches come from.
 
-The trainer counts, saves and resumes by segments and knows no more of them than this. A new kind is a subclass of
-`Segments` in a file of its own, and a line in `segments_of` that chooses it.
+The trainer counts, saves and resumes by segments. A new kind is a subclass of `Segments` in a file of its own, and a
+line in `segments_of` that chooses it.
 """
 
 import bisect
@@ -31,7 +31,7 @@ class Segments(ABC):
 
     @abstractmethod
     def batches(self, position: Position) -> Iterator[Batch]:
-        """Batches from a position to the end of its segment, the same ones whenever they are asked for."""
+        """Batches from a position to the end of its segment, the same ones on every call."""
 
     def steps(self, segment: int) -> int:
         """Optimiser steps of a segment."""

@@ -331,7 +331,7 @@ class Trainer:
         return final
 
     def save_interrupted(self) -> str:
-        """Save where the loop was left; returns what to tell the user."""
+        """Save the position at which the loop stopped; returns a line for the user."""
         self._refuse_divergence()
         self.seconds += self.watch.seconds
         self.train_seconds += self.watch.seconds

@@ -1,7 +1,7 @@
 """The untrained control: the run's probes on the frozen network that it starts from, for as many epochs as the run
 or `control.max_epochs`.
 
-A figure means nothing without it: on CIFAR-10 rotations an untrained ResNet-18 passes the reference code's gates.
+No metric can be judged without it: on CIFAR-10 rotations an untrained ResNet-18 passes the reference code's gates.
 """
 
 import hashlib

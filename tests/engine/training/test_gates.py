@@ -47,7 +47,7 @@ def test_a_margin_without_a_control_fails():
 
 def test_reasons_say_what_was_asked():
     (reason,) = judge([GateRule(metric="a", minus="b", min=0.4)], METRICS, UNTRAINED)
-    assert reason == "a - b = 0.3, at least 0.4 is asked for"
+    assert reason == "a - b = 0.3, at least 0.4 is required"
 
 
 def test_unknown_metrics_are_refused():
