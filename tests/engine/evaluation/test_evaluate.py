@@ -367,10 +367,10 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     without = json.loads(state)
     del without["config"]
     write_state(checkpoint, json.dumps(without))
-    refused("state.json: config: field required")
+    refused("state.json: config: Field required")
     for config in (None, [1]):
         write_state(checkpoint, json.dumps(json.loads(state) | {"config": config}))
-        refused("state.json: config: input should be a valid dictionary")
+        refused("state.json: config: Input should be a valid dictionary")
     write_state(checkpoint, "{")
     refused("state.json: not readable")
     write_state(checkpoint, state)

@@ -8,7 +8,7 @@ import pytest
 from seqjepa.engine.compare import main as compare
 from seqjepa.engine.config import compose
 from seqjepa.engine.evaluate import main as evaluate
-from seqjepa.engine.evaluation import frozen
+from seqjepa.engine.evaluation import cases, frozen
 from seqjepa.engine.train import main as train
 from seqjepa.engine.training import loading
 from seqjepa.engine.training.validation import metric_names
@@ -32,6 +32,7 @@ def without(monkeypatch):
     def make(*targets):
         if "class" in targets:
             monkeypatch.setattr(loading, "build_loaders", unlabelled)
+            monkeypatch.setattr(cases, "build_loaders", unlabelled)
             monkeypatch.setattr(frozen, "build_loaders", unlabelled)
         if "action" in targets:
             monkeypatch.setattr(Affine, "action_dim", 5)
