@@ -1,15 +1,14 @@
 """A run that is killed, again and again, at any moment, and started again, is the run that it would have been."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
-import traceback
-import warnings
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 
@@ -23,39 +22,20 @@ from seqjepa.engine.train import main
 from seqjepa.engine.training import trainer
 from seqjepa.engine.training.step import TrainingStep
 
-FORK = multiprocessing.get_context("fork")  # torch is imported once for all
 WORDS = ("run.resume=auto", "run.overwrite=false", "run.log_every=2", "checkpoint.keep=2")
 WORDS += ("eval.best_metric=ep_loss", "eval.best_mode=max")  # the first epoch is the best, and is to be kept
 TRACKED = ("tracking.wandb=offline", "tracking.tensorboard=true")
 
 
-def start(words, prepare=lambda: None):
-    """Train in a process of its own, after `prepare` has been called there."""
-
-    (run,) = [Path(word.removeprefix("run.dir=")) for word in words if word.startswith("run.dir=")]
-    said = run.with_name(f"{run.name}-said.txt")
-
-    def work():
-        sys.stdout = sys.stderr = said.open("w")
-        warnings.simplefilter("ignore")  # pytest makes errors of them
-        try:
-            prepare()
-            os._exit(main(words))
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            raise
-
-    process = FORK.Process(target=work)
-    process.said = said
-    process.start()
-    return process
+def start(words, moment="never") -> subprocess.Popen:
+    """Train in a process of its own, which dies at a moment of `MOMENTS`; a fork could inherit autograd's threads."""
+    return subprocess.Popen([sys.executable, "-P", __file__, moment, *words], stdout=PIPE, stderr=STDOUT, text=True)
 
 
 def finish(words) -> None:
     process = start(words)
-    process.join(timeout=600)
-    assert process.exitcode == 0, process.said.read_text()
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
 
 
 def timeless(record: dict) -> dict:
@@ -133,6 +113,7 @@ def kill_half_way_through_a_folder(place, name, calls):
 
 
 MOMENTS = {
+    "never": lambda: None,
     "in the control": lambda: kill_before(TrainingStep, "step", 3),
     "in a step": lambda: kill_before(TrainingStep, "_record", 18),
     "in a validation": lambda: kill_before(TrainingStep, "share_buffers", 4),
@@ -160,14 +141,16 @@ def whole(tiny_for_module, folder_of):
 SOME = ("in a step", "while tensors are written", "before old checkpoints go", "in a line of metrics")
 
 
-@pytest.mark.parametrize("moment", [m if m in SOME else pytest.param(m, marks=pytest.mark.soak) for m in MOMENTS])
+@pytest.mark.parametrize(
+    "moment", [m if m in SOME else pytest.param(m, marks=pytest.mark.soak) for m in MOMENTS if m != "never"]
+)
 def test_killed_at_a_chosen_moment(tiny, whole, folder_of, moment):
     words = tiny(*WORDS, "run.epochs=4")
     if moment == "while the tracker writes":
         words += TRACKED
-    process = start(words, MOMENTS[moment])
-    process.join(timeout=300)
-    assert process.exitcode == -signal.SIGKILL
+    process = start(words, moment)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, said
     finish(words)
     assert_same_run(folder_of(words), whole)
     left = {path.name for path in (folder_of(words) / "checkpoints").iterdir()}
@@ -187,25 +170,19 @@ def test_killed_at_random_moments(tiny, tmp_path, record_property):
     draw, done = random.Random(0), []
     words = tiny(*WORDS, *TRACKED, epochs, run="killed")
     while len(done) < kills:
-        training = FORK.Event()
-        process = start(words, lambda: tell_of_training(training))  # noqa: B023 - used before the next turn
-        while process.is_alive() and not training.wait(0.05):
-            pass
+        process = start(words)
+        lines = iter(process.stdout.readline, "")
+        next(line for line in lines if line.startswith(("resumed from", "epoch 1/")))  # it trains
         time.sleep(draw.uniform(0, 8 * an_epoch))
         process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed often enough"
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed often enough"
         done.append(find_checkpoint(tmp_path / "killed"))
     finish(words)
     assert len(set(done)) > kills // 2  # it came on in between
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-def tell_of_training(event) -> None:
-    original = trainer.Trainer.fit
-
-    def fit(self):
-        event.set()
-        original(self)
-
-    trainer.Trainer.fit = fit
+if __name__ == "__main__":
+    MOMENTS[sys.argv[1]]()
+    sys.exit(main(sys.argv[2:]))
