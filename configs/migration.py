@@ -1,4 +1,4 @@
-"""Migrates settings of version 4, which were flat, to current ones, in which each kind has its own section."""
+"""Migrates settings of versions 4 and 5 to current ones. Those of version 4 were flat."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,12 +32,14 @@ NEW_NAMES = {
     "vicreg.variance": "objective.variance.weight",
     "vicreg.covariance": "objective.covariance.weight",
     "actions.full": "sequence.full_actions",
+    "objective.symmetric": "objective.reading.kind",
 }
 
-# values that version 4 wrote in another form
+# values that were written in another form
 WRITTEN: dict[str, Callable[[Any], Any]] = {
     "model.projector_norm": lambda norm: norm == "unit",
     "target.sharpening": lambda sharpened: "softmax" if sharpened else "none",
+    "objective.symmetric": lambda both: "both" if both else "forward",
 }
 # fields that a sequence of version 4 had besides those of its kind, and that had no effect then
 OF_KIND = {
@@ -51,7 +53,7 @@ OF_KIND = {
 
 
 def migrated(config: dict[str, Any]) -> dict[str, Any]:
-    """A config of version 4, or a part of one, under current names; a current config unchanged."""
+    """A config of version 4 or 5, or a part of one, under current names; a current config unchanged."""
     sections = {name: values for name, values in config.items() if isinstance(values, dict)}
     old = {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
     old = {name: value for name, value in old.items() if name in NEW_NAMES and not isinstance(value, dict)}

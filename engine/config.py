@@ -104,9 +104,29 @@ def check_method(config: Config) -> None:
             "compares distributions, but target.sharpening.kind is none; set it to softmax, or choose cosine or mse",
             "objective.prediction.kind",
         )
+    reads = config.objective.reads
+    if not reads:
+        raise InputError("every term has weight 0; give one a weight", "objective.prediction.weight")
+    if "inferred_actions" in reads and not model.inverse.infers:
+        raise InputError("needs a network that infers actions; set model.inverse.kind=mlp", "objective.inverse.weight")
+    if model.inverse.infers and "inferred_actions" not in reads:
+        raise InputError(
+            "nothing would train it; set it to none, or set objective.inverse.weight", "model.inverse.kind"
+        )
+    if not config.objective.reading.spans(config.sequence.num_observed):
+        raise InputError(
+            f"is longer than the {config.sequence.num_observed} observed views (sequence.num_observed)",
+            "objective.reading.length",
+        )
+    most = model.aggregator.most_views
+    if most is not None and config.sequence.num_observed > most:
+        raise InputError(
+            f"{most} is less than the {config.sequence.num_observed} observed views (sequence.num_observed)",
+            "model.aggregator.positions",
+        )
     projector = model.projector
     if not projector.projects:
-        if name := next((name for name, term in terms.items() if term.of_projections), None):
+        if name := next((name for name, term in terms.items() if "projections" in term.reads), None):
             raise InputError(
                 "needs projections; set model.projector.kind=mlp, as in configs/variant/sigreg.yaml",
                 f"objective.{name}.weight",
@@ -114,8 +134,8 @@ def check_method(config: Config) -> None:
         return
     if reason := target.unprojected():
         raise InputError(reason, "model.projector.kind")
-    if target.detached and not any(term.of_projections for term in terms.values()):
-        needed = [f"objective.{name}.weight" for name, term in every_term.items() if term.of_projections]
+    if target.detached and "projections" not in config.objective.reads:
+        needed = [f"objective.{name}.weight" for name, term in every_term.items() if "projections" in term.reads]
         raise InputError(
             f"no gradient would reach the projector; set it to none, or set {' or '.join(needed)}",
             "model.projector.kind",

@@ -20,11 +20,12 @@ class Batch(NamedTuple):
 
 
 def each(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Apply `change` to every tensor of `value`, which is a tensor, None, or a NamedTuple of such values."""
+    """Apply `change` to every tensor of `value`, which is a tensor, None, or a tuple of such values."""
     if value is None:
         return None
     if isinstance(value, tuple):
-        return type(value)(*(each(field, change) for field in value))
+        fields = [each(field, change) for field in value]
+        return type(value)(*fields) if hasattr(value, "_fields") else tuple(fields)
     return change(value)
 
 

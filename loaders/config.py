@@ -37,6 +37,9 @@ class DataConfig(Section):
     """Number of training images, drawn with `subset_seed`; null takes all."""
     val_subset: int | None = Field(default=None, ge=1)
     """Number of test images, drawn with `subset_seed` + 1; null takes all."""
+    held_out: int | None = Field(default=None, ge=1)
+    """Number of training images, drawn with `subset_seed` + 2, that are not trained on and take the place of the test
+    images; settings should be chosen by them. null validates on the test images."""
     subset_seed: int = Field(default=42, ge=0)
     """Seed of the subsets."""
 
@@ -60,7 +63,7 @@ class SequenceConfig(Kind):
     ranges: ClassVar[dict[str, tuple[float, float]]] = {}
     """Limits of each field that is a range."""
 
-    num_observed: int = Field(default=3, ge=1, le=16)
+    num_observed: int = Field(default=3, ge=1, le=31)
     """Number M of observed views; the target is one more view."""
 
     @model_validator(mode="after")

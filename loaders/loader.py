@@ -165,10 +165,10 @@ def build_loaders(
     check_alike(layout.root, images)
     built = build_sequence(sequence, images["train"].size, actions, device)
 
-    def load(split: str, num_images: int | None, subset_seed: int) -> SequenceLoader:
-        source, train = images[split], split == "train"
+    def load(split: str, indices: np.ndarray, *, train: bool) -> SequenceLoader:
+        source = images[split]
         sampler = Sampler(
-            subset(len(source.labels), num_images, subset_seed),
+            indices,
             batch_size=data.batch_size,
             seed=seed,
             train=train,
@@ -182,12 +182,27 @@ def build_loaders(
         mean, std = images["train"].statistics()  # measured when the training images were read
         return SequenceLoader(source, sampler, built, mean=mean, std=std, device=device, compiled=compiled)
 
-    train = load("train", data.train_subset, data.subset_seed)
+    train_indices, validation_split, validation_indices = _chosen(
+        data, *(len(images[split].labels) for split in SPLITS)
+    )
+    train = load("train", train_indices, train=True)
     return Loaders(
         train=train,
-        validation=load("test", data.val_subset, data.subset_seed + 1),
+        validation=load(validation_split, validation_indices, train=False),
         sequence=built,
         num_classes=len(images["train"].classes),
         fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),
         kind="ffcv" if isinstance(train.images, BetonImages) else "resident",
     )
+
+
+def _chosen(data: DataConfig, num_train: int, num_test: int) -> tuple[np.ndarray, str, np.ndarray]:
+    """Positions of the training images; the split that is validated on, and positions in it."""
+    seed = data.subset_seed
+    if data.held_out is None:
+        return subset(num_train, data.train_subset, seed), "test", subset(num_test, data.val_subset, seed + 1)
+    if data.held_out >= num_train:
+        raise InputError(f"leaves none of the {num_train} training images", "data.held_out")
+    held_out = subset(num_train, data.held_out, seed + 2)
+    rest = np.setdiff1d(np.arange(num_train), held_out)
+    return rest[subset(len(rest), data.train_subset, seed)], "train", held_out

@@ -96,7 +96,11 @@ def test_hyperparameters_equal_those_of_the_reference_code(name):
         *(optim.lr, optim.weight_decay, optim.schedule, optim.warmup_epochs),
         optim.min_lr if optim.schedule == "cosine" else None,
         *(gate.get("online_linacc_test"), gate.get("online_r2_test")),
-        *(config.objective.rate.weight, config.objective.symmetric, config.target.sharpening.kind == "softmax"),
+        *(
+            config.objective.rate.weight,
+            config.objective.reading.kind == "both",
+            config.target.sharpening.kind == "softmax",
+        ),
     )
     expected = EXPECTED[name]
     assert found == expected + (0.0, False, False)[len(expected) - 13 :]

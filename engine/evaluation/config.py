@@ -15,6 +15,9 @@ class ProbesConfig(Section):
     """Learning rate of their Adam, which is constant."""
     hidden: int = Field(default=1024, ge=1)
     """Hidden width of the MLP heads."""
+    standardize: bool = True
+    """Whether each dimension of the features is standardised, by the moments of the batch in training and by running
+    moments in validation. Without it, as in the reference code, probes of features that hardly vary see nothing."""
 
 
 class EvalConfig(Operation):
@@ -31,8 +34,9 @@ class EvalConfig(Operation):
     """Whether higher or lower values of eval.best_metric are better."""
     lengths: list[int] = [1, 2, 3, 4, 5, 6, 7, 8]
     """Numbers of observed views at which the aggregate is evaluated."""
-    protocol: Literal["fast", "paper", "both"] = "fast"
-    """paper: heads trained with Adam on views rendered anew; fast: regressions and nearest neighbours; both: each."""
+    protocol: Literal["ridge", "fast", "paper", "both"] = "fast"
+    """ridge: ridge regressions, in closed form; fast: logistic and ridge regressions and nearest neighbours; paper:
+    heads trained with Adam on views rendered anew; both: fast and paper."""
     batch_size: int = Field(default=256, ge=2)
     """Number of sequences in a batch of the evaluation."""
     epochs: int = Field(default=300, ge=1)
@@ -54,6 +58,6 @@ class EvalConfig(Operation):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.lengths or sorted(set(self.lengths) & set(range(1, 17))) != self.lengths:
-            raise InputError("must grow within 1 to 16, such as [1, 3, 5]", "lengths")
+        if not self.lengths or sorted(set(self.lengths) & set(range(1, 33))) != self.lengths:
+            raise InputError("must grow within 1 to 32, such as [1, 3, 5]", "lengths")
         return self

@@ -38,14 +38,15 @@ def frozen_probes(
 ) -> list[FrozenProbe]:
     """The probes of a network that was trained on `num_observed` views, as far as the task has their targets.
 
-    Top-1 of the class, if there are any, from the aggregate of each length, from z of the clean image, and (leakage)
-    from z of the first view. R² of each factor of the first action, if there are any, given as dimensions of the
-    action, from a pair of z, and (leakage) from the aggregate of `leakage_length`; an aggregate of two or more views
-    received the action, so its R² measures how much of it is kept.
+    Top-1 of the class, if there are any, from the aggregate of each length and from the mean z of the same views, from
+    z of the clean image, and (leakage) from z of the first view. R² of each factor of the first action, if there are
+    any, given as dimensions of the action, from a pair of z, and (leakage) from the aggregate of `leakage_length`; an
+    aggregate of two or more views received the action, so its R² measures how much of it is kept.
     """
     probes = []
     if num_classes:
         features = {f"agg_top1_{length}": f"agg_{length}" for length in lengths}
+        features |= {f"mean_top1_{length}": f"mean_{length}" for length in lengths}
         features |= {"z_top1": "clean", "first_top1": "first"}
         probes += [FrozenProbe(name, feature, num_classes, None) for name, feature in features.items()]
     for name, feature in (("z_r2", "pair"), ("agg_r2", f"agg_{leakage_length(lengths, num_observed)}")):
@@ -68,13 +69,14 @@ class FrozenNetwork:
 
     @torch.no_grad()
     def features(self, batch: Batch) -> dict[str, Tensor]:
-        """Float32 features [B, ...] of a batch by name: `first`, `pair` and `agg_<length>`."""
+        """Float32 features [B, ...] of a batch by name: `first`, `pair`, `agg_<length>` and `mean_<length>` (of z)."""
         views = max(2, self.lengths[-1])
         with self.accelerator.autocast():
             z = self.model.encoder(each(batch.views, lambda x: x[:, :views]))  # [B, N, D]
             embedded = self.model.embed(batch.actions[:, : views - 1])
             found = {"first": z[:, 0], "pair": z[:, :2].flatten(1)}
             for length in self.lengths:
+                found[f"mean_{length}"] = z[:, :length].mean(1)
                 found[f"agg_{length}"] = self.model.aggregate(z[:, :length], embedded[:, : length - 1])
         return {name: feature.float() for name, feature in found.items()}
 

@@ -62,7 +62,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
     title = " and ".join(case.protocols)
     reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
-    if config.model.aggregator.knows_positions and lengths[-1] > num_observed:
+    if config.model.aggregator.most_views is not None and lengths[-1] > num_observed:
         reporter.say(f"the position embeddings after {num_observed} views were never trained")
     result: dict[str, Any] = {
         **case.facts(accelerator),
@@ -73,11 +73,12 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
         "images": images,
         "eval": settings.model_dump(),
     }
-    steps = {"fast": settings.renderings * len(loaders.train), "paper": settings.epochs * len(loaders.train)}
+    renderings = {"paper": settings.epochs}  # of each training image
 
     def measure(name: str, network: SeqJEPA) -> dict[str, float]:
         started = time.perf_counter()
-        reporter.advance(f"{protocol}, {name}", 0, total=steps[protocol] + len(loaders.validation))
+        steps = renderings.get(protocol, settings.renderings) * len(loaders.train)
+        reporter.advance(f"{protocol}, {name}", 0, total=steps + len(loaders.validation))
         set_seed(run.seed)  # trained and untrained get the same heads
         frozen = FrozenNetwork(network, lengths, accelerator)
         scores = PROTOCOLS[protocol](frozen, probes, loaders, settings, reporter.advance)

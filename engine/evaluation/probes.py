@@ -79,14 +79,18 @@ class OnlineProbes(nn.Module):
         self.action_dim = max((dims.stop for dims in factors.values()), default=0)
         sizes = {"class": num_classes or 0, "action": self.action_dim}
         self.active = [probe for probe in PROBES if sizes[probe.target]]
+        self.norms = nn.ModuleDict()  # batch norms without gain
         self.heads = nn.ModuleDict()
         for probe in self.active:
             inputs, outputs = widths[probe.feature], sizes[probe.target]
+            if config.standardize:
+                self.norms[probe.feature] = nn.BatchNorm1d(inputs, affine=False)
             linear = probe.head == "linear"
             self.heads[probe.name] = nn.Linear(inputs, outputs) if linear else mlp(inputs, config.hidden, outputs)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Output of each head."""
+        features = features | {name: norm(features[name]) for name, norm in self.norms.items()}
         return {probe.name: self.heads[probe.name](features[probe.feature]) for probe in self.active}
 
     def losses(self, outputs: dict[str, Tensor], labels: Tensor, actions: Tensor) -> dict[str, Tensor]:

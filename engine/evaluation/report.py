@@ -13,6 +13,7 @@ from ..reports.figures.evaluation import draw_factors, draw_grid, draw_lengths
 from .protocols import PROTOCOLS
 
 NETWORKS = ("trained", "untrained")
+AGREEING = ("fast", "paper")  # protocols whose rankings are compared
 FEW = 6  # with fewer checkpoints a rank correlation says little
 
 
@@ -97,13 +98,13 @@ def length_grid(results: list[dict[str, Any]], protocol: str) -> dict[int, dict[
 
 
 def agreement(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Kendall's tau between the two protocols for each metric; empty unless two checkpoints have both protocols."""
-    both = [result for result in results if all(protocol in result for protocol in PROTOCOLS)]
+    """Kendall's tau between `AGREEING` for each metric; empty unless two checkpoints have both."""
+    both = [result for result in results if all(protocol in result for protocol in AGREEING)]
     if len(both) < 2:
         return {}
     rows = {}
     for name in both[0]["paper"]["trained"]:
-        pairs = [tuple(result[protocol]["trained"].get(name, math.nan) for protocol in PROTOCOLS) for result in both]
+        pairs = [tuple(result[protocol]["trained"].get(name, math.nan) for protocol in AGREEING) for result in both]
         pairs = [pair for pair in pairs if not any(map(math.isnan, pair))]
         if len(pairs) > 1:
             found: Any = kendalltau(*zip(*pairs, strict=True))

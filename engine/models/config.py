@@ -54,9 +54,13 @@ class AggregatorConfig(Kind):
         """
 
     @property
-    def knows_positions(self) -> bool:
-        """Whether it has weights for each position; positions that training does not reach stay untrained."""
-        return False
+    def most_views(self) -> int | None:
+        """The longest sequence that it can read; None if any.
+
+        An aggregator with such a limit has weights for each position, and those that training does not reach stay
+        untrained.
+        """
+        return None
 
 
 class TransformerConfig(AggregatorConfig):
@@ -73,14 +77,24 @@ class TransformerConfig(AggregatorConfig):
     """Dropout of each layer."""
     time_embedding: bool = False
     """Whether tokens carry a learnt position embedding (the paper's have none)."""
+    positions: int = Field(default=16, ge=1, le=512)
+    """Number of positions that have an embedding; no sequence may be longer (time_embedding=true)."""
 
     def check_width(self, width: int) -> None:
         if width % self.num_heads:
             raise InputError(f"does not divide the token width {width}", "num_heads")
 
     @property
-    def knows_positions(self) -> bool:
-        return self.time_embedding
+    def most_views(self) -> int | None:
+        return self.positions if self.time_embedding else None
+
+
+class MeanConfig(AggregatorConfig):
+    """Mean of the tokens: no weights, and a control for what an aggregator learns."""
+
+    made_by = ".aggregators.mean:MeanToken"
+
+    kind: Literal["mean"] = "mean"
 
 
 class PredictorConfig(Kind):
@@ -148,13 +162,45 @@ class MLPProjectorConfig(ProjectorConfig):
         return self.dim
 
 
+class InverseConfig(Kind):
+    """The network that infers the action from the features of two successive views: [N, 2 D] -> [N, A].
+
+    Attributes:
+        infers: whether there is one.
+    """
+
+    infers: ClassVar[bool] = True
+
+
+class NoInverseConfig(InverseConfig):
+    """Actions are not inferred."""
+
+    infers = False
+
+    kind: Literal["none"] = "none"
+
+    def build(self, features: int, action_dim: int) -> None:
+        """Nothing."""
+
+
+class MLPInverseConfig(InverseConfig):
+    """Two layers with batch norm."""
+
+    made_by = ".heads:MLPInverse"
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: int = Field(default=512, ge=1)
+    """Hidden width."""
+
+
 class ModelConfig(Section):
     """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
     encoder: Annotated[ResNet18Config | ConvNetConfig, Field(discriminator="kind")] = ResNet18Config()
-    aggregator: TransformerConfig = TransformerConfig()
+    aggregator: Annotated[TransformerConfig | MeanConfig, Field(discriminator="kind")] = TransformerConfig()
     predictor: MLPPredictorConfig = MLPPredictorConfig()
     projector: Annotated[NoProjectorConfig | MLPProjectorConfig, Field(discriminator="kind")] = NoProjectorConfig()
+    inverse: Annotated[NoInverseConfig | MLPInverseConfig, Field(discriminator="kind")] = NoInverseConfig()
     action_dim: int = Field(default=128, ge=1)
     """Width of the action embedding."""
     aggregator_action: bool = True

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from ..runtime.distributed import joined_mean
-from .config import MLPProjectorConfig, SoftmaxSharpeningConfig
+from .config import MLPInverseConfig, MLPProjectorConfig, SoftmaxSharpeningConfig
 
 
 class ActionEmbedding(nn.Module):
@@ -39,6 +39,18 @@ class MLPProjector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         projections = self.layers(features)
         return F.normalize(projections, dim=-1) if self.unit else projections
+
+
+class MLPInverse(nn.Sequential):
+    """Two-layer MLP with batch norm: features of two successive views, [N, 2 D] -> the action between them, [N, A]."""
+
+    def __init__(self, config: MLPInverseConfig, features: int, action_dim: int):
+        super().__init__(
+            nn.Linear(2 * features, config.hidden, bias=False),
+            nn.BatchNorm1d(config.hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(config.hidden, action_dim),
+        )
 
 
 class Sharpening(nn.Module):

@@ -13,6 +13,7 @@ from ...loaders.batch import Views, each
 from .aggregators.base import Aggregator
 from .config import ModelConfig, TargetConfig
 from .heads import ActionEmbedding, Sharpening
+from .span import Span
 from .targets.base import Target
 
 
@@ -34,13 +35,14 @@ class Output(NamedTuple):
     encoded: Tensor  # [B, N, D] features of all views that the encoder saw: N is M, or V with the target
     target_z: Tensor  # [B, n, D] features of the n targets, without gradient; the last view's come first
     projections: Tensor | None = None  # [B, V, E] of all views
-    backwards: Reading | None = None  # the reading from the last view to the first
+    others: tuple[Reading, ...] = ()  # further readings of the sequence
+    inferred_actions: Tensor | None = None  # [B, N - 1, A] from the features of two successive views
+    actions: Tensor | None = None  # [B, N - 1, A] what they should be
 
     @property
     def readings(self) -> list[Reading]:
-        """The forward reading and, if the sequence was also read backwards, the backward one."""
-        forwards = Reading(self.agg, self.prediction, self.target)
-        return [forwards] if self.backwards is None else [forwards, self.backwards]
+        """All readings of the sequence; the first is the one whose fields the output itself has."""
+        return [Reading(self.agg, self.prediction, self.target), *self.others]
 
     @property
     def projected(self) -> Tensor:
@@ -80,62 +82,105 @@ class SeqJEPA(nn.Module):
         self.predictor = config.predictor.build(inputs, self.prediction_width)
         self.target: Target = target.build(self.encoder)
         self.projector = config.projector.build(self.num_features)
+        self.inverse = config.inverse.build(self.num_features, action_dim)
         self.sharpening: Sharpening | None = target.sharpening.build(self.prediction_width)
 
-    def forward(self, views: Views, actions: Tensor, inverse_actions: Tensor | None = None) -> Output:
+    def forward(
+        self,
+        views: Views,
+        actions: Tensor,
+        inverse_actions: Tensor | None = None,
+        spans: tuple[Span, ...] | None = None,
+    ) -> Output:
         """Encode, aggregate, predict.
 
         Args:
-            views: [B, V, ...]; the last view is the target.
+            views: [B, V, ...].
             actions: [B, V - 1, A]; action i takes view i to view i + 1.
-            inverse_actions: [B, V - 1, A]; action i takes view i + 1 back to view i. If given, the sequence is also
-                read backwards, and view 0 is predicted.
+            inverse_actions: [B, V - 1, A]; action i takes view i + 1 back to view i. Spans that read backwards need it.
+            spans: which views are predicted, and from which; by default, the last view from all others.
         """
-        return self.predict(*self.encode_views(views, both=inverse_actions is not None), actions, inverse_actions)
+        spans = spans or (Span(0, actions.shape[1]),)
+        return self.predict(*self.encode_views(views, spans), actions, inverse_actions, spans)
 
-    def encode_views(self, views: Views, *, both: bool = False) -> tuple[Tensor, Tensor | None]:
+    def encode_views(self, views: Views, spans: tuple[Span, ...]) -> tuple[Tensor, Tensor | None]:
         """Features of the encoded views and of the targets, for `predict`.
 
         Returns:
-            Encoder features [B, N, D] of all views or of the observed ones, and features of the targets: [B, 1, D] of
-            the last view, or with `both` [B, 2, D] of the last view and view 0; None if the former contain them.
+            Encoder features [B, N, D] of all views or of those that are read, and features of the n targets
+            [B, n, D], in the order of `targets_of`; None if the former contain them.
         """
         if self.target.joint:
             return self.encoder(views), None
-        z = self.encoder(views if both else each(views, lambda x: x[:, :-1]))
-        return z, self.target.features(self.encoder, each(views, lambda x: _ends(x, both)))
+        backwards = any(span.target < span.first for span in spans)
+        z = self.encoder(views if backwards else each(views, lambda x: x[:, :-1]))
+        return z, self.target.features(self.encoder, each(views, lambda x: _select(x, targets_of(spans))))
 
     def predict(
-        self, z: Tensor, target_z: Tensor | None, actions: Tensor, inverse_actions: Tensor | None = None
+        self,
+        z: Tensor,
+        target_z: Tensor | None,
+        actions: Tensor,
+        inverse_actions: Tensor | None = None,
+        spans: tuple[Span, ...] | None = None,
     ) -> Output:
-        """Everything after the encoder; takes what `encode_views` returns and the actions of `forward`."""
+        """Everything after the encoder; takes what `encode_views` returns and the other arguments of `forward`."""
         num_observed = actions.shape[1]
-        both = inverse_actions is not None
+        spans = spans or (Span(0, num_observed),)
+        targeted = targets_of(spans)
         if target_z is None:
-            target_z = _ends(z, both)
+            target_z = _select(z, targeted)
         projections = None
         targets = target_z
         if self.projector is not None:
             projections = self.projector(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-            targets = _ends(projections, both)
+            targets = _select(projections, targeted)
         if self.target.detached:
             targets = targets.detach()
         if self.sharpening is not None:
             targets = self.sharpening(targets)
-        if not both:
-            forwards = self._reading(z[:, :num_observed], self.embed(actions), targets[:, 0])
-            backwards = None
+        if inverse_actions is None:
+            embedded, embedded_back = self.embed(actions), actions
         else:  # both directions are normalised together
-            embedded = self.embed(torch.cat([actions, inverse_actions.flip(1)]))
-            embedded, embedded_back = embedded.chunk(2)
-            forwards = self._reading(z[:, :num_observed], embedded, targets[:, 0])
-            backwards = self._reading(z[:, 1:].flip(1), embedded_back, targets[:, 1])
-        return Output(z[:, :num_observed], *forwards, z, target_z.detach(), projections, backwards)
+            embedded, embedded_back = self.embed(torch.cat([actions, inverse_actions.flip(1)])).chunk(2)
+        readings: dict[Span, Reading] = {}
+        for alike in _alike(spans):
+            if alike[0].target < alike[0].first:  # reading backwards is reading the reversed sequence
+                rows, moves, starts = z.flip(1), embedded_back, [num_observed - span.first for span in alike]
+            else:
+                rows, moves, starts = z, embedded, [span.first for span in alike]
+            length = alike[0].observed
+            read = [rows[:, start : start + length] for start in starts]
+            acting = [moves[:, start : start + length] for start in starts]
+            found = self._read(torch.cat(read), torch.cat(acting))
+            parts = zip(*(part.chunk(len(alike)) for part in found), strict=True)
+            for span, (agg, prediction) in zip(alike, parts, strict=True):
+                readings[span] = Reading(agg, prediction, targets[:, targeted.index(span.target)])
+        first, *others = (readings[span] for span in spans)
+        inferred = given = None
+        if self.inverse is not None:
+            pairs = torch.cat([z[:, :-1], z[:, 1:]], dim=-1)  # [B, N - 1, 2 D]
+            inferred = self.inverse(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
+            given = actions[:, : pairs.shape[1]]
+        observed = z[:, :num_observed]
+        return Output(observed, *first, z, target_z.detach(), projections, tuple(others), inferred, given)
 
-    def _reading(self, z: Tensor, embedded: Tensor, target: Tensor) -> Reading:
+    def _read(self, z: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """Aggregate and prediction for views [B, N, D] and embedded actions [B, N, P], of which the last leads on."""
         agg = self.aggregate(z, embedded[:, :-1])
         inputs = torch.cat([agg, embedded[:, -1].to(agg.dtype)], dim=-1) if self.predictor_action else agg
-        return Reading(agg, self.predictor(inputs), target)
+        return agg, self.predictor(inputs)
+
+    def unread(self, reads: frozenset[str]) -> list[nn.Module]:
+        """The parts that outputs with these names do not depend on, and which a loss of them would leave untrained."""
+        predicts, aggregates = "prediction" in reads, bool({"prediction", "agg"} & reads)
+        parts = [
+            (self.predictor, predicts),
+            (self.aggregator, aggregates),
+            (self.action_embedding, predicts or (aggregates and self.aggregator_action)),
+            (self.inverse, "inferred_actions" in reads),
+        ]
+        return [part for part, read in parts if part is not None and not read]
 
     def embed(self, actions: Tensor) -> Tensor:
         """Embedded actions [B, N, P] of actions [B, N, A]; in training, normalised over all of them."""
@@ -157,6 +202,19 @@ class SeqJEPA(nn.Module):
         return self.aggregator(torch.cat([z, carried], dim=-1))
 
 
-def _ends(x: Tensor, both: bool) -> Tensor:
-    """The last entry of x [B, N, ...] as [B, 1, ...], or the last and the first as [B, 2, ...]."""
-    return torch.stack([x[:, -1], x[:, 0]], dim=1) if both else x[:, -1:]  # a list as index would sync
+def targets_of(spans: tuple[Span, ...]) -> list[int]:
+    """The views that are predicted, each once."""
+    return list(dict.fromkeys(span.target for span in spans))
+
+
+def _alike(spans: tuple[Span, ...]) -> list[list[Span]]:
+    """Spans of one length and direction, which pass through the network together."""
+    groups: dict[tuple[int, bool], list[Span]] = {}
+    for span in spans:
+        groups.setdefault((span.observed, span.target < span.first), []).append(span)
+    return list(groups.values())
+
+
+def _select(x: Tensor, views: list[int]) -> Tensor:
+    """The entries `views` of x [B, N, ...], as [B, n, ...]."""
+    return torch.stack([x[:, view] for view in views], dim=1)  # a list as index would sync

@@ -5,22 +5,29 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from ...configs.section import Built, Kind, Section
+from ..models.span import Span
 
 
 class TermConfig(Built):
     """A term of the objective; its field in `ObjectiveConfig` is its name.
 
     Attributes:
-        of_projections: whether it acts on projections, so that the model must have a projector.
         of_scale: whether it regularises the scale of projections, which then must not have unit length.
     """
 
     of_training = True
-    of_projections: ClassVar[bool] = False
     of_scale: ClassVar[bool] = False
 
     weight: float = Field(default=0.0, ge=0)
     """Weight of the term; 0 leaves it out."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What it is computed from: some of `prediction`, `agg`, `z`, `projections` and `inferred_actions`.
+
+        Parts of the network that no term needs keep their initial weights; projections require a projector.
+        """
+        raise NotImplementedError
 
 
 class PredictionConfig(TermConfig, Kind):
@@ -32,8 +39,12 @@ class PredictionConfig(TermConfig, Kind):
 
     of_distributions: ClassVar[bool | None] = None
 
-    weight: float = Field(default=1.0, gt=0)
-    """Weight of the term."""
+    weight: float = Field(default=1.0, ge=0)
+    """Weight of the term; 0 leaves it out."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"prediction"})
 
     def untrained(self) -> "PredictionConfig":
         """An untrained network is the same for all distances between features."""
@@ -97,12 +108,17 @@ class RateConfig(TermConfig):
 
     made_by = ".rate:Rate"
 
-    features: Literal["agg", "z", "both"] = "agg"
-    """Features whose rate is computed: agg (aggregate), z (mean of the observed views' rates), or the sum of both."""
+    features: Literal["agg", "z", "both", "projections"] = "agg"
+    """Features whose rate is computed: agg (aggregate), z (mean of the observed views' rates), the sum of both, or
+    projections (mean of all views' rates)."""
     normalize: Literal["none", "unit", "fixed_gain"] = "none"
     """Scaling of the features. none: unchanged, so that a growing LayerNorm gain raises the rate; unit: rows of length
     1; fixed_gain: rows of mean 0 and variance 1."""
     scale: Annotated[AlphaConfig | EpsConfig, Field(discriminator="kind")] = AlphaConfig()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"agg", "z"} if self.features == "both" else {self.features})
 
     @property
     def scaling(self) -> dict[str, Any]:
@@ -114,43 +130,120 @@ class RateConfig(TermConfig):
         return type(self)(normalize=self.normalize, scale=self.scale)
 
 
-class SIGRegConfig(TermConfig):
+class ProjectionsConfig(TermConfig):
+    """A term that acts on projections."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"projections"})
+
+
+class InvarianceConfig(ProjectionsConfig):
+    """Distance of each view's projection from the mean over all views of its image."""
+
+    made_by = ".invariance:Invariance"
+
+    distance: Literal["cosine", "mse"] = "cosine"
+    """cosine: 1 - cosine (EMP-SSL); mse: mean squared error (VICReg)."""
+
+
+class InverseConfig(TermConfig):
+    """Squared error of the action that is inferred from the features of two successive views."""
+
+    made_by = ".inverse:Inverse"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"inferred_actions"})
+
+
+class SIGRegConfig(ProjectionsConfig):
     """Sketched isotropic Gaussian regularisation of the projections of each view (LeJEPA)."""
 
     made_by = ".sigreg:SIGReg"
-    of_projections = True
     of_scale = True
 
     num_slices: int = Field(default=1024, ge=1)
     """Number of random directions, drawn anew in each step."""
 
 
-class VarianceConfig(TermConfig):
+class VarianceConfig(ProjectionsConfig):
     """Hinge that keeps the standard deviation of each dimension of projections at 1 or more (VICReg)."""
 
     made_by = ".vicreg:Variance"
-    of_projections = True
     of_scale = True
 
 
-class CovarianceConfig(TermConfig):
+class CovarianceConfig(ProjectionsConfig):
     """Squared covariances between the dimensions of projections (VICReg)."""
 
     made_by = ".vicreg:Covariance"
-    of_projections = True
     of_scale = True
+
+
+class ReadingConfig(Kind):
+    """Which views of a sequence are predicted, and from which; the loss is averaged over these readings."""
+
+    def spans(self, num_observed: int) -> list[Span]:
+        """The readings of a sequence of `num_observed` + 1 views; the first is the one that probes see."""
+        raise NotImplementedError
+
+
+class ForwardReadingConfig(ReadingConfig):
+    """The last view is predicted from all others, as in the paper."""
+
+    kind: Literal["forward"] = "forward"
+
+    def spans(self, num_observed: int) -> list[Span]:
+        return [Span(0, num_observed)]
+
+
+class BothReadingConfig(ReadingConfig):
+    """The sequence is also read backwards, with inverse actions, and the first view is predicted."""
+
+    kind: Literal["both"] = "both"
+
+    def spans(self, num_observed: int) -> list[Span]:
+        return [Span(0, num_observed), Span(num_observed, 0)]
+
+
+class PrefixesReadingConfig(ReadingConfig):
+    """Every view but the first is predicted from all views before it."""
+
+    kind: Literal["prefixes"] = "prefixes"
+
+    def spans(self, num_observed: int) -> list[Span]:
+        return [Span(0, target) for target in range(num_observed, 0, -1)]
+
+
+class WindowsReadingConfig(ReadingConfig):
+    """Every view that has enough views before it is predicted from these.
+
+    Views are drawn independently of each other, so that windows at fixed places are random subsets of the views.
+    """
+
+    kind: Literal["windows"] = "windows"
+    length: int = Field(default=1, ge=1, le=31)
+    """Number of views in a window; 1 predicts each view from the one before it."""
+
+    def spans(self, num_observed: int) -> list[Span]:
+        return [Span(target - self.length, target) for target in range(num_observed, self.length - 1, -1)]
 
 
 class ObjectiveConfig(Section):
     """What training minimises: the sum of all terms whose weight is not 0."""
 
     prediction: Annotated[CosineConfig | MSEConfig | CrossEntropyConfig, Field(discriminator="kind")] = CosineConfig()
+    invariance: InvarianceConfig = InvarianceConfig()
     rate: RateConfig = RateConfig()
+    inverse: InverseConfig = InverseConfig()
     sigreg: SIGRegConfig = SIGRegConfig()
     variance: VarianceConfig = VarianceConfig()
     covariance: CovarianceConfig = CovarianceConfig()
-    symmetric: bool = False
-    """Whether the sequence is also read backwards, predicting view 0; the losses of both readings are averaged."""
+    reading: Annotated[
+        ForwardReadingConfig | BothReadingConfig | PrefixesReadingConfig | WindowsReadingConfig,
+        Field(discriminator="kind"),
+    ] = ForwardReadingConfig()
 
     @property
     def every_term(self) -> dict[str, TermConfig]:
@@ -161,3 +254,8 @@ class ObjectiveConfig(Section):
     def terms(self) -> dict[str, TermConfig]:
         """The terms whose weight is not 0, by name."""
         return {name: term for name, term in self.every_term.items() if term.weight}
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the terms are computed from, as in `TermConfig.reads`."""
+        return frozenset().union(*(term.reads for term in self.terms.values()))

@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 
 from ..models.seq_jepa import Output
 from .config import ObjectiveConfig
+from .prediction import Prediction
 
 
 class Objective(nn.Module):
@@ -23,12 +24,13 @@ class Objective(nn.Module):
 
     def __init__(self, config: ObjectiveConfig):
         super().__init__()
+        self.prediction: Prediction = config.prediction.build()  # also without a weight, to compare by
         self.terms = nn.ModuleDict({name: term.build() for name, term in config.terms.items()})
         self.names = tuple(f"loss_{name}" for name in self.terms)
 
     def comparable(self, prediction: Tensor) -> Tensor:
         """Predictions [B, E] in the form that is compared with targets, in float32."""
-        return self.terms["prediction"].comparable(prediction)
+        return self.prediction.comparable(prediction)
 
     def join(self, group: ProcessGroup | None) -> None:
         """Treat the batches of these processes as one, in the terms that use statistics of a batch."""

@@ -11,7 +11,7 @@ from .term import Term
 
 
 class Rate(Term):
-    """Negative coding rate of the aggregate, of z (mean over the observed views), or of both (MCR², equation 6)."""
+    """Negative coding rate of the aggregate, of z, of both, or of projections; mean over views (MCR², equation 6)."""
 
     def __init__(self, config: RateConfig):
         super().__init__(config)
@@ -23,6 +23,8 @@ class Rate(Term):
             rates.append(torch.stack([self._rate(reading.agg) for reading in output.readings]).mean())
         if self.config.features in ("z", "both"):
             rates.append(self._rate(output.z.transpose(0, 1)).mean())  # [M, B, D]
+        if self.config.features == "projections":
+            rates.append(self._rate(output.projected.transpose(0, 1)).mean())  # [V, B, E]
         return -torch.stack(rates).sum()
 
     def _rate(self, features: Tensor) -> Tensor:

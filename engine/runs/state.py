@@ -13,7 +13,7 @@ from ...configs.migration import migrated
 from ...configs.section import Section
 from .checksums import reading, regular_file
 
-VERSION = 5
+VERSION = 6
 
 Number = Annotated[float, WrapValidator(lambda value, check: math.nan if value is None else check(value))]
 Metrics = dict[str, Number]  # null, as files hold it, is NaN
@@ -100,7 +100,14 @@ def _from_4(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"position": position, "best": best, "config": migrated(state["config"])}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _from_3, 4: _from_4}  # each to the next version
+def _from_5(state: dict[str, Any]) -> dict[str, Any]:
+    """Version 5 did not standardise the features that probes see, and had another name for reading both ways."""
+    config = migrated(state["config"])
+    return state | {"config": config | {"probes": config["probes"] | {"standardize": False}}}
+
+
+# each to the next version
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _from_3, 4: _from_4, 5: _from_5}
 
 
 def read_state(path: Path) -> TrainingState:

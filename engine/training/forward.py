@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...loaders.batch import Views, each, padded
 from ..evaluation.probes import OnlineProbes, probe_features
 from ..models.seq_jepa import Output, SeqJEPA
+from ..models.span import Span
 from ..objectives.objective import Objective
 
 
@@ -48,17 +49,26 @@ class StepOutputs(NamedTuple):
 class TrainingForward(nn.Module):
     """Computes all losses of a batch. With `train_model=False` only the probes get gradients."""
 
-    def __init__(self, model: SeqJEPA, objective: Objective, probes: OnlineProbes, *, train_model: bool = True):
+    def __init__(
+        self,
+        model: SeqJEPA,
+        objective: Objective,
+        probes: OnlineProbes,
+        spans: list[Span],
+        *,
+        train_model: bool = True,
+    ):
         super().__init__()
         self.model = model
         self.objective = objective
         self.probes = probes
+        self.spans = tuple(spans)
         self.train_model = train_model
 
     def forward(self, given: StepInputs, step: Tensor) -> StepOutputs:
         """All losses at a training step (int64, 0-dim), which seeds terms that draw random numbers."""
         with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
-            output = self.model(given.views, given.actions, given.inverse_actions).float()
+            output = self.model(given.views, given.actions, given.inverse_actions, self.spans).float()
         return self.losses_of(output, given.labels, given.moves, step)
 
     def losses_of(self, output: Output, labels: Tensor, moves: Tensor, step: Tensor) -> StepOutputs:

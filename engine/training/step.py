@@ -1,6 +1,7 @@
 """The model, its probes and their optimisers, and one step of training them."""
 
 import contextlib
+import itertools
 from typing import Any
 
 import torch
@@ -52,13 +53,18 @@ class TrainingStep:
         model.to(device).to(memory_format=torch.channels_last)
         if config.ablation.freeze_encoder:
             model.encoder.requires_grad_(False)
+        for part in model.unread(config.objective.reads):
+            part.requires_grad_(False)
         self.objective = Objective(config.objective)
         self.objective.join(joined)
         self.sequence = loaders.sequence
         self.probes = OnlineProbes(
             config.probes, model.num_features, model.token_width, loaders.num_classes, loaders.sequence.factors
         ).to(device)
-        self.losses = TrainingForward(model, self.objective, self.probes, train_model=train_model)
+        if joined is not None:
+            join_batch_norms(self.probes, joined)
+        spans = config.objective.reading.spans(config.sequence.num_observed)
+        self.losses = TrainingForward(model, self.objective, self.probes, spans, train_model=train_model)
         self.lr = torch.zeros((), dtype=torch.float64, device=device)
         teacher = [pair for pair in model.target.pairs(model.encoder) if pair[0].requires_grad]
         self.optimizer = build_optimizer(model, config.optim, self.lr, teacher)
@@ -158,7 +164,7 @@ class TrainingStep:
     def step_inputs(self, batch: Batch) -> StepInputs:
         """Inputs of a step: those of the batch, or with the actions of another sequence (ablation.shuffle_actions)."""
         actions, inverse = batch.actions, None
-        if self.config.objective.symmetric:
+        if any(span.target < span.first for span in self.losses.spans):
             inverse = self.sequence.inverse_actions(batch.params)
         if self.config.ablation.shuffle_actions:
             actions = actions.roll(1, 0)
@@ -179,7 +185,7 @@ class TrainingStep:
         z = output.encoded.detach().requires_grad_()
         target_z = None if model.target.joint else output.target_z
         with torch.random.fork_rng([device] if device.type == "cuda" else []), self.accelerator.autocast():
-            output = model.predict(z, target_z, given.actions, given.inverse_actions)
+            output = model.predict(z, target_z, given.actions, given.inverse_actions, self.losses.spans)
         _, terms = self.objective(output, self.device_step)
         term_grad_norms = {}
         for name, term in terms.items():
@@ -198,7 +204,7 @@ class TrainingStep:
         """Average the batch-norm statistics of the processes, so that all validate, and save, one network."""
         if self.world is None or self.config.run.batch_statistics == "global":  # they are the same
             return
-        for buffer in self.model.buffers():
+        for buffer in itertools.chain(self.model.buffers(), self.probes.buffers()):
             if buffer.is_floating_point():
                 mean: Any = self.accelerator.reduce(buffer, "mean")
                 buffer.copy_(mean)

@@ -22,6 +22,9 @@ NEEDS = {
     "objective.sigreg.weight=0.1": (*PROJECTED, "target.kind=shared", "objective.sigreg.num_slices=8"),
     "objective.variance.weight=0.1": (*PROJECTED, "target.kind=shared"),
     "objective.covariance.weight=0.1": (*PROJECTED, "target.kind=shared"),
+    "objective.invariance.weight=0.1": (*PROJECTED, "target.kind=shared"),
+    "objective.inverse.weight=0.1": ("model.inverse.kind=mlp", "model.inverse.hidden=16"),
+    "model.inverse.kind=mlp": ("model.inverse.hidden=16", "objective.inverse.weight=0.1"),
 }
 
 
@@ -42,9 +45,15 @@ CHOICES = dict(choices())
 
 def test_all_are_found():
     assert {word.partition("=")[0] for word in CHOICES} >= {
-        *(f"model.{part}.kind" for part in ("encoder", "aggregator", "predictor", "projector")),
-        *("sequence.kind", "target.kind", "target.sharpening.kind", "objective.prediction.kind"),
-        *(f"objective.{term}.weight" for term in ("rate", "sigreg", "variance", "covariance")),
+        *(f"model.{part}.kind" for part in ("encoder", "aggregator", "predictor", "projector", "inverse")),
+        *(
+            "objective.reading.kind",
+            "sequence.kind",
+            "target.kind",
+            "target.sharpening.kind",
+            "objective.prediction.kind",
+        ),
+        *(f"objective.{term}.weight" for term in ("invariance", "rate", "inverse", "sigreg", "variance", "covariance")),
     }
 
 

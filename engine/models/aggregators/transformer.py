@@ -15,7 +15,6 @@ class Transformer(Aggregator):
     actions carry the order.
     """
 
-    MAX_VIEWS = 16
     no_decay = ("token", "time")
     figure_names = ("agg_gain",)
 
@@ -23,7 +22,7 @@ class Transformer(Aggregator):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, width))
         timed = config.time_embedding
-        self.time = nn.Parameter(torch.empty(self.MAX_VIEWS, width).normal_(std=0.02)) if timed else None
+        self.time = nn.Parameter(torch.empty(config.positions, width).normal_(std=0.02)) if timed else None
         heads, dropout = config.num_heads, config.dropout
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, activation="relu", batch_first=True)

@@ -13,6 +13,8 @@ from seqjepa.engine.models.config import (
     AnyTarget,
     ConvNetConfig,
     EMATargetConfig,
+    MeanConfig,
+    MLPInverseConfig,
     MLPPredictorConfig,
     MLPProjectorConfig,
     ModelConfig,
@@ -21,7 +23,14 @@ from seqjepa.engine.models.config import (
     TransformerConfig,
 )
 from seqjepa.engine.models.seq_jepa import SeqJEPA
-from seqjepa.engine.objectives.config import CosineConfig
+from seqjepa.engine.models.span import Span
+from seqjepa.engine.objectives.config import (
+    BothReadingConfig,
+    CosineConfig,
+    ForwardReadingConfig,
+    PrefixesReadingConfig,
+    WindowsReadingConfig,
+)
 from seqjepa.engine.objectives.prediction import Cosine
 
 cosine_distance = Cosine(CosineConfig()).distance
@@ -89,7 +98,7 @@ def test_shapes():
         *((6, 3, 16), (6, 24), (6, 16), (6, 16)),
         *((6, 3, 16), (6, 1, 16)),
     ]
-    assert (output.projections, output.backwards) == (None, None)
+    assert (output.projections, output.others, output.inferred_actions) == (None, (), None)
 
 
 def test_aggregate_sees_neither_the_target_nor_the_last_action():
@@ -205,9 +214,9 @@ def test_the_backward_reading_is_that_of_the_sequence_turned_round(kind):
     model = small(kind=kind).eval()
     views, actions = inputs()
     inverse = torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(2))
-    both = model(views, actions, inverse)
+    both = model(views, actions, inverse, (Span(0, 3), Span(3, 0)))
     turned = model(views.flip(1), inverse.flip(1))
-    for ours, expected in zip(both.backwards, (turned.agg, turned.prediction, turned.target), strict=True):
+    for ours, expected in zip(both.others[0], (turned.agg, turned.prediction, turned.target), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     for ours, expected in zip(both[:4], model(views, actions)[:4], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
@@ -221,6 +230,79 @@ def test_forward_and_inverse_actions_are_normalised_together():
     rows = linear(torch.cat([actions, 2 * actions]).flatten(0, 1))
     assert norm.num_batches_tracked == 1
     torch.testing.assert_close(norm.running_mean, 0.1 * rows.mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ema", "stop_gradient", "shared"])
+@pytest.mark.parametrize(
+    "reading", [PrefixesReadingConfig(), WindowsReadingConfig(length=1), WindowsReadingConfig(length=2)]
+)
+def test_a_reading_is_that_of_its_views_alone(kind, reading):
+    """Each reading is what the model makes of the part of the sequence that it spans, whatever the other views are."""
+    model = small(kind=kind).eval()
+    views, actions = inputs()
+    spans = tuple(reading.spans(3))
+    output = model(views, actions, spans=spans)
+    assert len(output.readings) == len(spans) == len(set(spans))
+    assert {span.target for span in spans} == set(range(getattr(reading, "length", 1), 4))
+    assert output.z.shape == (6, 3, 16)
+    for span, ours in zip(spans, output.readings, strict=True):
+        part = model(views[:, span.first : span.target + 1], actions[:, span.first : span.target])
+        for found, expected in zip(ours, (part.agg, part.prediction, part.target), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_reading_ends_with_the_last_view():
+    assert ForwardReadingConfig().spans(3) == [Span(0, 3)]
+    assert BothReadingConfig().spans(3) == [Span(0, 3), Span(3, 0)]
+    assert PrefixesReadingConfig().spans(3) == [Span(0, 3), Span(0, 2), Span(0, 1)]
+    assert WindowsReadingConfig(length=2).spans(3) == [Span(1, 3), Span(0, 2)]
+    assert WindowsReadingConfig(length=4).spans(3) == []
+
+
+def test_parts_that_no_term_reads():
+    model = small(
+        changed(inverse=MLPInverseConfig(hidden=8), projector=MLPProjectorConfig(dim=5, hidden=8)), kind="shared"
+    )
+    everything = [model.inverse, model.predictor, model.aggregator, model.action_embedding]
+    views, actions = inputs()
+    output = model(views, actions)
+    for name in ("prediction", "agg", "z", "projections", "inferred_actions"):
+        unread = model.unread(frozenset({name}))
+        read = [part for part in everything if not any(part is other for other in unread)]
+        model.zero_grad()
+        getattr(output, name).square().sum().backward(retain_graph=True)
+        reached = {part: any(p.grad is not None for p in part.parameters()) for part in everything}
+        assert all(reached[part] for part in read), name
+        assert not any(reached[part] for part in unread), name
+
+
+def test_inferred_actions_are_of_successive_views():
+    model = small(changed(inverse=MLPInverseConfig(hidden=8)), kind="stop_gradient").eval()
+    views, actions = inputs()
+    output = model(views, actions)
+    assert torch.equal(output.actions, actions)
+    for step in range(3):
+        pair = torch.cat([output.encoded[:, step], output.encoded[:, step + 1]], dim=-1)
+        torch.testing.assert_close(output.inferred_actions[:, step], model.inverse(pair))
+    with_teacher = small(changed(inverse=MLPInverseConfig(hidden=8))).eval()(views, actions)
+    assert with_teacher.inferred_actions.shape == (6, 2, 2)  # the last view is the teacher's alone
+    assert torch.equal(with_teacher.actions, actions[:, :2])
+
+
+def test_thirty_two_views():
+    views, actions = inputs(views=32)
+    for aggregator in (MeanConfig(), TransformerConfig(num_layers=1, time_embedding=True, positions=31)):
+        output = small(changed(aggregator=aggregator))(views, actions)
+        assert output.agg.shape == (6, 24)
+
+
+def test_the_mean_aggregator_is_the_mean_of_the_tokens():
+    model = small(changed(aggregator=MeanConfig())).eval()
+    views, actions = inputs()
+    output = model(views, actions)
+    torch.testing.assert_close(output.agg[:, :16], output.z.mean(1))
+    embedded = model.embed(actions)[:, :2].sum(1) / 3  # the last view's token carries none
+    torch.testing.assert_close(output.agg[:, 16:], embedded)
 
 
 @pytest.mark.parametrize("unit", [False, True])

@@ -38,7 +38,7 @@ def output(batch=12, views=4, width=6, seed=0, both=False, **given):
         "encoded": z,
         "target_z": draw(batch, 1, width),
         "projections": draw(batch, views, width),
-        "backwards": Reading(draw(batch, width + 2), draw(batch, width), draw(batch, width)) if both else None,
+        "others": (Reading(draw(batch, width + 2), draw(batch, width), draw(batch, width)),) if both else (),
     }
     return Output(**(fields | given))
 
@@ -82,11 +82,12 @@ def test_predictions_are_compared_as_asked():
 
 def test_both_readings_count_the_same():
     given = output(both=True)
-    one = value("prediction", given._replace(backwards=None))
-    other = cosine_distance(given.backwards.prediction, given.backwards.target).item()
+    one = value("prediction", given._replace(others=()))
+    (backwards,) = given.others
+    other = cosine_distance(backwards.prediction, backwards.target).item()
     assert value("prediction", given) == pytest.approx((one + other) / 2)
     words = ("objective.rate.weight=0.1",)
-    expected = -(rate(given.agg) + rate(given.backwards.agg)) / 2
+    expected = -(rate(given.agg) + rate(backwards.agg)) / 2
     assert value("rate", given, *words) == pytest.approx(expected, rel=1e-5)
 
 
@@ -98,6 +99,53 @@ def test_rate_of_what_it_is_asked_for():
         assert value("rate", given, "objective.rate.weight=0.1", f"objective.rate.features={target}") == pytest.approx(
             -expected, rel=1e-5
         )
+
+
+def test_rate_of_projections_is_the_mean_over_view_positions():
+    given = output(batch=40)
+    words = (*PROJECTED, "objective.rate.weight=0.1", "objective.rate.features=projections")
+    expected = sum(rate(given.projections[:, view]) for view in range(4)) / 4
+    assert value("rate", given, *words) == pytest.approx(-expected, rel=1e-5)
+
+
+def test_emp_ssls_rate():
+    """log det(I + d / (B eps) CᵀC) of unit rows, as EMP-SSL writes it; ours centres them first, these are centred."""
+    given = output(batch=2, views=2)
+    pair = torch.eye(6)[:2] * torch.tensor([[1.0], [1.0]])
+    given = given._replace(projections=torch.stack([torch.cat([pair, -pair])] * 2, 1))
+    words = (*PROJECTED, "objective.rate.weight=0.5", "objective.rate.features=projections")
+    words += ("objective.rate.normalize=unit", "objective.rate.scale.kind=eps", "objective.rate.scale.eps=0.2")
+    rows = given.projections[:, 0].double()
+    expected = torch.logdet(torch.eye(6).double() + 6 / (4 * 0.2) * rows.T @ rows).item()
+    assert value("rate", given, *words) == pytest.approx(-expected, rel=1e-5)
+
+
+def test_invariance_is_the_distance_to_the_mean_of_the_views():
+    given = output(views=5)
+    mean = sum(given.projections[:, view] for view in range(5)) / 5
+    cosines = [F.cosine_similarity(given.projections[:, view], mean, dim=-1).mean().item() for view in range(5)]
+    words = (*PROJECTED, "objective.invariance.weight=1.0")
+    assert value("invariance", given, *words) == pytest.approx(1 - sum(cosines) / 5, rel=1e-5)
+    squares = [(given.projections[:, view] - mean).square().mean().item() for view in range(5)]
+    words += ("objective.invariance.distance=mse",)
+    assert value("invariance", given, *words) == pytest.approx(sum(squares) / 5, rel=1e-5)
+    alike = given._replace(projections=given.projections[:, :1].expand(-1, 5, -1))
+    assert value("invariance", alike, *words) == pytest.approx(0, abs=1e-7)
+
+
+def test_the_squared_invariance_of_two_views_is_a_quarter_of_vicregs():
+    given = output(views=2)
+    vicreg = F.mse_loss(given.projections[:, 0], given.projections[:, 1]).item()
+    words = (*PROJECTED, "objective.invariance.weight=1.0", "objective.invariance.distance=mse")
+    assert value("invariance", given, *words) == pytest.approx(vicreg / 4, rel=1e-5)
+
+
+def test_inverse_is_the_error_of_the_inferred_actions():
+    inferred, actions = torch.randn(2, 12, 3, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    given = output(inferred_actions=inferred, actions=actions)
+    words = ("model.inverse.kind=mlp", "objective.inverse.weight=1.0")
+    assert value("inverse", given, *words) == pytest.approx((inferred - actions).square().mean().item(), rel=1e-6)
+    assert value("inverse", given._replace(inferred_actions=actions), *words) == 0
 
 
 def test_a_gain_inflates_the_plain_rate_alone():

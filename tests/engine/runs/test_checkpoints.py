@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,21 @@ from seqjepa.engine.train import main
 
 FILES = ("model.safetensors", "probes.safetensors", "trainer.safetensors", "rng-00000.safetensors")
 FILES += ("state.json", "manifest.json")
+BEFORE = "probes.standardize=false"  # as in all versions before 6
+
+
+@pytest.fixture
+def tiny(tiny):
+    """The tiny run with the probes that all versions have."""
+    return partial(tiny, BEFORE)
 
 
 @pytest.fixture(scope="module")
 def saved(tiny_for_module, folder_of):
     """Folder of a run of three epochs, all of whose checkpoints are kept."""
-    words = tiny_for_module("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min")
+    words = tiny_for_module(
+        BEFORE, "run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min"
+    )
     assert main(words) == 0
     return folder_of(words)
 
@@ -61,7 +71,14 @@ def same_weights(one: Path, other: Path) -> bool:
 def test_the_checkpoint_before_a_damaged_one_is_taken(copy, saved, tiny, capsys, name, damage):
     newest = copy / "checkpoints" / "epoch-0003"
     damage(newest / name)
-    words = ("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    words = (
+        BEFORE,
+        "run.epochs=3",
+        "checkpoint.keep=9",
+        "eval.best_metric=ep_loss",
+        "eval.best_mode=min",
+        "run.resume=auto",
+    )
     assert main(tiny(*words)) == 0
     printed = capsys.readouterr().out
     blamed = newest if (name, damage) == ("manifest.json", flip) else newest / name  # which of the two is wrong?
@@ -75,7 +92,14 @@ def test_retention_counts_whole_checkpoints_only(copy, tiny, interrupt_at, saved
     """Two damaged ones at the end, of which two are kept: the good one before them must not go."""
     for epoch in (2, 3):
         flip(copy / "checkpoints" / f"epoch-000{epoch}" / "model.safetensors")
-    words = ("run.epochs=3", "checkpoint.keep=2", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    words = (
+        BEFORE,
+        "run.epochs=3",
+        "checkpoint.keep=2",
+        "eval.best_metric=ep_loss",
+        "eval.best_mode=min",
+        "run.resume=auto",
+    )
     interrupt_at(6)
     assert main(tiny(*words)) == 143
     found, damaged = Checkpoints(copy / "checkpoints", 2).newest_whole(print)
@@ -112,8 +136,18 @@ def write_record(path: Path, state: dict) -> None:
 OLD_SECTIONS = Path(__file__).parents[2] / "version4" / "tiny.json"
 
 
+def as_version_5(path: Path) -> None:
+    """As when probes saw unscaled features, and a sequence was read forwards or both ways."""
+    state = json.loads((path / "state.json").read_text())
+    config = state["config"]
+    del config["probes"]["standardize"]
+    config["objective"]["symmetric"] = config["objective"].pop("reading")["kind"] == "both"
+    write_record(path, state | {"version": 5})
+
+
 def as_version_4(path: Path) -> None:
     """As when training knew nothing but epochs, and sections held the settings of all kinds."""
+    as_version_5(path)
     state = json.loads((path / "state.json").read_text())
     position = state.pop("position")
     state |= {"version": 4, "epoch": position["segment"], "step": position["step"]}
@@ -132,12 +166,19 @@ def as_version_3(path: Path) -> None:
     (path / "state.json").write_text(json.dumps(state | {"version": 3}))
 
 
-@pytest.mark.parametrize(("version", "as_before"), [(3, as_version_3), (4, as_version_4)])
+@pytest.mark.parametrize(("version", "as_before"), [(3, as_version_3), (4, as_version_4), (5, as_version_5)])
 def test_older_versions_are_migrated_and_a_line_says_so(copy, saved, tiny, capsys, version, as_before):
     newest, before = (copy / "checkpoints" / f"epoch-000{epoch}" for epoch in (3, 2))
     shutil.rmtree(newest)
     as_before(before)
-    words = ("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    words = (
+        BEFORE,
+        "run.epochs=3",
+        "checkpoint.keep=9",
+        "eval.best_metric=ep_loss",
+        "eval.best_mode=min",
+        "run.resume=auto",
+    )
     assert main(tiny(*words)) == 0
     assert f"{before}: a checkpoint of version {version}; its settings are read by" in capsys.readouterr().out
     assert same_weights(newest, saved / "checkpoints" / "epoch-0003")
@@ -183,13 +224,13 @@ def test_a_record_of_version_4_that_lacks_a_part_is_refused(copy, missing):
         checkpoint_files.read(path)
 
 
-@pytest.mark.parametrize("version", [0, 2, 6, "4", None, True])
+@pytest.mark.parametrize("version", [0, 2, 7, "4", None, True])
 def test_other_versions_are_refused(copy, version):
     path = copy / "checkpoints" / "epoch-0002"
     as_version_3(path)
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(state | {"version": version}))
-    with pytest.raises(InputError, match=f"a checkpoint of version {version!r}; 3, 4, 5 can be read"):
+    with pytest.raises(InputError, match=f"a checkpoint of version {version!r}; 3, 4, 5, 6 can be read"):
         checkpoint_files.read(path)
 
 
@@ -329,7 +370,14 @@ def test_a_checkpoint_that_the_disk_cannot_read(copy, tiny, capsys, monkeypatch)
         return original(path)
 
     monkeypatch.setattr(manifest, "file_sha256", read)
-    words = ("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    words = (
+        BEFORE,
+        "run.epochs=3",
+        "checkpoint.keep=9",
+        "eval.best_metric=ep_loss",
+        "eval.best_mode=min",
+        "run.resume=auto",
+    )
     assert main(tiny(*words)) == 0
     printed = capsys.readouterr().out
     assert f"damaged checkpoint passed over: {broken}: cannot be read (Input/output error)" in printed
@@ -391,7 +439,14 @@ def test_a_pipe_among_the_files_is_not_waited_for(copy, tiny, capsys):
         path = copy / "checkpoints" / f"epoch-000{2 if name == 'manifest.json' else 3}" / name
         path.unlink()
         os.mkfifo(path)
-    words = ("run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
+    words = (
+        BEFORE,
+        "run.epochs=3",
+        "checkpoint.keep=9",
+        "eval.best_metric=ep_loss",
+        "eval.best_mode=min",
+        "run.resume=auto",
+    )
     assert main(tiny(*words)) == 0
     assert f"resumed from {copy / 'checkpoints' / 'epoch-0001'}" in capsys.readouterr().out
 

@@ -66,7 +66,7 @@ def state(training: TrainingStep) -> list[torch.Tensor]:
 
 VARIANTS = {
     "ema": ("target.schedule=cosine", "optim.clip_norm=0.1"),
-    "symmetric": ("objective.symmetric=true", "objective.rate.weight=0.1", "optim.accumulate=2"),
+    "symmetric": ("objective.reading.kind=both", "objective.rate.weight=0.1", "optim.accumulate=2"),
     "sharpened": (
         "target.kind=stop_gradient",
         "target.sharpening.kind=softmax",

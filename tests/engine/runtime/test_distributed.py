@@ -23,7 +23,7 @@ VARIANTS = {
     "rate of agg and z": ("objective.rate.weight=0.01", "objective.rate.features=both"),
     "own batch for the target": ("target.kind=stop_gradient", "target.batch_statistics=own", "optim.accumulate=2"),
     "both ways, sharpened": (
-        "objective.symmetric=true",
+        "objective.reading.kind=both",
         "objective.prediction.kind=cross_entropy",
         "objective.prediction.temperature=0.1",
         "target.kind=stop_gradient",

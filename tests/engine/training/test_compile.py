@@ -41,7 +41,7 @@ def test_compiled_stays_close_to_eager(tiny, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_compiled_bf16_on_a_cpu_trains_and_validates(tiny, tmp_path):
     """The transformer's fused path for evaluation once failed here, after the first epoch."""
-    words = ("run.compile=default", "run.deterministic=false", "run.precision=bf16", "objective.symmetric=true")
+    words = ("run.compile=default", "run.deterministic=false", "run.precision=bf16", "objective.reading.kind=both")
     assert main(tiny(*words)) == 0
     assert len(rows(tmp_path / "run")) == 2
 

@@ -104,7 +104,7 @@ def test_shuffled_actions_reach_the_model_but_not_the_probes(build):
 
 VARIANTS = {
     "ema": (),
-    "symmetric": ("objective.symmetric=true", "objective.rate.weight=0.1"),
+    "symmetric": ("objective.reading.kind=both", "objective.rate.weight=0.1"),
     "sharpened": (
         "target.kind=stop_gradient",
         "target.sharpening.kind=softmax",
@@ -165,7 +165,7 @@ def test_term_gradient_norms_are_the_slopes_of_the_terms(build):
 
 
 def test_symmetric_training_is_told_the_way_back(build):
-    training, loaders = build("objective.symmetric=true", "ablation.shuffle_actions=true")
+    training, loaders = build("objective.reading.kind=both", "ablation.shuffle_actions=true")
     batch = next(loaders.train.epoch(0))
     given = training.step_inputs(batch)
     inverse = loaders.sequence.inverse_actions(batch.params)

@@ -42,7 +42,7 @@ def test_what_the_answers_depend_on_is_not(key):
         key("target.kind=stop_gradient", "target.batch_statistics=own"),
         key("target.sharpening.kind=softmax"),
         key("target.sharpening.kind=softmax", "objective.prediction.kind=cross_entropy"),
-        key("objective.symmetric=true"),
+        key("objective.reading.kind=both"),
         key("objective.rate.normalize=unit"),
         key("model.predictor_action=false"),
         key("sequence.num_observed=2"),
@@ -72,6 +72,6 @@ def test_every_setting_that_decides_what_is_learnt_is_in_the_key(key):
         ["optim.accumulate=2"],
         ["run.batch_statistics=process"],
         ["model.aggregator.dropout=0.2"],
-        ["objective.symmetric=true"],
+        ["objective.reading.kind=both"],
     ):
         assert key(*words) != key(), words
