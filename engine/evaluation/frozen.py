@@ -39,9 +39,9 @@ def frozen_probes(
     """The probes of a network that was trained on `num_observed` views, as far as the task has their targets.
 
     Top-1 of the class, if there are any, from the aggregate of each length and from the mean z of the same views, from
-    z of the clean image, and (leakage) from z of the first view. R² of each factor of the first action, if there are
-    any, given as dimensions of the action, from a pair of z, and (leakage) from the aggregate of `leakage_length`; an
-    aggregate of two or more views received the action, so its R² measures how much of it is kept.
+    z of the clean image, and (leakage) from z of the first view. R² of the first action and of each of its factors, if
+    there are any, given as dimensions of the action, from a pair of z, and (leakage) from the aggregate of
+    `leakage_length`; an aggregate of two or more views received the action, so its R² measures how much of it is kept.
     """
     probes = []
     if num_classes:
@@ -50,6 +50,9 @@ def frozen_probes(
         features |= {"z_top1": "clean", "first_top1": "first"}
         probes += [FrozenProbe(name, feature, num_classes, None) for name, feature in features.items()]
     for name, feature in (("z_r2", "pair"), ("agg_r2", f"agg_{leakage_length(lengths, num_observed)}")):
+        if factors:
+            size = max(dims.stop for dims in factors.values())
+            probes.append(FrozenProbe(name, feature, size, slice(0, size)))
         for factor, dims in factors.items():
             probes.append(FrozenProbe(f"{name}_{factor}", feature, dims.stop - dims.start, dims))
     return probes

@@ -8,7 +8,7 @@ from seqjepa.configs.help import help_page
 from seqjepa.configs.section import Built, by_kind, kinds_of
 from seqjepa.engine.config import Config
 from seqjepa.engine.evaluate import main as evaluate
-from seqjepa.engine.objectives.config import ScaleConfig, TermConfig
+from seqjepa.engine.objectives.config import ReadingConfig, ScaleConfig, TermConfig
 from seqjepa.engine.train import USAGE, main
 
 PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "model.projector.hidden=16")
@@ -105,4 +105,4 @@ def test_a_kind_names_a_class_of_its_own_room(word):
         assert section.implementation().__module__.startswith(f"{room}.")
     else:
         assert issubclass(section, Built)
-        assert "build" in vars(section) or issubclass(section, ScaleConfig)
+        assert "build" in vars(section) or issubclass(section, (ScaleConfig, ReadingConfig))
