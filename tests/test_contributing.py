@@ -45,7 +45,7 @@ def test_the_parts_train_together(tmp_path, tiny):
     for diff in DIFFS:  # git reads them in any folder
         subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=packages / "seqjepa", check=True)
     own = [
-        *("model.encoder.kind=pooled", "model.encoder.width=16", "model.aggregator.kind=mean"),
+        *("model.encoder.kind=pooled", "model.encoder.width=16", "model.aggregator.kind=maximum"),
         *("model.predictor.kind=linear", "model.predictor.bias=false", "target.kind=initial"),
         *("objective.sparsity.weight=0.1", "objective.sparsity.power=2.0"),
         *("sequence.kind=flip", "sequence.probability=0.25", "data.dataset=noise"),
