@@ -54,6 +54,9 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     """Scores of the trained and the untrained network; the latter's are kept in `controls` for runs that share them."""
     config, run, settings = case.config, case.config.run, case.config.eval
     lengths, num_observed = settings.lengths, config.sequence.num_observed
+    most = config.model.aggregator.most_views
+    if most is not None and lengths[-1] > most:
+        raise InputError(f"the aggregator has positions for {most} views, not for {lengths[-1]}", "eval.lengths")
     accelerator, loaders = case.open_data(max(2, *lengths), reporter.say)
     probes = frozen_probes(lengths, num_observed, loaders.num_classes, loaders.sequence.factors)
     if not probes:
@@ -62,7 +65,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
     images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
     title = " and ".join(case.protocols)
     reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
-    if config.model.aggregator.most_views is not None and lengths[-1] > num_observed:
+    if most is not None and lengths[-1] > num_observed:
         reporter.say(f"the position embeddings after {num_observed} views were never trained")
     result: dict[str, Any] = {
         **case.facts(accelerator),

@@ -1,6 +1,6 @@
-"""Config of the network and of the source of its targets."""
+"""Config of the network and of the source of its targets, and what it can be asked to predict."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -325,3 +325,18 @@ AnyTarget = Annotated[
     EMATargetConfig | StopGradientTargetConfig | SharedTargetConfig,
     Field(discriminator="kind"),
 ]
+
+
+class Span(NamedTuple):
+    """Views that are read one after the other, and the next one, which is predicted: `first`, ..., then `target`.
+
+    If `target` is the smaller number, they are read backwards.
+    """
+
+    first: int
+    target: int
+
+    @property
+    def observed(self) -> int:
+        """Number of views that are read."""
+        return abs(self.target - self.first)

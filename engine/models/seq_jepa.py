@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from ...loaders.batch import Views, each
 from .aggregators.base import Aggregator
-from .config import ModelConfig, TargetConfig
+from .config import ModelConfig, Span, TargetConfig
 from .heads import ActionEmbedding, Sharpening
-from .span import Span
 from .targets.base import Target
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from ...configs.section import Built, Kind, Section
-from ..models.span import Span
+from ..models.config import Span
 
 
 class TermConfig(Built):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ...loaders.batch import Views, each, padded
 from ..evaluation.probes import OnlineProbes, probe_features
+from ..models.config import Span
 from ..models.seq_jepa import Output, SeqJEPA
-from ..models.span import Span
 from ..objectives.objective import Objective
 
 

@@ -63,6 +63,27 @@ def test_training_draws_change_with_the_epoch_and_validation_draws_do_not():
         assert torch.equal(one, other)
 
 
+def test_held_out_images_are_of_the_training_split_and_not_trained_on():
+    data = DataConfig(dataset="digits", batch_size=16, train_subset=100, val_subset=50, held_out=300)
+    loaders = build_loaders(data, AffineConfig(), seed=0, device=CPU)
+    trained, held_out = loaders.train.sampler.indices, loaders.validation.sampler.indices
+    assert (len(trained), len(held_out)) == (100, 300)
+    assert not set(trained) & set(held_out)
+    whole = build_loaders(data.model_copy(update={"train_subset": None}), AffineConfig(), seed=0, device=CPU)
+    assert sorted([*whole.train.sampler.indices, *whole.validation.sampler.indices]) == list(range(1438))
+    # validation draws, of training images
+    batch = next(loaders.validation.epoch(0))
+    pixels = next(whole.validation.images.batches([batch.index.numpy()]))[0]
+    clean = pixels.permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(batch.views[:, 0], (clean - whole.train.mean) / whole.train.std, rtol=0, atol=1e-5)
+    assert torch.equal(batch.params, next(loaders.validation.epoch(3)).params)
+    other = build_loaders(data.model_copy(update={"subset_seed": 7}), AffineConfig(), seed=0, device=CPU)
+    assert set(other.validation.sampler.indices) != set(held_out)
+    with pytest.raises(InputError, match="leaves none of the 1438 training images") as caught:
+        build_loaders(data.model_copy(update={"held_out": 1438}), AffineConfig(), seed=0, device=CPU)
+    assert caught.value.field == "data.held_out"
+
+
 def test_refuses_a_batch_larger_than_the_images():
     with pytest.raises(InputError, match="101 is larger than the 100 training images") as caught:
         build(batch=101)

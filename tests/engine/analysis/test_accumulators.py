@@ -117,3 +117,34 @@ def test_probes_learn_what_is_there_and_only_that():
     assert math.isnan(values["online_r2_still_test"])
     assert values["online_r2_test"] == values["online_r2_turn_test"]
     assert {f"{probe.name}_test" for probe in PROBES} <= set(values)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_standardised_probes_see_features_that_hardly_vary(standardize):
+    """Features with one large common value, as a ReLU gives: only probes that standardise them find the class."""
+    torch.manual_seed(0)
+    config = ProbesConfig(hidden=32, standardize=standardize)
+    probes = OnlineProbes(config, 8, 12, num_classes=3, factors={"turn": slice(0, 1)})
+    optimizer = torch.optim.Adam(probes.parameters(), lr=1e-2)
+
+    def batch(count):
+        z, agg = torch.randn(count, 3, 8), torch.randn(count, 12)
+        labels, actions = agg[:, :3].argmax(1), (z[:, 0, :1] - z[:, 1, :1])[:, None].expand(-1, 2, -1)
+        z, agg = 5 + 1e-3 * z, 5 + 1e-3 * agg
+        output = Output(z, agg, torch.randn(count, 8), torch.randn(count, 8), z, torch.randn(count, 1, 8))
+        return probe_features(output), labels, actions
+
+    for _ in range(300):
+        features, labels, actions = batch(64)
+        optimizer.zero_grad()
+        sum(probes.losses(probes(features), labels, actions).values()).backward()
+        optimizer.step()
+    probes.eval()
+    bank = probes.metric_bank()
+    features, labels, actions = batch(500)
+    probes.update(bank, probes(features), labels, actions)
+    values = probes.values(bank, "test")
+    assert (values["online_linacc_test"] > 80) == standardize
+    assert (values["online_r2_turn_test"] > 0.9) == standardize
+    alone = probes({name: rows[:1] for name, rows in features.items()})  # running moments, not those of the batch
+    torch.testing.assert_close(alone["online_linacc"], probes(features)["online_linacc"][:1])

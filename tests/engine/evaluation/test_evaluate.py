@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -21,7 +21,7 @@ from seqjepa.engine.evaluate import main
 from seqjepa.engine.evaluation import measure
 from seqjepa.engine.evaluation.equivariance import read_moved
 from seqjepa.engine.evaluation.frozen import FrozenNetwork, FrozenProbe, frozen_probes, untrained_network
-from seqjepa.engine.evaluation.protocols import PROTOCOLS, fast_protocol, paper_protocol
+from seqjepa.engine.evaluation.protocols import PROTOCOLS, fast_protocol, paper_protocol, ridge_protocol
 from seqjepa.engine.evaluation.report import agreement, length_grid
 from seqjepa.engine.runs.checksums import seal
 from seqjepa.engine.runtime.accelerator import build_accelerator
@@ -60,7 +60,7 @@ class Oracle:
         known = torch.cat([torch.eye(10)[batch.labels], batch.actions[:, 0]], dim=-1)
         if self.shuffled:
             known = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(int(batch.index[0])))]
-        return dict.fromkeys(("first", "pair", "agg_1", "agg_2", "agg_4"), known)
+        return dict.fromkeys(("first", "pair", *(f"{name}_{n}" for name in ("agg", "mean") for n in (1, 2, 4))), known)
 
     def clean(self, loader):
         table = torch.zeros(2000, 15)
@@ -139,7 +139,8 @@ def test_features_of_a_length_need_only_its_views(parts):
     _, loaders, network = parts
     batch = next(loaders.train.epoch(0))
     whole = network.features(batch)
-    assert whole.keys() == {"first", "pair", "agg_1", "agg_2", "agg_4"}
+    assert whole.keys() == {"first", "pair", *(f"{name}_{n}" for name in ("agg", "mean") for n in (1, 2, 4))}
+    torch.testing.assert_close(whole["mean_2"], whole["pair"].unflatten(1, (2, -1)).mean(1))
     for length in (1, 2, 4):
         views, actions = batch.views.clone(), batch.actions.clone()
         views[:, max(length, 2) :], actions[:, max(length - 1, 1) :] = 9.0, 9.0
@@ -161,7 +162,7 @@ def test_clean_features_are_those_of_the_images(parts):
     torch.testing.assert_close(table[batch.index], network.features(batch)["first"], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("protocol", [fast_protocol, paper_protocol])
+@pytest.mark.parametrize("protocol", [ridge_protocol, fast_protocol, paper_protocol])
 def test_the_teacher_and_the_predictor_are_never_run(parts, protocol, monkeypatch):
     config, loaders, network = parts
     settings = config.eval.model_copy(update={"epochs": 1, "linear_epochs": 1})
@@ -179,7 +180,7 @@ def test_the_teacher_and_the_predictor_are_never_run(parts, protocol, monkeypatc
         assert torch.equal(tensor, before[name]), name
 
 
-@pytest.mark.parametrize("protocol", [fast_protocol, paper_protocol])
+@pytest.mark.parametrize("protocol", [ridge_protocol, fast_protocol, paper_protocol])
 def test_what_the_features_hold_is_found(parts, protocol):
     """Features that are the label and the action answer everything; those of another sequence answer nothing."""
     config, loaders, _ = parts
@@ -188,7 +189,7 @@ def test_what_the_features_hold_is_found(parts, protocol):
     told = protocol(Oracle(loaders), probes, loaders, settings, lambda: None)
     misled = protocol(Oracle(loaders, shuffled=True), probes, loaders, settings, lambda: None)
     for name, value in told.items():
-        if "_r2_" in name:
+        if "_r2" in name:
             assert value > 0.95
             assert misled[name] < 0.3
         else:
@@ -236,9 +237,11 @@ def test_evaluates_a_run_beside_its_control(run, tmp_path, capsys):
         assert result[protocol]["trained"].keys() == result[protocol]["untrained"].keys()
         assert result[protocol]["trained"] != result[protocol]["untrained"]
         for name, value in result[protocol]["trained"].items():
-            assert -math.inf < value <= (1 if "_r2_" in name else 100)
+            assert -math.inf < value <= (1 if "_r2" in name else 100)
     assert {f"agg_top1_{n}" for n in (1, 2, 4)} <= result["paper"]["trained"].keys()
-    assert {"z_top1_knn", "first_top1", "z_r2_scale", "agg_r2_rotation"} <= result["fast"]["trained"].keys()
+    assert {"z_top1_knn", "first_top1", "mean_top1_4", "z_r2", "z_r2_scale", "agg_r2_rotation"} <= result["fast"][
+        "trained"
+    ].keys()
     assert result["timing"]["fast_trained_seconds"] > 0
     for figure in ("lengths.png", "factors.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
@@ -359,8 +362,16 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
 
     refused("encoder.0.weight is (4, 3, 3, 3), the config asks for (8, 3, 3, 3)", "model.encoder.width=8")
     refused("eval.lengths = [3, 1]: must grow", "eval.lengths=[3,1]")
-    for lengths in ("[]", "[0]", "[1,17]", "[2,2]"):
-        refused("must grow within 1 to 16, such as [1, 3, 5]", f"eval.lengths={lengths}")
+    for lengths in ("[]", "[0]", "[1,33]", "[2,2]"):
+        refused("must grow within 1 to 32, such as [1, 3, 5]", f"eval.lengths={lengths}")
+    few = json.loads(state)
+    few["config"]["model"]["aggregator"] |= {"time_embedding": True, "positions": 3}
+    timed = load_file(checkpoint / "model.safetensors") | {"aggregator.time": torch.zeros(3, 24)}
+    save_file(timed, checkpoint / "model.safetensors")
+    write_state(checkpoint, json.dumps(few))
+    refused("eval.lengths: the aggregator has positions for 3 views, not for 4", "eval.lengths=[1,4]")
+    (checkpoint / "model.safetensors").write_bytes(weights)
+    write_state(checkpoint, state)
     (checkpoint / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     refused("bytes, the manifest says")
     (checkpoint / "model.safetensors").write_bytes(weights)

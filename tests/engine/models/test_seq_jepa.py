@@ -19,11 +19,11 @@ from seqjepa.engine.models.config import (
     MLPProjectorConfig,
     ModelConfig,
     SoftmaxSharpeningConfig,
+    Span,
     StopGradientTargetConfig,
     TransformerConfig,
 )
 from seqjepa.engine.models.seq_jepa import SeqJEPA
-from seqjepa.engine.models.span import Span
 from seqjepa.engine.objectives.config import (
     BothReadingConfig,
     CosineConfig,
