@@ -179,7 +179,7 @@ class TrainingStep:
         are put back, so that measuring does not change training.
         """
         model, device = self.model, self.accelerator.device
-        heads = (model.action_embedding, model.predictor, model.projector, model.sharpening)
+        heads = (model.action_embedding, model.predictor, model.projector, model.inverse, model.sharpening)
         buffers = [buffer for head in heads if head is not None for buffer in head.buffers()]
         kept = [buffer.clone() for buffer in buffers]
         z = output.encoded.detach().requires_grad_()

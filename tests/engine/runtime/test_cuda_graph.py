@@ -66,6 +66,11 @@ def state(training: TrainingStep) -> list[torch.Tensor]:
 
 VARIANTS = {
     "ema": ("target.schedule=cosine", "optim.clip_norm=0.1"),
+    "inferred": (
+        *("objective.reading.kind=prefixes", "model.inverse.kind=mlp", "objective.inverse.weight=0.1"),
+        *("target.kind=stop_gradient", "model.projector.kind=mlp", "objective.invariance.weight=1.0"),
+        *("objective.rate.weight=0.1", "objective.rate.features=projections"),
+    ),
     "symmetric": ("objective.reading.kind=both", "objective.rate.weight=0.1", "optim.accumulate=2"),
     "sharpened": (
         "target.kind=stop_gradient",

@@ -30,6 +30,13 @@ VARIANTS = {
         "target.sharpening.kind=softmax",
     ),
     "SIGReg": (*PROJECTED, "objective.sigreg.weight=0.05"),
+    "windows": ("objective.reading.kind=windows", "objective.reading.length=2"),
+    "without prediction": (
+        *PROJECTED,
+        *("objective.prediction.weight=0", "objective.rate.weight=0.5", "objective.rate.features=projections"),
+        *("objective.rate.normalize=unit", "objective.invariance.weight=10.0"),
+        *("model.inverse.kind=mlp", "model.inverse.hidden=16", "objective.inverse.weight=1.0"),
+    ),
     "VICReg": (*PROJECTED, "objective.variance.weight=1.0", "objective.covariance.weight=0.1"),
 }
 

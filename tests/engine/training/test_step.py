@@ -104,6 +104,11 @@ def test_shuffled_actions_reach_the_model_but_not_the_probes(build):
 
 VARIANTS = {
     "ema": (),
+    "inferred": (
+        *("objective.reading.kind=prefixes", "model.inverse.kind=mlp", "objective.inverse.weight=0.1"),
+        *("target.kind=stop_gradient", "model.projector.kind=mlp", "objective.invariance.weight=1.0"),
+        *("objective.rate.weight=0.1", "objective.rate.features=projections"),
+    ),
     "symmetric": ("objective.reading.kind=both", "objective.rate.weight=0.1"),
     "sharpened": (
         "target.kind=stop_gradient",
