@@ -10,11 +10,13 @@ class Contender(NamedTuple):
     """An objective, and the values of its settings whose every combination is tried: eight for each contender.
 
     Attributes:
+        title: its name in the figure.
         words: words of the command line that choose the objective.
         swept: values to try, by the name of the setting.
         views: number V of views of a sequence.
     """
 
+    title: str
     words: tuple[str, ...]
     swept: dict[str, tuple[float, ...]]
     views: int = 4
@@ -39,13 +41,17 @@ INFERRED = ("model.inverse.kind=mlp",)
 ALL = (*ONLINE, *TOGETHER, "objective.prediction.weight=50", *INFERRED)
 
 CONTENDERS = {
-    "ema": Contender((), {"optim.lr": (5e-4, *RATES, 6e-3), "target.decay": (0.99, 0.996)}),
-    "ema_rate": Contender((), {"optim.lr": RATES, "objective.rate.weight": (0.003, 0.01, 0.03, 0.1)}),
+    "ema": Contender("EMA teacher (seq-JEPA)", (), {"optim.lr": (5e-4, *RATES, 6e-3), "target.decay": (0.99, 0.996)}),
+    "ema_rate": Contender(
+        "EMA teacher, rate of agg (Exp A)", (), {"optim.lr": RATES, "objective.rate.weight": (0.003, 0.01, 0.03, 0.1)}
+    ),
     "vicreg": Contender(
+        "VICReg",
         (*ONLINE, *UNPREDICTED, "objective.invariance.distance=mse", "objective.variance.weight=25"),
         {"optim.lr": RATES, "objective.invariance.weight": (10, 25), "objective.covariance.weight": (1, 4)},
     ),
     "sigreg": Contender(
+        "SIGReg, invariance, prediction",
         (
             *(*ONLINE, "objective.prediction.kind=mse"),
             *("objective.invariance.distance=mse", "objective.invariance.weight=1"),
@@ -53,6 +59,7 @@ CONTENDERS = {
         {"optim.lr": RATES, "objective.sigreg.weight": (0.02, 0.05, 0.1, 0.2)},
     ),
     "action_vicreg": Contender(
+        "VICReg of predicted next views",
         (
             *("target.kind=shared", *PROJECTED, "objective.prediction.kind=mse", "objective.variance.weight=25"),
             *("objective.reading.kind=windows", "objective.reading.length=1"),
@@ -60,25 +67,44 @@ CONTENDERS = {
         {"optim.lr": RATES, "objective.prediction.weight": (10, 25), "objective.covariance.weight": (1, 4)},
     ),
     "rate_prediction": Contender(
+        "rate, prediction",
         ("target.kind=shared", *PROJECTED, *SPREAD),
         {"optim.lr": RATES, "objective.prediction.weight": (50, 100, 200, 400)},
     ),
     "rate_invariance": Contender(
-        (*ONLINE, *SPREAD, *UNPREDICTED), {"optim.lr": RATES, "objective.invariance.weight": (50, 100, 200, 400)}
+        "rate, invariance",
+        (*ONLINE, *SPREAD, *UNPREDICTED),
+        {"optim.lr": RATES, "objective.invariance.weight": (50, 100, 200, 400)},
     ),
     "rate_invariance_prediction": Contender(
-        (*ONLINE, *TOGETHER), {"optim.lr": RATES, "objective.prediction.weight": (10, 30, 100, 200)}
+        "rate, invariance, prediction",
+        (*ONLINE, *TOGETHER),
+        {"optim.lr": RATES, "objective.prediction.weight": (10, 30, 100, 200)},
     ),
     "rate_invariance_inverse": Contender(
-        (*ONLINE, *TOGETHER, *UNPREDICTED, *INFERRED), {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS}
+        "rate, invariance, inferred action",
+        (*ONLINE, *TOGETHER, *UNPREDICTED, *INFERRED),
+        {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
     ),
-    "all_4": Contender(ALL, {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS}),
+    "all_4": Contender("all four, 4 views", ALL, {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS}),
+    "all_4_prefixes": Contender(
+        "all four, each view from all before it",
+        (*ALL, "objective.reading.kind=prefixes"),
+        {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
+    ),
+    "all_4_pairs": Contender(
+        "all four, each view from the one before",
+        (*ALL, "objective.reading.kind=windows", "objective.reading.length=1"),
+        {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
+    ),
     "all_8": Contender(
+        "all four, 8 views",
         (*ALL, "sequence.num_observed=7", "data.batch_size=64"),
         {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
         views=8,
     ),
     "all_16": Contender(
+        "all four, 16 views",
         (*ALL, "sequence.num_observed=15", "data.batch_size=64"),
         {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
         views=16,

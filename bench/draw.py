@@ -1,12 +1,15 @@
-"""Draws the newest results in bench/history: throughput by batch, where a step's time goes, and the peer."""
+"""Draws the newest results in bench/history and bench/records: throughput, where a step spends time, recipes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 from common import HISTORY, command_line
+from contenders import CONTENDERS
 from matplotlib.figure import Figure
+from records import RECORDS
 
 from seqjepa.engine.reports.figures.curves import new_figure
 
@@ -89,6 +92,51 @@ def beside_peer(benches: list[dict]) -> Figure:
     return figure
 
 
+def contenders(results: dict, records: list[dict]) -> Figure:
+    """Class and action against image passes: the mean over seeds, and bars from the lowest to the highest seed."""
+    figure = new_figure(11, 5)
+    panels = figure.subplots(1, 2)
+    last = {name: max(found["passes"], key=int) for name, found in results.items()}
+    order = sorted(results, key=lambda name: -fmean(results[name]["passes"][last[name]]["agg"]))
+    row = next((row for row in reversed(records) if row["task"] == "cifar10_aug"), None)
+    lengths = sorted({int(passes) for found in results.values() for passes in found["passes"]} - {0})
+    for axes, measure, title in (
+        (panels[0], "agg", "Class from the aggregate of three views, top-1 in %"),
+        (panels[1], "R²", "R² of the action from two views' features"),
+    ):
+        untrained = [value for found in results.values() for value in found["passes"]["0"][measure]]
+        axes.axhspan(min(untrained), max(untrained), color="0.5", alpha=0.3, label="untrained (all seeds)")
+        for number, name in enumerate(order):
+            points = {int(passes): found[measure] for passes, found in results[name]["passes"].items() if int(passes)}
+            style = {"color": f"C{number % 10}", "marker": "os^"[number // 10], "linewidth": 1.3, "markersize": 4}
+            _with_range(axes, points, CONTENDERS[name].title, style)
+        if row:
+            for control, colour, marker in (
+                ("trained", "black", "*"),
+                ("shuffled", "black", "x"),
+                ("frozen", "0.5", "v"),
+            ):
+                what = {"trained": "", "shuffled": ", actions of other images", "frozen": ", frozen encoder"}[control]
+                style = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 9}
+                _with_range(axes, {row["passes"]: row["measures"][control][measure]}, f"{row['recipe']}{what}", style)
+            lengths.append(row["passes"])
+        axes.set(xscale="log", xlabel="images passed through the encoder", title=title)
+        axes.set_xticks(lengths, [f"{length / 1000:g}k" for length in lengths])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, title="best first")
+    return figure
+
+
+def _with_range(axes, points: dict[int, list[float]], label: str, style: dict) -> None:
+    at = sorted(points)
+    means = [fmean(points[x]) for x in at]
+    spread = [[m - min(points[x]) for x, m in zip(at, means, strict=True)]]
+    spread.append([max(points[x]) - m for x, m in zip(at, means, strict=True)])
+    axes.errorbar(at, means, spread, label=label, capsize=2, elinewidth=0.8, **style)
+
+
 def main() -> None:
     command_line(__doc__).parse_args()
     FIGURES.mkdir(exist_ok=True)
@@ -104,6 +152,11 @@ def main() -> None:
         figure = draw(results)
         figure.savefig(FIGURES / f"{name}.png", dpi=120, bbox_inches="tight")
         print(f"bench/figures/{name}.png")
+    stored = [RECORDS / name for name in ("contenders.json", "records.json")]
+    if all(path.exists() for path in stored):
+        figure = contenders(*(json.loads(path.read_text(encoding="utf-8")) for path in stored))
+        figure.savefig(FIGURES / "contenders.png", dpi=120)
+        print("bench/figures/contenders.png")
 
 
 if __name__ == "__main__":

@@ -117,3 +117,45 @@ def test_the_roofline_has_every_convolution():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.ones(2, 3, 32, 32))
     assert products == counter.get_total_flops() - 2 * 2 * 512 * 10
+
+
+def test_contenders_get_eight_trials_and_equal_passes(tmp_path):
+    from contenders import CONTENDERS
+    from records import common, searched
+
+    passes, words = set(), common("cifar10_aug", str(tmp_path))
+    for name, plans in searched().items():
+        assert len(set(CONTENDERS[name].trials)) == len(plans) == 8
+        for plan in plans:
+            config = compose([*words, *plan.words, f"run.dir={tmp_path}"]).config
+            views = config.sequence.num_observed + 1
+            passes.add(config.run.epochs * config.data.train_subset * views)
+            assert config.data.held_out  # the test images have no say
+            assert views == CONTENDERS[name].views
+    assert len(passes) == 1
+
+
+def test_a_record_beats_the_last_by_more_than_the_spread():
+    from records import beats
+
+    def row(*agg):
+        return {"measures": {"trained": {"agg": agg, "R²": (0.5, 0.5, 0.5)}}}
+
+    old = row(40.0, 41.0, 42.0)  # scores 45, 45.5, 46: a deviation of 0.5
+    assert beats(row(42.3, 42.3, 42.3), old)
+    assert not beats(row(41.9, 41.9, 41.9), old)
+    assert not beats(row(40.0, 42.0, 46.0), old)  # better by 0.83, but with a deviation of 1.5
+    assert not beats(old, old)
+
+
+def test_margins_are_taken_seed_by_seed():
+    from records import margins, record_table
+
+    trained = {"agg": [50.0, 60.0], "z": [1.0, 2.0], "R²": [0.3, 0.5]}
+    control = {"agg": [40.0, 50.0], "z": [0.0, 0.0], "R²": [0.1, 0.4]}
+    row = {"task": "t", "recipe": "r", "passes": 1000, "seconds": [1.0, 3.0]}
+    row["measures"] = {"trained": trained, "untrained": control, "shuffled": control, "frozen": control}
+    assert margins(row, "agg", "untrained") == [10.0, 10.0]
+    table = record_table([row]).splitlines()
+    assert table[2] == "| t, `r`, 1,000, 2 s | class, agg, % | 55.0 (7.1) |" + " +10.0 (0.0) |" * 3
+    assert table[4].endswith("| R² of the action | 0.400 (0.141) |" + " +0.150 (0.071) |" * 3)

@@ -337,6 +337,10 @@ class Span(NamedTuple):
     target: int
 
     @property
+    def backwards(self) -> bool:
+        return self.target < self.first
+
+    @property
     def observed(self) -> int:
         """Number of views that are read."""
         return abs(self.target - self.first)

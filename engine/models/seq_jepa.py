@@ -111,8 +111,7 @@ class SeqJEPA(nn.Module):
         """
         if self.target.joint:
             return self.encoder(views), None
-        backwards = any(span.target < span.first for span in spans)
-        z = self.encoder(views if backwards else each(views, lambda x: x[:, :-1]))
+        z = self.encoder(views if any(span.backwards for span in spans) else each(views, lambda x: x[:, :-1]))
         return z, self.target.features(self.encoder, each(views, lambda x: _select(x, targets_of(spans))))
 
     def predict(
@@ -139,22 +138,19 @@ class SeqJEPA(nn.Module):
         if self.sharpening is not None:
             targets = self.sharpening(targets)
         if inverse_actions is None:
-            embedded, embedded_back = self.embed(actions), actions
+            embedded = embedded_back = self.embed(actions)
         else:  # both directions are normalised together
-            embedded, embedded_back = self.embed(torch.cat([actions, inverse_actions.flip(1)])).chunk(2)
+            embedded, turned = self.embed(torch.cat([actions, inverse_actions.flip(1)])).chunk(2)
+            embedded_back = turned.flip(1)
         readings: dict[Span, Reading] = {}
         for alike in _alike(spans):
-            if alike[0].target < alike[0].first:  # reading backwards is reading the reversed sequence
-                rows, moves, starts = z.flip(1), embedded_back, [num_observed - span.first for span in alike]
-            else:
-                rows, moves, starts = z, embedded, [span.first for span in alike]
-            length = alike[0].observed
-            read = [rows[:, start : start + length] for start in starts]
-            acting = [moves[:, start : start + length] for start in starts]
-            found = self._read(torch.cat(read), torch.cat(acting))
-            parts = zip(*(part.chunk(len(alike)) for part in found), strict=True)
-            for span, (agg, prediction) in zip(alike, parts, strict=True):
-                readings[span] = Reading(agg, prediction, targets[:, targeted.index(span.target)])
+            read = torch.cat([_views_of(span, z) for span in alike])
+            moves = torch.cat([_actions_of(span, embedded_back if span.backwards else embedded) for span in alike])
+            agg = self.aggregate(read, moves[:, :-1])
+            inputs = torch.cat([agg, moves[:, -1].to(agg.dtype)], dim=-1) if self.predictor_action else agg
+            parts = zip(alike, agg.chunk(len(alike)), self.predictor(inputs).chunk(len(alike)), strict=True)
+            for span, part, prediction in parts:
+                readings[span] = Reading(part, prediction, targets[:, targeted.index(span.target)])
         first, *others = (readings[span] for span in spans)
         inferred = given = None
         if self.inverse is not None:
@@ -163,12 +159,6 @@ class SeqJEPA(nn.Module):
             given = actions[:, : pairs.shape[1]]
         observed = z[:, :num_observed]
         return Output(observed, *first, z, target_z.detach(), projections, tuple(others), inferred, given)
-
-    def _read(self, z: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """Aggregate and prediction for views [B, N, D] and embedded actions [B, N, P], of which the last leads on."""
-        agg = self.aggregate(z, embedded[:, :-1])
-        inputs = torch.cat([agg, embedded[:, -1].to(agg.dtype)], dim=-1) if self.predictor_action else agg
-        return agg, self.predictor(inputs)
 
     def unread(self, reads: frozenset[str]) -> list[nn.Module]:
         """The parts that outputs with these names do not depend on, and which a loss of them would leave untrained."""
@@ -210,8 +200,18 @@ def _alike(spans: tuple[Span, ...]) -> list[list[Span]]:
     """Spans of one length and direction, which pass through the network together."""
     groups: dict[tuple[int, bool], list[Span]] = {}
     for span in spans:
-        groups.setdefault((span.observed, span.target < span.first), []).append(span)
+        groups.setdefault((span.observed, span.backwards), []).append(span)
     return list(groups.values())
+
+
+def _views_of(span: Span, x: Tensor) -> Tensor:
+    """The entries of x [B, V, ...] that are read, in the order of reading."""
+    return x[:, span.target + 1 : span.first + 1].flip(1) if span.backwards else x[:, span.first : span.target]
+
+
+def _actions_of(span: Span, x: Tensor) -> Tensor:
+    """The entries of x [B, V - 1, ...] that lead from view to view of the span, in the order of reading."""
+    return x[:, span.target : span.first].flip(1) if span.backwards else x[:, span.first : span.target]
 
 
 def _select(x: Tensor, views: list[int]) -> Tensor:

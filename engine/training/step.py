@@ -164,7 +164,7 @@ class TrainingStep:
     def step_inputs(self, batch: Batch) -> StepInputs:
         """Inputs of a step: those of the batch, or with the actions of another sequence (ablation.shuffle_actions)."""
         actions, inverse = batch.actions, None
-        if any(span.target < span.first for span in self.losses.spans):
+        if any(span.backwards for span in self.losses.spans):
             inverse = self.sequence.inverse_actions(batch.params)
         if self.config.ablation.shuffle_actions:
             actions = actions.roll(1, 0)
