@@ -27,6 +27,7 @@ from seqjepa.engine.runtime.accelerator import build_accelerator, compile_mode
 from seqjepa.engine.runtime.provenance import commit, versions
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import validate
+from seqjepa.loaders.batch import each
 
 EPOCHS, TRAIN, TEST = 2000, 50_000, 10_000  # of the paper's run
 GIB = 2**30
@@ -100,9 +101,9 @@ class Run:
         """FLOPs per sequence: products and convolutions of the losses and their gradients, uncompiled."""
         training, count = self.training, 2
         given = training.step_inputs(next(self.batches))
-        small = type(given)(*(x if x is None else x[:count] for x in given))
+        small = each(given, lambda x: x[:count])
         forward = partial(type(training.losses).forward, training.losses)
-        total = training_flops(lambda: forward(*small, training.device_step).total)
+        total = training_flops(lambda: forward(small, training.device_step).total)
         training.losses.zero_grad(set_to_none=True)
         return total / count
 

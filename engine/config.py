@@ -121,7 +121,7 @@ def check_method(config: Config) -> None:
     most = model.aggregator.most_views
     if most is not None and config.sequence.num_observed > most:
         raise InputError(
-            f"{most} is less than the {config.sequence.num_observed} observed views (sequence.num_observed)",
+            f"is less than the {config.sequence.num_observed} observed views (sequence.num_observed)",
             "model.aggregator.positions",
         )
     projector = model.projector
@@ -134,7 +134,7 @@ def check_method(config: Config) -> None:
         return
     if reason := target.unprojected():
         raise InputError(reason, "model.projector.kind")
-    if target.detached and "projections" not in config.objective.reads:
+    if "projections" not in reads and (target.detached or "prediction" not in reads):
         needed = [f"objective.{name}.weight" for name, term in every_term.items() if "projections" in term.reads]
         raise InputError(
             f"no gradient would reach the projector; set it to none, or set {' or '.join(needed)}",
