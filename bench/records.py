@@ -107,14 +107,15 @@ def tested() -> dict[str, list[Plan]]:
     }
 
 
-def recorded(task: str, variant: str) -> dict[str, list[Plan]]:
-    """The runs of a variant and of its controls, by control."""
+def recorded(task: str, variant: str, settings: list[str]) -> dict[str, list[Plan]]:
+    """The runs of a variant with some settings, and of its controls, by control."""
     file = CONFIGS / "variant" / f"{variant}.yaml"
     if not file.exists():
         raise SystemExit(f"{variant}: no such file in configs/variant")
     return {
         control: [
-            Plan(RUNS / task / f"{variant}-{control}-{seed}", (str(file), *words, f"run.seed={seed}")) for seed in SEEDS
+            Plan(RUNS / task / f"{variant}-{control}-{seed}", (str(file), *settings, *words, f"run.seed={seed}"))
+            for seed in SEEDS
         ]
         for control, words in CONTROLS.items()
     }
@@ -227,9 +228,9 @@ def test_results() -> dict[str, Any]:
     return found
 
 
-def record_row(task: str, variant: str) -> dict[str, Any]:
+def record_row(task: str, variant: str, settings: list[str]) -> dict[str, Any]:
     """A row of the record table."""
-    groups = recorded(task, variant)
+    groups = recorded(task, variant, settings)
     last = {control: [plan.scores()[-1] for plan in plans] for control, plans in groups.items()}
     summaries = [json.loads((plan.folder / "summary.json").read_text(encoding="utf-8")) for plan in groups["trained"]]
     facts = last["trained"][0]
@@ -237,7 +238,7 @@ def record_row(task: str, variant: str) -> dict[str, Any]:
     return {
         "date": str(date.today()),
         "task": task,
-        "recipe": variant,
+        "recipe": " ".join([variant, *settings]),
         "seeds": SEEDS,
         "images": facts["images"],
         "passes": facts["images"]["train"] * (facts["num_observed"] + 1) * len(rows),
@@ -341,11 +342,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["search", "test", "record", "show"])
     parser.add_argument("variant", nargs="?", help="for record: a file of configs/variant")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="for record: settings on top of it")
     parser.add_argument("--data", help="folder of the images")
     parser.add_argument("--task", choices=TASKS, default="cifar10_aug", help="for record (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
-    parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value", help="settings for all runs")
-    args = parser.parse_args()
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run (default: %(default)s)")
+    args = parser.parse_intermixed_args()
     if args.stage == "show":
         print(contender_table(_read("contenders.json")), "\n")
         print(record_table(_read("records.json") or []))
@@ -355,15 +357,15 @@ def main() -> int:
     if args.stage == "record" and args.variant is None:
         parser.error("record needs a variant")
     task = args.task if args.stage == "record" else "cifar10_aug"
-    stages = {"search": searched, "test": tested, "record": lambda: recorded(task, args.variant)}
-    run_all(stages[args.stage](), [*common(task, args.data), *args.set], args.jobs)
+    stages = {"search": searched, "test": tested, "record": lambda: recorded(task, args.variant, args.settings)}
+    run_all(stages[args.stage](), [*common(task, args.data), f"run.threads={args.threads}"], args.jobs)
     if args.stage == "search":
         _write("search.json", search_results())
     elif args.stage == "test":
         _write("contenders.json", test_results())
         print(contender_table(_read("contenders.json")))
     else:
-        row, rows = record_row(task, args.variant), _read("records.json") or []
+        row, rows = record_row(task, args.variant, args.settings), _read("records.json") or []
         print(record_table([row]))
         last = next((old for old in reversed(rows) if old["task"] == task), None)
         if last and not beats(row, last):

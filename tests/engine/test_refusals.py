@@ -113,14 +113,20 @@ PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "target.kind=s
         (["objective.prediction.weight=0"], ["objective.prediction.weight = 0: every term has weight 0"]),
         (
             [*PROJECTED, "objective.prediction.weight=0", "objective.rate.weight=0.1"],
-            ["model.projector.kind = 'mlp': no gradient would reach the projector", "set objective.invariance.weight or"],
+            [
+                "model.projector.kind = 'mlp': no gradient would reach the projector",
+                "set objective.invariance.weight or",
+            ],
         ),
         (
             ["objective.rate.weight=0.1", "objective.rate.features=projections"],
             ["objective.rate.weight = 0.1: needs projections"],
         ),
         (["objective.inverse.weight=0.1"], ["objective.inverse.weight = 0.1: needs a network that infers actions"]),
-        (["model.inverse.kind=mlp"], ["model.inverse.kind = 'mlp': nothing would train it", "set objective.inverse.weight"]),
+        (
+            ["model.inverse.kind=mlp"],
+            ["model.inverse.kind = 'mlp': nothing would train it", "set objective.inverse.weight"],
+        ),
         (
             ["objective.reading.kind=windows", "objective.reading.length=4"],
             ["objective.reading.length = 4: is longer than the 3 observed views"],
@@ -169,7 +175,10 @@ def test_refuses_a_checkpoint_of_another_experiment_or_a_damaged_one(tiny, tmp_p
     refused(tiny(f"run.resume={path}", run="b"), "run.resume", "1000 bytes, the manifest says")
     (path / "trainer.safetensors").write_bytes(whole)
     (path / "manifest.json").unlink()  # as before version 4
-    for text, message in (("{", "not readable"), ('{"version": 2}', "a checkpoint of version 2; 3, 4, 5, 6 can be read")):
+    for text, message in (
+        ("{", "not readable"),
+        ('{"version": 2}', "a checkpoint of version 2; 3, 4, 5, 6 can be read"),
+    ):
         (path / "state.json").write_text(text)
         refused(tiny(f"run.resume={path}", run="b"), "run.resume", message)
 
