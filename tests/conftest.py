@@ -21,7 +21,7 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
-    "configs/smoke.yaml",
+    str(ROOT / "tests/small.yaml"),
     "run.epochs=2",
     "run.deterministic=true",
     "run.threads=1",

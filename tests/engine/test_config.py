@@ -113,7 +113,10 @@ def test_a_printed_config_is_a_config(tmp_path, capsys):
             ["data.batch_size=64", "data.train_subset=32"],
             ["data.batch_size = 64", "larger than data.train_subset = 32"],
         ),
-        (["model.aggregator.num_heads=7"], ["model.aggregator.num_heads = 7", "does not divide the token width"]),
+        (
+            ["model.aggregator.kind=transformer", "model.aggregator.num_heads=7"],
+            ["model.aggregator.num_heads = 7", "does not divide the token width"],
+        ),
         (["gates.enforce=true", "data.name=other"], ["gates.enforce", "no rules for data.name = other"]),
         (["control.enabled=false"], ["override control.enabled=false", "a gate requires a margin"]),
         (

@@ -20,7 +20,7 @@ cross_entropy = CrossEntropy(CrossEntropyConfig()).distance  # its temperature i
 
 
 def objective(*words):
-    return Objective(compose(["configs/smoke.yaml", *words]).config.objective)
+    return Objective(compose(["tests/small.yaml", *words]).config.objective)
 
 
 def output(batch=12, views=4, width=6, seed=0, both=False, **given):
