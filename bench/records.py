@@ -114,7 +114,10 @@ def recorded(task: str, variant: str, settings: list[str]) -> dict[str, list[Pla
         raise SystemExit(f"{variant}: no such file in configs/variant")
     return {
         control: [
-            Plan(RUNS / task / f"{variant}-{control}-{seed}", (str(file), *settings, *words, f"run.seed={seed}"))
+            Plan(
+                RUNS / task / "-".join([variant, *settings, control, str(seed)]),
+                (str(file), *settings, *words, f"run.seed={seed}"),
+            )
             for seed in SEEDS
         ]
         for control, words in CONTROLS.items()
