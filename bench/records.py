@@ -67,12 +67,14 @@ class Plan(NamedTuple):
 # --------------------------------------------------------------------------------------------------------- what is run
 
 
-def contender_plan(folder: Path, contender: Contender, words: Iterable[str], images: int, passes: int) -> Plan:
+def contender_plan(
+    folder: Path, contender: Contender, words: Iterable[str], images: int, passes: int, *, curve: bool = False
+) -> Plan:
     """A run of `passes` encoder passes over the views of a number of images."""
     epochs, rest = divmod(passes, images * contender.views)
     assert not rest, "contenders must get the same number of passes"
     length = (f"run.epochs={epochs}", f"data.train_subset={images}", f"eval.every={epochs}")
-    return Plan(folder, (*contender.words, *words, *length))
+    return Plan(folder, (*contender.words, *words, *length), curve)
 
 
 def searched() -> dict[str, list[Plan]]:
@@ -100,6 +102,7 @@ def tested() -> dict[str, list[Plan]]:
                 (*contender.trials[chosen[name]], f"run.seed={seed}", "checkpoint.keep=9"),
                 6_250,
                 100_000,
+                curve=True,
             )
             for seed in SEEDS
         ]
