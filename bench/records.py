@@ -355,7 +355,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads of each run (default: %(default)s)")
     args = parser.parse_intermixed_args()
     if args.stage == "show":
-        print(contender_table(_read("contenders.json")), "\n")
+        if results := _read("contenders.json"):
+            print(contender_table(results), "\n")
         print(record_table(_read("records.json") or []))
         return 0
     if args.data is None:
