@@ -56,6 +56,9 @@ def paper_protocol(
     return scores
 
 
+Classify = Callable[[Tensor, Tensor, Tensor, Tensor, int], dict[str, Tensor]]
+
+
 def fast_protocol(
     network: FrozenNetwork, probes: list[FrozenProbe], loaders: Loaders, settings: EvalConfig, progress: Progress
 ) -> dict[str, float]:
@@ -64,24 +67,12 @@ def fast_protocol(
     Takes and returns the same as `paper_protocol`; for each class probe, `<name>_knn` is the accuracy of
     `eval.neighbours` nearest neighbours.
     """
-    train = network.read(loaders.train, settings.renderings, progress)
-    test = network.read(loaders.validation, 1, progress)
-    held_out = held_out_rows(train["index"])
-    scores = {}
-    for probe in probes:
-        # a clean image is the same in each rendering
-        rows = slice(len(train["index"]) // settings.renderings if probe.feature == "clean" else None)
-        features, test_features = train[probe.feature][rows], test[probe.feature]
-        if probe.dims is None:
-            labels, classes = train["labels"][rows], probe.outputs
-            predicted = logistic_regression(features, labels, held_out[rows], test_features, num_classes=classes)
-            voted = knn(features, labels, test_features, num_classes=classes, k=settings.neighbours)
-            found = {probe.name: predicted, f"{probe.name}_knn": voted}
-        else:
-            targets = train["actions"][rows, probe.dims]
-            found = {probe.name: ridge_regression(features, targets, held_out[rows], test_features)}
-        scores |= {name: _score(probe, predicted, test) for name, predicted in found.items()}
-    return scores
+
+    def classify(rows: Tensor, labels: Tensor, held_out: Tensor, test_rows: Tensor, classes: int) -> dict[str, Tensor]:
+        predicted = logistic_regression(rows, labels, held_out, test_rows, num_classes=classes)
+        return {"": predicted, "_knn": knn(rows, labels, test_rows, num_classes=classes, k=settings.neighbours)}
+
+    return _regressions(network, probes, loaders, settings, progress, classify)
 
 
 def ridge_protocol(
@@ -92,18 +83,36 @@ def ridge_protocol(
     They are in closed form, so that results do not depend on an optimiser. Takes and returns the same as
     `paper_protocol`.
     """
+
+    def classify(rows: Tensor, labels: Tensor, held_out: Tensor, test_rows: Tensor, classes: int) -> dict[str, Tensor]:
+        return {"": ridge_regression(rows, F.one_hot(labels, classes), held_out, test_rows).argmax(-1)}
+
+    return _regressions(network, probes, loaders, settings, progress, classify)
+
+
+def _regressions(
+    network: FrozenNetwork,
+    probes: list[FrozenProbe],
+    loaders: Loaders,
+    settings: EvalConfig,
+    progress: Progress,
+    classify: Classify,
+) -> dict[str, float]:
+    """Scores of ridge regressions of actions, and of classes that `classify` predicts, by a suffix of the name."""
     train = network.read(loaders.train, settings.renderings, progress)
     test = network.read(loaders.validation, 1, progress)
     held_out = held_out_rows(train["index"])
     scores = {}
     for probe in probes:
+        # a clean image is the same in each rendering
         rows = slice(len(train["index"]) // settings.renderings if probe.feature == "clean" else None)
+        features, test_features = train[probe.feature][rows], test[probe.feature]
         if probe.dims is None:
-            targets = F.one_hot(train["labels"][rows], probe.outputs).double()
+            found = classify(features, train["labels"][rows], held_out[rows], test_features, probe.outputs)
         else:
             targets = train["actions"][rows, probe.dims]
-        predicted = ridge_regression(train[probe.feature][rows], targets, held_out[rows], test[probe.feature])
-        scores[probe.name] = _score(probe, predicted.argmax(-1) if probe.dims is None else predicted, test)
+            found = {"": ridge_regression(features, targets, held_out[rows], test_features)}
+        scores |= {f"{probe.name}{suffix}": _score(probe, predicted, test) for suffix, predicted in found.items()}
     return scores
 
 
