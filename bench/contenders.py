@@ -86,6 +86,12 @@ CONTENDERS = {
         (*ONLINE, *TOGETHER, *UNPREDICTED, *INFERRED),
         {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
     ),
+    "rate_invariance_inverse_8": Contender(
+        "rate, invariance, inferred action, 8 views",
+        (*ONLINE, *TOGETHER, *UNPREDICTED, *INFERRED, "sequence.num_observed=7", "data.batch_size=64"),
+        {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
+        views=8,
+    ),
     "all_4": Contender("all four, 4 views", ALL, {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS}),
     "all_4_prefixes": Contender(
         "all four, each view from all before it",
