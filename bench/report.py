@@ -111,8 +111,7 @@ class Run:
         """Seconds of the convolutions and batch norms of a step; a teacher's views need no gradients."""
         model, side = self.training.model, self.loaders.sequence.image_size
         count = self.config.sequence.num_observed + model.target.joint
-        views = torch.randn(self.batch_size * count, 3, *side, device=self.device)
-        views = views.to(memory_format=torch.channels_last)
+        views = torch.randn(self.batch_size * count, 1, 3, *side, device=self.device)
         seconds = convolution_seconds(model.encoder, views, self.dtype, backward=True)
         if not model.target.joint:
             seconds += convolution_seconds(model.encoder, views[: self.batch_size], self.dtype, backward=False)

@@ -76,7 +76,7 @@ def convolution_seconds(encoder: nn.Module, images: Tensor, dtype: torch.dtype, 
 
     Args:
         encoder: the encoder whose layers are timed.
-        images: [N, C, H, W], channels_last.
+        images: N images in the shape that the encoder takes, [N, C, H, W] or [N, 1, C, H, W].
         dtype: dtype of the activations.
         backward: whether gradients are computed too.
     """

@@ -119,6 +119,34 @@ def test_the_roofline_has_every_convolution():
     assert products == counter.get_total_flops() - 2 * 2 * 512 * 10
 
 
+def test_a_report_counts_and_times_every_part_of_a_step(monkeypatch, capsys):
+    import report
+
+    monkeypatch.setattr(report, "BATCHES", {"cpu": (2, 4)})
+    monkeypatch.setattr(report, "matmul_peak", lambda device, dtype: 1e12)  # the real one takes seconds
+    small = ("model.encoder.kind=convnet", "model.encoder.width=8", "model.aggregator.kind=mean")
+    small += ("model.predictor.hidden=8", "model.action_dim=8", "probes.hidden=8")
+    words = ["configs/data/cifar10_rot.yaml", "target.kind=stop_gradient", *small, "data.root=none"]
+    found = report.measure(words, 4)
+    assert all(seconds > 0 for name, seconds in found["parts"].items() if name != "backward")
+    assert found["rates"].keys() == {2, 4}
+    # the encoder's four views: a forward, a weight gradient, and an input gradient except for the first layer
+    config = compose([*words, "data.batch_size=4"]).config
+    encoder = config.model.encoder.build()
+    shapes = []
+    for layer in (layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)):
+        layer.register_forward_hook(lambda conv, given, y: shapes.append((y.numel(), conv.weight[0].numel())))
+    encoder.eval()(torch.zeros(1, 1, 3, 32, 32))
+    of_encoder = 4 * sum((6 if number else 4) * pixels * weights for number, (pixels, weights) in enumerate(shapes))
+    assert of_encoder < found["flops_per_sequence"] < 1.05 * of_encoder  # predictor and probes are the rest
+    report.show(found | {"task": "cifar10_rot"}, 0.2)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{found['flops_per_sequence'] / 1e9:.2f} GFLOP a sequence" in printed
+    steps, batches = 50_000 // 4, 2_500
+    epoch = steps * found["step_seconds"] + batches * found["parts"]["(validation, a batch)"] / found["eval_every"]
+    assert f"{2000 * epoch / 3600:,.1f} hours, {2000 * epoch / 3600 * 0.2:,.2f} at 0.20 an hour" in printed
+
+
 def test_contenders_get_eight_trials_and_equal_passes(tmp_path):
     from contenders import CONTENDERS
     from records import common, searched
