@@ -21,6 +21,7 @@ from seqjepa.engine.evaluation.probes import mlp
 from seqjepa.engine.models.seq_jepa import SeqJEPA
 from seqjepa.engine.objectives.objective import Objective
 from seqjepa.loaders.images.base import Images
+from seqjepa.loaders.sequences import ActionSpace
 
 __all__ = ["Peer"]
 
@@ -62,7 +63,7 @@ class Peer:
         self.batches = iter(())
         self.augmented = config.sequence.kind == "augment"
         action_dim, classes = dataset[0][1].shape[-1], len(images.classes)
-        self.model = SeqJEPA(config.model, config.target, action_dim).to(device)
+        self.model = SeqJEPA(config.model, config.target, ActionSpace(action_dim)).to(device)
         self.objective = Objective(config.objective)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr)
         width, features, hidden = self.model.token_width, self.model.num_features, config.probes.hidden

@@ -113,6 +113,16 @@ def check_method(config: Config) -> None:
         raise InputError(
             "nothing would train it; set it to none, or set objective.inverse.weight", "model.inverse.kind"
         )
+    if "coordinates" in reads:
+        _check_groups(config)
+    elif model.subspaces.splits:
+        needed = "objective.equivariance.weight or objective.rest.weight"
+        raise InputError(f"nothing would train it; set it to none, or set {needed}", "model.subspaces.kind")
+    if {"coordinates", "inferred_actions"} & reads and not target.joint and config.sequence.num_observed == 1:
+        raise InputError(
+            "leaves one view for the terms that compare two successive ones; set it to at least 2",
+            "sequence.num_observed",
+        )
     if not config.objective.reading.spans(config.sequence.num_observed):
         raise InputError(
             f"is longer than the {config.sequence.num_observed} observed views (sequence.num_observed)",
@@ -140,7 +150,37 @@ def check_method(config: Config) -> None:
             f"no gradient would reach the projector; set it to none, or set {' or '.join(needed)}",
             "model.projector.kind",
         )
-    if projector.fixes_scale and (name := next((name for name, term in terms.items() if term.of_scale), None)):
+    of_scale = (name for name, term in terms.items() if term.of_scale and "projections" in term.reads)
+    if projector.fixes_scale and (name := next(of_scale, None)):
         raise InputError(
             f"removes the scale that objective.{name} regularises; only false is allowed", "model.projector.unit"
+        )
+
+
+def _check_groups(config: Config) -> None:
+    """Refuse terms of the factors' subspaces where there are none.
+
+    Raises:
+        InputError: names the field, and what is allowed.
+    """
+    name = next(name for name, term in config.objective.terms.items() if "coordinates" in term.reads)
+    if not config.model.subspaces.splits:
+        raise InputError("needs subspaces; set model.subspaces.kind=group", f"objective.{name}.weight")
+    groups = config.sequence.groups
+    if not groups:
+        raise InputError(
+            "needs a factor in which a group acts: affine and rotation sequences have some, if their ranges are not "
+            "single values",
+            f"objective.{name}.weight",
+        )
+    if config.actions.normalization == "view_l2":
+        raise InputError(
+            "moves cannot be read from such actions, as model.subspaces.kind=group does; standard or none is allowed",
+            "actions.normalization",
+        )
+    taken = sum(2 if group == "circle" else 1 for group in groups.values())
+    if taken >= config.model.num_features:
+        raise InputError(
+            f"{config.model.num_features} features leave no room beside the {taken} that the factors take",
+            "model.neck.dim",
         )

@@ -66,6 +66,14 @@ class SequenceConfig(Kind):
     num_observed: int = Field(default=3, ge=1, le=31)
     """Number M of observed views; the target is one more view."""
 
+    @property
+    def groups(self) -> dict[str, Literal["circle", "line"]]:
+        """The group that acts in each factor that has one and varies, by the factor's name; none by default.
+
+        circle: angles, whose move is given by its sine and cosine; line: numbers that moves add up to.
+        """
+        return {}
+
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
         for name, (low, high) in self.ranges.items():
@@ -83,6 +91,10 @@ class RotationConfig(SequenceConfig):
     kind: Literal["rotation"] = "rotation"
     angles: list[int] = Field(default=[0, 90, 180, 270], min_length=1)
     """Degrees from which the angle is chosen; multiples of 90."""
+
+    @property
+    def groups(self) -> dict[str, Literal["circle", "line"]]:
+        return {"rotation": "circle"} if len({angle % 360 for angle in self.angles}) > 1 else {}
 
     @model_validator(mode="after")
     def _check_angles(self) -> Self:
@@ -106,6 +118,14 @@ class AffineConfig(SequenceConfig):
     """Lowest and highest zoom, drawn log-uniformly."""
     padding: Literal["zeros", "reflect"] = "zeros"
     """What is shown beyond the image: black, or the image mirrored at its outermost pixels."""
+
+    @property
+    def groups(self) -> dict[str, Literal["circle", "line"]]:
+        found: dict[str, Literal["circle", "line"]] = {"rotation": "circle"}
+        found |= dict.fromkeys(("translation_x", "translation_y", "scale"), "line")
+        ranges = {"rotation": self.rotation, "scale": self.scale}
+        varied = {name: len(set(ranges.get(name, self.translation))) > 1 for name in found}
+        return {name: group for name, group in found.items() if varied[name]}
 
 
 class AugmentConfig(SequenceConfig):

@@ -20,7 +20,7 @@ PANELS = {
 
 
 class Metric(NamedTuple):
-    """A metric, or a family of metrics with {term}, {factor}, {feature} or {sweep} in its name.
+    """A metric, or a family of metrics with {term}, {factor}, {group}, {feature} or {sweep} in its name.
 
     Attributes:
         name: its key in metrics.jsonl.
@@ -83,6 +83,8 @@ METRICS = (
     *_action_probe("matched_agg"),
     *_action_probe("leakage", closing=True, panel="action", label="agg, linear"),
     *_action_probe("matched_z"),
+    # only with model.subspaces.kind=group: moves that are read from the subspaces, with nothing fitted
+    Metric("group_r2_{group}_test", "max", target="action", compared=True),
     Metric("rate_{feature}", "max"),
     Metric("rate_fraction_{feature}", "max"),
     Metric("effective_rank_{feature}", "max"),
@@ -97,6 +99,7 @@ METRICS = (
     # only in epochs with factor sweeps; `subspace_metrics` describes them, and more that are neither good nor bad
     Metric("circle_error_{sweep}", "min"),
     Metric("circle_phase_{sweep}", "max"),
+    Metric("circle_r2_{sweep}", "max"),
     Metric("subspace_ev_{sweep}", "max"),
     Metric("subspace_stability_{sweep}", "max"),
 )

@@ -155,6 +155,22 @@ def _phase(curves: Tensor, degrees: Tensor) -> tuple[float, int]:
     return best
 
 
+def _turn_r2(sweep: Sweep) -> float:
+    """R² of the sine and cosine of the turn between any two steps, read from the plane with nothing fitted but its sense.
+
+    Points are seen from the mean of all anchors, and the angle between two of them is taken for the turn. A whole turn in
+    equal steps has variance 1, so that chance is -1. With m the mean over the S steps of exp(i (polar angle - turn)),
+    all pairs of steps have the R² 2 |m|² - 1; those of a step with itself are left out.
+    """
+    points = (sweep.z.double() @ sweep.principal[1][:, :2]).permute(2, 0, 1)  # [2, N, S]
+    points = points - points.mean((1, 2), keepdim=True)
+    polar, turn = torch.atan2(points[1], points[0]), torch.deg2rad(sweep.factor.values.double())
+    steps = len(turn)
+    shares = [torch.polar(torch.ones_like(polar), polar - sense * turn).mean(1).abs().square() for sense in (1, -1)]
+    pairs = [(steps * share.mean().item() - 1) / (steps - 1) for share in shares]
+    return 2 * max(pairs) - 1
+
+
 def subspace_metrics(
     sweeps: dict[str, Sweep], before: dict[str, Tensor] | None = None
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -169,6 +185,7 @@ def subspace_metrics(
     - subspace_stability_<f>: overlap with its basis in `before`
     - circle_error_<f>: distance of an angle's curves in their plane from the fitted circle, over its radius
     - circle_phase_<f>, circle_turns_<f>: how well they follow the angle, and how often they go round in a whole turn
+    - circle_r2_<f>: R² of the angle between two steps, read from the plane with nothing fitted; chance is -1
 
     All but the energy are NaN for a factor that moves nothing. Sweeps, and bases of an earlier epoch in `before`, are
     given by the name of their factor.
@@ -192,6 +209,7 @@ def subspace_metrics(
             curves = plane_curves(sweep)
             error, (phase, turns) = fit_circle(curves.flatten(0, 1)).error, _phase(curves, factor.values)
             circle = {f"circle_error_{name}": error, f"circle_phase_{name}": phase, f"circle_turns_{name}": turns}
+            circle[f"circle_r2_{name}"] = _turn_r2(sweep)
             metrics |= circle if energy else dict.fromkeys(circle, math.nan)
         if before and name in before:
             metrics[f"subspace_stability_{name}"] = overlap(found.basis, before[name].to(found.basis))

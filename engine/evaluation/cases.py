@@ -88,8 +88,8 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         # the user decides where results go, not the checkpoint's config
         here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
         config = compose(overrides, Config, (f"{found}", state.config | here)).config
-        action_dim = build_sequence(config.sequence, (32, 32), config.actions).action_dim  # same for any image size
-        model = SeqJEPA(config.model, config.target, action_dim)
+        actions = build_sequence(config.sequence, (32, 32), config.actions).action_space  # same for any image size
+        model = SeqJEPA(config.model, config.target, actions)
         load_model(model, tensors["model"])
     except InputError as error:
         raise InputError(str(error) if str(found) in str(error) else f"{found}: {error}") from None

@@ -119,7 +119,7 @@ def untrained_network(config: Config, accelerator: Accelerator) -> SeqJEPA:
     where = {"seed": config.run.seed, "device": accelerator.device}
     loaders = build_loaders(config.data, config.sequence, config.actions, **where)
     set_seed(config.run.seed)
-    model = SeqJEPA(config.model, config.target, loaders.sequence.action_dim).to(accelerator.device)
+    model = SeqJEPA(config.model, config.target, loaders.sequence.action_space).to(accelerator.device)
     model.to(memory_format=torch.channels_last).train()
     epochs = map(loaders.train.epoch, itertools.count(0, len(loaders.train)))
     for batch in itertools.islice(itertools.chain.from_iterable(epochs), CALIBRATION_BATCHES):

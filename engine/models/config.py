@@ -1,6 +1,6 @@
 """Config of the network and of the source of its targets, and what it can be asked to predict."""
 
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -41,6 +41,36 @@ class ConvNetConfig(EncoderConfig):
     @property
     def num_features(self) -> int:
         return 4 * self.width
+
+
+class NeckConfig(Kind):
+    """What turns the encoder's features into z, [N, D] -> [N, D']."""
+
+    def width(self, features: int) -> int:
+        """D', the width of z, for D features."""
+        return features
+
+
+class NoNeckConfig(NeckConfig):
+    """z is what the encoder gives."""
+
+    kind: Literal["none"] = "none"
+
+    def build(self, features: int) -> None:
+        """Nothing."""
+
+
+class LinearNeckConfig(NeckConfig):
+    """One layer and a batch norm without gain: each number of z has mean 0 and variance 1 over the views of a batch."""
+
+    made_by = ".heads:LinearNeck"
+
+    kind: Literal["linear"] = "linear"
+    dim: int = Field(default=64, ge=2)
+    """Width of z."""
+
+    def width(self, features: int) -> int:
+        return self.dim
 
 
 class AggregatorConfig(Kind):
@@ -193,14 +223,45 @@ class MLPInverseConfig(InverseConfig):
     """Hidden width."""
 
 
+class SubspacesConfig(Kind):
+    """Parts of z in which the factors of the sequence act.
+
+    Attributes:
+        splits: whether there are any.
+    """
+
+    splits: ClassVar[bool] = True
+
+
+class NoSubspacesConfig(SubspacesConfig):
+    """z is not split."""
+
+    splits = False
+
+    kind: Literal["none"] = "none"
+
+    def build(self, features: int, actions: Any) -> None:
+        """Nothing."""
+
+
+class GroupSubspacesConfig(SubspacesConfig):
+    """A learnt plane for each angle and a learnt direction for each number that moves add up to, all orthogonal."""
+
+    made_by = ".subspaces:GroupSubspaces"
+
+    kind: Literal["group"] = "group"
+
+
 class ModelConfig(Section):
     """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
     encoder: Annotated[ResNet18Config | ConvNetConfig, Field(discriminator="kind")] = ResNet18Config()
+    neck: Annotated[NoNeckConfig | LinearNeckConfig, Field(discriminator="kind")] = NoNeckConfig()
     aggregator: Annotated[TransformerConfig | MeanConfig, Field(discriminator="kind")] = TransformerConfig()
     predictor: MLPPredictorConfig = MLPPredictorConfig()
     projector: Annotated[NoProjectorConfig | MLPProjectorConfig, Field(discriminator="kind")] = NoProjectorConfig()
     inverse: Annotated[NoInverseConfig | MLPInverseConfig, Field(discriminator="kind")] = NoInverseConfig()
+    subspaces: Annotated[NoSubspacesConfig | GroupSubspacesConfig, Field(discriminator="kind")] = NoSubspacesConfig()
     action_dim: int = Field(default=128, ge=1)
     """Width of the action embedding."""
     aggregator_action: bool = True
@@ -209,14 +270,19 @@ class ModelConfig(Section):
     """Whether the predictor receives the action that leads to the target."""
 
     @property
+    def num_features(self) -> int:
+        """D, the width of z."""
+        return self.neck.width(self.encoder.num_features)
+
+    @property
     def token_width(self) -> int:
         """T: a token is a view's features and, if the aggregator receives them, an embedded action."""
-        return self.encoder.num_features + self.action_dim * self.aggregator_action
+        return self.num_features + self.action_dim * self.aggregator_action
 
     @property
     def prediction_width(self) -> int:
         """Width E of predictions."""
-        return self.projector.width(self.encoder.num_features)
+        return self.projector.width(self.num_features)
 
 
 class SharpeningConfig(Kind):
@@ -264,6 +330,11 @@ class TargetConfig(Kind):
         NoSharpeningConfig()
     )
 
+    @property
+    def joint(self) -> bool:
+        """Whether the target view is encoded together with the observed views."""
+        return False
+
     def unprojected(self) -> str | None:
         """Why its targets cannot be projected, and what is allowed; None if they can."""
         return None
@@ -297,6 +368,10 @@ class OnlineTargetConfig(TargetConfig):
     batch_statistics: Literal["joint", "own"] = "joint"
     """Batch norm of the target view: together with the observed views (joint), or as a batch of its own (own), as in
     the reference code."""
+
+    @property
+    def joint(self) -> bool:
+        return self.batch_statistics == "joint"
 
     def unprojected(self) -> str | None:
         own = "target.batch_statistics=own encodes the target by itself, without a projection; only joint is allowed"

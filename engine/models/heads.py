@@ -1,12 +1,13 @@
-"""The small parts of the network: embedding of actions, projector of features, sharpening of targets."""
+"""The small parts of the network: neck, embedding of actions, projector of features, sharpening of targets."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from ...loaders.batch import Views
 from ..runtime.distributed import joined_mean
-from .config import MLPInverseConfig, MLPProjectorConfig, SoftmaxSharpeningConfig
+from .config import LinearNeckConfig, MLPInverseConfig, MLPProjectorConfig, SoftmaxSharpeningConfig
 
 
 class ActionEmbedding(nn.Module):
@@ -23,6 +24,25 @@ class ActionEmbedding(nn.Module):
 
     def forward(self, actions: Tensor) -> Tensor:
         return self.norm(self.linear(actions))
+
+
+class LinearNeck(nn.Sequential):
+    """One layer and a batch norm without gain: features [N, D] -> z [N, D']."""
+
+    def __init__(self, config: LinearNeckConfig, features: int):
+        super().__init__(nn.Linear(features, config.dim, bias=False), nn.BatchNorm1d(config.dim, affine=False))
+
+
+class NeckedEncoder(nn.Module):
+    """An encoder with a neck: views [B, N, ...] -> z [B, N, D']."""
+
+    def __init__(self, encoder: nn.Module, neck: nn.Module):
+        super().__init__()
+        self.encoder, self.neck = encoder, neck
+
+    def forward(self, views: Views) -> Tensor:
+        features = self.encoder(views)
+        return self.neck(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
 
 class MLPProjector(nn.Module):

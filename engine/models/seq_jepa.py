@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...loaders.batch import Views, each
+from ...loaders.sequences import ActionSpace
 from .aggregators.base import Aggregator
 from .config import ModelConfig, Span, TargetConfig
-from .heads import ActionEmbedding, Sharpening
+from .heads import ActionEmbedding, NeckedEncoder, Sharpening
+from .subspaces import Coordinates
 from .targets.base import Target
 
 
@@ -37,6 +39,7 @@ class Output(NamedTuple):
     others: tuple[Reading, ...] = ()  # further readings of the sequence
     inferred_actions: Tensor | None = None  # [B, N - 1, A] from the features of two successive views
     actions: Tensor | None = None  # [B, N - 1, A] what they should be
+    coordinates: Coordinates | None = None  # the features of N views in the subspaces of the factors, and the rest
 
     @property
     def readings(self) -> list[Reading]:
@@ -64,24 +67,27 @@ class SeqJEPA(nn.Module):
     Args:
         config: config of the network.
         target: config of the source of the targets.
-        action_dim: A.
+        actions: what actions are.
     """
 
-    def __init__(self, config: ModelConfig, target: TargetConfig, action_dim: int):
+    def __init__(self, config: ModelConfig, target: TargetConfig, actions: ActionSpace):
         super().__init__()
-        self.num_features = config.encoder.num_features  # D
+        self.num_features = config.num_features  # D
         self.token_width = config.token_width  # T
         self.prediction_width = config.prediction_width  # E
         self.aggregator_action, self.predictor_action = config.aggregator_action, config.predictor_action
         uses_actions = config.aggregator_action or config.predictor_action
         inputs = self.token_width + config.action_dim * config.predictor_action
         self.encoder = config.encoder.build()
-        self.action_embedding = ActionEmbedding(action_dim, config.action_dim) if uses_actions else None
+        if (neck := config.neck.build(config.encoder.num_features)) is not None:
+            self.encoder = NeckedEncoder(self.encoder, neck)
+        self.action_embedding = ActionEmbedding(actions.dim, config.action_dim) if uses_actions else None
         self.aggregator: Aggregator = config.aggregator.build(self.token_width)
         self.predictor = config.predictor.build(inputs, self.prediction_width)
         self.target: Target = target.build(self.encoder)
         self.projector = config.projector.build(self.num_features)
-        self.inverse = config.inverse.build(self.num_features, action_dim)
+        self.inverse = config.inverse.build(self.num_features, actions.dim)
+        self.subspaces = config.subspaces.build(self.num_features, actions)
         self.sharpening: Sharpening | None = target.sharpening.build(self.prediction_width)
 
     def forward(
@@ -157,8 +163,9 @@ class SeqJEPA(nn.Module):
             pairs = torch.cat([z[:, :-1], z[:, 1:]], dim=-1)  # [B, N - 1, 2 D]
             inferred = self.inverse(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
             given = actions[:, : pairs.shape[1]]
-        observed = z[:, :num_observed]
-        return Output(observed, *first, z, target_z.detach(), projections, tuple(others), inferred, given)
+        coordinates = None if self.subspaces is None else self.subspaces(z, actions[:, : z.shape[1] - 1])
+        observed, others = z[:, :num_observed], tuple(others)
+        return Output(observed, *first, z, target_z.detach(), projections, others, inferred, given, coordinates)
 
     def unread(self, reads: frozenset[str]) -> list[nn.Module]:
         """The parts that outputs with these names do not depend on, and which a loss of them would leave untrained."""
@@ -168,6 +175,7 @@ class SeqJEPA(nn.Module):
             (self.aggregator, aggregates),
             (self.action_embedding, predicts or (aggregates and self.aggregator_action)),
             (self.inverse, "inferred_actions" in reads),
+            (self.subspaces, "coordinates" in reads),
         ]
         return [part for part, read in parts if part is not None and not read]
 

@@ -23,7 +23,7 @@ class TermConfig(Built):
 
     @property
     def reads(self) -> frozenset[str]:
-        """What it is computed from: some of `prediction`, `agg`, `z`, `projections` and `inferred_actions`.
+        """What it is computed from, of `prediction`, `agg`, `z`, `projections`, `inferred_actions` and `coordinates`.
 
         Parts of the network that no term needs keep their initial weights; projections require a projector.
         """
@@ -167,18 +167,54 @@ class SIGRegConfig(ProjectionsConfig):
     """Number of random directions, drawn anew in each step."""
 
 
-class VarianceConfig(ProjectionsConfig):
-    """Hinge that keeps the standard deviation of each dimension of projections at 1 or more (VICReg)."""
+class VICRegConfig(TermConfig):
+    """A regulariser of VICReg."""
+
+    of_scale = True
+
+    features: Literal["projections", "rest"] = "projections"
+    """Features that it keeps apart: projections, or what z has outside of the factors' subspaces (rest)."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"coordinates" if self.features == "rest" else "projections"})
+
+
+class VarianceConfig(VICRegConfig):
+    """Hinge that keeps the standard deviation of each dimension of the features at 1 or more (VICReg)."""
 
     made_by = ".vicreg:Variance"
-    of_scale = True
 
 
-class CovarianceConfig(ProjectionsConfig):
-    """Squared covariances between the dimensions of projections (VICReg)."""
+class CovarianceConfig(VICRegConfig):
+    """Squared covariances between the dimensions of the features (VICReg)."""
 
     made_by = ".vicreg:Covariance"
-    of_scale = True
+
+
+class CoordinatesConfig(TermConfig):
+    """A term that acts on the subspaces of the factors, or on the rest."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"coordinates"})
+
+
+class EquivarianceConfig(CoordinatesConfig):
+    """Error of z(g x) = ρ(g) z(x) in the subspaces of the factors: angles turn a plane, other moves shift a line."""
+
+    made_by = ".group:Equivariance"
+
+    extent: float = Field(default=1.0, gt=0)
+    """Variance of each subspace, relative to that of the rest."""
+    radius: float = Field(default=0.5, ge=0)
+    """Weight of the circles' radius beside the angle."""
+
+
+class RestConfig(CoordinatesConfig):
+    """Share of the variance outside of the subspaces that lies between views of one image, not between images."""
+
+    made_by = ".group:Rest"
 
 
 class ReadingConfig(Kind):
@@ -240,6 +276,8 @@ class ObjectiveConfig(Section):
     sigreg: SIGRegConfig = SIGRegConfig()
     variance: VarianceConfig = VarianceConfig()
     covariance: CovarianceConfig = CovarianceConfig()
+    equivariance: EquivarianceConfig = EquivarianceConfig()
+    rest: RestConfig = RestConfig()
     reading: Annotated[
         ForwardReadingConfig | BothReadingConfig | PrefixesReadingConfig | WindowsReadingConfig,
         Field(discriminator="kind"),

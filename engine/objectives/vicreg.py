@@ -5,24 +5,37 @@ from torch import Tensor
 
 from ..models.seq_jepa import Output
 from ..runtime.distributed import joined_rows
+from .config import VICRegConfig
+from .group import coordinates_of
 from .term import Term
 
 VARIANCE_EPS = 1e-4  # VICReg's
 
 
-class Variance(Term):
-    """Mean of max(0, 1 - standard deviation) over dimensions and view positions of projections (VICReg, eq. 1)."""
+class VICRegTerm(Term):
+    """Base class: a term of the features that the config chooses."""
+
+    def __init__(self, config: VICRegConfig):
+        super().__init__(config)
+        self.of_rest = config.features == "rest"
+
+    def rows(self, output: Output) -> Tensor:
+        """The features, [B, V, E], of all processes."""
+        return joined_rows(coordinates_of(output).rest if self.of_rest else output.projected, self.joined)
+
+
+class Variance(VICRegTerm):
+    """Mean of max(0, 1 - standard deviation) over dimensions and view positions of the features (VICReg, eq. 1)."""
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        projections = joined_rows(output.projected, self.joined)
-        return F.relu(1 - (projections.var(0) + VARIANCE_EPS).sqrt()).mean()
+        return F.relu(1 - (self.rows(output).var(0) + VARIANCE_EPS).sqrt()).mean()
 
 
-class Covariance(Term):
+class Covariance(VICRegTerm):
     """Sum of squared covariances between dimensions / number of dimensions, mean over views (VICReg, eq. 4)."""
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        centred = joined_rows(output.projected, self.joined).transpose(0, 1)  # [V, B, E]
+        centred = self.rows(output).transpose(0, 1)  # [V, B, E]
         centred = centred - centred.mean(1, keepdim=True)
         covariance = centred.mT @ centred / (centred.shape[1] - 1)
         squares = covariance.square()

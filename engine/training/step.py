@@ -43,7 +43,7 @@ class TrainingStep:
         self.total_steps = segments.start(len(segments))
         device = accelerator.device
 
-        self.model = model = SeqJEPA(config.model, config.target, loaders.sequence.action_dim)
+        self.model = model = SeqJEPA(config.model, config.target, loaders.sequence.action_space)
         self.world = world()
         joined = self.world if config.run.batch_statistics == "global" else None
         if joined is not None:

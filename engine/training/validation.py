@@ -9,10 +9,11 @@ from accelerate.utils import broadcast
 from ...kernels import coding_rate_stats
 from ...loaders.batch import Batch, each
 from ...loaders.loader import SequenceLoader
-from ..analysis.accumulators import Mean, MetricBank, centred_cosine
+from ..analysis.accumulators import R2, Mean, MetricBank, centred_cosine, mean_r2
 from ..analysis.metrics import expand
 from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
+from ..models.subspaces import read_moves
 from ..objectives.rate import normalized
 from ..runtime.distributed import uneven_rows
 from ..runtime.failures import VALIDATION, during
@@ -40,6 +41,9 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     means = MetricBank({name: Mean() for name in names}).to(device)
     moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
     size = loader.sampler.local_batch_size
+    split = model.subspaces
+    factors = {name: R2(dims) for name, dims in split.dims.items()} if split is not None else {}
+    groups = MetricBank(factors).to(device)
     predictions, targets = [], []
     for number, batch in enumerate(loader.epoch(0)):
         measured, given = _measure(training, batch, size)
@@ -53,6 +57,10 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
         training.probes.update(bank, measured.probe_outputs, given.labels, given.moves)
         moments["z"].update(features["first"])
         moments["agg"].update(features["agg"])
+        if split is not None and output.coordinates is not None:
+            true = split.by_factor(split.moves(given.moves[:, : output.coordinates.lines.shape[1] - 1]))
+            for name, read in split.by_factor(read_moves(output.coordinates)).items():
+                groups[name].update(read, true[name])
         if number == 0:  # a rate depends on the number of rows, which is that of training here
             for feature, rows in (("agg", output.agg), ("z", output.z.transpose(0, 1))):  # z: [M, B, D]
                 rate = training.config.objective.rate
@@ -71,6 +79,9 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     )
     moments = moments.collect(training.accelerator)
     metrics |= spectrum_metrics(moments) | model.aggregator.figures()
+    metrics |= {
+        f"group_r2_{name}_test": mean_r2(r2) for name, r2 in groups.collect(training.accelerator).compute().items()
+    }
     if training.world is not None:
         # all processes decide by the same numbers: eigenvalues may differ between machines
         values: Any = broadcast(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device))
@@ -98,5 +109,6 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
 def metric_names(config: Config, num_classes: int | None, factors: dict[str, slice]) -> set[str]:
     """Names of all metrics of a validated epoch; probes whose targets the task does not have are left out."""
     targets = [target for target, known in (("class", num_classes), ("action", factors)) if known]
-    names = expand(targets, term=config.objective.terms, factor=factors, feature=("z", "agg"))
+    groups = config.sequence.groups if config.model.subspaces.splits else ()
+    names = expand(targets, term=config.objective.terms, factor=factors, feature=("z", "agg"), group=groups)
     return names | {*config.model.aggregator.implementation().figure_names}

@@ -3,9 +3,9 @@
 import torch
 
 from ..config import ActionsConfig, SequenceConfig
-from .base import Factor, Sequence, Sweeps
+from .base import ActionSpace, Factor, Group, Sequence, Sweeps
 
-__all__ = ["Factor", "Sequence", "Sweeps", "build_sequence"]
+__all__ = ["ActionSpace", "Factor", "Group", "Sequence", "Sweeps", "build_sequence"]
 
 CPU = torch.device("cpu")
 DEFAULT_ACTIONS = ActionsConfig()

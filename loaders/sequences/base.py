@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,27 @@ class Factor(NamedTuple):
     params: Tensor  # [S, P]
     dims: int  # dimension of the subspace in which an equivariant encoder would represent it
     closed: bool = False  # whether the last step is next to the first: an angle
+
+
+class Group(NamedTuple):
+    """A factor in which a group acts, and its dimensions of the action."""
+
+    factor: str
+    kind: Literal["circle", "line"]
+    dims: slice  # two for a circle: sine and cosine of the angle; any number for a line
+
+
+class ActionSpace(NamedTuple):
+    """What a network must know of actions: how many dimensions they have, and which groups act.
+
+    Moves are `actions * scale + offset`. All three tensors are [A], and given if there are groups.
+    """
+
+    dim: int  # A
+    groups: tuple[Group, ...] = ()
+    offset: Tensor | None = None
+    scale: Tensor | None = None
+    deviation: Tensor | None = None  # standard deviation of moves
 
 
 Sweeps = list[tuple["Sequence", list[Factor]]]  # each sequence, with the grids that it renders
@@ -123,6 +144,18 @@ class Sequence(ABC):
         They are the same for all runs of a kind, whatever their ranges, so that figures can be compared.
         """
         return []
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """The dimensions of actions, and the groups of the factors that have one."""
+        kinds = self.config.groups
+        if not kinds:
+            return ActionSpace(self.action_dim)
+        groups = tuple(Group(factor, kind, self.factors[factor]) for factor, kind in kinds.items())
+        mean, deviation = self.statistics
+        if self.normalization == "standard":
+            return ActionSpace(self.action_dim, groups, mean, deviation, deviation)
+        return ActionSpace(self.action_dim, groups, torch.zeros_like(mean), torch.ones_like(mean), deviation)
 
     def prepare(self) -> None:
         """Compute cached values; call it before `torch.compile` traces this object."""

@@ -17,7 +17,7 @@ class OnlineTarget(Target):
 
     def __init__(self, config: OnlineTargetConfig, encoder: nn.Module):
         super().__init__()
-        self.joint = config.batch_statistics == "joint"
+        self.joint = config.joint
         self.detached = config.detached
 
     def features(self, encoder: nn.Module, views: Views) -> Tensor:

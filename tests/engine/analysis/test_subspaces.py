@@ -63,6 +63,20 @@ def test_a_perfect_circle(sense):
     assert overlap(bases["rotation"], axes[:, :2]) == pytest.approx(1)
 
 
+def test_the_turn_is_read_from_a_circle_about_one_centre():
+    axes, turn = basis(), torch.deg2rad(ANGLES).double() + noise(ANCHORS, 1, seed=2)
+    content = noise(ANCHORS, 1, D - 2, seed=4) @ axes[:, 2:].T
+
+    def read(sense):
+        curves = torch.stack([(sense * turn).cos(), (sense * turn).sin()], -1) @ axes[:, :2].T
+        return subspace_metrics({"rotation": Sweep(rotation(), curves + content)})[0]["circle_r2_rotation"]
+
+    assert read(1) == read(-1) == pytest.approx(1, abs=1e-3)  # the mean of forty phases is not quite the centre
+    # once round for every half turn: the mean over pairs of |exp(2ix) - exp(ix)|² is 2, less 2 for the diagonal left out
+    assert read(2) == pytest.approx(2 * (24 * 0 - 1) / 23 - 1, abs=0.02)
+    assert subspace_metrics({"rotation": circle(axes[:, :2])})[0]["circle_r2_rotation"] < 0  # each has its own centre
+
+
 def test_circles_in_one_phase_are_shared_and_in_random_ones_are_not():
     axes = basis()
     turn = torch.deg2rad(ANGLES).double()

@@ -32,6 +32,7 @@ from seqjepa.engine.objectives.config import (
     WindowsReadingConfig,
 )
 from seqjepa.engine.objectives.prediction import Cosine
+from seqjepa.loaders.sequences import ActionSpace
 
 cosine_distance = Cosine(CosineConfig()).distance
 SMALL = ModelConfig(
@@ -44,7 +45,7 @@ SMALL = ModelConfig(
 
 def small(model=SMALL, kind="ema", **target):
     torch.manual_seed(0)
-    return SeqJEPA(model, by_kind(AnyTarget)[kind](**target), action_dim=2)
+    return SeqJEPA(model, by_kind(AnyTarget)[kind](**target), ActionSpace(2))
 
 
 def changed(**settings):
@@ -74,11 +75,11 @@ def count(module):
     ],
 )
 def test_parameter_counts_are_those_of_the_reference_code(action_dim, settings, trainable, with_teacher):
-    model = SeqJEPA(ModelConfig(**settings), EMATargetConfig(), action_dim)
+    model = SeqJEPA(ModelConfig(**settings), EMATargetConfig(), ActionSpace(action_dim))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
     assert count(model) == with_teacher
     assert count(model.encoder) == 11_168_832
-    without = SeqJEPA(ModelConfig(**settings), StopGradientTargetConfig(), action_dim)
+    without = SeqJEPA(ModelConfig(**settings), StopGradientTargetConfig(), ActionSpace(action_dim))
     assert count(without) == trainable
 
 

@@ -10,11 +10,14 @@ from seqjepa.engine.models.config import ConvNetConfig, EMATargetConfig, ModelCo
 from seqjepa.engine.models.seq_jepa import SeqJEPA
 from seqjepa.engine.training.config import OptimConfig
 from seqjepa.engine.training.optimizers import build_optimizer, learning_rate, set_rate
+from seqjepa.loaders.sequences import ActionSpace
 
 
 def test_decay_spares_biases_norms_and_tokens():
     encoder, aggregator = ConvNetConfig(width=4), TransformerConfig(num_layers=1, time_embedding=True)
-    model = SeqJEPA(ModelConfig(encoder=encoder, aggregator=aggregator, action_dim=8), EMATargetConfig(), 2)
+    model = SeqJEPA(
+        ModelConfig(encoder=encoder, aggregator=aggregator, action_dim=8), EMATargetConfig(), ActionSpace(2)
+    )
     optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1), torch.tensor(0.1))
     names = {id(p): name for name, p in model.named_parameters()}
     groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
