@@ -18,6 +18,7 @@ else:
     from .coding_rate import CodingRate, CodingRateStats, coding_rate, coding_rate_stats
     from .ema import EMA, cosine_decay, ema_update_
     from .sigreg import SIGReg, sigreg
+    from .token_statistics import token_statistics_attention
 
     __all__ = [
         "EMA",
@@ -30,4 +31,5 @@ else:
         "cosine_decay",
         "ema_update_",
         "sigreg",
+        "token_statistics_attention",
     ]

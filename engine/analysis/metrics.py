@@ -20,7 +20,7 @@ PANELS = {
 
 
 class Metric(NamedTuple):
-    """A metric, or a family of metrics with {term}, {factor}, {group}, {feature} or {sweep} in its name.
+    """A metric, or a family of metrics with {term}, {factor}, {group}, {crate}, {feature} or {sweep} in its name.
 
     Attributes:
         name: its key in metrics.jsonl.
@@ -96,6 +96,8 @@ METRICS = (
     Metric("pair_cosine_{feature}", "min"),
     Metric("rank_eq_eff", "max"),
     Metric("rank_inv_eff", "max"),
+    # only with parts of kind=crate: the longest step of their sparse coding
+    Metric("dictionary_step_{crate}"),
     # only in epochs with factor sweeps; `subspace_metrics` describes them, and more that are neither good nor bad
     Metric("circle_error_{sweep}", "min"),
     Metric("circle_phase_{sweep}", "max"),

@@ -156,11 +156,11 @@ def _phase(curves: Tensor, degrees: Tensor) -> tuple[float, int]:
 
 
 def _turn_r2(sweep: Sweep) -> float:
-    """R² of the sine and cosine of the turn between any two steps, read from the plane with nothing fitted but its sense.
+    """R² of the sine and cosine of the turn between two steps, read from the plane; only its sense is fitted.
 
-    Points are seen from the mean of all anchors, and the angle between two of them is taken for the turn. A whole turn in
-    equal steps has variance 1, so that chance is -1. With m the mean over the S steps of exp(i (polar angle - turn)),
-    all pairs of steps have the R² 2 |m|² - 1; those of a step with itself are left out.
+    Points are seen from the mean of all anchors, and the angle between two of them is taken for the turn. A whole turn
+    in equal steps has variance 1, so that chance is -1. With m the mean over the S steps of exp(i (polar angle -
+    turn)), all pairs of steps have the R² 2 |m|² - 1; those of a step with itself are left out.
     """
     points = (sweep.z.double() @ sweep.principal[1][:, :2]).permute(2, 0, 1)  # [2, N, S]
     points = points - points.mean((1, 2), keepdim=True)

@@ -10,6 +10,7 @@ from accelerate.utils import set_seed
 from ...configs.errors import InputError
 from ...configs.files import to_json, write_atomically
 from ..analysis.accumulators import MetricBank
+from ..analysis.layers import layer_curves, layer_metrics
 from ..analysis.spectra import Moments, spectrum_metrics
 from ..analysis.subspaces import subspace_metrics, sweep
 from ..models.seq_jepa import SeqJEPA
@@ -124,12 +125,14 @@ def _measure_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
         for feature, rows in features.items():
             moments[feature].update(rows)
         moments = moments.collect(accelerator)
+        curves = layer_curves(network, next(iter(loaders.validation.epoch(0))), accelerator)
         metrics[name] = {
             **subspace_metrics(swept)[0],
+            **layer_metrics(curves),
             **equivariance_metrics(train, test, again, loaders.sequence.factors, loaders.num_classes),
             **spectrum_metrics(moments),
         }
-        sweeps[name] = NetworkSweeps(swept, {feature: moments[feature].spectrum() for feature in moments})
+        sweeps[name] = NetworkSweeps(swept, {feature: moments[feature].spectrum() for feature in moments}, curves)
     result = {**case.facts(accelerator), "anchors": config.diagnostics.anchors, **metrics}
     draw_all(sweeps, case.folder)
     result["timing"]["seconds"] = time.perf_counter() - started

@@ -2,10 +2,31 @@
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...configs.errors import InputError
 from ...configs.section import Kind, Section
+
+
+class CrateLayers(Section):
+    """Settings of layers that compress by attention in subspaces and then sparsify: CRATE's."""
+
+    num_layers: int = Field(default=2, ge=1)
+    """Number of layers."""
+    num_heads: int = Field(default=4, ge=1)
+    """Number of subspaces of each layer."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the attention's weights and output."""
+    coding: Literal["square", "overcomplete"] = "square"
+    """Dictionary of the sparse coding: square, without a residual (CRATE), or four times as wide as a token, with a
+    dictionary of its own for the synthesis and a residual (CRATE-alpha)."""
+    step: float = Field(default=0.1, gt=0)
+    """Step size of the sparse coding."""
+    threshold: float = Field(default=0.1, ge=0)
+    """Weight of the l1 norm of the codes."""
+    longest_step: float | None = Field(default=None, gt=0)
+    """After each training step, dictionaries D are shrunk to step * |D|² of at most this; null only warns above 1.8.
+    The sparse coding descends below 2."""
 
 
 class EncoderConfig(Kind):
@@ -41,6 +62,43 @@ class ConvNetConfig(EncoderConfig):
     @property
     def num_features(self) -> int:
         return 4 * self.width
+
+
+class CrateEncoderConfig(CrateLayers, EncoderConfig):
+    """White-box vision transformer of CRATE: patches and a class token, whose features are z."""
+
+    made_by = ".encoders.crate:CrateEncoder"
+
+    kind: Literal["crate"] = "crate"
+    size: Literal["custom", "tiny", "small", "base", "large"] = "custom"
+    """Width, layers and heads of a published size, which then replace those below; custom takes them as they are."""
+    width: int = Field(default=192, ge=1)
+    """Width of a token, and number of features."""
+    num_layers: int = Field(default=6, ge=1)
+    """Number of layers."""
+    patch: int = Field(default=4, ge=1)
+    """Height and width of a patch in pixels."""
+    side: int = Field(default=32, ge=2)
+    """Height and width of the images in pixels."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.side % self.patch:
+            raise InputError(f"does not divide the side of {self.side} pixels", "patch")
+        width, _, heads = self.shape
+        if width % heads:
+            raise InputError(f"does not divide the width {width}", "num_heads")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, number of layers, number of heads."""
+        published = {"tiny": (384, 12, 6), "small": (576, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
+        return published.get(self.size, (self.width, self.num_layers, self.num_heads))
+
+    @property
+    def num_features(self) -> int:
+        return self.shape[0]
 
 
 class NeckConfig(Kind):
@@ -127,8 +185,58 @@ class MeanConfig(AggregatorConfig):
     kind: Literal["mean"] = "mean"
 
 
+class CrateConfig(CrateLayers, AggregatorConfig):
+    """White-box layers of CRATE with a learnt AGG token; each compresses tokens in subspaces and sparsifies them."""
+
+    made_by = ".aggregators.crate:Crate"
+
+    kind: Literal["crate"] = "crate"
+    time_embedding: bool = False
+    """Whether tokens carry a learnt embedding of their distance to the target."""
+    positions: int = Field(default=16, ge=1, le=512)
+    """Number of distances that have an embedding; no sequence may be longer (time_embedding=true)."""
+
+    def check_width(self, width: int) -> None:
+        if width % self.num_heads:
+            raise InputError(f"does not divide the token width {width}", "num_heads")
+
+    @property
+    def most_views(self) -> int | None:
+        return self.positions if self.time_embedding else None
+
+
+class TostConfig(AggregatorConfig):
+    """Token-statistics layers of ToST, linear in the number of views, with a read-out by one token's attention."""
+
+    made_by = ".aggregators.tost:Tost"
+
+    kind: Literal["tost"] = "tost"
+    num_layers: int = Field(default=2, ge=1)
+    """Number of layers of the tokens."""
+    num_heads: int = Field(default=4, ge=1)
+    """Attention heads of each layer."""
+    readout_layers: int = Field(default=1, ge=1)
+    """Number of layers in which the AGG token attends to the tokens (2 in the paper)."""
+    causal: bool = False
+    """Whether each view sees only statistics of itself and the views before it."""
+    gain: float = Field(default=1.0, gt=0)
+    """Initial gain of each layer's output (the paper's 24 layers start with 1e-5)."""
+    time_embedding: bool = False
+    """Whether tokens carry a learnt embedding of their distance to the target."""
+    positions: int = Field(default=64, ge=1, le=512)
+    """Number of distances that have an embedding; no sequence may be longer (time_embedding=true)."""
+
+    def check_width(self, width: int) -> None:
+        if width % self.num_heads:
+            raise InputError(f"does not divide the token width {width}", "num_heads")
+
+    @property
+    def most_views(self) -> int | None:
+        return self.positions if self.time_embedding else None
+
+
 class PredictorConfig(Kind):
-    """The network that predicts the target from the aggregate and the last action: [B, T + P] -> [B, E]."""
+    """The network that predicts the target from the aggregate [B, T] and the last action [B, P]: -> [B, E]."""
 
 
 class MLPPredictorConfig(PredictorConfig):
@@ -139,6 +247,20 @@ class MLPPredictorConfig(PredictorConfig):
     kind: Literal["mlp"] = "mlp"
     hidden: int = Field(default=1024, ge=1)
     """Hidden width."""
+
+
+class CratePredictorConfig(CrateLayers, PredictorConfig):
+    """White-box layers of CRATE on two tokens, the aggregate and the last action."""
+
+    made_by = ".predictors.crate:CratePredictor"
+
+    kind: Literal["crate"] = "crate"
+    num_layers: int = Field(default=1, ge=1)
+    """Number of layers."""
+    coding: Literal["square", "overcomplete"] = "overcomplete"
+    """Dictionary of the sparse coding, as in the aggregator of this kind."""
+    width: int = Field(default=96, ge=1)
+    """Width of a token."""
 
 
 class ProjectorConfig(Kind):
@@ -255,10 +377,14 @@ class GroupSubspacesConfig(SubspacesConfig):
 class ModelConfig(Section):
     """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
-    encoder: Annotated[ResNet18Config | ConvNetConfig, Field(discriminator="kind")] = ResNet18Config()
+    encoder: Annotated[ResNet18Config | ConvNetConfig | CrateEncoderConfig, Field(discriminator="kind")] = (
+        ResNet18Config()
+    )
     neck: Annotated[NoNeckConfig | LinearNeckConfig, Field(discriminator="kind")] = NoNeckConfig()
-    aggregator: Annotated[TransformerConfig | MeanConfig, Field(discriminator="kind")] = TransformerConfig()
-    predictor: MLPPredictorConfig = MLPPredictorConfig()
+    aggregator: Annotated[TransformerConfig | MeanConfig | CrateConfig | TostConfig, Field(discriminator="kind")] = (
+        TransformerConfig()
+    )
+    predictor: Annotated[MLPPredictorConfig | CratePredictorConfig, Field(discriminator="kind")] = MLPPredictorConfig()
     projector: Annotated[NoProjectorConfig | MLPProjectorConfig, Field(discriminator="kind")] = NoProjectorConfig()
     inverse: Annotated[NoInverseConfig | MLPInverseConfig, Field(discriminator="kind")] = NoInverseConfig()
     subspaces: Annotated[NoSubspacesConfig | GroupSubspacesConfig, Field(discriminator="kind")] = NoSubspacesConfig()

@@ -77,13 +77,13 @@ class SeqJEPA(nn.Module):
         self.prediction_width = config.prediction_width  # E
         self.aggregator_action, self.predictor_action = config.aggregator_action, config.predictor_action
         uses_actions = config.aggregator_action or config.predictor_action
-        inputs = self.token_width + config.action_dim * config.predictor_action
+        action_width = config.action_dim * config.predictor_action
         self.encoder = config.encoder.build()
         if (neck := config.neck.build(config.encoder.num_features)) is not None:
             self.encoder = NeckedEncoder(self.encoder, neck)
         self.action_embedding = ActionEmbedding(actions.dim, config.action_dim) if uses_actions else None
         self.aggregator: Aggregator = config.aggregator.build(self.token_width)
-        self.predictor = config.predictor.build(inputs, self.prediction_width)
+        self.predictor = config.predictor.build(self.token_width, action_width, self.prediction_width)
         self.target: Target = target.build(self.encoder)
         self.projector = config.projector.build(self.num_features)
         self.inverse = config.inverse.build(self.num_features, actions.dim)
@@ -153,8 +153,8 @@ class SeqJEPA(nn.Module):
             read = torch.cat([_views_of(span, z) for span in alike])
             moves = torch.cat([_actions_of(span, embedded_back if span.backwards else embedded) for span in alike])
             agg = self.aggregate(read, moves[:, :-1])
-            inputs = torch.cat([agg, moves[:, -1].to(agg.dtype)], dim=-1) if self.predictor_action else agg
-            parts = zip(alike, agg.chunk(len(alike)), self.predictor(inputs).chunk(len(alike)), strict=True)
+            predicted = self.predictor(agg, moves[:, -1] if self.predictor_action else None)
+            parts = zip(alike, agg.chunk(len(alike)), predicted.chunk(len(alike)), strict=True)
             for span, part, prediction in parts:
                 readings[span] = Reading(part, prediction, targets[:, targeted.index(span.target)])
         first, *others = (readings[span] for span in spans)

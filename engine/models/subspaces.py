@@ -36,11 +36,17 @@ class GroupSubspaces(nn.Module):
     centres, is learnt.
 
     Attributes:
-        circles, lines: names of the factors, in the order of the coordinates; a factor of several lines occurs as often.
+        circles, lines: names of the factors, in the order of the coordinates; one of several lines occurs as often.
         dims: how many numbers `by_factor` gives for each factor.
     """
 
     no_decay = ("basis", "centre")
+
+    offset: Tensor
+    scale: Tensor
+    deviation: Tensor
+    turn_dims: Tensor
+    shift_dims: Tensor
 
     def __init__(self, config: GroupSubspacesConfig, features: int, actions: ActionSpace):
         super().__init__()
@@ -103,7 +109,7 @@ def orthonormal(basis: Tensor) -> Tensor:
 
 
 def read_moves(coordinates: Coordinates) -> Moves:
-    """The moves that the subspaces say there were, with nothing fitted: shifts are in standard deviations of their own."""
+    """The moves that the subspaces tell, with nothing fitted; shifts are in standard deviations of their own."""
     shifts = coordinates.lines.diff(dim=1)
     return Moves(turned(coordinates.circles), shifts / shifts.square().mean((0, 1)).sqrt())
 

@@ -1,4 +1,4 @@
-"""Factor sweeps during training: how much factors of variation move the encoder's features, and in which directions."""
+"""Factor sweeps during training: how much factors of variation move the features, and what white-box layers do."""
 
 import re
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch import Tensor
 from ...configs.errors import first_line
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import MetricBank
+from ..analysis.layers import layer_curves, layer_metrics
 from ..analysis.subspaces import subspace_metrics, sweep
 from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from ..runs.folder import RunFolder
@@ -39,11 +40,13 @@ def diagnose(
     """
     try:
         sweeps = sweep(training.model.eval(), loader, training.config.diagnostics.anchors, training.accelerator)
+        curves = layer_curves(training.model, next(iter(loader.epoch(0))), training.accelerator)
         metrics, found = subspace_metrics(sweeps, _before(folder.bases, epoch))
+        metrics |= layer_metrics(curves)
         folder.bases.mkdir(parents=True, exist_ok=True)
         save_tensors(found, folder.bases / f"epoch-{epoch:04d}.safetensors")
         spectra = {feature: moments[feature].spectrum() for feature in moments}
-        return metrics, draw_all({f"epoch {epoch}": NetworkSweeps(sweeps, spectra)}, folder.figures)
+        return metrics, draw_all({f"epoch {epoch}": NetworkSweeps(sweeps, spectra, curves)}, folder.figures)
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:  # no memory, a full disk
         say(f"no sweeps for epoch {epoch}: {first_line(error)}")
         return {}, []

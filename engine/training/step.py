@@ -15,6 +15,7 @@ from ..analysis.accumulators import Mean, MetricBank
 from ..config import Config
 from ..evaluation.probes import OnlineProbes
 from ..models.seq_jepa import Output, SeqJEPA
+from ..models.white_box import CrateLayer
 from ..objectives.objective import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
@@ -74,6 +75,7 @@ class TrainingStep:
             fused=True,
             capturable=device.type == "cuda",
         )
+        self.clipped = [part for part in model.modules() if isinstance(part, CrateLayer) and part.longest]
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         if not train_model:
             model.requires_grad_(False)
@@ -145,6 +147,8 @@ class TrainingStep:
         grad_norm = torch.nn.utils.clip_grad_norm_(self.trainable, optim.clip_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for part in self.clipped:
+            part.clip()
         target.update(self.model.encoder, decay, weights=not isinstance(self.optimizer, AdamWEMA))
         return grad_norm
 

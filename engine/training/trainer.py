@@ -17,6 +17,7 @@ from ...configs.errors import InputError, shown
 from ...configs.files import to_json, write_atomically
 from ..analysis.spectra import collapse_warnings
 from ..config import Config
+from ..models.white_box import LONG_STEP
 from ..reports.console import Reporter, Stopwatch, closing_block
 from ..reports.figures.curves import draw_curves
 from ..reports.trackers import Trackers, end_tracking
@@ -288,6 +289,10 @@ class Trainer:
             self.reporter.epoch(title, metrics, self.untrained)
             for warning in collapse_warnings(metrics, config.diagnostics):
                 say(f"collapse? {warning}")
+            for name in ("encoder", "aggregator", "predictor"):
+                if (length := metrics.get(f"dictionary_step_{name}", 0.0)) > LONG_STEP:
+                    limit = f"model.{name}.longest_step=1 limits it"
+                    say(f"a step of the sparse coding is {length:.2f} long; beyond 2 it need not descend: {limit}")
         if self.stopped_early:
             say(f"stopped early: {config.early_stop.metric} has not improved for {self.patience.waited} validations")
         if is_best or self.done or number % config.checkpoint.every == 0:

@@ -13,7 +13,9 @@ from ..analysis.accumulators import R2, Mean, MetricBank, centred_cosine, mean_r
 from ..analysis.metrics import expand
 from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
+from ..models.config import CrateLayers
 from ..models.subspaces import read_moves
+from ..models.white_box import CrateLayer
 from ..objectives.rate import normalized
 from ..runtime.distributed import uneven_rows
 from ..runtime.failures import VALIDATION, during
@@ -42,8 +44,7 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
     size = loader.sampler.local_batch_size
     split = model.subspaces
-    factors = {name: R2(dims) for name, dims in split.dims.items()} if split is not None else {}
-    groups = MetricBank(factors).to(device)
+    groups = MetricBank({name: R2(dims) for name, dims in split.dims.items()} if split is not None else {}).to(device)
     predictions, targets = [], []
     for number, batch in enumerate(loader.epoch(0)):
         measured, given = _measure(training, batch, size)
@@ -79,6 +80,9 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     )
     moments = moments.collect(training.accelerator)
     metrics |= spectrum_metrics(moments) | model.aggregator.figures()
+    for name in ("encoder", "aggregator", "predictor"):
+        if steps := [part.step_length() for part in getattr(model, name).modules() if isinstance(part, CrateLayer)]:
+            metrics[f"dictionary_step_{name}"] = torch.stack(steps).max().item()
     metrics |= {
         f"group_r2_{name}_test": mean_r2(r2) for name, r2 in groups.collect(training.accelerator).compute().items()
     }
@@ -110,5 +114,7 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     """Names of all metrics of a validated epoch; probes whose targets the task does not have are left out."""
     targets = [target for target, known in (("class", num_classes), ("action", factors)) if known]
     groups = config.sequence.groups if config.model.subspaces.splits else ()
-    names = expand(targets, term=config.objective.terms, factor=factors, feature=("z", "agg"), group=groups)
+    crate = [name for name, part in config.model if isinstance(part, CrateLayers)]
+    fields = {"term": config.objective.terms, "factor": factors, "group": groups, "crate": crate}
+    names = expand(targets, feature=("z", "agg"), **fields)
     return names | {*config.model.aggregator.implementation().figure_names}

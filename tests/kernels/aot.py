@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 
 import seqjepa.kernels
 from seqjepa.kernels import adamw_ema, directions, ema
+from seqjepa.kernels import token_statistics as statistics
 from seqjepa.kernels.internal import cholesky, matmul, multi_tensor
 
 sigreg = importlib.import_module("seqjepa.kernels.sigreg")  # the package exports a function of that name
@@ -48,6 +49,7 @@ def manifest(architecture: int) -> dict[str, tuple]:
     average = "*i64 *fp64 *fp32 i32"
     step = "*i64 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32 i32"
     one_stage = {"num_stages": 1}
+    sizes, tile = " i32 i32 i32", statistics.blocks(4, 160)  # of the paper's tokens: features and an action
     return {
         "matmul": (matmul._matmul_kernel, "*fp32 " * 4 + "i32 " * 7, {"SCALED": True, **gemm}, matmul.OPTIONS),
         "matmul bf16": (
@@ -81,6 +83,22 @@ def manifest(architecture: int) -> dict[str, tuple]:
             sigreg._projection_gradient_kernel,
             "*fp32 *fp32 *fp32 i32 i32 i32 fp32",
             {"BETWEEN": False, **sigreg.GRADIENT_BLOCKS},
+            {},
+        ),
+        "token moments": (statistics._moments_kernel, "*bf16 *fp32" + sizes, tile, {}),
+        "token weights": (
+            statistics._weights_kernel,
+            "*bf16 *fp32 *fp32 *fp32 *fp32 *fp32" + sizes,
+            {"SMALLEST": statistics.SMALLEST, **tile},
+            {},
+        ),
+        "token output": (statistics._output_kernel, "*bf16 *fp32 *fp32 *bf16" + sizes, tile, {}),
+        "token products": (statistics._products_kernel, "*bf16 *bf16 *fp32 *fp32" + sizes, tile, {}),
+        "token scores": (statistics._scores_gradient_kernel, "*bf16 *bf16" + " *fp32" * 7 + sizes, tile, {}),
+        "token gradient": (
+            statistics._tokens_gradient_kernel,
+            "*bf16 *bf16" + " *fp32" * 6 + " *bf16" + sizes,
+            tile,
             {},
         ),
         "ema": (ema._ema_kernel, average, {"LISTS": 2, "SKIP": False, **pair, **lists}, {}),

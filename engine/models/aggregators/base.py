@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Aggregator(nn.Module):
@@ -19,3 +20,19 @@ class Aggregator(nn.Module):
     def figures(self) -> dict[str, float]:
         """Numbers about its weights that each validation reports; none by default."""
         return {}
+
+
+class DistanceEmbedding(nn.Module):
+    """Adds to each token [B, M, T] a learnt embedding of its distance to the target, the end of the sequence.
+
+    A longer sequence has further distances, and the last views keep theirs.
+    """
+
+    no_decay = ("weight",)
+
+    def __init__(self, positions: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(positions, width).normal_(std=0.02))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.weight[: tokens.shape[1]].flip(0)

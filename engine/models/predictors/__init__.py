@@ -1,1 +1,1 @@
-"""What predicts the target? Networks from the aggregate and the last action, [B, T + P], to [B, E]."""
+"""What predicts the target? Networks from the aggregate [B, T] and the last action [B, P] to [B, E]."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...analysis.layers import LayerCurves
 from ...analysis.spectra import participation
 from ...analysis.subspaces import Sweep, fit_circle, fit_subspace, overlap, plane_curves
 from .curves import new_figure
@@ -22,6 +23,7 @@ class NetworkSweeps(NamedTuple):
 
     sweeps: dict[str, Sweep]
     spectra: dict[str, Tensor]  # singular values of centred z and agg, falling
+    layers: dict[str, LayerCurves] = {}  # of white-box parts
 
 
 def draw_all(networks: dict[str, NetworkSweeps], folder: Path) -> list[Path]:
@@ -37,6 +39,7 @@ def draw_all(networks: dict[str, NetworkSweeps], folder: Path) -> list[Path]:
     if len(factors) > 1:
         figures["overlap_heatmap"] = draw_overlap(networks, factors)
     figures["rank_monitor"] = draw_ranks(networks)
+    figures |= {f"layers_{part}": draw_layers(networks, part) for part in next(iter(networks.values())).layers}
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=120)
     return [folder / f"{name}.png" for name in figures]
@@ -130,6 +133,32 @@ def draw_combined(networks: dict[str, NetworkSweeps], factors: list[str]):
         figure,
         "Displacements of z in each factor's first two directions, share of its variance; black: mean of all images",
         "equivariant: colours in order along the black path (a loop for rotation); otherwise in no order",
+    )
+
+
+def draw_layers(networks: dict[str, NetworkSweeps], part: str):
+    """Coding rate in each layer's subspaces, before and after its attention, and sparsity of its codes."""
+    figure = new_figure(9, 3.8)
+    panels = figure.subplots(1, 2)
+    for number, (title, network) in enumerate(networks.items()):
+        found, colour = network.layers[part], f"C{number}" if number == 0 else "0.5"
+        layers = range(1, len(found.rate) + 1)
+        panels[0].plot(layers, found.rate, "o-", color=colour, label=title)
+        for layer, before, after in zip(layers, found.rate, found.rate_after, strict=True):
+            panels[0].annotate(
+                "", (layer + 0.35, after), (layer, before), arrowprops={"arrowstyle": "->", "color": colour}
+            )
+        panels[1].plot(layers, found.zeros, "o-", color=colour, label=title)
+    panels[0].set(title="coding rate; arrow: what attention does", xlabel="layer", ylabel="nats, sum over heads")
+    panels[1].set(title="share of zeros among the codes", xlabel="layer", ylim=(0, 1))
+    for column in panels:
+        column.set_xticks(layers)
+        column.grid(alpha=0.3)
+        column.legend(fontsize=8)
+    return _captioned(
+        figure,
+        f"layers of the {part}, on a batch of test sequences",
+        "white-box: the rate falls from layer to layer, and more than in the untrained network",
     )
 
 

@@ -25,7 +25,7 @@ def sequence(normalization="standard", **ranges):
 
 
 def drawn(sequence, count=B, seed=0):
-    """Absolute parameters [count, N, 4] of views, none of which is the unchanged image; and the actions between them."""
+    """Absolute parameters [count, N, 4] of views, none of them the unchanged image, and the actions between them."""
     words = torch.randint(2**32, (count, N + 1, sequence.num_draws), generator=torch.Generator().manual_seed(seed))
     params = sequence.params(words)[:, 1:]
     return params, sequence.actions(params)
@@ -36,7 +36,7 @@ def noise(*shape, seed=1):
 
 
 def planted(split, params, extent=1.0):
-    """z whose every factor is represented as its group asks for, about the centre, beside noise that is each image's own."""
+    """z whose every factor is represented as its group asks for, beside noise that is each image's own."""
     circles, lines = len(split.circles), len(split.lines)
     basis = orthonormal(split.basis.detach())
     content = noise(len(params), 1, D).expand(-1, params.shape[1], -1)
@@ -81,7 +81,9 @@ def test_moves_are_read_from_actions(normalization):
     expected = shifts / shifts.flatten(0, 1).std(0)
     ratio = found.shifts.flatten(0, 1) / expected.flatten(0, 1)
     spread = ratio[expected.flatten(0, 1).abs() > 0.5]
-    assert spread.min() > 0.9 and spread.max() < 1.1  # another sample of the moves has the same deviation, nearly
+    # another sample of the moves has the same deviation, nearly
+    assert spread.min() > 0.9
+    assert spread.max() < 1.1
 
 
 def test_factors_that_do_not_vary_have_no_group():
@@ -126,7 +128,7 @@ def test_a_planted_representation_costs_nothing_and_is_left_alone(extent):
 
 def test_losses_do_not_depend_on_the_axes_of_z():
     moved = sequence()
-    params, actions = drawn(moved)
+    _, actions = drawn(moved)
     split = split_of(moved)
     z = noise(B, N, D, seed=5)
     before = losses(split(z, actions))
