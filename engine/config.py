@@ -12,7 +12,7 @@ from ..loaders.config import ActionsConfig, AffineConfig, AnySequence, DataConfi
 from .analysis.config import DiagnosticsConfig
 from .evaluation.config import EvalConfig, ProbesConfig
 from .models.config import AnyTarget, EMATargetConfig, ModelConfig
-from .objectives.config import ObjectiveConfig
+from .objectives.config import NearestScopeConfig, ObjectiveConfig
 from .reports.config import LONGEST, TrackingConfig
 from .runtime.config import CheckpointConfig, RunConfig
 from .training.config import AblationConfig, ControlConfig, EarlyStopConfig, GateRule, GatesConfig, OptimConfig
@@ -133,6 +133,14 @@ def check_method(config: Config) -> None:
         raise InputError(
             f"is less than the {config.sequence.num_observed} observed views (sequence.num_observed)",
             "model.aggregator.positions",
+        )
+    rate = config.objective.rate
+    rows = config.data.batch_size // config.optim.accumulate
+    if rate.weight and isinstance(rate.scope, NearestScopeConfig) and rate.scope.count > rows:
+        raise InputError(f"is more than the {rows} sequences of a batch", "objective.rate.scope.count")
+    if rate.weight and rate.scope.kind == "images" and rate.features in ("agg", "both"):
+        raise InputError(
+            "an image has one aggregate; set objective.rate.features to z or projections", "objective.rate.scope.kind"
         )
     projector = model.projector
     if not projector.projects:

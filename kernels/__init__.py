@@ -17,6 +17,7 @@ else:
     from .adamw_ema import AdamWEMA
     from .coding_rate import CodingRate, CodingRateStats, coding_rate, coding_rate_stats
     from .ema import EMA, cosine_decay, ema_update_
+    from .local_rate import local_coding_rate
     from .sigreg import SIGReg, sigreg
     from .token_statistics import token_statistics_attention
 
@@ -30,6 +31,7 @@ else:
         "coding_rate_stats",
         "cosine_decay",
         "ema_update_",
+        "local_coding_rate",
         "sigreg",
         "token_statistics_attention",
     ]

@@ -267,11 +267,11 @@ def _forward(w: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
         x = w.to(temperature.dtype)
         squares = x.square()
         moments = squares.sum(1)
-        weights = torch.einsum("bnhp,bhp->bnh", squares, moments.clamp(min=SMALLEST).reciprocal())
-        weights = (weights * temperature).softmax(-1)
+        rates = temperature[:, None] / moments.clamp(min=SMALLEST)
+        weights = (squares * rates[:, None]).sum(-1).softmax(-1)
         totals = weights.sum(1) + FLOOR
-        seconds = torch.einsum("bnhp,bnh->bhp", squares, weights) / totals[..., None]
-        y = x * weights[..., None] * (-1 / (1 + seconds))[:, None]
+        seconds = squares.mul_(weights[..., None]).sum(1) / totals[..., None]
+        y = (x * weights[..., None]).mul_((-1 / (1 + seconds))[:, None])
         return y.to(w.dtype), weights, moments, seconds, totals
     w = w.contiguous()
     sizes, parts, tiles = _plan(w)
@@ -314,17 +314,16 @@ def _backward(
     gains = 1 / (1 + seconds)
     if not uses_triton(w):
         x, slope = w.to(temperature.dtype), grad.to(temperature.dtype)
-        squares = x.square()
-        products = torch.einsum("bnhp,bnhp,bnh->bhp", slope, x, weights)
-        of_second, of_total = _of_sums(products, gains, seconds, totals)
-        of_weight = torch.einsum("bnhp,bhp->bnh", squares, of_second) + of_total[:, None]
-        of_weight -= torch.einsum("bnhp,bnhp,bhp->bnh", slope, x, gains)
+        squares, products = x.square(), slope * x
+        of_second, of_total = _of_sums((products * weights[..., None]).sum(1), gains, seconds, totals)
+        of_weight = (squares * of_second[:, None]).addcmul_(products, gains[:, None], value=-1).sum(-1)
+        of_weight += of_total[:, None]
         of_score = weights * (of_weight - (weights * of_weight).sum(-1, keepdim=True))
-        of_squares = torch.einsum("bnh,bnhp->bhp", of_score, squares)
+        of_squares = squares.mul_(of_score[..., None]).sum(1)
         rates, of_moment, of_temperature = _of_moments(of_squares, moments, temperature)
-        out = weights[..., None] * of_second[:, None]
-        out.addcmul_(of_score[..., None], rates[:, None]).add_(of_moment[:, None]).mul_(x).mul_(2)
-        out.addcmul_(slope * weights[..., None], gains[:, None], value=-1)
+        torch.mul(weights[..., None], of_second[:, None], out=products)
+        out = products.addcmul_(of_score[..., None], rates[:, None]).add_(of_moment[:, None]).mul_(x).mul_(2)
+        out.addcmul_(torch.mul(slope, weights[..., None], out=squares), gains[:, None], value=-1)
         return out.to(w.dtype), of_temperature
     w, grad = w.contiguous(), grad.contiguous()
     sizes, parts, tiles = _plan(w)

@@ -63,7 +63,7 @@ class SequenceConfig(Kind):
     ranges: ClassVar[dict[str, tuple[float, float]]] = {}
     """Limits of each field that is a range."""
 
-    num_observed: int = Field(default=3, ge=1, le=31)
+    num_observed: int = Field(default=3, ge=1, le=63)
     """Number M of observed views; the target is one more view."""
 
     @property

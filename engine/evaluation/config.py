@@ -58,6 +58,6 @@ class EvalConfig(Operation):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.lengths or sorted(set(self.lengths) & set(range(1, 33))) != self.lengths:
-            raise InputError("must grow within 1 to 32, such as [1, 3, 5]", "lengths")
+        if not self.lengths or sorted(set(self.lengths) & set(range(1, 65))) != self.lengths:
+            raise InputError("must grow within 1 to 64, such as [1, 3, 5]", "lengths")
         return self

@@ -103,6 +103,30 @@ class EpsConfig(ScaleConfig):
     """Squared distortion."""
 
 
+class ScopeConfig(Kind):
+    """The rows that a rate is computed of."""
+
+
+class AllScopeConfig(ScopeConfig):
+    """All rows of the batch."""
+
+    kind: Literal["all"] = "all"
+
+
+class NearestScopeConfig(ScopeConfig):
+    """Each row and its nearest neighbours; the mean over these neighbourhoods (local coding rate)."""
+
+    kind: Literal["nearest"] = "nearest"
+    count: int = Field(default=16, ge=2)
+    """Number of rows of a neighbourhood, at most the batch."""
+
+
+class ImagesScopeConfig(ScopeConfig):
+    """The views of each image; the mean over images."""
+
+    kind: Literal["images"] = "images"
+
+
 class RateConfig(TermConfig):
     """Coding rate, which training maximises against collapse."""
 
@@ -115,6 +139,9 @@ class RateConfig(TermConfig):
     """Scaling of the features. none: unchanged, so that a growing LayerNorm gain raises the rate; unit: rows of length
     1; fixed_gain: rows of mean 0 and variance 1."""
     scale: Annotated[AlphaConfig | EpsConfig, Field(discriminator="kind")] = AlphaConfig()
+    scope: Annotated[AllScopeConfig | NearestScopeConfig | ImagesScopeConfig, Field(discriminator="kind")] = (
+        AllScopeConfig()
+    )
 
     @property
     def reads(self) -> frozenset[str]:
@@ -259,7 +286,7 @@ class WindowsReadingConfig(ReadingConfig):
     """
 
     kind: Literal["windows"] = "windows"
-    length: int = Field(default=1, ge=1, le=31)
+    length: int = Field(default=1, ge=1, le=63)
     """Number of views in a window; 1 predicts each view from the one before it."""
 
     def spans(self, num_observed: int) -> list[Span]:

@@ -8,7 +8,7 @@ from seqjepa.configs.help import help_page
 from seqjepa.configs.section import Built, by_kind, kinds_of
 from seqjepa.engine.config import Config
 from seqjepa.engine.evaluate import main as evaluate
-from seqjepa.engine.objectives.config import ReadingConfig, ScaleConfig, TermConfig
+from seqjepa.engine.objectives.config import ReadingConfig, ScaleConfig, ScopeConfig, TermConfig
 from seqjepa.engine.train import USAGE, main
 
 PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "model.projector.hidden=16")
@@ -19,6 +19,8 @@ NEEDS = {
     "target.sharpening.kind=softmax": ("target.sharpening.center_momentum=0.5",),
     "objective.prediction.kind=cross_entropy": ("target.sharpening.kind=softmax",),
     "objective.rate.scale.kind=eps": ("objective.rate.weight=0.1",),
+    "objective.rate.scope.kind=nearest": ("objective.rate.weight=0.1", "objective.rate.scope.count=5"),
+    "objective.rate.scope.kind=images": ("objective.rate.weight=0.1", "objective.rate.features=z"),
     "objective.sigreg.weight=0.1": (*PROJECTED, "target.kind=shared", "objective.sigreg.num_slices=8"),
     "objective.variance.weight=0.1": (*PROJECTED, "target.kind=shared"),
     "objective.covariance.weight=0.1": (*PROJECTED, "target.kind=shared"),
@@ -109,4 +111,4 @@ def test_a_kind_names_a_class_of_its_own_room(word):
         assert section.implementation().__module__.startswith(f"{room}.")
     else:
         assert issubclass(section, Built)
-        assert "build" in vars(section) or issubclass(section, (ScaleConfig, ReadingConfig))
+        assert "build" in vars(section) or issubclass(section, (ScaleConfig, ScopeConfig, ReadingConfig))

@@ -108,6 +108,23 @@ def test_rate_of_projections_is_the_mean_over_view_positions():
     assert value("rate", given, *words) == pytest.approx(-expected, rel=1e-5)
 
 
+def test_rates_of_neighbourhoods_and_of_images():
+    given = output(batch=20)
+    words = ("objective.rate.weight=0.1", "objective.rate.features=z")
+    nearest = (*words, "objective.rate.scope.kind=nearest")
+    expected = 0.0
+    for view in range(3):
+        rows = given.z[:, view]
+        members = torch.cdist(rows, rows).argsort(1)[:, :5]
+        expected += sum(rate(rows[index]) for index in members) / (3 * 20)
+    assert value("rate", given, *nearest, "objective.rate.scope.count=5") == pytest.approx(-expected, rel=1e-5)
+    whole = value("rate", given, *words)
+    assert value("rate", given, *nearest, "objective.rate.scope.count=20") == pytest.approx(whole, rel=1e-5)
+    images = sum(rate(views) for views in given.z) / 20
+    found = value("rate", given, *words, "objective.rate.scope.kind=images")
+    assert found == pytest.approx(-images, rel=1e-5)
+
+
 def test_emp_ssls_rate():
     """log det(I + d / (B eps) CᵀC) of unit rows, as EMP-SSL writes it; ours centres them first, these are centred."""
     given = output(batch=2, views=2)
