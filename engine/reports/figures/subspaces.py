@@ -87,25 +87,29 @@ def draw_trajectories(networks: dict[str, NetworkSweeps], name: str):
 
 
 def draw_circle(networks: dict[str, NetworkSweeps], name: str):
-    """All points of an angle's curves in their plane, coloured by the angle, with the fitted circle."""
+    """All points of an angle's curves in their plane, coloured by the angle, with the fitted circle.
+
+    Each curve is turned so that its unchanged image lies on the right: an encoder may give each image a phase of its own.
+    """
     figure, axes = _panels(networks, 4.6, 4.8)
     for column, (title, network) in zip(axes[0], networks.items(), strict=True):
         sweep = network.sweeps[name]
-        curves = plane_curves(sweep)
-        points = curves.flatten(0, 1)
+        curves = torch.view_as_complex(plane_curves(sweep).contiguous())
+        first = curves[:, sweep.factor.identity, None]
+        points = torch.view_as_real(curves * torch.polar(torch.ones_like(first.real), -first.angle())).flatten(0, 1)
         angles = sweep.factor.values.repeat(len(curves))
         shown = column.scatter(*points.T.tolist(), c=angles.tolist(), cmap="hsv", s=4, alpha=0.6, vmin=-180, vmax=180)
         circle = fit_circle(points)
         turn = torch.linspace(0, 2 * torch.pi, 200, dtype=torch.float64)
         outline = circle.center + circle.radius * torch.stack([turn.cos(), turn.sin()], dim=1)
         column.plot(*outline.T.tolist(), "k--", linewidth=1)
-        column.set(title=f"{title}: error {circle.error:.0%} of the radius", xlabel="PC 1", ylabel="PC 2")
+        column.set(title=f"{title}: error {circle.error:.0%} of the radius", xlabel="towards the unchanged image")
         column.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
         column.grid(alpha=0.3)
     figure.colorbar(shown, ax=axes[0].tolist(), label="degrees", shrink=0.8)
     return _captioned(
         figure,
-        f"{name}: z of {len(curves)} images in its plane, each curve at rms radius 1",
+        f"{name}: z of {len(curves)} images in its plane, each curve at rms radius 1, its unchanged image on the right",
         "equivariant: colours in order around the dashed circle; otherwise a blob",
     )
 
