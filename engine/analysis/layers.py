@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...loaders.batch import Batch
 from ..models.seq_jepa import SeqJEPA
@@ -30,10 +30,12 @@ def layer_curves(model: SeqJEPA, batch: Batch, accelerator: Accelerator) -> dict
     stacks = {name: part for name, part in stacks.items() if not name.startswith("target.")}  # a copy of the encoder
     if not stacks:
         return {}
-    hooks = [
-        part.register_forward_pre_hook(lambda _, inputs, name=name: given.setdefault(name, inputs[0]) and None)
-        for name, part in stacks.items()
-    ]
+    names = {part: name for name, part in stacks.items()}
+
+    def remember(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        given.setdefault(names[part], inputs[0])
+
+    hooks = [part.register_forward_pre_hook(remember) for part in names]
     with accelerator.autocast():
         model(batch.views, batch.actions)
     for hook in hooks:
