@@ -30,7 +30,7 @@ def layer_curves(model: SeqJEPA, batch: Batch, accelerator: Accelerator) -> dict
     stacks = {name: part for name, part in stacks.items() if not name.startswith("target.")}  # a copy of the encoder
     if not stacks:
         return {}
-    names = {part: name for name, part in stacks.items()}
+    names: dict[nn.Module, str] = {part: name for name, part in stacks.items()}
 
     def remember(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         given.setdefault(names[part], inputs[0])

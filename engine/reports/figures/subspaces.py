@@ -89,7 +89,7 @@ def draw_trajectories(networks: dict[str, NetworkSweeps], name: str):
 def draw_circle(networks: dict[str, NetworkSweeps], name: str):
     """All points of an angle's curves in their plane, coloured by the angle, with the fitted circle.
 
-    Each curve is turned so that its unchanged image is on the right, since an encoder may give each image its own phase.
+    Each curve is turned so that its unchanged image is on the right: an encoder may give each image its own phase.
     """
     figure, axes = _panels(networks, 4.6, 4.8)
     for column, (title, network) in zip(axes[0], networks.items(), strict=True):
