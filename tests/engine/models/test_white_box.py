@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from seqjepa.configs.errors import InputError
 from seqjepa.engine.config import compose
@@ -246,12 +245,3 @@ def test_the_encoders_patches_are_those_of_the_image():
 def test_widths_that_do_not_fit(words, parts, tiny, refused):
     place = words[0].partition("=")[0].rpartition(".")[0]
     refused([word for word in tiny() if not word.startswith(f"{place}.")] + [*words], *parts)
-
-
-def test_layers_are_modules_that_compile():
-    for config in (CrateConfig(), TostConfig()):
-        torch.manual_seed(0)
-        aggregator: nn.Module = config.build(96)
-        x = torch.randn(2, 3, 96)
-        expected = aggregator(x)
-        torch.testing.assert_close(torch.compile(aggregator, fullgraph=True, backend="aot_eager")(x), expected)

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from seqjepa.engine.config import compose
+from seqjepa.engine.models.seq_jepa import SeqJEPA
+from seqjepa.engine.objectives.objective import Objective
 from seqjepa.engine.train import main
+from seqjepa.loaders.sequences import build_sequence
 
 PLAIN = ("run.epochs=1", "run.deterministic=false", "control.enabled=false", "gates.rules.digits_affine=[]")
 
@@ -36,6 +40,32 @@ def test_compiled_stays_close_to_eager(tiny, tmp_path, monkeypatch):
     eager, compiled = (rows(tmp_path / run)[0] for run in ("eager", "compiled"))
     for name in ("ep_loss", "val_loss", "grad_norm"):
         assert compiled[name] == pytest.approx(eager[name], rel=1e-3)  # sums in another order, five steps
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("configs/circle.yaml", "gates.enforce=false"),
+        ("tests/small.yaml", "configs/variant/group_factors.yaml"),
+        ("tests/small.yaml", "model.aggregator.kind=mean", "model.aggregator.kind=crate", "model.predictor.kind=crate"),
+        ("tests/small.yaml", "model.aggregator.kind=mean", "model.aggregator.kind=tost"),
+    ],
+)
+def test_model_and_objective_are_one_graph(words):
+    config = compose(words).config
+    sequence = build_sequence(config.sequence, (24, 24), config.actions)
+    torch.manual_seed(0)
+    model, objective = SeqJEPA(config.model, config.target, sequence.action_space), Objective(config.objective)
+    views, actions, step = torch.rand(8, 4, 3, 24, 24), torch.randn(8, 3, sequence.action_dim), torch.tensor(0)
+
+    def loss(views, actions, step):
+        return objective(model(views, actions).float(), step)[0]
+
+    model.eval()  # without dropout
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(views, actions, step)
+    torch.testing.assert_close(compiled, loss(views, actions, step))
+    compiled.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.slow
