@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from ..models.seq_jepa import Output
 from ..models.subspaces import Coordinates, turned
@@ -26,7 +25,7 @@ class Equivariance(Term):
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
         found = coordinates_of(output)
-        extent = self.extent * spread(found.rest, self.joined).detach()
+        extent = self.extent * spread(joined_rows(found.rest, self.joined)).detach()
         angle = 1 - (turned(found.circles) * found.moves.turns).sum(-1)  # [B, N - 1, C]
         radius = (found.circles.square().sum(-1) / extent - 1).square()  # [B, N, C]
         shift = (found.lines.diff(dim=1) / (2 * extent).sqrt() - found.moves.shifts).square()  # [B, N - 1, L]
@@ -41,8 +40,8 @@ class Rest(Term):
     """
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
-        rest = coordinates_of(output).rest
-        return rest.diff(dim=1).square().sum(-1).mean() / (2 * spread(rest, self.joined))
+        rest = joined_rows(coordinates_of(output).rest, self.joined)
+        return rest.diff(dim=1).square().sum(-1).mean() / (2 * spread(rest))
 
 
 def coordinates_of(output: Output) -> Coordinates:
@@ -51,7 +50,6 @@ def coordinates_of(output: Output) -> Coordinates:
     return output.coordinates
 
 
-def spread(features: Tensor, group: ProcessGroup | None) -> Tensor:
+def spread(features: Tensor) -> Tensor:
     """Variance of features [B, N, D] over all views, summed over their dimensions, 0-dim."""
-    rows = joined_rows(features, group).flatten(0, 1)
-    return rows.var(0, correction=0).sum()
+    return features.flatten(0, 1).var(0, correction=0).sum()

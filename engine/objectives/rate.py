@@ -45,7 +45,8 @@ class Rate(Term):
             return coding_rate(features, **self.scaling, group=self.joined)
         if self.joined is not None:
             features = joined_rows(features.movedim(-2, 0), self.joined).movedim(0, -2)
-        return local_coding_rate(features, self.count, **self.scaling)
+        count = min(self.count, features.shape[-2])  # the last batch of a validation may be smaller
+        return local_coding_rate(features, count, **self.scaling)
 
 
 def normalized(features: Tensor, config: RateConfig) -> Tensor:

@@ -37,6 +37,15 @@ VARIANTS = {
         *("objective.rate.normalize=unit", "objective.invariance.weight=10.0"),
         *("model.inverse.kind=mlp", "model.inverse.hidden=16", "objective.inverse.weight=1.0"),
     ),
+    "neighbourhoods": (
+        *("objective.rate.weight=0.01", "objective.rate.features=z", "objective.rate.scope.kind=nearest"),
+        *("objective.rate.scope.count=20",),
+    ),
+    "groups": (
+        *("model.neck.kind=linear", "model.neck.dim=16", "model.subspaces.kind=group"),
+        *("objective.equivariance.weight=1.0", "objective.rest.weight=1.0"),
+        *("objective.variance.weight=1.0", "objective.variance.features=rest"),
+    ),
     "VICReg": (*PROJECTED, "objective.variance.weight=1.0", "objective.covariance.weight=0.1"),
 }
 
