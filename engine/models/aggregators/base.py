@@ -22,6 +22,17 @@ class Aggregator(nn.Module):
         return {}
 
 
+class NormedAggregator(Aggregator):
+    """An aggregator that ends with a LayerNorm, `norm`."""
+
+    figure_names = ("agg_gain",)
+    norm: nn.LayerNorm
+
+    def figures(self) -> dict[str, float]:
+        """Root mean square of the LayerNorm's gain: a rate of raw features can be raised by it alone."""
+        return {"agg_gain": self.norm.weight.square().mean().sqrt().item()}
+
+
 class DistanceEmbedding(nn.Module):
     """Adds to each token [B, M, T] a learnt embedding of its distance to the target, the end of the sequence.
 

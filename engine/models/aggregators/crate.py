@@ -5,17 +5,16 @@ from torch import Tensor, nn
 
 from ..config import CrateConfig
 from ..white_box import CrateLayer, WhiteBox
-from .base import Aggregator, DistanceEmbedding
+from .base import DistanceEmbedding, NormedAggregator
 
 
-class Crate(Aggregator):
+class Crate(NormedAggregator):
     """White-box layers over the views with a learnt AGG token in front: tokens [B, M, T] -> [B, T].
 
     Source: arXiv 2306.01129; with `coding=overcomplete`, arXiv 2405.20299.
     """
 
     no_decay = ("token",)
-    figure_names = ("agg_gain",)
 
     def __init__(self, config: CrateConfig, width: int):
         super().__init__()
@@ -29,7 +28,3 @@ class Crate(Aggregator):
             tokens = self.time(tokens)
         tokens = torch.cat([self.token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)  # [B, 1+M, T]
         return self.norm(self.layers(tokens)[:, 0])
-
-    def figures(self) -> dict[str, float]:
-        """Root mean square of the last LayerNorm's gain: a rate of raw features can be raised by it alone."""
-        return {"agg_gain": self.norm.weight.square().mean().sqrt().item()}

@@ -5,17 +5,16 @@ from torch import Tensor, nn
 
 from ..config import TostConfig
 from ..white_box import ClassAttention, TostLayer, WhiteBox
-from .base import Aggregator, DistanceEmbedding
+from .base import DistanceEmbedding, NormedAggregator
 
 
-class Tost(Aggregator):
+class Tost(NormedAggregator):
     """Token-statistics layers over the views, which an AGG token then reads: tokens [B, M, T] -> [B, T].
 
     The AGG token takes no part in the statistics. Time and memory are linear in M. Source: arXiv 2412.17810.
     """
 
     no_decay = ("token",)
-    figure_names = ("agg_gain",)
 
     def __init__(self, config: TostConfig, width: int):
         super().__init__()
@@ -35,7 +34,3 @@ class Tost(Aggregator):
         for layer in self.readout:
             readout = layer(readout, tokens)
         return self.norm(readout[:, 0])
-
-    def figures(self) -> dict[str, float]:
-        """Root mean square of the last LayerNorm's gain: a rate of raw features can be raised by it alone."""
-        return {"agg_gain": self.norm.weight.square().mean().sqrt().item()}

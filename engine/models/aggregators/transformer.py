@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
-from .base import Aggregator
+from .base import NormedAggregator
 
 
-class Transformer(Aggregator):
+class Transformer(NormedAggregator):
     """Transformer over the views with a learnt AGG token in front: tokens [B, M, T] -> [B, T].
 
     Post-norm layers with ReLU, and a last LayerNorm. Each layer has its own initial weights; in the reference code
@@ -16,7 +16,6 @@ class Transformer(Aggregator):
     """
 
     no_decay = ("token", "time")
-    figure_names = ("agg_gain",)
 
     def __init__(self, config: TransformerConfig, width: int):
         super().__init__()
@@ -37,7 +36,3 @@ class Transformer(Aggregator):
         for layer in self.layers:
             tokens = layer(tokens)
         return self.norm(tokens[:, 0])
-
-    def figures(self) -> dict[str, float]:
-        """Root mean square of the last LayerNorm's gain: a rate of raw features can be raised by it alone."""
-        return {"agg_gain": self.norm.weight.square().mean().sqrt().item()}

@@ -239,7 +239,13 @@ def test_wrong_actions_do_not_pass(tmp_path):
     """Variance in a plane, and even a circle, can be had with wrong actions; the turn cannot be read from it."""
     found = {}
     for name, words in (("told", ()), ("shuffled", ("ablation.shuffle_actions=true",))):
-        run = (f"run.dir={tmp_path / name}", "run.epochs=12", "run.threads=1", "control.enabled=false", "gates.rules.digits_turns=[]")
+        run = (
+            f"run.dir={tmp_path / name}",
+            "run.epochs=12",
+            "run.threads=1",
+            "control.enabled=false",
+            "gates.rules.digits_turns=[]",
+        )
         short = ("eval.every=12", "diagnostics.every=0", "optim.warmup_epochs=1", "gates.enforce=false")
         assert main(["configs/circle.yaml", *run, *short, *words]) == 0
         found[name] = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
