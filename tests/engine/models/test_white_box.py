@@ -1,5 +1,6 @@
 """CRATE and ToST: published sizes, the algorithms whose steps they are, and what they must not depend on."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from seqjepa.engine.config import compose
 from seqjepa.engine.models.config import CrateConfig, CrateEncoderConfig, CratePredictorConfig, TostConfig
 from seqjepa.engine.models.seq_jepa import SeqJEPA
 from seqjepa.engine.models.white_box import ISTA, OvercompleteISTA, SubspaceAttention, subspace_rate
+from seqjepa.engine.train import main
 from seqjepa.engine.training.optimizers import build_optimizer
 from seqjepa.loaders.sequences import ActionSpace
 
@@ -245,3 +247,12 @@ def test_the_encoders_patches_are_those_of_the_image():
 def test_widths_that_do_not_fit(words, parts, tiny, refused):
     place = words[0].partition("=")[0].rpartition(".")[0]
     refused([word for word in tiny() if not word.startswith(f"{place}.")] + [*words], *parts)
+
+
+def test_sixty_four_views_train(tiny, tmp_path):
+    few = ("data.train_subset=32", "data.val_subset=8", "data.batch_size=16", "sequence.num_observed=63")
+    words = tiny(*few, "run.epochs=1", "control.enabled=false", "gates.rules.digits_affine=[]")
+    words = [word for word in words if not word.startswith("model.aggregator")]
+    assert main([*words, "model.aggregator.kind=tost", "model.aggregator.time_embedding=true"]) == 0
+    (row,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert 0 < row["val_loss"] < 2
