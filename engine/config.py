@@ -115,9 +115,11 @@ def check_method(config: Config) -> None:
         )
     if "coordinates" in reads:
         _check_groups(config)
-    elif model.subspaces.splits:
-        needed = "objective.equivariance.weight or objective.rest.weight"
-        raise InputError(f"nothing would train it; set it to none, or set {needed}", "model.subspaces.kind")
+    if model.subspaces.splits and "equivariance" not in terms:
+        raise InputError(
+            "nothing would say where they lie; set it to none, or set objective.equivariance.weight",
+            "model.subspaces.kind",
+        )
     if {"coordinates", "inferred_actions"} & reads and not target.joint and config.sequence.num_observed == 1:
         raise InputError(
             "leaves one view for the terms that compare two successive ones; set it to at least 2",
@@ -138,10 +140,14 @@ def check_method(config: Config) -> None:
     rows = config.data.batch_size // config.optim.accumulate
     if rate.weight and isinstance(rate.scope, NearestScopeConfig) and rate.scope.count > rows:
         raise InputError(f"is more than the {rows} sequences of a batch", "objective.rate.scope.count")
-    if rate.weight and rate.scope.kind == "images" and rate.features in ("agg", "both"):
-        raise InputError(
-            "an image has one aggregate; set objective.rate.features to z or projections", "objective.rate.scope.kind"
-        )
+    if rate.weight and rate.scope.kind == "images":
+        if rate.features in ("agg", "both"):
+            raise InputError(
+                "an image has one aggregate; set objective.rate.features to z or projections",
+                "objective.rate.scope.kind",
+            )
+        if rate.features == "z" and config.sequence.num_observed == 1:
+            raise InputError("needs two observed views; one has no rate", "objective.rate.scope.kind")
     projector = model.projector
     if not projector.projects:
         if name := next((name for name, term in terms.items() if "projections" in term.reads), None):
@@ -177,18 +183,19 @@ def _check_groups(config: Config) -> None:
     groups = config.sequence.groups
     if not groups:
         raise InputError(
-            "needs a factor in which a group acts: affine and rotation sequences have some, if their ranges are not "
-            "single values",
-            f"objective.{name}.weight",
+            f"needs a factor in which a group acts; sequence.kind={config.sequence.kind} has none here, affine and "
+            "rotation have some, if their ranges are not single values",
+            "model.subspaces.kind",
         )
     if config.actions.normalization == "view_l2":
         raise InputError(
             "moves cannot be read from such actions, as model.subspaces.kind=group does; standard or none is allowed",
             "actions.normalization",
         )
-    taken = sum(2 if group == "circle" else 1 for group in groups.values())
+    taken, neck = sum(2 if group == "circle" else 1 for group in groups.values()), config.model.neck
     if taken >= config.model.num_features:
         raise InputError(
-            f"{config.model.num_features} features leave no room beside the {taken} that the factors take",
-            "model.neck.dim",
+            f"leaves z no room: it has {config.model.num_features} numbers, and the factors take {taken}; "
+            f"model.neck.kind=linear with model.neck.dim of at least {taken + 1} is allowed",
+            "model.neck.kind" if neck.kind == "none" else "model.neck.dim",
         )

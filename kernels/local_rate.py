@@ -21,7 +21,9 @@ __all__ = ["local_coding_rate", "nearest"]
 @torch.no_grad()
 def nearest(z: Tensor, count: int) -> Tensor:
     """Indices [..., B, count] of the rows of z [..., B, d] that are nearest to each row, itself first."""
-    distance = torch.cdist(z.float(), z.float())
+    exact = z if z.dtype == torch.float64 else z.float()
+    # by differences: by products, rows far from the origin would lose their distances to rounding
+    distance = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
     distance.diagonal(dim1=-2, dim2=-1).fill_(-1.0)  # a row is nearest to itself, even if there are equal ones
     return distance.topk(count, largest=False).indices
 

@@ -263,6 +263,7 @@ def _forward(w: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
     The temperature [h] is float32, or float64 if w is.
     """
+    w = w.contiguous()
     if not uses_triton(w):
         x = w.to(temperature.dtype)
         squares = x.square()
@@ -273,7 +274,6 @@ def _forward(w: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
         seconds = squares.mul_(weights[..., None]).sum(1) / totals[..., None]
         y = (x * weights[..., None]).mul_((-1 / (1 + seconds))[:, None])
         return y.to(w.dtype), weights, moments, seconds, totals
-    w = w.contiguous()
     sizes, parts, tiles = _plan(w)
     shape = w.shape[1:]
     channels = w.new_empty((*parts, *shape[1:]), dtype=torch.float32)
@@ -311,7 +311,7 @@ def _backward(
     totals: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients w.r.t. w, and w.r.t. the temperature for each batch, [B, h]."""
-    gains = 1 / (1 + seconds)
+    w, grad, gains = w.contiguous(), grad.contiguous(), 1 / (1 + seconds)
     if not uses_triton(w):
         x, slope = w.to(temperature.dtype), grad.to(temperature.dtype)
         squares, products = x.square(), slope * x
@@ -325,7 +325,6 @@ def _backward(
         out = products.addcmul_(of_score[..., None], rates[:, None]).add_(of_moment[:, None]).mul_(x).mul_(2)
         out.addcmul_(torch.mul(slope, weights[..., None], out=squares), gains[:, None], value=-1)
         return out.to(w.dtype), of_temperature
-    w, grad = w.contiguous(), grad.contiguous()
     sizes, parts, tiles = _plan(w)
     shape = w.shape[1:]
     channels = w.new_empty((*parts, *shape[1:]), dtype=torch.float32)

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ...loaders.batch import Batch
+from ...loaders.batch import Batch, each
 from ..models.seq_jepa import SeqJEPA
 from ..models.white_box import WhiteBox, subspace_rate
 
@@ -18,13 +18,20 @@ class LayerCurves(NamedTuple):
 
     rate: list[float]  # coding rate of the tokens in the subspaces of the layer, before its attention
     rate_after: list[float]  # the same after it
-    zeros: list[float]  # share of zeros among the codes
-    active: list[float]  # share of the codes that are used in more than 1 % of the tokens
+    zeros: list[float]  # share of zeros among the codes; empty without sparse coding
+    active: list[float]  # share of the codes that are used in more than 1 % of the tokens; likewise
 
 
 @torch.no_grad()
-def layer_curves(model: SeqJEPA, batch: Batch, accelerator: Accelerator) -> dict[str, LayerCurves]:
-    """Curves of each white-box part of a model in eval mode, such as its aggregator, on one batch; none without any."""
+def layer_curves(model: SeqJEPA, batch: Batch, num_observed: int, accelerator: Accelerator) -> dict[str, LayerCurves]:
+    """Curves of each white-box part of a model, such as its aggregator, on one batch; none without such parts.
+
+    Args:
+        model: in eval mode.
+        batch: sequences of V views, V > `num_observed`; those beyond the target are left out.
+        num_observed: number of views that the aggregator reads.
+        accelerator: sets the precision.
+    """
     given: dict[str, Tensor] = {}
     stacks = {name: part for name, part in model.named_modules() if isinstance(part, WhiteBox)}
     stacks = {name: part for name, part in stacks.items() if not name.startswith("target.")}  # a copy of the encoder
@@ -36,20 +43,23 @@ def layer_curves(model: SeqJEPA, batch: Batch, accelerator: Accelerator) -> dict
         given.setdefault(names[part], inputs[0])
 
     hooks = [part.register_forward_pre_hook(remember) for part in names]
-    with accelerator.autocast():
-        model(batch.views, batch.actions)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with accelerator.autocast():
+            model(each(batch.views, lambda x: x[:, : num_observed + 1]), batch.actions[:, :num_observed])
+    finally:
+        for hook in hooks:
+            hook.remove()
     found = {}
     for name, tokens in given.items():
-        steps = stacks[name].observe(tokens.float())
-        used = [(step.codes > 0).flatten(0, 1).float().mean(0) for step in steps]
-        found[name.partition(".")[0]] = LayerCurves(
-            [subspace_rate(step.before).item() for step in steps],
-            [subspace_rate(step.after).item() for step in steps],
-            [(step.codes == 0).float().mean().item() for step in steps],
-            [(share > ACTIVE).float().mean().item() for share in used],
-        )
+        curves = LayerCurves([], [], [], [])
+        for step in stacks[name].observe(tokens.float()):
+            curves.rate.append(subspace_rate(step.before).item())
+            curves.rate_after.append(subspace_rate(step.after).item())
+            if step.codes is not None:
+                curves.zeros.append((step.codes == 0).float().mean().item())
+                used = (step.codes > 0).flatten(0, 1).float().mean(0)
+                curves.active.append((used > ACTIVE).float().mean().item())
+        found[name.partition(".")[0]] = curves
     return found
 
 

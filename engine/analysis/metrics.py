@@ -20,7 +20,7 @@ PANELS = {
 
 
 class Metric(NamedTuple):
-    """A metric, or a family of metrics with {term}, {factor}, {group}, {crate}, {feature} or {sweep} in its name.
+    """A metric, or a family with {term}, {factor}, {group}, {crate}, {feature}, {sweep} or {layer} in its name.
 
     Attributes:
         name: its key in metrics.jsonl.
@@ -99,6 +99,9 @@ METRICS = (
     # only with parts of kind=crate: the longest step of their sparse coding
     Metric("dictionary_step_{crate}"),
     # only in epochs with factor sweeps; `subspace_metrics` describes them, and more that are neither good nor bad
+    Metric("layers_rate_{layer}", "min"),
+    Metric("layers_zeros_{layer}", "max"),
+    Metric("layers_active_{layer}", "min"),
     Metric("circle_error_{sweep}", "min"),
     Metric("circle_phase_{sweep}", "max"),
     Metric("circle_r2_{sweep}", "max"),

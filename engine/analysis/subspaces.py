@@ -156,10 +156,11 @@ def _phase(curves: Tensor, degrees: Tensor) -> tuple[float, int]:
 
 
 def _turn_r2(sweep: Sweep) -> float:
-    """R² of the sine and cosine of the turn between two steps, read from the plane; only its sense is fitted.
+    """R² of the sine and cosine of the turn between two steps, read from the plane of the displacements.
 
-    Points are seen from the mean of all anchors, and the angle between two of them is taken for the turn. A whole turn
-    in equal steps has variance 1, so that chance is -1. With m the mean over the S steps of exp(i (polar angle -
+    Points are seen from the mean of all anchors, and the angle between two of them is taken for the turn, in the better
+    sense of the two. A whole turn in equal steps has variance 1, so that noise scores -1 (over four steps up to -0.7),
+    and smooth closed curves about 0. With m the mean over the S steps of exp(i (polar angle -
     turn)), all pairs of steps have the R² 2 |m|² - 1; those of a step with itself are left out.
     """
     points = (sweep.z.double() @ sweep.principal[1][:, :2]).permute(2, 0, 1)  # [2, N, S]
@@ -185,7 +186,7 @@ def subspace_metrics(
     - subspace_stability_<f>: overlap with its basis in `before`
     - circle_error_<f>: distance of an angle's curves in their plane from the fitted circle, over its radius
     - circle_phase_<f>, circle_turns_<f>: how well they follow the angle, and how often they go round in a whole turn
-    - circle_r2_<f>: R² of the angle between two steps, read from the plane with nothing fitted; chance is -1
+    - circle_r2_<f>: R² of the angle between two steps, read from the plane about the mean of all anchors
 
     All but the energy are NaN for a factor that moves nothing. Sweeps, and bases of an earlier epoch in `before`, are
     given by the name of their factor.

@@ -125,7 +125,7 @@ def _measure_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
         for feature, rows in features.items():
             moments[feature].update(rows)
         moments = moments.collect(accelerator)
-        curves = layer_curves(network, next(iter(loaders.validation.epoch(0))), accelerator)
+        curves = layer_curves(network, next(iter(loaders.validation.epoch(0))), num_observed, accelerator)
         metrics[name] = {
             **subspace_metrics(swept)[0],
             **layer_metrics(curves),

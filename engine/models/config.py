@@ -25,8 +25,8 @@ class CrateLayers(Section):
     threshold: float = Field(default=0.1, ge=0)
     """Weight of the l1 norm of the codes."""
     longest_step: float | None = Field(default=None, gt=0)
-    """After each training step, dictionaries D are shrunk to step * |D|² of at most this; null only warns above 1.8.
-    The sparse coding descends below 2."""
+    """After each training step, dictionaries D are shrunk to step * |D|² of about this at most; null only warns above
+    1.8. Below 2, a step of the sparse coding never raises its objective."""
 
 
 class EncoderConfig(Kind):
@@ -36,6 +36,13 @@ class EncoderConfig(Kind):
     def num_features(self) -> int:
         """Number D of features."""
         raise NotImplementedError
+
+    def check_images(self, size: tuple[int, int]) -> None:
+        """Refuse images of a height and width that the network cannot see; any is allowed by default.
+
+        Raises:
+            InputError: names the field that does not fit.
+        """
 
 
 class ResNet18Config(EncoderConfig):
@@ -72,7 +79,7 @@ class CrateEncoderConfig(CrateLayers, EncoderConfig):
     kind: Literal["crate"] = "crate"
     size: Literal["custom", "tiny", "small", "base", "large"] = "custom"
     """Width, layers and heads of a published size, which then replace those below; custom takes them as they are."""
-    width: int = Field(default=192, ge=1)
+    dim: int = Field(default=192, ge=1)
     """Width of a token, and number of features."""
     num_layers: int = Field(default=6, ge=1)
     """Number of layers."""
@@ -85,16 +92,25 @@ class CrateEncoderConfig(CrateLayers, EncoderConfig):
     def _check_sizes(self) -> Self:
         if self.side % self.patch:
             raise InputError(f"does not divide the side of {self.side} pixels", "patch")
+        own = {name: type(self).model_fields[name].default for name in ("dim", "num_layers", "num_heads")}
+        if self.size != "custom" and (name := next((n for n in own if getattr(self, n) != own[n]), None)):
+            raise InputError(f"only applies with size=custom; {self.size} has its own", name)
         width, _, heads = self.shape
         if width % heads:
             raise InputError(f"does not divide the width {width}", "num_heads")
         return self
 
+    def check_images(self, size: tuple[int, int]) -> None:
+        if size != (self.side, self.side):
+            raise InputError(
+                f"images are {size[1]}x{size[0]} pixels, not {self.side}x{self.side}", "model.encoder.side"
+            )
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Width, number of layers, number of heads."""
         published = {"tiny": (384, 12, 6), "small": (576, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
-        return published.get(self.size, (self.width, self.num_layers, self.num_heads))
+        return published.get(self.size, (self.dim, self.num_layers, self.num_heads))
 
     @property
     def num_features(self) -> int:
@@ -151,20 +167,14 @@ class AggregatorConfig(Kind):
         return None
 
 
-class TransformerConfig(AggregatorConfig):
-    """Transformer with a learnt AGG token, as in the paper."""
+class AttentiveConfig(AggregatorConfig):
+    """An aggregator whose tokens attend to each other."""
 
-    made_by = ".aggregators.transformer:Transformer"
-
-    kind: Literal["transformer"] = "transformer"
-    num_layers: int = Field(default=3, ge=1)
-    """Number of layers."""
     num_heads: int = Field(default=4, ge=1)
-    """Attention heads of each layer."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout of each layer."""
+    """Attention heads, or subspaces, of each layer."""
     time_embedding: bool = False
-    """Whether tokens carry a learnt position embedding (the paper's have none)."""
+    """Whether tokens carry a learnt position embedding (the paper's have none); in crate and tost it is that of the
+    distance to the target."""
     positions: int = Field(default=16, ge=1, le=512)
     """Number of positions that have an embedding; no sequence may be longer (time_embedding=true)."""
 
@@ -177,6 +187,18 @@ class TransformerConfig(AggregatorConfig):
         return self.positions if self.time_embedding else None
 
 
+class TransformerConfig(AttentiveConfig):
+    """Transformer with a learnt AGG token, as in the paper."""
+
+    made_by = ".aggregators.transformer:Transformer"
+
+    kind: Literal["transformer"] = "transformer"
+    num_layers: int = Field(default=3, ge=1)
+    """Number of layers."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of each layer."""
+
+
 class MeanConfig(AggregatorConfig):
     """Mean of the tokens: no weights, and a control for what an aggregator learns."""
 
@@ -185,27 +207,15 @@ class MeanConfig(AggregatorConfig):
     kind: Literal["mean"] = "mean"
 
 
-class CrateConfig(CrateLayers, AggregatorConfig):
+class CrateConfig(CrateLayers, AttentiveConfig):
     """White-box layers of CRATE with a learnt AGG token; each compresses tokens in subspaces and sparsifies them."""
 
     made_by = ".aggregators.crate:Crate"
 
     kind: Literal["crate"] = "crate"
-    time_embedding: bool = False
-    """Whether tokens carry a learnt embedding of their distance to the target."""
-    positions: int = Field(default=16, ge=1, le=512)
-    """Number of distances that have an embedding; no sequence may be longer (time_embedding=true)."""
-
-    def check_width(self, width: int) -> None:
-        if width % self.num_heads:
-            raise InputError(f"does not divide the token width {width}", "num_heads")
-
-    @property
-    def most_views(self) -> int | None:
-        return self.positions if self.time_embedding else None
 
 
-class TostConfig(AggregatorConfig):
+class TostConfig(AttentiveConfig):
     """Token-statistics layers of ToST, linear in the number of views, with a read-out by one token's attention."""
 
     made_by = ".aggregators.tost:Tost"
@@ -213,26 +223,12 @@ class TostConfig(AggregatorConfig):
     kind: Literal["tost"] = "tost"
     num_layers: int = Field(default=2, ge=1)
     """Number of layers of the tokens."""
-    num_heads: int = Field(default=4, ge=1)
-    """Attention heads of each layer."""
     readout_layers: int = Field(default=1, ge=1)
     """Number of layers in which the AGG token attends to the tokens (2 in the paper)."""
     causal: bool = False
     """Whether each view sees only statistics of itself and the views before it."""
     gain: float = Field(default=1.0, gt=0)
     """Initial gain of each layer's output (the paper's 24 layers start with 1e-5)."""
-    time_embedding: bool = False
-    """Whether tokens carry a learnt embedding of their distance to the target."""
-    positions: int = Field(default=64, ge=1, le=512)
-    """Number of distances that have an embedding; no sequence may be longer (time_embedding=true)."""
-
-    def check_width(self, width: int) -> None:
-        if width % self.num_heads:
-            raise InputError(f"does not divide the token width {width}", "num_heads")
-
-    @property
-    def most_views(self) -> int | None:
-        return self.positions if self.time_embedding else None
 
 
 class PredictorConfig(Kind):
@@ -259,8 +255,14 @@ class CratePredictorConfig(CrateLayers, PredictorConfig):
     """Number of layers."""
     coding: Literal["square", "overcomplete"] = "overcomplete"
     """Dictionary of the sparse coding, as in the aggregator of this kind."""
-    width: int = Field(default=96, ge=1)
+    dim: int = Field(default=96, ge=1)
     """Width of a token."""
+
+    @model_validator(mode="after")
+    def _check_width(self) -> Self:
+        if self.dim % self.num_heads:
+            raise InputError(f"does not divide the width {self.dim}", "num_heads")
+        return self
 
 
 class ProjectorConfig(Kind):
@@ -394,6 +396,11 @@ class ModelConfig(Section):
     """Whether the aggregator receives the actions between the views."""
     predictor_action: bool = True
     """Whether the predictor receives the action that leads to the target."""
+
+    @property
+    def crate_parts(self) -> list[str]:
+        """Names of the parts that have layers of CRATE."""
+        return [name for name, part in self if isinstance(part, CrateLayers)]
 
     @property
     def num_features(self) -> int:

@@ -108,12 +108,6 @@ def orthonormal(basis: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def read_moves(coordinates: Coordinates) -> Moves:
-    """The moves that the subspaces tell, with nothing fitted; shifts are in standard deviations of their own."""
-    shifts = coordinates.lines.diff(dim=1)
-    return Moves(turned(coordinates.circles), shifts / shifts.square().mean((0, 1)).sqrt())
-
-
 def turned(points: Tensor) -> Tensor:
     """Sine and cosine [B, N - 1, C, 2] of the angle from each point [B, N, C, 2] to the next, seen from the centre."""
     units = nn.functional.normalize(points, dim=-1)

@@ -1,8 +1,9 @@
-"""Layers each of which is a step of an algorithm that lowers a coding rate: those of CRATE, CRATE-α and ToST.
+"""Layers that are derived from steps that lower a coding rate or an l1 objective: those of CRATE, CRATE-α and ToST.
 
 Letters: B batch, N tokens, d width of a token, h heads, p = d / h.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,14 +24,14 @@ class Step(NamedTuple):
 
     before: Tensor  # [B, h, N, p] tokens in the subspaces of the heads, before the layer's attention
     after: Tensor  # the same after it
-    codes: Tensor  # [B, N, k] what the layer's sparse coding gave; k is d, or more if it is overcomplete
+    codes: Tensor | None  # [B, N, k] of its sparse coding; k is d, or more if it is overcomplete. None without one
 
 
 def subspace_rate(projected: Tensor) -> Tensor:
     """Coding rate R^c of tokens in the subspaces of the heads, [B, h, N, p] -> 0-dim: a sum over heads, a mean over B.
 
-    ½ log det(I + p / (N ε) W Wᵀ) of projections W that have unit length, with ε = 0.01: the quantity of the published
-    curves (arXiv 2306.01129, section 3.2, whose code does not square ε).
+    ½ log det(I + p / (N ε) W Wᵀ) of projections W that have unit length, with ε = 0.01, which is not squared: what the
+    code of arXiv 2306.01129 draws by layer.
     """
     rows = F.normalize(projected.double(), dim=-1)
     tokens, width = rows.shape[-2:]
@@ -41,7 +42,8 @@ def subspace_rate(projected: Tensor) -> Tensor:
 class SubspaceAttention(nn.Module):
     """MSSA of CRATE: multi-head attention in which one projection is query, key and value, [B, N, d] -> [B, N, d].
 
-    Source: arXiv 2306.01129, equation 11. With the residual around it, it is an approximate gradient step on R^c.
+    Source: arXiv 2306.01129, equation 11. A convex mix of tokens and attention lowers R^c; the sum that the layers use
+    is its form without a scale, and need not.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, *, bias: bool = True):
@@ -142,12 +144,17 @@ class CrateLayer(nn.Module):
 
     @torch.no_grad()
     def step_length(self) -> Tensor:
-        """η |D|₂², 0-dim, by power iteration: proximal steps descend below 2, and below 1 they do so monotonically."""
+        """η |D|₂², 0-dim, by power iteration, which is a little low: below 2 a step never raises the objective."""
         dictionary = self.coding.dictionary.float()
         direction = dictionary.new_ones(dictionary.shape[1])
         for _ in range(POWER_ITERATIONS):
             direction = F.normalize((dictionary @ direction) @ dictionary, dim=0)
         return self.coding.step * (dictionary @ direction).square().sum()
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the dictionary is trained, and its step has a limit."""
+        return self.longest is not None and self.coding.dictionary.requires_grad
 
     @torch.no_grad()
     def clip(self) -> None:
@@ -159,7 +166,8 @@ class CrateLayer(nn.Module):
 class TokenStatistics(nn.Module):
     """TSSA of ToST: attention whose weights are statistics of all tokens, in time linear in their number.
 
-    With `causal`, each token sees statistics of itself and the tokens before it. [B, N, d] -> [B, N, d].
+    With `causal`, each token sees statistics of itself and the tokens before it, without the learnt bias for each
+    position that the authors' language model adds. [B, N, d] -> [B, N, d].
     Source: arXiv 2412.17810, equation 13.
     """
 
@@ -178,8 +186,8 @@ class TokenStatistics(nn.Module):
         return self.subspaces(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        w = self.subspaces(x).unflatten(-1, (self.heads, -1))
-        return self.out(self.attend(w, self.temperature[:, 0]).flatten(2))
+        mixed = self.attend(self.project(x).transpose(1, 2), self.temperature[:, 0])
+        return self.out(mixed.flatten(2))
 
 
 class TostLayer(nn.Module):
@@ -205,7 +213,7 @@ class TostLayer(nn.Module):
         """The output for tokens x, and what the layer did to them."""
         between = self.compress(x)
         before, after = (self.attention.project(self.norm1(tokens)) for tokens in (x, between))
-        return self(x), Step(before, after, self.mlp[:2](self.norm2(between)))
+        return self(x), Step(before, after, None)
 
 
 class ClassAttention(nn.Module):
@@ -235,15 +243,12 @@ class ClassAttention(nn.Module):
 class WhiteBox(nn.Sequential):
     """A stack of white-box layers, [B, N, d] -> [B, N, d]."""
 
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> list[Step]:
-        """What each layer does to tokens x."""
+    def observe(self, x: Tensor) -> Iterator[Step]:
+        """What each layer in turn does to tokens x."""
         layers: Any = self
-        steps = []
         for layer in layers:
             x, step = layer.observe(x)
-            steps.append(step)
-        return steps
+            yield step
 
 
 def mlp(width: int) -> nn.Sequential:

@@ -39,9 +39,9 @@ class RunConfig(Operation):
     threads: Literal["auto"] | int = "auto"
     """CPU threads per process; auto divides the cores among the processes of the machine."""
     batch_statistics: Literal["global", "process"] = "global"
-    """Scope of batch norm, rate, SIGReg, variance, covariance and center with several processes. global: the whole
-    batch, as with one process; process: each process's part, with less communication, but results then depend on the
-    number of processes."""
+    """Scope of batch norm, of terms that use statistics of a batch, and of center, with several processes. global: the
+    whole batch, as with one process; process: each process's part, with less communication, but results then depend on
+    the number of processes."""
     log_every: int = Field(default=50, ge=1)
     """Steps between host syncs, at which the loss is logged and checked for divergence."""
 

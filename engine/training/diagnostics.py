@@ -40,7 +40,8 @@ def diagnose(
     """
     try:
         sweeps = sweep(training.model.eval(), loader, training.config.diagnostics.anchors, training.accelerator)
-        curves = layer_curves(training.model, next(iter(loader.epoch(0))), training.accelerator)
+        num_observed = training.config.sequence.num_observed
+        curves = layer_curves(training.model, next(iter(loader.epoch(0))), num_observed, training.accelerator)
         metrics, found = subspace_metrics(sweeps, _before(folder.bases, epoch))
         metrics |= layer_metrics(curves)
         folder.bases.mkdir(parents=True, exist_ok=True)

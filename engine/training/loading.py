@@ -15,7 +15,8 @@ def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:
     """Open what a run trains on; each process reads its part of every batch.
 
     Raises:
-        InputError: as `build_loaders`, or the part of a process cannot be cut into micro-batches of two or more.
+        InputError: as `build_loaders`; the encoder cannot see images of this size; the part of a process cannot be cut
+            into micro-batches of two or more.
     """
     # one process of each machine downloads what is missing, the others find it
     with accelerator.local_main_process_first() if config.data.download else contextlib.nullcontext():
@@ -31,6 +32,7 @@ def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:
             threads=torch.get_num_threads(),
             compiled=accelerator.device.type == "cuda" and compile_mode(config.run, accelerator) != "none",
         )
+    config.model.encoder.check_images(loaders.sequence.image_size)
     local_batch = config.data.batch_size // accelerator.num_processes
     if local_batch % config.optim.accumulate:
         raise InputError(f"does not divide the {local_batch} sequences of a process", "optim.accumulate")

@@ -75,7 +75,7 @@ class TrainingStep:
             fused=True,
             capturable=device.type == "cuda",
         )
-        self.clipped = [part for part in model.modules() if isinstance(part, CrateLayer) and part.longest]
+        self.clipped = [layer for layer in model.modules() if isinstance(layer, CrateLayer) and layer.is_limited]
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         if not train_model:
             model.requires_grad_(False)
@@ -147,8 +147,8 @@ class TrainingStep:
         grad_norm = torch.nn.utils.clip_grad_norm_(self.trainable, optim.clip_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for part in self.clipped:
-            part.clip()
+        for layer in self.clipped:
+            layer.clip()
         target.update(self.model.encoder, decay, weights=not isinstance(self.optimizer, AdamWEMA))
         return grad_norm
 

@@ -289,8 +289,8 @@ class Trainer:
             self.reporter.epoch(title, metrics, self.untrained)
             for warning in collapse_warnings(metrics, config.diagnostics):
                 say(f"collapse? {warning}")
-            for name in ("encoder", "aggregator", "predictor"):
-                if (length := metrics.get(f"dictionary_step_{name}", 0.0)) > LONG_STEP:
+            for name in config.model.crate_parts:
+                if (length := metrics[f"dictionary_step_{name}"]) > LONG_STEP:
                     limit = f"model.{name}.longest_step=1 limits it"
                     say(f"a step of the sparse coding is {length:.2f} long; beyond 2 it need not descend: {limit}")
         if self.stopped_early:

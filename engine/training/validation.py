@@ -9,12 +9,11 @@ from accelerate.utils import broadcast
 from ...kernels import coding_rate_stats
 from ...loaders.batch import Batch, each
 from ...loaders.loader import SequenceLoader
-from ..analysis.accumulators import R2, Mean, MetricBank, centred_cosine, mean_r2
+from ..analysis.accumulators import Mean, MetricBank, centred_cosine
+from ..analysis.groups import GroupReadings
 from ..analysis.metrics import expand
 from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
-from ..models.config import CrateLayers
-from ..models.subspaces import read_moves
 from ..models.white_box import CrateLayer
 from ..objectives.rate import normalized
 from ..runtime.distributed import uneven_rows
@@ -44,7 +43,7 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     moments = MetricBank({"z": Moments(model.num_features), "agg": Moments(model.token_width)}).to(device)
     size = loader.sampler.local_batch_size
     split = model.subspaces
-    groups = MetricBank({name: R2(dims) for name, dims in split.dims.items()} if split is not None else {}).to(device)
+    groups = GroupReadings(split, training.config.objective.equivariance.extent) if split is not None else None
     predictions, targets = [], []
     for number, batch in enumerate(loader.epoch(0)):
         measured, given = _measure(training, batch, size)
@@ -58,10 +57,8 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
         training.probes.update(bank, measured.probe_outputs, given.labels, given.moves)
         moments["z"].update(features["first"])
         moments["agg"].update(features["agg"])
-        if split is not None and output.coordinates is not None:
-            true = split.by_factor(split.moves(given.moves[:, : output.coordinates.lines.shape[1] - 1]))
-            for name, read in split.by_factor(read_moves(output.coordinates)).items():
-                groups[name].update(read, true[name])
+        if groups is not None and output.coordinates is not None:
+            groups.update(output.coordinates, given.moves)
         if number == 0:  # a rate depends on the number of rows, which is that of training here
             for feature, rows in (("agg", output.agg), ("z", output.z.transpose(0, 1))):  # z: [M, B, D]
                 rate = training.config.objective.rate
@@ -80,12 +77,11 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     )
     moments = moments.collect(training.accelerator)
     metrics |= spectrum_metrics(moments) | model.aggregator.figures()
-    for name in ("encoder", "aggregator", "predictor"):
-        if steps := [part.step_length() for part in getattr(model, name).modules() if isinstance(part, CrateLayer)]:
-            metrics[f"dictionary_step_{name}"] = torch.stack(steps).max().item()
-    metrics |= {
-        f"group_r2_{name}_test": mean_r2(r2) for name, r2 in groups.collect(training.accelerator).compute().items()
-    }
+    if groups is not None:
+        metrics |= {f"group_r2_{name}_test": value for name, value in groups.r2().items()}
+    for name in training.config.model.crate_parts:
+        steps = [layer.step_length() for layer in getattr(model, name).modules() if isinstance(layer, CrateLayer)]
+        metrics[f"dictionary_step_{name}"] = torch.stack(steps).max().item()
     if training.world is not None:
         # all processes decide by the same numbers: eigenvalues may differ between machines
         values: Any = broadcast(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device))
@@ -114,7 +110,6 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     """Names of all metrics of a validated epoch; probes whose targets the task does not have are left out."""
     targets = [target for target, known in (("class", num_classes), ("action", factors)) if known]
     groups = config.sequence.groups if config.model.subspaces.splits else ()
-    crate = [name for name, part in config.model if isinstance(part, CrateLayers)]
-    fields = {"term": config.objective.terms, "factor": factors, "group": groups, "crate": crate}
+    fields = {"term": config.objective.terms, "factor": factors, "group": groups, "crate": config.model.crate_parts}
     names = expand(targets, feature=("z", "agg"), **fields)
     return names | {*config.model.aggregator.implementation().figure_names}

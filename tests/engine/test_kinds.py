@@ -27,10 +27,10 @@ NEEDS = {
     "objective.invariance.weight=0.1": (*PROJECTED, "target.kind=shared"),
     "objective.inverse.weight=0.1": ("model.inverse.kind=mlp", "model.inverse.hidden=16"),
     "model.inverse.kind=mlp": ("model.inverse.hidden=16", "objective.inverse.weight=0.1"),
-    "model.encoder.kind=crate": ("model.encoder.width=32", "model.encoder.num_layers=1", "model.encoder.side=24"),
+    "model.encoder.kind=crate": ("model.encoder.dim=32", "model.encoder.num_layers=1", "model.encoder.side=24"),
     "model.subspaces.kind=group": ("objective.equivariance.weight=0.1",),
     "objective.equivariance.weight=0.1": ("model.subspaces.kind=group", "model.neck.kind=linear", "model.neck.dim=16"),
-    "objective.rest.weight=0.1": ("model.subspaces.kind=group",),
+    "objective.rest.weight=0.1": ("model.subspaces.kind=group", "objective.equivariance.weight=0.1"),
 }
 
 

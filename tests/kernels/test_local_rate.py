@@ -40,6 +40,18 @@ def test_value_and_gradient(shape, count, device):
     assert (gradient - true).norm() <= 1e-4 * true.norm() + 1e-6
 
 
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1000.0])
+def test_neighbours_far_from_the_origin(offset):
+    """64 rows: distances by products of matrices would be off by the square of the offset's rounding."""
+    z = offset + 0.1 * drawn(64, 12)
+    distance = (z[:, None].double() - z.double()).norm(dim=-1)
+    expected = distance.argsort(dim=1, stable=True)[:, :5]
+    assert_close(nearest(z, 5).sort().values, expected.sort().values)
+    fine = 1 + 1e-6 * drawn(64, 12).double()
+    expected = (fine[:, None] - fine).norm(dim=-1).argsort(dim=1, stable=True)[:, :5]
+    assert_close(nearest(fine, 5).sort().values, expected.sort().values)
+
+
 def test_all_rows_are_the_global_rate():
     z = drawn(2, 12, 5).double().requires_grad_()
     local = local_coding_rate(z, 12, alpha=2.0)

@@ -6,6 +6,7 @@ from torch import func
 from torch.testing import assert_close
 
 from seqjepa.kernels import token_statistics_attention
+from seqjepa.kernels._ops import ops
 from seqjepa.kernels.token_statistics import token_statistics_reference
 
 triton = pytest.mark.triton
@@ -115,13 +116,12 @@ def test_a_zero_token_asks_nothing_of_the_others(device):
     assert torch.count_nonzero(nothing) == 0
 
 
-@triton
 def test_the_first_causal_token_is_shared_by_all_heads(device):
     """Its squares are its moments, so that each head's score is the same: the weight is 1 / h, S is its own square."""
     w, _, _ = (x.detach() for x in drawn((2, 6, 4, 5), device))
     first = token_statistics_reference(w, w.new_ones(4), causal=True)[:, 0]
     assert_close(first, -w[:, 0] / 4 / (1 + w[:, 0].square()))
-    # and the last one sees all tokens, as without a mask, but for its own weights
+    # and no token depends on later ones
     changed = w.clone()
     changed[:, -1] += 1
     before = token_statistics_reference(changed, w.new_ones(4), causal=True)[:, :-1]
@@ -146,6 +146,19 @@ def test_it_keeps_little_more_than_its_input():
     size = w.numel() * w.element_size()
     assert bytes_of(token_statistics_attention) < 1.05 * size
     assert bytes_of(token_statistics_reference) > 3 * size
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+def test_opcheck(permuted):
+    """Fake tensors have the shapes, dtypes and strides of real ones, whatever the strides of the tokens."""
+    w = drawn((2, 9, 3, 5), "cpu")[0].detach()
+    w = w.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if permuted else w
+    temperature = torch.ones(3)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(ops.token_statistics.default, (w.clone().requires_grad_(), temperature), test_utils=checks)
+    y, *saved = ops.token_statistics(w, temperature)
+    arguments = (torch.ones_like(y), w, temperature, *saved)
+    torch.library.opcheck(ops.token_statistics_backward.default, arguments, test_utils=checks)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, where forward mode starts

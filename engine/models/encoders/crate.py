@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....configs.errors import InputError
 from ..config import CrateEncoderConfig
 from ..white_box import CrateLayer, WhiteBox
 from .base import ImageEncoder
@@ -22,7 +21,7 @@ class CrateEncoder(ImageEncoder):
     def __init__(self, config: CrateEncoderConfig):
         super().__init__()
         width, num_layers, num_heads = config.shape
-        self.side, self.patch = config.side, config.patch
+        self.patch = config.patch
         pixels = 3 * config.patch**2
         self.patches = nn.Sequential(nn.LayerNorm(pixels), nn.Linear(pixels, width), nn.LayerNorm(width))
         self.token = nn.Parameter(torch.randn(1, 1, width))
@@ -32,11 +31,6 @@ class CrateEncoder(ImageEncoder):
         self.norm = nn.LayerNorm(width)
 
     def features(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] != (self.side, self.side):
-            height, width = images.shape[-2:]
-            raise InputError(
-                f"images are {width}x{height} pixels, the encoder is made for {self.side}", "model.encoder.side"
-            )
         patches = self.patches(F.unfold(images, self.patch, stride=self.patch).mT)
         tokens = torch.cat([self.token.expand(len(images), -1, -1).to(patches.dtype), patches], dim=1)
         return self.norm(self.layers(tokens + self.positions)[:, 0])

@@ -17,12 +17,12 @@ class CratePredictor(nn.Module):
 
     def __init__(self, config: CratePredictorConfig, width: int, action_width: int, outputs: int):
         super().__init__()
-        self.agg = nn.Linear(width, config.width)
-        self.action = nn.Linear(action_width, config.width) if action_width else None
-        self.kinds = nn.Parameter(torch.empty(2 if action_width else 1, config.width).normal_(std=0.02))
-        self.layers = WhiteBox(*(CrateLayer(config, config.width) for _ in range(config.num_layers)))
-        self.norm = nn.LayerNorm(config.width)
-        self.out = nn.Linear(config.width, outputs)
+        self.agg = nn.Linear(width, config.dim)
+        self.action = nn.Linear(action_width, config.dim) if action_width else None
+        self.kinds = nn.Parameter(torch.empty(2 if action_width else 1, config.dim).normal_(std=0.02))
+        self.layers = WhiteBox(*(CrateLayer(config, config.dim) for _ in range(config.num_layers)))
+        self.norm = nn.LayerNorm(config.dim)
+        self.out = nn.Linear(config.dim, outputs)
 
     def forward(self, agg: Tensor, action: Tensor | None) -> Tensor:
         tokens = [self.agg(agg)]

@@ -142,8 +142,9 @@ def draw_combined(networks: dict[str, NetworkSweeps], factors: list[str]):
 
 def draw_layers(networks: dict[str, NetworkSweeps], part: str):
     """Coding rate in each layer's subspaces, before and after its attention, and sparsity of its codes."""
-    figure = new_figure(9, 3.8)
-    panels = figure.subplots(1, 2)
+    sparse = bool(next(iter(networks.values())).layers[part].zeros)
+    figure = new_figure(9 if sparse else 5, 3.8)
+    panels = figure.subplots(1, 2 if sparse else 1, squeeze=False)[0]
     for number, (title, network) in enumerate(networks.items()):
         found, colour = network.layers[part], f"C{number}" if number == 0 else "0.5"
         layers = range(1, len(found.rate) + 1)
@@ -152,9 +153,11 @@ def draw_layers(networks: dict[str, NetworkSweeps], part: str):
             panels[0].annotate(
                 "", (layer + 0.35, after), (layer, before), arrowprops={"arrowstyle": "->", "color": colour}
             )
-        panels[1].plot(layers, found.zeros, "o-", color=colour, label=title)
+        if sparse:
+            panels[1].plot(layers, found.zeros, "o-", color=colour, label=title)
     panels[0].set(title="coding rate; arrow: what attention does", xlabel="layer", ylabel="nats, sum over heads")
-    panels[1].set(title="share of zeros among the codes", xlabel="layer", ylim=(0, 1))
+    if sparse:
+        panels[1].set(title="share of zeros among the codes", xlabel="layer", ylim=(0, 1))
     for column in panels:
         column.set_xticks(layers)
         column.grid(alpha=0.3)
@@ -162,7 +165,7 @@ def draw_layers(networks: dict[str, NetworkSweeps], part: str):
     return _captioned(
         figure,
         f"layers of the {part}, on a batch of test sequences",
-        "white-box: the rate falls from layer to layer, and more than in the untrained network",
+        "compression: the rate falls from layer to layer, and more than in the untrained network",
     )
 
 

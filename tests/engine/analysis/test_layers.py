@@ -11,6 +11,7 @@ from seqjepa.engine.config import compose
 from seqjepa.engine.evaluate import main as evaluate
 from seqjepa.engine.models.seq_jepa import SeqJEPA
 from seqjepa.engine.models.white_box import CrateLayer, subspace_rate
+from seqjepa.engine.reports.figures.subspaces import NetworkSweeps, draw_layers
 from seqjepa.engine.train import main
 from seqjepa.loaders.batch import Batch
 from seqjepa.loaders.sequences import ActionSpace
@@ -31,7 +32,7 @@ def test_the_curves_are_those_of_the_layers():
     model = SeqJEPA(config.model, config.target, ActionSpace(5)).eval()
     views, actions = torch.rand(6, 4, 3, 24, 24), torch.randn(6, 3, 5)
     batch = Batch(views, actions, torch.zeros(6, 4, 4), torch.zeros(6), torch.zeros(6))
-    curves = layer_curves(model, batch, Accelerator(cpu=True))
+    curves = layer_curves(model, batch, 3, Accelerator(cpu=True))
     assert set(curves) == {"aggregator", "predictor"}
     z = model.encoder(views[:, :3])
     tokens = torch.cat([z, torch.cat([model.embed(actions)[:, :2], torch.zeros(6, 1, 32)], 1)], -1)
@@ -48,7 +49,48 @@ def test_the_curves_are_those_of_the_layers():
         )
     assert len(found.rate) == 3
     plain = compose(["tests/small.yaml"]).config
-    assert layer_curves(SeqJEPA(plain.model, plain.target, ActionSpace(5)), batch, Accelerator(cpu=True)) == {}
+    assert layer_curves(SeqJEPA(plain.model, plain.target, ActionSpace(5)), batch, 3, Accelerator(cpu=True)) == {}
+
+
+def test_views_beyond_the_target_and_failures_leave_no_trace():
+    config = compose(["tests/small.yaml", *CRATE]).config
+    torch.manual_seed(0)
+    model = SeqJEPA(config.model, config.target, ActionSpace(5)).eval()
+    views, actions = torch.rand(6, 5, 3, 24, 24), torch.randn(6, 4, 5)
+    rest = torch.zeros(6, 5, 4), torch.zeros(6), torch.zeros(6)
+    accelerator = Accelerator(cpu=True)
+    longer = layer_curves(model, Batch(views, actions, *rest), 3, accelerator)
+    assert longer == layer_curves(model, Batch(views[:, :4], actions[:, :3], *rest), 3, accelerator)
+    with pytest.raises(RuntimeError):
+        layer_curves(model, Batch(views, actions[..., :2], *rest), 3, accelerator)
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+def test_tost_has_rates_but_no_codes(tmp_path):
+    config = compose(["tests/small.yaml", "model.aggregator.kind=mean", "model.aggregator.kind=tost"]).config
+    torch.manual_seed(0)
+    model = SeqJEPA(config.model, config.target, ActionSpace(5)).eval()
+    batch = Batch(torch.rand(6, 4, 3, 24, 24), torch.randn(6, 3, 5), *[torch.zeros(6)] * 3)
+    curves = layer_curves(model, batch, 3, Accelerator(cpu=True))
+    assert len(curves["aggregator"].rate) == 2
+    assert set(layer_metrics(curves)) == {
+        f"layers_rate{when}_aggregator_{n}" for when in ("", "_after") for n in (1, 2)
+    }
+    figure = draw_layers({"one": NetworkSweeps({}, {}, curves)}, "aggregator")
+    assert len(figure.axes) == 1
+
+
+def test_a_frozen_dictionary_is_not_clipped(tiny, tmp_path):
+    words = (
+        "model.encoder.kind=crate",
+        "model.encoder.dim=16",
+        "model.encoder.side=24",
+        "model.encoder.num_layers=1",
+    )
+    kept = [word for word in tiny("control.enabled=false", "gates.rules.digits_affine=[]") if "encoder" not in word]
+    assert main([*kept, *words, "run.epochs=1", "model.encoder.longest_step=0.3", "ablation.freeze_encoder=true"]) == 0
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["dictionary_step_encoder"] > 0.6
 
 
 def test_names_of_the_metrics():

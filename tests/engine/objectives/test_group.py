@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
+from seqjepa.engine.analysis.groups import GroupReadings
 from seqjepa.engine.config import compose
 from seqjepa.engine.models.config import GroupSubspacesConfig
 from seqjepa.engine.models.seq_jepa import Output, SeqJEPA
-from seqjepa.engine.models.subspaces import GroupSubspaces, orthonormal, read_moves, turned
+from seqjepa.engine.models.subspaces import GroupSubspaces, orthonormal, turned
 from seqjepa.engine.objectives.objective import Objective
 from seqjepa.engine.train import main
 from seqjepa.loaders.config import ActionsConfig, AffineConfig, RotationConfig
@@ -120,10 +121,23 @@ def test_a_planted_representation_costs_nothing_and_is_left_alone(extent):
     parameters = [z, *split.parameters()]
     gradients = torch.autograd.grad(sum(found.values()), parameters)
     assert max(gradient.abs().max().item() for gradient in gradients) < 1e-4
-    true = split.by_factor(split.moves(actions))
-    for name, read in split.by_factor(read_moves(coordinates)).items():
-        rms = true[name].square().mean(0).sqrt()
-        torch.testing.assert_close(read, true[name] / (rms if name != "rotation" else 1), atol=1e-4, rtol=1e-4)
+    # in batches of any size, the first view being the unchanged image or not, moves are read exactly
+    readings, others = GroupReadings(split, extent), GroupReadings(split, 2 * extent)
+    for rows in torch.arange(B).split(150):
+        readings.update(split(z[rows].detach(), actions[rows]), actions[rows])
+        others.update(split(z[rows].detach(), actions[rows].roll(1, 0)), actions[rows].roll(1, 0))
+    assert list(readings.r2()) == ["rotation", "translation_x", "translation_y", "scale"]
+    assert list(readings.r2().values()) == pytest.approx([1] * 4, abs=1e-4)
+    assert max(others.r2().values()) < 0  # the moves of other images
+    first = sequence().params(torch.randint(2**32, (B, 3, 4), generator=torch.Generator().manual_seed(9)))
+    assert first[:, 0].abs().max() == 0
+    readings = GroupReadings(split, extent)
+    planted_first = split(planted(split, first, extent), moved.actions(first))
+    readings.update(planted_first, moved.actions(first))
+    assert list(readings.r2().values()) == pytest.approx([1] * 4, abs=1e-4)
+    constant = GroupReadings(split, extent)
+    constant.update(planted_first._replace(lines=0 * planted_first.lines), moved.actions(first))
+    assert constant.r2()["scale"] <= 0
 
 
 def test_losses_do_not_depend_on_the_axes_of_z():
@@ -207,26 +221,31 @@ def test_the_neck_belongs_to_the_encoder_and_its_teacher():
     assert any(p.shape == (24, 64) for p, _ in model.target.pairs(model.encoder))
 
 
+GROUP = ("model.subspaces.kind=group", "objective.equivariance.weight=1")
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
         (["objective.rest.weight=1"], ["objective.rest.weight = 1", "set model.subspaces.kind=group"]),
-        (["model.subspaces.kind=group"], ["model.subspaces.kind = 'group'", "nothing would train it"]),
+        (["model.subspaces.kind=group"], ["model.subspaces.kind = 'group'", "set objective.equivariance.weight"]),
         (
-            ["model.subspaces.kind=group", "objective.rest.weight=1", "actions.normalization=view_l2"],
+            ["model.subspaces.kind=group", "objective.rest.weight=1"],
+            ["model.subspaces.kind = 'group'", "set objective.equivariance.weight"],
+        ),
+        (
+            [*GROUP, "actions.normalization=view_l2"],
             ["actions.normalization = 'view_l2'", "standard or none is allowed"],
         ),
+        ([*GROUP, "sequence.num_observed=1"], ["sequence.num_observed = 1", "set it to at least 2"]),
         (
-            ["model.subspaces.kind=group", "objective.rest.weight=1", "sequence.num_observed=1"],
-            ["sequence.num_observed = 1", "set it to at least 2"],
+            [*GROUP, "model.neck.kind=linear", "model.neck.dim=4"],
+            ["model.neck.dim = 4", "it has 4 numbers, and the factors take 5", "at least 6"],
         ),
+        ([*GROUP, "sequence.kind=augment"], ["model.subspaces.kind = 'group'", "sequence.kind=augment has none"]),
         (
-            ["model.subspaces.kind=group", "objective.rest.weight=1", "model.neck.kind=linear", "model.neck.dim=4"],
-            ["model.neck.dim = 4", "no room beside the 5"],
-        ),
-        (
-            ["sequence.kind=augment", "model.subspaces.kind=group", "objective.equivariance.weight=1"],
-            ["objective.equivariance.weight = 1", "affine and rotation"],
+            ["sequence.rotation=[0.0,0.0]", "sequence.translation=[0,0]", "sequence.scale=[1.0,1.0]", *GROUP],
+            ["model.subspaces.kind = 'group'", "sequence.kind=affine has none"],
         ),
     ],
 )
