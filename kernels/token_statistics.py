@@ -9,7 +9,7 @@ For tokens w of heads k in channels c, with m_kc = Σ_n w_nkc²,
 Nothing of size N x N is made. Forward, the tokens are read three times and written once (moments, weights, output);
 backward needs the tokens, Π, and a few numbers for each channel, so that it keeps about as much as its input.
 
-Source: Token Statistics Transformer (arXiv 2412.17810), equation 13, and its code for the order of the operations.
+Source: Token Statistics Transformer (arXiv 2412.17810), its TSSA; the order of the operations is that of its code.
 """
 
 from __future__ import annotations
@@ -396,7 +396,7 @@ def token_statistics_attention(w: Tensor, temperature: Tensor) -> Tensor:
     Raises:
         ValueError: a shape, dtype or device is not allowed.
 
-    Source: arXiv 2412.17810, equation 13.
+    Source: arXiv 2412.17810, its TSSA.
     """
     if w.ndim != 4 or 0 in w.shape[1:] or not w.is_floating_point():
         raise ValueError(f"w must be floating-point [B, N, h, p], N, h, p > 0, got {w.dtype} {list(w.shape)}")

@@ -42,7 +42,7 @@ def subspace_rate(projected: Tensor) -> Tensor:
 class SubspaceAttention(nn.Module):
     """MSSA of CRATE: multi-head attention in which one projection is query, key and value, [B, N, d] -> [B, N, d].
 
-    Source: arXiv 2306.01129, equation 11. A convex mix of tokens and attention lowers R^c; the sum that the layers use
+    Source: arXiv 2306.01129, its MSSA. A convex mix of tokens and attention lowers R^c; the sum that the layers use
     is its form without a scale, and need not.
     """
 
@@ -67,7 +67,7 @@ class ISTA(nn.Module):
     """A proximal gradient step of non-negative sparse coding by a square dictionary D, [B, N, d] -> [B, N, d], >= 0.
 
     relu(u + η (u D - (u Dᵀ) D) - η λ): the step of min over z >= 0 of ½ |u - z Dᵀ|² + λ |z|₁ that starts at z = u.
-    Source: arXiv 2306.01129, equation 17.
+    Source: arXiv 2306.01129, its ISTA block.
     """
 
     residual = False  # whether the layer adds its input
@@ -91,8 +91,8 @@ class ISTA(nn.Module):
 class OvercompleteISTA(nn.Module):
     """Two proximal steps by an overcomplete dictionary D [d, 4 d], and a synthesis by another, as in CRATE-α.
 
-    z₁ = relu(η u D - η λ); z₂ = relu(z₁ - η (z₁ Dᵀ - u) D - η λ); the output is z₂ D₁ᵀ. Source: arXiv 2405.20299,
-    section 3. Both dictionaries start with variance 1 / (2 d), which is torch's reading of `kaiming_uniform_`.
+    z₁ = relu(η u D - η λ); z₂ = relu(z₁ - η (z₁ Dᵀ - u) D - η λ); the output is z₂ D₁ᵀ. Source: arXiv 2405.20299.
+    Both dictionaries start with variance 1 / (2 d), which is torch's reading of `kaiming_uniform_`.
     """
 
     residual = True
@@ -168,7 +168,7 @@ class TokenStatistics(nn.Module):
 
     With `causal`, each token sees statistics of itself and the tokens before it, without the learnt bias for each
     position that the authors' language model adds. [B, N, d] -> [B, N, d].
-    Source: arXiv 2412.17810, equation 13.
+    Source: arXiv 2412.17810, its TSSA.
     """
 
     no_decay = ("temperature",)

@@ -21,7 +21,7 @@ def drawn(shape, device, dtype=torch.float32):
 
 
 def definition(w, temperature):
-    """Equation 13 of arXiv 2412.17810, one head and one batch at a time."""
+    """TSSA of arXiv 2412.17810, one head and one batch at a time."""
     w = w.double()
     out = torch.empty_like(w)
     for batch, tokens in enumerate(w):  # [N, h, p]

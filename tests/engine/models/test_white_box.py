@@ -30,7 +30,7 @@ def drawn(*shape, seed=0):
     [("tiny", 6_090_856), ("small", 13_116_328), ("base", 22_796_008), ("large", 77_641_192)],
 )
 def test_crates_published_sizes(size, published):
-    """Table 1 of arXiv 2306.01129, in millions: 6.09, 13.12, 22.80, 77.64; with a head for 1000 classes."""
+    """Those of arXiv 2306.01129, in millions: 6.09, 13.12, 22.80, 77.64; with a head for 1000 classes."""
     config = CrateEncoderConfig(size=size, patch=16, side=224)
     with torch.device("meta"):
         encoder = config.build()
