@@ -64,7 +64,12 @@ def _field_lines(name: str, field: FieldInfo, only: str = "") -> Iterator[str]:
 def _doc(field: FieldInfo) -> str:
     """The description of a field that holds a section: its own, or else that of the section or of its kinds' base."""
     section = kinds_of(field.annotation)[0]
-    common = section.__mro__[1] if by_kind(field.annotation) else section
+    kinds = tuple(by_kind(field.annotation).values())
+    common = (
+        next(base for base in section.__mro__[1:] if all(issubclass(kind, base) for kind in kinds))
+        if kinds
+        else section
+    )
     return " ".join((field.description or common.__doc__ or "").partition("\n\n")[0].split())
 
 
