@@ -82,35 +82,37 @@ CONTENDERS = {
         {"optim.lr": RATES, "objective.prediction.weight": (10, 30, 100, 200)},
     ),
     "rate_invariance_inverse": Contender(
-        "rate, invariance, inferred action",
+        "rate, invariance, action",
         (*ONLINE, *TOGETHER, *UNPREDICTED, *INFERRED),
         {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
     ),
     "rate_invariance_inverse_8": Contender(
-        "rate, invariance, inferred action, 8 views",
+        "rate, invariance, action, 8 views",
         (*ONLINE, *TOGETHER, *UNPREDICTED, *INFERRED, "sequence.num_observed=7", "data.batch_size=64"),
         {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
         views=8,
     ),
-    "all_4": Contender("all four, 4 views", ALL, {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS}),
+    "all_4": Contender(
+        "rate, invariance, action, prediction", ALL, {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS}
+    ),
     "all_4_prefixes": Contender(
-        "all four, each view from all before it",
+        "rate, invariance, action, prediction of each view\nfrom all before it",
         (*ALL, "objective.reading.kind=prefixes"),
         {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
     ),
     "all_4_pairs": Contender(
-        "all four, each view from the one before",
+        "rate, invariance, action, prediction of each view\nfrom the one before",
         (*ALL, "objective.reading.kind=windows", "objective.reading.length=1"),
         {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
     ),
     "all_8": Contender(
-        "all four, 8 views",
+        "rate, invariance, action, prediction, 8 views",
         (*ALL, "sequence.num_observed=7", "data.batch_size=64"),
         {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
         views=8,
     ),
     "all_16": Contender(
-        "all four, 16 views",
+        "rate, invariance, action, prediction, 16 views",
         (*ALL, "sequence.num_observed=15", "data.batch_size=64"),
         {"optim.lr": RATES, "objective.inverse.weight": WEIGHTS},
         views=16,
