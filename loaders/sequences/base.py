@@ -149,9 +149,9 @@ class Sequence(ABC):
     def action_space(self) -> ActionSpace:
         """The dimensions of actions, and the groups of the factors that have one."""
         kinds = self.config.groups
-        if not kinds:
+        groups = tuple(Group(name, kinds[name], dims) for name, dims in self.factors.items() if name in kinds)
+        if not groups:
             return ActionSpace(self.action_dim)
-        groups = tuple(Group(factor, kind, self.factors[factor]) for factor, kind in kinds.items())
         mean, deviation = self.statistics
         if self.normalization == "standard":
             return ActionSpace(self.action_dim, groups, mean, deviation, deviation)

@@ -42,7 +42,9 @@ def test_the_curves_are_those_of_the_layers():
         attention = layer.attention
         between = x + attention(layer.norm1(x))
         x = layer(x)
-        assert found.rate_after[number] == pytest.approx(subspace_rate(attention.project(layer.norm1(between))).item())
+        assert found.rate_after[number] == pytest.approx(
+            subspace_rate(attention.project(layer.norm1(between))).item(), rel=1e-3
+        )
         assert found.zeros[number] == pytest.approx((x == 0).float().mean().item())  # the layer's output is its code
         assert found.active[number] == pytest.approx(
             ((x > 0).flatten(0, 1).float().mean(0) > 0.01).float().mean().item()
