@@ -45,9 +45,10 @@ def test_the_curves_are_those_of_the_layers():
         assert found.rate_after[number] == pytest.approx(
             subspace_rate(attention.project(layer.norm1(between))).item(), rel=1e-3
         )
-        assert found.zeros[number] == pytest.approx((x == 0).float().mean().item())  # the layer's output is its code
+        # the layer's output is its code; a number near zero may be rounded to either side of it
+        assert found.zeros[number] == pytest.approx((x == 0).float().mean().item(), abs=0.005)
         assert found.active[number] == pytest.approx(
-            ((x > 0).flatten(0, 1).float().mean(0) > 0.01).float().mean().item()
+            ((x > 0).flatten(0, 1).float().mean(0) > 0.01).float().mean().item(), abs=0.02
         )
     assert len(found.rate) == 3
     plain = compose(["tests/small.yaml"]).config
