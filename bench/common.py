@@ -64,6 +64,27 @@ def spread(values: list[float]) -> str:
     return f"{median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
 
 
+def kept_for_backward(forward: Callable[[], object], *given: torch.Tensor) -> int:
+    """Bytes that a computation keeps for its backward pass, beside the tensors that were there before.
+
+    Args:
+        forward: the computation.
+        given: tensors that do not count, such as its input and its parameters.
+    """
+    storages: dict[int, int] = {}
+
+    def remember(x: torch.Tensor) -> torch.Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
+        result = forward()  # referred to until the end, so that no memory is counted twice
+    for x in given:
+        storages.pop(x.untyped_storage().data_ptr(), None)
+    del result
+    return sum(storages.values())
+
+
 def cpu() -> str:
     """Model of the processor."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ import time
 from functools import partial
 
 import torch
-from common import command_line, cpu, history, loaders_of, random_images, wait
+from common import command_line, cpu, history, kept_for_backward, loaders_of, random_images, wait
 from rich.console import Console
 from rich.table import Table
 from roofline import CARDS, convolution_seconds, matmul_peak, seconds_of, training_flops
@@ -30,7 +30,7 @@ from seqjepa.engine.training.validation import validate
 from seqjepa.loaders.batch import each
 
 EPOCHS, TRAIN, TEST = 2000, 50_000, 10_000  # of the paper's run
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 BATCHES = {"cpu": (16, 32, 64, 128), "cuda": (64, 128, 256, 512, 1024)}
 
 
@@ -107,6 +107,19 @@ class Run:
         training.losses.zero_grad(set_to_none=True)
         return total / count
 
+    def kept(self) -> float:
+        """Bytes per further sequence that the losses keep for the backward pass, uncompiled."""
+        training = self.training
+        given = training.step_inputs(next(self.batches))
+        forward = partial(type(training.losses).forward, training.losses)
+
+        def of(count: int) -> int:
+            few = each(given, lambda x: x[:count])
+            with self.accelerator.autocast():
+                return kept_for_backward(partial(forward, few, training.device_step), *training.losses.parameters())
+
+        return (of(4) - of(2)) / 2
+
     def roofline(self) -> float:
         """Seconds of the convolutions and batch norms of a step; a teacher's views need no gradients."""
         model, side = self.training.model, self.loaders.sequence.image_size
@@ -168,6 +181,7 @@ def measure(words: list[str], batch: int) -> dict:
         "step_seconds": step,
         "parts": run.parts(),
         "flops_per_sequence": run.flops(),
+        "kept_per_sequence": run.kept(),
         "matmul_flops": matmul_peak(run.device, run.dtype),
         "convolution_seconds": run.roofline(),
         "eval_every": run.config.eval.every,
@@ -217,9 +231,12 @@ def show(found: dict, price: float | None) -> None:
         "products and convolutions": f"{found['flops_per_sequence'] / 1e9:.2f} GFLOP a sequence",
         "MFU": f"{achieved / found['matmul_flops']:.1%} of {found['matmul_flops'] / 1e12:.2f} TFLOP/s, "
         "the best matrix product here",
-        "of the convolution and batch-norm roofline": f"{found['convolution_seconds'] / step:.1%}: these alone take "
-        f"{1e3 * found['convolution_seconds']:.1f} ms",
+        "kept for the backward pass": f"{found['kept_per_sequence'] / MIB:.1f} MiB a sequence, uncompiled",
     }
+    if found["convolution_seconds"]:
+        rows["of the convolution and batch-norm roofline"] = (
+            f"{found['convolution_seconds'] / step:.1%}: these alone take {1e3 * found['convolution_seconds']:.1f} ms"
+        )
     if "peak_memory_gib" in found:
         rows["peak memory"] = f"{found['peak_memory_gib']:.1f} GiB of the {found['memory_limit_gib']:g} that it may use"
     for name, value in rows.items():

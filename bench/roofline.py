@@ -72,7 +72,8 @@ def convolution_seconds(encoder: nn.Module, images: Tensor, dtype: torch.dtype, 
 
     A training step would take this time if nothing else cost anything and each layer ran as it does alone: without
     residual sums, poolings, the weights' update, and layers that evict each other's caches. On a GPU each is
-    compiled, as in the step, which may fuse still more across layers.
+    compiled, as in the step, which may fuse still more across layers. 0 for an encoder without convolutions that a
+    batch norm follows.
 
     Args:
         encoder: the encoder whose layers are timed.
@@ -85,7 +86,7 @@ def convolution_seconds(encoder: nn.Module, images: Tensor, dtype: torch.dtype, 
     for conv, _, shape in layers:
         key = (*shape, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
         alike[key] = alike.get(key, 0) + 1
-    total, first = 0.0, layers[0]
+    total, first = 0.0, next(iter(layers), None)
     for layer in layers:
         conv, norm, shape = layer
         count = alike.pop((*shape, conv.out_channels, conv.kernel_size, conv.stride, conv.padding), 0)

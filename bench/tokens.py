@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
 import torch.nn.functional as F
-from common import command_line, interleaved, record, wait
+from common import command_line, interleaved, kept_for_backward, record, wait
 from draw import FIGURES
 from torch import Tensor
 
@@ -43,24 +44,11 @@ def contenders(heads: int, device: torch.device) -> dict[str, Callable[[Tensor],
     temperature = torch.ones(heads, device=device)
     return {
         "token statistics": lambda w: token_statistics_attention(w, temperature),
+        "token statistics, causal": lambda w: token_statistics_attention(w, temperature, causal=True),
         "token statistics, eager": lambda w: token_statistics_reference(w, temperature),
         "softmax, fused": fused,
         "softmax, naive": naive,
     }
-
-
-def kept(function: Callable[[Tensor], Tensor], w: Tensor) -> int:
-    """Bytes that are kept for backward, beside w itself."""
-    storages = {}
-
-    def remember(x: Tensor) -> Tensor:
-        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
-        function(w)
-    storages.pop(w.untyped_storage().data_ptr(), None)
-    return sum(storages.values())
 
 
 def peak(function: Callable[[Tensor], Tensor], w: Tensor) -> int | None:
@@ -105,7 +93,7 @@ def main() -> None:
         rates = interleaved(turns, 7)
         for name, function in functions.items():
             seconds = [1 / rate for rate in rates[name]]
-            memory = {"kept": kept(function, w), "peak": peak(function, w)}
+            memory = {"kept": kept_for_backward(partial(function, w), w), "peak": peak(function, w)}
             rows.append({"tokens": length, "contender": name, "seconds": seconds, "input": w.nbytes, **memory})
     medians = {
         name: {row["tokens"]: median(row["seconds"]) for row in rows if row["contender"] == name} for name in functions

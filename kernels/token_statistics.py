@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from ._ops import add_op_namespace_prefix
+from .causal_statistics import causal_statistics_attention
 from .internal.backend import jit, launch, tl, triton, uses_triton
+from .internal.tokens import FLOOR, SMALLEST, blocks, channel_offsets, tile_offsets
 from .internal.transforms import differentiable, folded
 
 __all__ = ["token_statistics_attention", "token_statistics_reference"]
 
-SMALLEST = 1e-24  # of a moment: the square of what torch's `normalize` divides by at least
-FLOOR = 1e-8  # is added to the sum of the weights
 MOST_SPLITS = 16
-TILE = 4096  # numbers of the tokens that a program holds at a time
 
 
 def token_statistics_reference(w: Tensor, temperature: Tensor, *, causal: bool = False) -> Tensor:
@@ -43,27 +42,6 @@ def token_statistics_reference(w: Tensor, temperature: Tensor, *, causal: bool =
 
 
 @jit
-def _offsets(i_b, start, N, H, P, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Offsets and masks of a tile [BLOCK_N, BLOCK_H, BLOCK_P] of the tokens, and of its weights [BLOCK_N, BLOCK_H]."""
-    o_n = start + tl.arange(0, BLOCK_N)
-    o_h = tl.arange(0, BLOCK_H)
-    o_p = tl.arange(0, BLOCK_P)
-    o_row = (i_b * N + o_n.to(tl.int64))[:, None] * H + o_h[None, :]
-    m_row = (o_n < N)[:, None] & (o_h < H)[None, :]
-    o = o_row[:, :, None] * P + o_p[None, None, :]
-    m = m_row[:, :, None] & (o_p < P)[None, None, :]
-    return o_row, m_row, o, m
-
-
-@jit
-def _channels(H, P, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Offsets and mask of the channels [BLOCK_H, BLOCK_P] of all heads."""
-    o_h = tl.arange(0, BLOCK_H)[:, None]
-    o_p = tl.arange(0, BLOCK_P)[None, :]
-    return o_h * P + o_p, (o_h < H) & (o_p < P)
-
-
-@jit
 def _moments_kernel(
     w,  # pointer to tokens [B, N, H, P], contiguous
     sums,  # pointer to [B, splits, H, P]: squares, summed over a part of the tokens
@@ -75,12 +53,13 @@ def _moments_kernel(
     BLOCK_P: tl.constexpr,
 ):
     i_b, i_split, splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    w += i_b * N * H * P
     b_sum = tl.zeros([BLOCK_H, BLOCK_P], dtype=tl.float32)
     for start in range(i_split * BLOCK_N, N, splits * BLOCK_N):
-        _, _, o, m = _offsets(i_b, start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
+        _, _, o, m = tile_offsets(start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
         b_w = tl.load(w + o, mask=m, other=0.0).to(tl.float32)
         b_sum += (b_w * b_w).sum(axis=0)
-    o_c, m_c = _channels(H, P, BLOCK_H, BLOCK_P)
+    o_c, m_c = channel_offsets(H, P, BLOCK_H, BLOCK_P)
     tl.store(sums + (i_b * splits + i_split) * H * P + o_c, b_sum, mask=m_c)
 
 
@@ -101,14 +80,16 @@ def _weights_kernel(
     BLOCK_P: tl.constexpr,
 ):
     i_b, i_split, splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    o_c, m_c = _channels(H, P, BLOCK_H, BLOCK_P)
+    w += i_b * N * H * P
+    weights += i_b * N * H
+    o_c, m_c = channel_offsets(H, P, BLOCK_H, BLOCK_P)
     o_h = tl.arange(0, BLOCK_H)
     b_moment = tl.maximum(tl.load(moments + i_b * H * P + o_c, mask=m_c, other=1.0), SMALLEST)
     b_temperature = tl.load(temperature + o_h, mask=o_h < H, other=0.0)
     b_total = tl.zeros([BLOCK_H], dtype=tl.float32)
     b_second = tl.zeros([BLOCK_H, BLOCK_P], dtype=tl.float32)
     for start in range(i_split * BLOCK_N, N, splits * BLOCK_N):
-        o_row, m_row, o, m = _offsets(i_b, start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
+        o_row, m_row, o, m = tile_offsets(start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
         b_w = tl.load(w + o, mask=m, other=0.0).to(tl.float32)
         b_square = b_w * b_w
         b_score = (b_square / b_moment[None]).sum(axis=2) * b_temperature[None, :]
@@ -138,8 +119,11 @@ def _output_kernel(
     BLOCK_P: tl.constexpr,
 ):
     i_b = tl.program_id(0).to(tl.int64)
-    o_row, m_row, o, m = _offsets(i_b, tl.program_id(1) * BLOCK_N, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
-    o_c, m_c = _channels(H, P, BLOCK_H, BLOCK_P)
+    w += i_b * N * H * P
+    y += i_b * N * H * P
+    weights += i_b * N * H
+    o_row, m_row, o, m = tile_offsets(tl.program_id(1) * BLOCK_N, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
+    o_c, m_c = channel_offsets(H, P, BLOCK_H, BLOCK_P)
     b_gain = tl.load(gains + i_b * H * P + o_c, mask=m_c, other=0.0)
     b_weight = tl.load(weights + o_row, mask=m_row, other=0.0)
     b_w = tl.load(w + o, mask=m, other=0.0).to(tl.float32)
@@ -160,14 +144,17 @@ def _products_kernel(
     BLOCK_P: tl.constexpr,
 ):
     i_b, i_split, splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    grad += i_b * N * H * P
+    w += i_b * N * H * P
+    weights += i_b * N * H
     b_sum = tl.zeros([BLOCK_H, BLOCK_P], dtype=tl.float32)
     for start in range(i_split * BLOCK_N, N, splits * BLOCK_N):
-        o_row, m_row, o, m = _offsets(i_b, start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
+        o_row, m_row, o, m = tile_offsets(start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
         b_weight = tl.load(weights + o_row, mask=m_row, other=0.0)
         b_grad = tl.load(grad + o, mask=m, other=0.0).to(tl.float32)
         b_w = tl.load(w + o, mask=m, other=0.0).to(tl.float32)
         b_sum += (b_grad * b_w * b_weight[:, :, None]).sum(axis=0)
-    o_c, m_c = _channels(H, P, BLOCK_H, BLOCK_P)
+    o_c, m_c = channel_offsets(H, P, BLOCK_H, BLOCK_P)
     tl.store(sums + (i_b * splits + i_split) * H * P + o_c, b_sum, mask=m_c)
 
 
@@ -190,14 +177,18 @@ def _scores_gradient_kernel(
     BLOCK_P: tl.constexpr,
 ):
     i_b, i_split, splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    o_c, m_c = _channels(H, P, BLOCK_H, BLOCK_P)
+    grad += i_b * N * H * P
+    w += i_b * N * H * P
+    weights += i_b * N * H
+    of_score += i_b * N * H
+    o_c, m_c = channel_offsets(H, P, BLOCK_H, BLOCK_P)
     o_h = tl.arange(0, BLOCK_H)
     b_gain = tl.load(gains + i_b * H * P + o_c, mask=m_c, other=0.0)
     b_of_second = tl.load(of_second + i_b * H * P + o_c, mask=m_c, other=0.0)
     b_of_total = tl.load(of_total + i_b * H + o_h, mask=o_h < H, other=0.0)
     b_squares = tl.zeros([BLOCK_H, BLOCK_P], dtype=tl.float32)
     for start in range(i_split * BLOCK_N, N, splits * BLOCK_N):
-        o_row, m_row, o, m = _offsets(i_b, start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
+        o_row, m_row, o, m = tile_offsets(start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
         b_weight = tl.load(weights + o_row, mask=m_row, other=0.0)
         b_grad = tl.load(grad + o, mask=m, other=0.0).to(tl.float32)
         b_w = tl.load(w + o, mask=m, other=0.0).to(tl.float32)
@@ -229,8 +220,13 @@ def _tokens_gradient_kernel(
     BLOCK_P: tl.constexpr,
 ):
     i_b = tl.program_id(0).to(tl.int64)
-    o_row, m_row, o, m = _offsets(i_b, tl.program_id(1) * BLOCK_N, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
-    o_c, m_c = _channels(H, P, BLOCK_H, BLOCK_P)
+    grad += i_b * N * H * P
+    w += i_b * N * H * P
+    out += i_b * N * H * P
+    weights += i_b * N * H
+    of_score += i_b * N * H
+    o_row, m_row, o, m = tile_offsets(tl.program_id(1) * BLOCK_N, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
+    o_c, m_c = channel_offsets(H, P, BLOCK_H, BLOCK_P)
     o_c += i_b * H * P
     b_gain = tl.load(gains + o_c, mask=m_c, other=0.0)[None]
     b_of_second = tl.load(of_second + o_c, mask=m_c, other=0.0)[None]
@@ -242,12 +238,6 @@ def _tokens_gradient_kernel(
     b_w = tl.load(w + o, mask=m, other=0.0).to(tl.float32)
     b_slope = b_weight * b_of_second + b_of_score * b_rate + b_of_moment
     tl.store(out + o, 2.0 * b_w * b_slope - b_grad * b_weight * b_gain, mask=m)
-
-
-def blocks(heads: int, width: int) -> dict[str, int]:
-    """Sizes of a program's tile: all channels of a few tokens."""
-    height, across = triton.next_power_of_2(heads), triton.next_power_of_2(width)
-    return {"BLOCK_N": max(1, TILE // (height * across)), "BLOCK_H": height, "BLOCK_P": across}
 
 
 def _plan(w: Tensor) -> tuple[dict[str, int], tuple[int, int], tuple[int, int]]:
@@ -380,15 +370,17 @@ def _differentiate(ctx, grad, *_):
 _attention = differentiable(_forward, _setup, _differentiate, vmap=folded(shared=(1,)))
 
 
-def token_statistics_attention(w: Tensor, temperature: Tensor) -> Tensor:
+def token_statistics_attention(w: Tensor, temperature: Tensor, *, causal: bool = False) -> Tensor:
     """Token-statistics attention of projected tokens; differentiable once.
 
-    Permuting tokens permutes the output; the sign of a token changes no other token's output.
+    The sign of a token changes no other token's output. Permuting tokens permutes the output, unless `causal`.
 
     Args:
         w: tokens in the subspaces of the heads, [B, N, h, p], bfloat16, float16, float32 or float64, any strides.
             Computed in float32 (float64 for float64).
         temperature: [h], floating-point, on the device of `w`.
+        causal: whether a token sees the statistics of itself and of the tokens before it alone, as in a stream of
+            tokens; the default is those of all tokens.
 
     Returns:
         [B, N, h, p], in the dtype of `w`; a linear layer is to follow.
@@ -406,4 +398,6 @@ def token_statistics_attention(w: Tensor, temperature: Tensor) -> Tensor:
             f"{list(temperature.shape)} on {temperature.device}"
         )
     exact = torch.float64 if w.dtype == torch.float64 else torch.float32
+    if causal:
+        return causal_statistics_attention(w, temperature.to(exact))
     return _attention(w, temperature.to(exact))[0]

@@ -119,6 +119,17 @@ def test_the_roofline_has_every_convolution():
     assert products == counter.get_total_flops() - 2 * 2 * 512 * 10
 
 
+def test_memory_kept_for_backward_is_what_the_formulas_need():
+    """tanh needs its output and a product both factors; each storage counts once, and none that was given."""
+    from common import kept_for_backward
+
+    x, other = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    assert kept_for_backward(lambda: x.tanh(), x) == x.nbytes
+    assert kept_for_backward(lambda: (x.tanh() * other[:, :1]).sum(), x) == x.nbytes + other.nbytes
+    assert kept_for_backward(lambda: (x.tanh() * other).sum(), x, other) == x.nbytes
+    assert kept_for_backward(lambda: x.detach().tanh()) == 0
+
+
 def test_a_report_counts_and_times_every_part_of_a_step(monkeypatch, capsys):
     import report
 
@@ -144,6 +155,9 @@ def test_a_report_counts_and_times_every_part_of_a_step(monkeypatch, capsys):
     assert f"{found['flops_per_sequence'] / 1e9:.2f} GFLOP a sequence" in printed
     steps, batches = 50_000 // 4, 2_500
     epoch = steps * found["step_seconds"] + batches * found["parts"]["(validation, a batch)"] / found["eval_every"]
+    assert f"{found['kept_per_sequence'] / 2**20:.1f} MiB a sequence" in printed
+    # of four views at least each layer's input, in fp32
+    assert found["kept_per_sequence"] > 4 * 4 * sum(pixels for pixels, _ in shapes)
     assert f"{2000 * epoch / 3600:,.1f} hours, {2000 * epoch / 3600 * 0.2:,.2f} at 0.20 an hour" in printed
 
 

@@ -4,14 +4,13 @@ Letters: B batch, N tokens, d width of a token, h heads, p = d / h.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.token_statistics import token_statistics_attention, token_statistics_reference
+from ...kernels.token_statistics import token_statistics_attention
 from .config import CrateLayers, TostConfig
 
 RATE_EPS = 0.01  # of the published curves of the rate by layer
@@ -175,8 +174,7 @@ class TokenStatistics(nn.Module):
 
     def __init__(self, width: int, heads: int, *, causal: bool):
         super().__init__()
-        self.heads = heads
-        self.attend = partial(token_statistics_reference, causal=True) if causal else token_statistics_attention
+        self.heads, self.causal = heads, causal
         self.subspaces = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
         self.temperature = nn.Parameter(torch.ones(heads, 1))
@@ -186,7 +184,8 @@ class TokenStatistics(nn.Module):
         return self.subspaces(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.attend(self.project(x).transpose(1, 2), self.temperature[:, 0])
+        w = self.project(x).transpose(1, 2)
+        mixed = token_statistics_attention(w, self.temperature[:, 0], causal=self.causal)
         return self.out(mixed.flatten(2))
 
 

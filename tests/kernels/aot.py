@@ -26,7 +26,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 import seqjepa.kernels
-from seqjepa.kernels import adamw_ema, directions, ema
+from seqjepa.kernels import adamw_ema, causal_statistics, directions, ema
 from seqjepa.kernels import token_statistics as statistics
 from seqjepa.kernels.internal import cholesky, matmul, multi_tensor
 
@@ -50,6 +50,8 @@ def manifest(architecture: int) -> dict[str, tuple]:
     step = "*i64 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32 i32"
     one_stage = {"num_stages": 1}
     sizes, tile = " i32 i32 i32", statistics.blocks(4, 160)  # of the paper's tokens: features and an action
+    chunk, warps = causal_statistics.plan(4, 160)
+    chunk |= {"SMALLEST": statistics.SMALLEST, "FLOOR": statistics.FLOOR}
     return {
         "matmul": (matmul._matmul_kernel, "*fp32 " * 4 + "i32 " * 7, {"SCALED": True, **gemm}, matmul.OPTIONS),
         "matmul bf16": (
@@ -100,6 +102,13 @@ def manifest(architecture: int) -> dict[str, tuple]:
             "*bf16 *bf16" + " *fp32" * 6 + " *bf16" + sizes,
             tile,
             {},
+        ),
+        "causal tokens": (causal_statistics._causal_kernel, "*bf16 *fp32 *bf16 *fp32 *fp32" + sizes, chunk, warps),
+        "causal gradient": (
+            causal_statistics._causal_gradient_kernel,
+            "*bf16 *bf16 *fp32 *fp32 *fp32 *bf16 *fp32" + sizes,
+            chunk,
+            warps,
         ),
         "ema": (ema._ema_kernel, average, {"LISTS": 2, "SKIP": False, **pair, **lists}, {}),
         "ema and live copy": (ema._ema_kernel, average, {"LISTS": 3, "SKIP": True, **pair, **lists}, {}),

@@ -1,10 +1,13 @@
 """Token-statistics attention and its gradients against the formula in float64, and the invariances that it has."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import func
 from torch.testing import assert_close
 
+from seqjepa.kernels import causal_statistics
 from seqjepa.kernels import token_statistics_attention
 from seqjepa.kernels._ops import ops
 from seqjepa.kernels.token_statistics import token_statistics_reference
@@ -34,41 +37,61 @@ def definition(w, temperature):
     return out
 
 
-def gradients(function, w, temperature, slope):
-    y = function(w, temperature)
+def causal_definition(w, temperature):
+    """The same with running sums: a token's weight stays what it was when the token came."""
+    w = w.double()
+    out = torch.empty_like(w)
+    for batch, tokens in enumerate(w):
+        moment, total, second = 0, 0, 0
+        for place, token in enumerate(tokens):  # [h, p]
+            moment = moment + token.square()
+            share = torch.softmax(temperature.double() * (token.square() / moment).sum(1), dim=0)
+            total, second = total + share, second + share[:, None] * token.square()
+            out[batch, place] = -token * share[:, None] / (1 + second / (total + 1e-8)[:, None])
+    return out
+
+
+def gradients(function, w, temperature, slope, **options):
+    y = function(w, temperature, **options)
     return y, *torch.autograd.grad((y * slope.to(y.dtype)).sum(), [w, temperature])
 
 
 @triton
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_output_and_gradients(shape, device):
+def test_output_and_gradients(shape, causal, device):
     """A few roundings of float32, and a weight is known as well as its score: by the score's own size."""
     w, temperature, slope = drawn(shape, device)
-    found = gradients(token_statistics_attention, w, temperature, slope)
+    found = gradients(token_statistics_attention, w, temperature, slope, causal=causal)
     exact_w, exact_t = (x.detach().double().requires_grad_() for x in (w, temperature))
-    expected = gradients(token_statistics_reference, exact_w, exact_t, slope)
-    assert_close(expected[0], definition(exact_w, exact_t), rtol=1e-12, atol=1e-12)
+    expected = gradients(token_statistics_reference, exact_w, exact_t, slope, causal=causal)
+    formula = causal_definition if causal else definition
+    assert_close(expected[0], formula(exact_w, exact_t), rtol=1e-12, atol=1e-12)
     squares = exact_w.detach().square()
-    score = (squares / squares.sum(1, keepdim=True)).sum(-1).max().item() * 2 if len(w) else 0.0
+    moments = squares.cumsum(1) if causal else squares.sum(1, keepdim=True)
+    score = (squares / moments).sum(-1).max().item() * 2 if len(w) else 0.0
     for got, true in zip(found, expected, strict=True):
         assert got.dtype == torch.float32
         # with one head its weight is 1 whatever the temperature: a gradient of exactly zero
         assert (got - true).norm() <= (1e-6 + 2**-24 * score) * true.norm() + 1e-9
 
 
-def test_gradients_by_differences():
-    w, temperature, _ = drawn((2, 5, 3, 4), "cpu", torch.float64)
-    assert torch.autograd.gradcheck(token_statistics_attention, (w, temperature.double()))
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_by_differences(causal):
+    w, temperature, _ = drawn((2, 21, 3, 2), "cpu", torch.float64)  # more than two chunks of a causal program
+    function = partial(token_statistics_attention, causal=causal)
+    assert torch.autograd.gradcheck(function, (w, temperature.double()))
 
 
 @triton
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_rounded_once(dtype, device):
+def test_half_precision_is_rounded_once(dtype, causal, device):
     w, temperature, slope = drawn((2, 33, 4, 16), device, dtype)
     slope = slope.to(dtype)
-    y, dw, _ = gradients(token_statistics_attention, w, temperature, slope)
+    y, dw, _ = gradients(token_statistics_attention, w, temperature, slope, causal=causal)
     exact, exact_t = w.detach().double().requires_grad_(), temperature.detach().double().requires_grad_()
-    expected = gradients(token_statistics_reference, exact, exact_t, slope)
+    expected = gradients(token_statistics_reference, exact, exact_t, slope, causal=causal)
     step = 2**-8 if dtype == torch.bfloat16 else 2**-10
     assert y.dtype == dw.dtype == dtype
     assert (y - expected[0]).norm() <= step * expected[0].norm()
@@ -116,20 +139,47 @@ def test_a_zero_token_asks_nothing_of_the_others(device):
     assert torch.count_nonzero(nothing) == 0
 
 
+@triton
 def test_the_first_causal_token_is_shared_by_all_heads(device):
     """Its squares are its moments, so that each head's score is the same: the weight is 1 / h, S is its own square."""
-    w, _, _ = (x.detach() for x in drawn((2, 6, 4, 5), device))
-    first = token_statistics_reference(w, w.new_ones(4), causal=True)[:, 0]
-    assert_close(first, -w[:, 0] / 4 / (1 + w[:, 0].square()))
-    # and no token depends on later ones
-    changed = w.clone()
-    changed[:, -1] += 1
-    before = token_statistics_reference(changed, w.new_ones(4), causal=True)[:, :-1]
-    assert_close(before, token_statistics_reference(w, w.new_ones(4), causal=True)[:, :-1])
+    w, _, slope = (x.detach() for x in drawn((2, 40, 4, 40), device))
+    even = w.new_ones(4)
+    y = token_statistics_attention(w, even, causal=True)
+    assert_close(y[:, 0], -w[:, 0] / 4 / (1 + w[:, 0].square()))
+    # no token depends on later ones, in its own chunk or another, and no gradient goes back to them
+    for place in (39, 30):
+        changed = w.clone()
+        changed[:, place] += 1
+        changed.requires_grad_()
+        again = token_statistics_attention(changed, even, causal=True)
+        assert torch.equal(again[:, :place], y[:, :place])
+        assert (again[:, place] != y[:, place]).any()
+        (dw,) = torch.autograd.grad((again * slope)[:, :place].sum(), changed)
+        assert torch.count_nonzero(dw[:, place:]) == 0
+
+
+@triton
+def test_causal_chunks_follow_one_another(device):
+    """What a program keeps for a chunk are the sums over all tokens before it."""
+    w = drawn((2, 40, 4, 40), device)[0].detach()
+    _, sums, totals = ops.causal_statistics(w, w.new_ones(4))
+    size = causal_statistics.plan(4, 40)[0]["BLOCK_N"]
+    assert sums.shape[1] == totals.shape[1] == -(-40 // size) > 2
+    squares = w.square()
+    moments = squares.cumsum(1)
+    weights = (squares / moments).sum(-1).softmax(-1)
+    for chunk in range(sums.shape[1]):
+        before = slice(0, chunk * size)
+        assert_close(sums[:, chunk, 0], squares[:, before].sum(1))
+        assert_close(sums[:, chunk, 1], (squares * weights[..., None])[:, before].sum(1))
+        assert_close(totals[:, chunk], weights[:, before].sum(1))
 
 
 def test_it_keeps_little_more_than_its_input():
-    """Saved for backward: the tokens, a weight for each head, and three numbers for each channel."""
+    """Saved for backward: the tokens, a weight for each head, and three numbers for each channel.
+
+    A causal program keeps two numbers of each channel for each of its chunks instead.
+    """
     w, temperature, _ = drawn((4, 256, 4, 40), "cpu")
     kept = {}
 
@@ -137,15 +187,17 @@ def test_it_keeps_little_more_than_its_input():
         kept[x.data_ptr()] = x.numel() * x.element_size()
         return x
 
-    def bytes_of(function):
+    def bytes_of(function, **options):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
-            function(w, temperature)
+            function(w, temperature, **options)
         return sum(kept.values())
 
     size = w.numel() * w.element_size()
     assert bytes_of(token_statistics_attention) < 1.05 * size
     assert bytes_of(token_statistics_reference) > 3 * size
+    chunk = causal_statistics.plan(4, 40)[0]["BLOCK_N"]
+    assert bytes_of(token_statistics_attention, causal=True) < (1.01 + 2.1 / chunk) * size
 
 
 @pytest.mark.parametrize("permuted", [False, True])
@@ -159,23 +211,29 @@ def test_opcheck(permuted):
     y, *saved = ops.token_statistics(w, temperature)
     arguments = (torch.ones_like(y), w, temperature, *saved)
     torch.library.opcheck(ops.token_statistics_backward.default, arguments, test_utils=checks)
+    torch.library.opcheck(ops.causal_statistics.default, (w.clone().requires_grad_(), temperature), test_utils=checks)
+    y, *saved = ops.causal_statistics(w, temperature)
+    arguments = (torch.ones_like(y), w, temperature, *saved)
+    torch.library.opcheck(ops.causal_statistics_backward.default, arguments, test_utils=checks)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, where forward mode starts
-def test_it_compiles_maps_and_is_differentiated_once():
+@pytest.mark.parametrize("causal", [False, True])
+def test_it_compiles_maps_and_is_differentiated_once(causal):
     w, temperature, slope = drawn((3, 6, 2, 4), "cpu")
-    expected = gradients(token_statistics_attention, w, temperature, slope)
-    compiled = torch.compile(token_statistics_attention, fullgraph=True, backend="aot_eager")
+    attention = partial(token_statistics_attention, causal=causal)
+    expected = gradients(attention, w, temperature, slope)
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     for got, true in zip(gradients(compiled, w, temperature, slope), expected, strict=True):
         assert_close(got, true)
     many = torch.stack([w.detach(), 2 * w.detach()])
-    mapped = func.vmap(token_statistics_attention, in_dims=(0, None))(many, temperature.detach())
-    assert_close(mapped[1], token_statistics_attention(2 * w, temperature))
-    loss = func.grad(lambda x: (token_statistics_attention(x, temperature) * slope).sum())
+    mapped = func.vmap(attention, in_dims=(0, None))(many, temperature.detach())
+    assert_close(mapped[1], attention(2 * w, temperature))
+    loss = func.grad(lambda x: (attention(x, temperature) * slope).sum())
     assert_close(loss(w.detach()), expected[1])
     with pytest.raises(RuntimeError, match="has no derivative"):
-        func.jvp(lambda x: token_statistics_attention(x, temperature), (w.detach(),), (slope,))
-    (first,) = torch.autograd.grad(token_statistics_attention(w, temperature).sum(), w, create_graph=True)
+        func.jvp(lambda x: attention(x, temperature), (w.detach(),), (slope,))
+    (first,) = torch.autograd.grad(attention(w, temperature).sum(), w, create_graph=True)
     with pytest.raises(RuntimeError, match="can be differentiated once"):
         first.sum().backward()
 
