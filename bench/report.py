@@ -153,7 +153,8 @@ def main() -> None:
         parser.error(str(error))
     found = measure(words, batch)
     found |= {"task": args.task, "variant": args.variant, "settings": args.settings, "memory_limit_gib": args.memory}
-    path = history(f"report-{args.task}-{found['compile']}", found["machine"], "json")
+    variant = "" if args.variant == "baseline" else f"-{args.variant}"
+    path = history(f"report-{args.task}{variant}-{found['compile']}", found["machine"], "json")
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     show(found, args.price)
     print(f"bench/history/{path.name}")

@@ -157,7 +157,7 @@ def plan(heads: int, width: int) -> tuple[dict[str, int], dict[str, int]]:
 
 def _chunks(w: Tensor) -> tuple[int, int]:
     """Tokens of a chunk, and the number of chunks."""
-    tokens = blocks(*w.shape[2:], LEAST)["BLOCK_N"]
+    tokens = blocks(w.shape[2], w.shape[3], LEAST)["BLOCK_N"]
     return tokens, -(-w.shape[1] // tokens)
 
 

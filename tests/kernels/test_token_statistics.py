@@ -7,8 +7,7 @@ import torch
 from torch import func
 from torch.testing import assert_close
 
-from seqjepa.kernels import causal_statistics
-from seqjepa.kernels import token_statistics_attention
+from seqjepa.kernels import causal_statistics, token_statistics_attention
 from seqjepa.kernels._ops import ops
 from seqjepa.kernels.token_statistics import token_statistics_reference
 
