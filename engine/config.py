@@ -9,6 +9,7 @@ from ..configs.compose import compose as compose_as
 from ..configs.errors import InputError
 from ..configs.section import Schema
 from ..loaders.config import ActionsConfig, AffineConfig, AnySequence, DataConfig
+from ..loaders.streams.config import AnyStream, NoStreamConfig
 from .analysis.config import DiagnosticsConfig
 from .evaluation.config import EvalConfig, ProbesConfig
 from .models.config import AnyTarget, EMATargetConfig, ModelConfig
@@ -25,6 +26,7 @@ class Config(Schema):
     data: DataConfig = DataConfig()
     sequence: AnySequence = AffineConfig()
     actions: ActionsConfig = ActionsConfig()
+    stream: AnyStream = NoStreamConfig()
     model: ModelConfig = ModelConfig()
     target: AnyTarget = EMATargetConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -61,11 +63,20 @@ class Config(Schema):
             raise InputError("leaves one sequence per micro-batch; batch norm needs at least two", "optim.accumulate")
         if self.data.train_subset is not None and self.data.batch_size > self.data.train_subset:
             raise InputError(f"is larger than data.train_subset = {self.data.train_subset}", "data.batch_size")
+        if self.stream.has_tasks:
+            self._check_stream()
         if self.tracking.wandb != "disabled" and len(self.tracking.run_name or self.run.name) > LONGEST:
             ways = "set a shorter tracking.run_name, or tracking.wandb=disabled"
             raise InputError(f"is longer than the {LONGEST} characters that W&B takes; {ways}", "run.name")
         check_method(self)
         return self
+
+    def _check_stream(self) -> None:
+        """Refuse what makes no sense where images arrive task by task."""
+        if self.optim.schedule != "constant":
+            raise InputError("would leave the last tasks no learning rate; only constant is allowed", "optim.schedule")
+        if self.eval.every != 1:
+            raise InputError("every task is followed by a measurement of all tasks; only 1 is allowed", "eval.every")
 
 
 def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) -> Composed[Config]:

@@ -5,12 +5,14 @@ device, in batches of any size, on any number of processes, and after a restart.
 and multiplications by powers of two), so neither the batch size nor the compiler changes a bit of it.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..kernels.philox import philox
 
 TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM, STATISTICS_STREAM = range(4)
+TASK_STREAM, ARRIVAL_STREAM, REPLAY_STREAM, PICK_STREAM, ROWS_STREAM = range(4, 9)  # of loaders.streams
 
 FIXED_POINT_BITS = 16  # |value| < 256 then has at most 24 significant bits: exact in float32
 
@@ -21,7 +23,8 @@ def words(seed: int, stream: int, epoch: Tensor | int, index: Tensor, num_views:
     Args:
         seed: seed of the run, in [0, 2**32).
         stream: what the draws are used for (`TRAIN_STREAM` and so on).
-        epoch: number of the epoch, an int or an int64 0-dim tensor; validation always passes 0.
+        epoch: number of the epoch, an int or an int64 0-dim tensor, or of each sample's visit, int64 [B, 1, 1];
+            validation always passes 0.
         index: positions in the dataset, int64 [B].
         num_views: number V of views.
         num_draws: D numbers for each view.
@@ -34,6 +37,12 @@ def words(seed: int, stream: int, epoch: Tensor | int, index: Tensor, num_views:
     block = torch.arange((num_draws + 3) // 4, device=index.device)[None, None, :]  # four words a block
     lanes = philox((seed, stream), (index, view, block, epoch))  # four times [B, V, blocks]
     return torch.stack(lanes, dim=-1).flatten(-2)[..., :num_draws]
+
+
+def keys(seed: int, stream: int, index: np.ndarray, epoch: int = 0) -> np.ndarray:
+    """A random number of 63 bits for each position, int64 [N]; sorting by it draws an order, in which ties are rare."""
+    first, second, *_ = philox((seed, stream), (torch.from_numpy(index), 0, torch.tensor(0), epoch))
+    return ((first << 31) ^ second).numpy()
 
 
 def integers(word: Tensor, low: int, high: int | Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from .images.resident import ResidentImages
 from .images.sources import check_alike, find_layout, open_images
 from .sampler import Sampler, subset
 from .sequences import Sequence, build_sequence
+from .streams.config import NoStreamConfig, StreamConfig, TasksConfig
+from .streams.order import Split, Stream, Task
 
 
 class SequenceLoader:
@@ -49,6 +51,7 @@ class SequenceLoader:
         self.sampler = sampler
         self.sequence = sequence
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=device).view(-1, 1, 1) for x in (mean, std))
+        self.varies: Tensor | None = None  # parameters that vary in the views of each image, bool [N, P]; None: all
         self.compiled = compiled
         self.program = SequenceLoader._views
         if compiled:
@@ -73,10 +76,26 @@ class SequenceLoader:
                 views, actions, params = self._views(pixels, index, number)
             yield Batch(views, actions, params, labels, index)
 
+    def arriving(self, batches: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Batch]:
+        """Batches of these positions; the visits beside them, numbers of 32 bits, address the draws of their views."""
+        visits = [torch.from_numpy(visit).to(self.mean.device)[:, None, None] for _, visit in batches]
+        found = self.images.batches([positions for positions, _ in batches])
+        for (pixels, labels, index), visit in zip(found, visits, strict=True):
+            yield Batch(*self.program(self, pixels, index, visit), labels, index)
+
+    def restricted(self, positions: np.ndarray) -> "SequenceLoader":
+        """A loader of some of its images on this process alone, in the order and with the draws of this one."""
+        other = copy.copy(self)
+        other.sampler = replace(self.sampler, indices=positions, rank=0, num_processes=1, drop_last=False)
+        other.compiled, other.program = False, SequenceLoader._views
+        return other
+
     def _views(self, pixels: Tensor, index: Tensor, epoch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views, actions and parameters, drawn for an epoch (int64, 0-dim)."""
+        """Views, actions and parameters, drawn for an epoch (int64, 0-dim) or for visits (int64 [B, 1, 1])."""
         sequence, stream = self.sequence, TRAIN_STREAM if self.sampler.train else VALIDATION_STREAM
         params = sequence.params(words(self.sampler.seed, stream, epoch, index, sequence.num_views, sequence.num_draws))
+        if self.varies is not None:
+            params = sequence.held(params, self.varies[index])
         views = ((sequence.render(pixels, params) - self.mean) / self.std).contiguous()
         return views, sequence.actions(params), params
 
@@ -111,12 +130,14 @@ class Loaders:
     num_classes: int | None  # None if the images have no classes; labels are zeros then
     fingerprint: str  # of the images of both splits, equal for both loaders
     kind: str  # ffcv or resident
+    stream: Stream | None = None  # the order in which training images arrive; None if all are there from the start
 
 
 def build_loaders(
     data: DataConfig,
     sequence: SequenceConfig,
     actions: ActionsConfig = ActionsConfig(),  # noqa: B008 - frozen
+    stream: StreamConfig = NoStreamConfig(),  # noqa: B008 - frozen
     *,
     seed: int,
     device: torch.device,
@@ -133,6 +154,7 @@ def build_loaders(
         data: which images to open.
         sequence: which views to render of them.
         actions: how the moves between views are encoded.
+        stream: the order in which training images arrive.
         seed: seed of draws and order.
         device: where batches go.
         rank: number of this process.
@@ -186,10 +208,25 @@ def build_loaders(
         data, *(len(images[split].labels) for split in SPLITS)
     )
     train = load("train", train_indices, train=True)
+    validation = load(validation_split, validation_indices, train=False)
+    arriving = None
+    if isinstance(stream, TasksConfig):
+        splits = [
+            Split(loader.sampler.indices, np.asarray(images[split].labels))
+            for loader, split in ((train, "train"), (validation, validation_split))
+        ]
+        tasks: list[Task] = stream.build(*splits, images["train"].classes, built, seed)
+        arriving = Stream(stream, tasks, splits[0].labels, train.sampler)
+        if tasks[0].factors is not None:
+            for loader, split, kind in zip((train, validation), splits, ("train", "validation"), strict=True):
+                loader.varies = torch.zeros(len(split.labels), len(built.param_names), dtype=torch.bool, device=device)
+                for task in tasks:
+                    loader.varies[torch.from_numpy(getattr(task, kind)).to(device)] = built.varies(task.factors or ())
     return Loaders(
         train=train,
-        validation=load(validation_split, validation_indices, train=False),
+        validation=validation,
         sequence=built,
+        stream=arriving,
         num_classes=len(images["train"].classes),
         fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),
         kind="ffcv" if isinstance(train.images, BetonImages) else "resident",

@@ -4,10 +4,9 @@ import random
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
-import torch
 
 from ..configs.errors import InputError
-from .draws import ORDER_STREAM, philox
+from .draws import ORDER_STREAM, keys
 
 
 def subset(num_images: int, size: int | None, seed: int) -> np.ndarray:
@@ -74,17 +73,15 @@ class Sampler:
         """Positions in the order of the epoch, int64 [N], the same on every process."""
         if not self.train:
             return self.indices
-        rank_of = philox((self.seed, ORDER_STREAM), (torch.from_numpy(self.indices), 0, torch.tensor(0), epoch))
-        key = (rank_of[0] << 31) ^ rank_of[1]  # two words: ties would need 63 equal bits
-        return self.indices[torch.argsort(key, stable=True).numpy()]
+        return self.indices[np.argsort(keys(self.seed, ORDER_STREAM, self.indices, epoch), kind="stable")]
 
     def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
         """This process's part of each batch of the epoch, from batch `start` on; a part may be empty."""
         order = self.order(epoch)
         cuts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
-        return [self._part(order[cut : cut + self.batch_size]) for cut in cuts]
+        return [self.part(order[cut : cut + self.batch_size]) for cut in cuts]
 
-    def _part(self, batch: np.ndarray) -> np.ndarray:
+    def part(self, batch: np.ndarray) -> np.ndarray:
         """This process's part of a batch."""
         micro_batches = np.array_split(batch, self.micro_batches)
         return np.concatenate([np.array_split(micro, self.num_processes)[self.rank] for micro in micro_batches])

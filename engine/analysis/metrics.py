@@ -20,7 +20,8 @@ PANELS = {
 
 
 class Metric(NamedTuple):
-    """A metric, or a family with {term}, {factor}, {group}, {crate}, {feature}, {sweep} or {layer} in its name.
+    """A metric, or a family with {term}, {factor}, {group}, {crate}, {feature}, {sweep}, {layer} or {task}
+    in its name.
 
     Attributes:
         name: its key in metrics.jsonl.
@@ -69,6 +70,17 @@ def _action_probe(name: str, **shown: Any) -> list[Metric]:
     ]
 
 
+def _stream(measure: str, target: Literal["class", "action"] | None = None) -> list[Metric]:
+    """A score on each task, and `stream_scores` of it."""
+    shown: dict[str, Any] = {"closing": measure != "own_class", "compared": measure == "cosine"}
+    return [
+        Metric(f"task_{measure}_{{task}}", "max", target=target),
+        *(Metric(f"stream_{measure}_{name}", "max", target=target, **shown) for name in ("average", "backward")),
+        *(Metric(f"stream_{measure}_{name}", "max", target=target) for name in ("anytime", "forward")),
+        Metric(f"stream_{measure}_forgetting", "min", target=target),
+    ]
+
+
 METRICS = (
     Metric("val_loss", "min", "ep_loss", "loss", of_objective=True, panel="loss"),
     Metric("val_loss_{term}", "min", "loss_{term}", of_objective=True),
@@ -96,6 +108,11 @@ METRICS = (
     Metric("pair_cosine_{feature}", "min"),
     Metric("rank_eq_eff", "max"),
     Metric("rank_inv_eff", "max"),
+    # only with a stream of tasks: scores on the test sequences of each, and summaries over the tasks so far
+    *_stream("cosine"),
+    *_stream("class", "class"),
+    *_stream("own_class", "class"),
+    *_stream("r2", "action"),
     # only with parts of kind=crate: the longest step of their sparse coding
     Metric("dictionary_step_{crate}"),
     # only in epochs with factor sweeps; `subspace_metrics` describes them, and more that are neither good nor bad
@@ -124,10 +141,13 @@ def better(name: str) -> Literal["max", "min"]:
 def expand(targets: Collection[str], **fields: Collection[str]) -> set[str]:
     """Names of all metrics of an epoch, in a task that has these of the targets "class" and "action".
 
-    `fields` are the values of each field in the names; a metric whose field is missing is left out.
+    `fields` are the values of each field in the names; a metric whose field is missing is left out, and so are the
+    summaries of a stream that has no `task`.
     """
     found = set()
     for name in (name for metric in METRICS if metric.target in (None, *targets) for name in metric.names):
+        if name.startswith("stream_") and not fields.get("task"):
+            continue
         field = FIELD.search(name)
         found |= {FIELD.sub(value, name) for value in fields.get(field[1], ())} if field else {name}
     return found

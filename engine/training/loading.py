@@ -24,6 +24,7 @@ def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:
             config.data,
             config.sequence,
             config.actions,
+            config.stream,
             seed=config.run.seed,
             device=accelerator.device,
             rank=accelerator.process_index,

@@ -1,7 +1,7 @@
 """The segments that training is divided into: how many there are, how long each is, where its batches come from.
 
-The trainer counts, saves and resumes by segments. A new kind is a subclass of `Segments` in a file of its own, and a
-line in `segments_of` that chooses it.
+The trainer counts, saves and resumes by segments. A new kind is a subclass of `Segments`, and a line in `segments_of`
+that chooses it.
 """
 
 import bisect
@@ -11,8 +11,11 @@ from typing import Literal
 
 from ...loaders.batch import Batch
 from ...loaders.loader import Loaders
+from ...loaders.streams.order import Stream
 from ..config import Config
 from ..runs.state import Position
+
+CHUNK = 64  # steps of a stream whose images are looked up together
 
 
 class Segments(ABC):
@@ -60,6 +63,25 @@ class Epochs(Segments):
         return self.loader.epoch(*position)
 
 
+class Tasks(Segments):
+    """The tasks of a stream, one after the other."""
+
+    def __init__(self, stream: Stream, loaders: Loaders):
+        self.stream, self.loader = stream, loaders.train
+
+    def __len__(self) -> int:
+        return len(self.stream.tasks)
+
+    def start(self, segment: int) -> int:
+        return int(self.stream.starts[segment])
+
+    def batches(self, position: Position) -> Iterator[Batch]:
+        first, last = self.start(position.segment) + position.step, self.start(position.segment + 1)
+        for start in range(first, last, CHUNK):
+            steps = range(start, min(start + CHUNK, last))
+            yield from self.loader.arriving([self.stream.batch(step) for step in steps])
+
+
 def segments_of(config: Config, loaders: Loaders) -> Segments:
     """The segments that a run is divided into."""
-    return Epochs(config, loaders)
+    return Epochs(config, loaders) if loaders.stream is None else Tasks(loaders.stream, loaders)

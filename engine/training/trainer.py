@@ -20,6 +20,7 @@ from ..config import Config
 from ..models.white_box import LONG_STEP
 from ..reports.console import Reporter, Stopwatch, closing_block
 from ..reports.figures.curves import draw_curves
+from ..reports.figures.stream import draw_stream
 from ..reports.trackers import Trackers, end_tracking
 from ..runs import tensors as files
 from ..runs.folder import RunFolder
@@ -36,6 +37,7 @@ from .loading import open_loaders
 from .resume import Resumed, changes, settle
 from .segments import segments_of
 from .step import Diverged, TrainingStep
+from .stream import TaskMeasures, buffer_size
 from .untrained_control import untrained_control
 from .validation import Validation, metric_names, validate
 
@@ -147,6 +149,9 @@ class Trainer:
         # weights and then draw different dropout masks. A checkpoint's generators replace these, so it comes last.
         set_seed(config.run.seed)
         self.training = TrainingStep(config, self.loaders, accelerator)
+        self.tasks = TaskMeasures(self.training, self.loaders) if self.loaders.stream else None
+        if self.tasks and self.untrained is not None:
+            self.untrained |= self.tasks.untrained
         set_seed(config.run.seed, device_specific=True)
         if resumed:
             self._restore(resumed)
@@ -164,6 +169,10 @@ class Trainer:
             f"{len(loaders.validation.sampler.indices)} test images, {loaders.kind} loader, "
             f"{self.settled.device}, {self.settled.precision}, {self.settled.processes} process(es)"
         )
+        if loaders.stream:
+            say(f"a stream of {len(self.segments)} tasks, {self.segments.start(len(self.segments))} steps")
+        if kept := buffer_size(loaders):
+            say(f"kept to be trained on again: {kept}")
         for line in overruled(config.run, config.optim.accumulate, accelerator):
             say(line)
         alone = self.settled.device == "cpu" and self.settled.processes == 1 and config.run.threads == "auto"
@@ -218,6 +227,8 @@ class Trainer:
             validation = validate(self.training, self.loaders.validation, self.check_interrupt) if validated else None
             self._refuse_divergence()
             metrics = self.training.epoch_metrics() | (validation.metrics if validation else {})
+            if self.tasks:
+                metrics |= self.tasks.after(self.metrics_file.rows if self.metrics_file else [])
             self.position, self.final = Position(number), metrics
             self.seconds += self.watch.seconds
             self.train_seconds += train_seconds
@@ -287,6 +298,8 @@ class Trainer:
         if validation:
             title = f"{self.segments.name} {number}/{len(self.segments)}  {rate:.0f} sequences/s"
             self.reporter.epoch(title, metrics, self.untrained)
+            for line in self.tasks.told(metrics) if self.tasks else ():
+                say(line)
             for warning in collapse_warnings(metrics, config.diagnostics):
                 say(f"collapse? {warning}")
             for name in config.model.crate_parts:
@@ -359,6 +372,7 @@ class Trainer:
                 "best_epoch": best.segment,
                 "epochs": self.position.segment,
                 "stopped_early": self.stopped_early,
+                **({"stream": self.tasks.summary(self.metrics_file.rows)} if self.tasks else {}),
                 "commit": self.commit,
                 "timing": {
                     "seconds": self.seconds,
@@ -371,6 +385,9 @@ class Trainer:
             try:
                 draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves)
                 self.trackers.log_figure("curves", self.folder.curves, self.global_step)
+                if self.tasks:
+                    draw_stream(summary["stream"], self.folder.stream)
+                    self.trackers.log_figure("stream", self.folder.stream, self.global_step)
             except OSError as error:  # no reason to fail a run that has everything else
                 where = shown(error.filename or self.folder.curves)
                 self.reporter.say(f"curves are not drawn: {where} cannot be written ({error.strerror})")

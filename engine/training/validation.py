@@ -111,5 +111,8 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     targets = [target for target, known in (("class", num_classes), ("action", factors)) if known]
     groups = config.sequence.groups if config.model.subspaces.splits else ()
     fields = {"term": config.objective.terms, "factor": factors, "group": groups, "crate": config.model.crate_parts}
+    fields["task"] = list(map(str, range(1, config.stream.count + 1)))
     names = expand(targets, feature=("z", "agg"), **fields)
+    if config.stream.kind == "factors":  # tasks share their classes
+        names = {name for name in names if "own_class" not in name}
     return names | {*config.model.aggregator.implementation().figure_names}

@@ -1,6 +1,7 @@
 """Affine moves: rotation, translation and scale in one grid sample (as on MNIST and CIFAR in the reference code)."""
 
 import math
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ class Affine(Sequence):
         "scale": slice(4, 5),
     }
 
+    columns = {"rotation": (0,), "translation_x": (1,), "translation_y": (2,), "scale": (3,)}
+
     config: AffineConfig
 
     def __init__(self, config: AffineConfig, actions: ActionsConfig, image_size: tuple[int, int], device: torch.device):
@@ -56,6 +59,10 @@ class Affine(Sequence):
         )  # [B, V, 4]
         params[:, 0] = 0.0
         return params
+
+    @cached_property
+    def still(self) -> Tensor:
+        return torch.zeros(4, device=self.device)
 
     def render(self, images: Tensor, params: Tensor) -> Tensor:
         num_images, height, width, _ = images.shape

@@ -1,6 +1,7 @@
 """Augmentations as actions: crop, flip, colour jitter, grayscale, blur, solarise (CIFAR-100 of the paper)."""
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,6 +34,15 @@ class Augment(Sequence):
         *("top", "left", "height", "width", "brightness", "contrast", "saturation", "hue", "sigma"),
         *("flip", "grayscale", "solarize", "order"),
     )
+
+    columns = {
+        "crop": (0, 1, 2, 3),
+        "jitter": (4, 5, 6, 7, 12),
+        "blur": (8,),
+        "flip": (9,),
+        "grayscale": (10,),
+        "solarize": (11,),
+    }
 
     config: AugmentConfig
 
@@ -77,6 +87,12 @@ class Augment(Sequence):
         columns = [top, left, height, width, *factors, sigma, flip, gray, inverted, order]
         return torch.stack([column.float() for column in columns], dim=-1)
 
+    @cached_property
+    def still(self) -> Tensor:
+        height, width = self.image_size
+        rest = {"height": float(height), "width": float(width), "brightness": 1.0, "contrast": 1.0, "saturation": 1.0}
+        return torch.tensor([rest.get(name, 0.0) for name in self.param_names], device=self.device)
+
     def _crop_size(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Height and width, int64 [B, V], of the first try that fits, or else of the largest crop; whether one fits."""
         low, high = (round(bound * 2**16) for bound in self.config.crop_area)
@@ -117,8 +133,7 @@ class Augment(Sequence):
         """Affine moves, colours, blur, and the place and size of the crop."""
         height, width = self.image_size
         at = {name: column for column, name in enumerate(self.param_names)}
-        rest = {"height": float(height), "width": float(width), "brightness": 1.0, "contrast": 1.0, "saturation": 1.0}
-        whole = [rest.get(name, 0.0) for name in self.param_names]
+        whole = self.still.tolist()
         tone = [0.6 + 0.1 * step for step in range(9)]  # 1 in the middle
         hues = [-0.1 + 0.025 * step for step in range(9)]
         sigmas = [0.25 * step for step in range(9)]

@@ -2,8 +2,9 @@
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,11 +79,13 @@ class Sequence(ABC):
         num_draws: number of random words that one view needs.
         param_names: names of the P parameters.
         factors: dimensions of the action that belong to each factor of variation, by its name.
+        columns: parameters of each factor that can be held while others vary, by its name; none by default.
     """
 
     num_draws: int
     param_names: tuple[str, ...]
     factors: dict[str, slice]
+    columns: ClassVar[dict[str, tuple[int, ...]]] = {}
 
     def __init__(
         self, config: SequenceConfig, actions: ActionsConfig, image_size: tuple[int, int], device: torch.device
@@ -138,6 +141,21 @@ class Sequence(ABC):
         """The way back, float32 [B, V - 1, A]: action i carries view i + 1 to view i."""
         return self.actions(params.flip(1)).flip(1)
 
+    @property
+    def still(self) -> Tensor:
+        """Parameters [P] that leave an image as it is; a sequence with `columns` has them."""
+        raise NotImplementedError
+
+    def held(self, params: Tensor, varies: Tensor) -> Tensor:
+        """Parameters [B, V, P], with those of `still` where `varies`, bool [B, P], is false."""
+        return torch.where(varies[:, None], params, self.still)
+
+    def varies(self, factors: Iterable[str]) -> Tensor:
+        """Which parameters belong to one of these factors, bool [P]."""
+        found = torch.zeros(len(self.param_names), dtype=torch.bool, device=self.device)
+        found[[column for name in factors for column in self.columns[name]]] = True
+        return found
+
     def sweeps(self) -> Sweeps:
         """The factors along which diagnostics move images, one at a time; each grid contains the unchanged image.
 
@@ -161,6 +179,8 @@ class Sequence(ABC):
         """Compute cached values; call it before `torch.compile` traces this object."""
         if self.normalization == "standard" and self.action_dim:
             self.statistics  # noqa: B018
+        if self.columns:
+            self.still  # noqa: B018
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:

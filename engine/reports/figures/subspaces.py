@@ -153,8 +153,10 @@ def draw_layers(networks: dict[str, NetworkSweeps], part: str):
             panels[0].annotate(
                 "", (layer + 0.35, after), (layer, before), arrowprops={"arrowstyle": "->", "color": colour}
             )
+            panels[0].update_datalim([(layer + 0.35, after)])  # axes make no room for arrows by themselves
         if sparse:
             panels[1].plot(layers, found.zeros, "o-", color=colour, label=title)
+    panels[0].autoscale_view()
     panels[0].set(title="coding rate; arrow: what attention does", xlabel="layer", ylabel="nats, sum over heads")
     if sparse:
         panels[1].set(title="share of zeros among the codes", xlabel="layer", ylim=(0, 1))

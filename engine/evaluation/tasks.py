@@ -1,0 +1,79 @@
+"""Scores of a network on each task of a stream: its own predictions, and probes that are fitted anew."""
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from ...loaders.batch import Batch
+from ...loaders.loader import Loaders, SequenceLoader
+from ...loaders.streams.order import Task
+from ..analysis.accumulators import r2_score
+from ..analysis.regressions import held_out_rows, ridge_regression
+from ..models.seq_jepa import SeqJEPA
+from ..objectives.objective import Objective
+from .frozen import Rows, rows_of
+
+MEASURES = ("cosine", "class", "own_class", "r2")
+
+
+@torch.no_grad()
+def task_scores(model: SeqJEPA, objective: Objective, loaders: Loaders, accelerator: Accelerator) -> dict[str, float]:
+    """Scores of a network in eval mode on the test sequences of each task, by `task_<measure>_<number>`, from 1 on.
+
+    It runs on one process and waits for no other.
+
+    - cosine: of centred prediction and target; it needs no probe, and says what the network itself has forgotten
+    - class: percent correct of a ridge regression from the aggregate, fitted on training images of all tasks; own_class
+      allows only the classes of the task as answers, if tasks have classes of their own
+    - r2: R² of the first action's factors that vary in the task, by a ridge regression from z of two views
+
+    Probes are fitted on all tasks after each, so that what they lose is lost in the features, not in the probes.
+    """
+    assert loaders.stream is not None
+    tasks, classes = loaders.stream.tasks, loaders.num_classes or 0
+    train = _read(model, loaders.train.restricted(loaders.train.sampler.indices), accelerator)
+    held_out, found = held_out_rows(train["index"]), {}
+    for number, task in enumerate(tasks, start=1):
+        test = _read(model, loaders.validation.restricted(task.validation), accelerator)
+        prediction, target = (x - x.mean(0) for x in (objective.comparable(test["prediction"]), test["target"]))
+        found[f"task_cosine_{number}"] = torch.cosine_similarity(prediction, target, dim=-1).mean().item()
+        if classes:
+            targets = F.one_hot(train["labels"], classes)
+            scores = ridge_regression(train["agg"], targets, held_out, test["agg"])
+            found[f"task_class_{number}"] = _percent(scores, test["labels"])
+            if task.factors is None:
+                others = ~torch.isin(torch.arange(classes, device=scores.device), test["labels"])
+                found[f"task_own_class_{number}"] = _percent(scores.masked_fill(others, -torch.inf), test["labels"])
+        dims = _varying(task, loaders)
+        if dims and loaders.sequence.num_views > 2:
+            columns = [column for part in dims for column in range(part.start, part.stop)]
+            # of the task's own images: elsewhere its factors may never vary
+            rows = torch.isin(train["index"], torch.from_numpy(task.train).to(train["index"].device))
+            actions = train["actions"][rows][:, columns]
+            predicted = ridge_regression(train["pair"][rows], actions, held_out[rows], test["pair"])
+            found[f"task_r2_{number}"] = r2_score(predicted, test["actions"][:, columns])
+    return found
+
+
+def _percent(scores: Tensor, labels: Tensor) -> float:
+    """Percent of rows whose label has the highest score."""
+    return 100 * (scores.argmax(-1) == labels).double().mean().item()
+
+
+def _varying(task: Task, loaders: Loaders) -> list[slice]:
+    """Dimensions of the action of the factors that vary in a task and belong to the action."""
+    factors = loaders.sequence.factors
+    return [dims for name, dims in factors.items() if task.factors is None or name in task.factors]
+
+
+def _read(model: SeqJEPA, loader: SequenceLoader, accelerator: Accelerator) -> Rows:
+    """Of every sequence: z of its first views as `pair`, `agg`, `prediction`, `target`, and what `rows_of` adds."""
+
+    def features(batch: Batch) -> dict[str, Tensor]:
+        with accelerator.autocast():
+            output = model(batch.views, batch.actions).float()
+        pair = output.z[:, :2].flatten(1)
+        return {"pair": pair, "agg": output.agg, "prediction": output.prediction, "target": output.target}
+
+    return rows_of(loader, 1, features, lambda: None)

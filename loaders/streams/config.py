@@ -1,0 +1,121 @@
+"""Config of a stream of tasks. It does not import torch, so that `--help` is instant."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ...configs.errors import InputError
+from ...configs.section import Kind
+
+
+class BufferConfig(Kind):
+    """Images that are kept, to be trained on again."""
+
+    def replayed(self, batch_size: int) -> int:
+        """Number of the sequences of a batch that come from the buffer."""
+        return 0
+
+
+class NoBufferConfig(BufferConfig):
+    """Nothing is kept."""
+
+    kind: Literal["none"] = "none"
+
+
+class ReservoirConfig(BufferConfig):
+    """Each image that has arrived is kept with the same probability, as by Vitter's algorithm R."""
+
+    made_by = ".replay:Reservoir"
+
+    kind: Literal["reservoir"] = "reservoir"
+    size: int = Field(default=500, ge=1)
+    """Largest number of images that are kept."""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the sequences of a batch that come from the buffer; the rest is new."""
+
+    def replayed(self, batch_size: int) -> int:
+        return min(max(round(self.share * batch_size), 1), batch_size - 1)
+
+
+class BalancedConfig(ReservoirConfig):
+    """As many images are kept of each task, or of each class, as far as there are so many."""
+
+    made_by = ".replay:Balanced"
+
+    kind: Literal["balanced"] = "balanced"  # pyright: ignore[reportIncompatibleVariableOverride]
+    by: Literal["task", "class"] = "task"
+    """What is balanced."""
+
+
+class StreamConfig(Kind):
+    """The order in which training images arrive."""
+
+    has_tasks: ClassVar[bool] = False
+
+    @property
+    def count(self) -> int:
+        """Number of tasks."""
+        return 0
+
+
+class NoStreamConfig(StreamConfig):
+    """All images are there from the start, and training passes over them `run.epochs` times."""
+
+    kind: Literal["none"] = "none"
+
+
+class TasksConfig(StreamConfig):
+    """Training images arrive task by task; every image belongs to one task."""
+
+    has_tasks = True
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps of each task; null passes once over the images of each."""
+    mixed: bool = False
+    """Whether the images of all tasks arrive together from the start (joint training), for as many steps: what a
+    learner could reach that never forgets."""
+    boundary: float = Field(default=0.0, ge=0, le=1)
+    """Steps over which one task gives way to the next, as a share of the shorter of the two; 0 is a sudden change."""
+    buffer: Annotated[NoBufferConfig | ReservoirConfig | BalancedConfig, Field(discriminator="kind")] = NoBufferConfig()
+
+    def untrained(self) -> Self:
+        """What the images of each task are matters to any network; when they arrive does not."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if name not in TasksConfig.model_fields}
+        return type(self)(**given)
+
+
+class ClassesConfig(TasksConfig):
+    """Classes arrive a few at a time, in an order that `run.seed` draws (class-incremental)."""
+
+    made_by = ".order:by_classes"
+
+    kind: Literal["classes"] = "classes"
+    tasks: int = Field(default=5, ge=2)
+    """Number of tasks among which the classes are divided."""
+
+    @property
+    def count(self) -> int:
+        return self.tasks
+
+
+class FactorsConfig(TasksConfig):
+    """The factors that move the views change from task to task (domain-incremental); the images are divided evenly."""
+
+    made_by = ".order:by_factors"
+
+    kind: Literal["factors"] = "factors"
+    tasks: list[list[str]] = [["rotation"], ["translation_x", "translation_y"], ["scale"]]
+    """Factors that vary in each task; the others leave the image unchanged."""
+
+    @property
+    def count(self) -> int:
+        return len(self.tasks)
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        if len(self.tasks) < 2 or not all(self.tasks):
+            raise InputError("must be two or more lists of factors, none of them empty", "tasks")
+        return self
+
+
+AnyStream = Annotated[NoStreamConfig | ClassesConfig | FactorsConfig, Field(discriminator="kind")]

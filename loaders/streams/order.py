@@ -1,0 +1,181 @@
+"""Which images belong to which task, and which arrive in each step: pure functions of the seed."""
+
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from ...configs.errors import InputError
+from ..draws import ARRIVAL_STREAM, PICK_STREAM, REPLAY_STREAM, ROWS_STREAM, TASK_STREAM, keys
+from ..sampler import Sampler
+from ..sequences import Sequence
+from .config import ClassesConfig, FactorsConfig, ReservoirConfig, TasksConfig
+from .replay import Reservoir
+
+
+class Task(NamedTuple):
+    """A part of the images, and the factors that vary in the views of them."""
+
+    name: str
+    train: np.ndarray  # positions of its training images
+    validation: np.ndarray  # and of its test images
+    factors: tuple[str, ...] | None  # None: all
+
+
+class Split(NamedTuple):
+    """Positions of the images of a split, and the class of every image of its source."""
+
+    indices: np.ndarray
+    labels: np.ndarray
+
+
+def by_classes(
+    config: ClassesConfig, train: Split, validation: Split, classes: list[str], sequence: Sequence, seed: int
+) -> list[Task]:
+    """Tasks of a few classes each.
+
+    Raises:
+        InputError: there are fewer classes than tasks, or a task has no images.
+    """
+    if config.tasks > len(classes):
+        raise InputError(f"{config.tasks} is more than the {len(classes)} classes", "stream.tasks")
+    order = np.argsort(keys(seed, TASK_STREAM, np.arange(len(classes))), kind="stable")
+    tasks = []
+    for part in np.array_split(order, config.tasks):
+        name = ", ".join(classes[number] for number in sorted(part))
+        ours, theirs = (split.indices[np.isin(split.labels[split.indices], part)] for split in (train, validation))
+        tasks.append(Task(name, ours, theirs, None))
+    return _checked(tasks)
+
+
+def by_factors(
+    config: FactorsConfig, train: Split, validation: Split, classes: list[str], sequence: Sequence, seed: int
+) -> list[Task]:
+    """Tasks in which some factors vary, each with its share of the images.
+
+    Raises:
+        InputError: the sequence has no such factor, or a task has no images.
+    """
+    known = sequence.columns
+    for name in (name for names in config.tasks for name in names):
+        if name not in known:
+            has = f"has {', '.join(known)}" if known else "has no factor that can be held"
+            raise InputError(f"{name}: sequence.kind={sequence.config.kind} {has}", "stream.tasks")
+    parts = []
+    for split in (train, validation):
+        order = np.argsort(keys(seed, TASK_STREAM, split.indices), kind="stable")
+        parts.append(np.array_split(split.indices[order], len(config.tasks)))
+    pairs = zip(config.tasks, *parts, strict=True)
+    return _checked([Task(", ".join(names), ours, theirs, tuple(names)) for names, ours, theirs in pairs])
+
+
+def _checked(tasks: list[Task]) -> list[Task]:
+    for task in tasks:
+        for kind, positions in (("training", task.train), ("test", task.validation)):
+            if not len(positions):
+                raise InputError(f"the task {task.name!r} has no {kind} images", "stream.tasks")
+    return tasks
+
+
+class Stream:
+    """The sequences of every optimiser step.
+
+    The images of a task arrive one after another in an order of their own, and again in another order if there are
+    more steps than images. In the first step nothing has arrived yet, so that its whole batch is new.
+
+    Args:
+        config: how the tasks follow each other, and what is kept.
+        tasks: the tasks, in the order in which they come.
+        labels: class of each position of the training source.
+        sampler: sampler of the training images: its batch size, seed and sharing among processes.
+
+    Raises:
+        InputError: the buffer holds less than a batch takes from it.
+    """
+
+    def __init__(self, config: TasksConfig, tasks: list[Task], labels: np.ndarray, sampler: Sampler):
+        self.sampler, self.tasks, seed = sampler, tasks, sampler.seed
+        size = sampler.batch_size
+        self.replayed = config.buffer.replayed(size)
+        fresh = size - self.replayed
+        lengths = [config.steps or max(1, len(task.train) // fresh) for task in tasks]
+        self.starts = np.cumsum([0, *lengths])
+        self.pools = [np.concatenate([task.train for task in tasks])] if config.mixed else [t.train for t in tasks]
+        shares = np.ones((self.starts[-1], 1)) if config.mixed else _shares(lengths, config.boundary)
+        new = np.full(len(shares), fresh)
+        new[0] = size
+        self.counts = _whole(shares * new[:, None], new)  # of new images in each step, by pool
+        self.arrived = np.concatenate([np.zeros((1, len(self.pools)), np.int64), self.counts.cumsum(0)])
+        self.buffer: Reservoir | None = None
+        if isinstance(buffer := config.buffer, ReservoirConfig):
+            if self.replayed > buffer.size:
+                raise InputError(
+                    f"{buffer.size} is less than the {self.replayed} sequences of a batch that are to come from it",
+                    "stream.buffer.size",
+                )
+            of = np.zeros(len(labels), np.int64)
+            for number, task in enumerate(tasks):
+                of[task.train] = number
+            self.buffer = buffer.build(keys(seed, REPLAY_STREAM, np.arange(len(labels))), of, labels)
+        self.order = lru_cache(maxsize=2 * len(self.pools))(self._order)
+
+    def _order(self, pool: int, turn: int) -> np.ndarray:
+        """Positions of a pool in the order in which they arrive the first, second, ... time."""
+        positions = self.pools[pool]
+        return positions[np.argsort(keys(self.sampler.seed, ARRIVAL_STREAM, positions, turn), kind="stable")]
+
+    def new(self, step: int) -> np.ndarray:
+        """Positions of the images that arrive in a step."""
+        found = []
+        for pool, (number, last) in enumerate(self.arrived[step : step + 2].T):
+            while number < last:
+                turn, start = divmod(number, len(self.pools[pool]))
+                part = self.order(pool, int(turn))[start : start + last - number]
+                found.append(part)
+                number += len(part)
+        return np.concatenate(found)
+
+    def kept(self, step: int) -> np.ndarray:
+        """Positions of the images that the buffer holds when a step begins."""
+        if self.buffer is None:
+            return np.empty(0, np.int64)
+        seen = [self.order(pool, 0)[: self.arrived[step, pool]] for pool in range(len(self.pools))]
+        return self.buffer.kept(np.concatenate(seen))
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and visits of this process's part of a step's batch.
+
+        The number of a visit addresses the draws of an image's views, so that an image that comes again gets others: it
+        is twice the step for new images, and one more for those of the buffer.
+        """
+        positions, seed = self.new(step), self.sampler.seed
+        visits = np.full(len(positions), 2 * step)
+        if self.replayed and step:
+            held = self.kept(step)
+            picked = held[np.argsort(keys(seed, PICK_STREAM, held, step), kind="stable")[: self.replayed]]
+            positions, visits = np.append(positions, picked), np.append(visits, np.full(len(picked), 2 * step + 1))
+        mixed = np.argsort(keys(seed, ROWS_STREAM, np.arange(len(positions)), step), kind="stable")
+        return self.sampler.part(positions[mixed]), self.sampler.part(visits[mixed])
+
+
+def _shares(lengths: list[int], boundary: float) -> np.ndarray:
+    """Share of each task in the new images of each step, float [steps, tasks]."""
+    starts = np.cumsum([0, *lengths])
+    shares = np.zeros((starts[-1], len(lengths)))
+    for task, (start, stop) in enumerate(pairwise(starts)):
+        shares[start:stop, task] = 1
+    for task in range(len(lengths) - 1):
+        width = 2 * (round(boundary * min(lengths[task : task + 2])) // 2)
+        window = slice(starts[task + 1] - width // 2, starts[task + 1] + width // 2)
+        rising = (np.arange(width) + 0.5) / max(width, 1)
+        shares[window] = 0
+        shares[window, task], shares[window, task + 1] = 1 - rising, rising
+    return shares
+
+
+def _whole(parts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Whole numbers near `parts` [steps, tasks] that add up to `totals` [steps] in each row."""
+    edges = np.rint(parts.cumsum(1)).astype(np.int64)
+    edges[:, -1] = totals
+    return np.diff(edges, axis=1, prepend=0)
