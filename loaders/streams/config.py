@@ -1,6 +1,6 @@
 """Config of a stream of tasks. It does not import torch, so that `--help` is instant."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,9 @@ class NoBufferConfig(BufferConfig):
     """Nothing is kept."""
 
     kind: Literal["none"] = "none"
+
+    def build(self, *args: Any) -> None:
+        return None
 
 
 class ReservoirConfig(BufferConfig):
@@ -63,6 +66,9 @@ class NoStreamConfig(StreamConfig):
 
     kind: Literal["none"] = "none"
 
+    def build(self, *args: Any) -> None:
+        return None
+
 
 class TasksConfig(StreamConfig):
     """Training images arrive task by task; every image belongs to one task."""
@@ -104,17 +110,17 @@ class FactorsConfig(TasksConfig):
     made_by = ".order:by_factors"
 
     kind: Literal["factors"] = "factors"
-    tasks: list[list[str]] = [["rotation"], ["translation_x", "translation_y"], ["scale"]]
+    factors: list[list[str]] = [["rotation"], ["translation_x", "translation_y"], ["scale"]]
     """Factors that vary in each task; the others leave the image unchanged."""
 
     @property
     def count(self) -> int:
-        return len(self.tasks)
+        return len(self.factors)
 
     @model_validator(mode="after")
     def _check_tasks(self) -> Self:
-        if len(self.tasks) < 2 or not all(self.tasks):
-            raise InputError("must be two or more lists of factors, none of them empty", "tasks")
+        if len(self.factors) < 2 or not all(self.factors):
+            raise InputError("must be two or more lists of factors, none of them empty", "factors")
         return self
 
 

@@ -10,7 +10,7 @@ from ...configs.errors import InputError
 from ..draws import ARRIVAL_STREAM, PICK_STREAM, REPLAY_STREAM, ROWS_STREAM, TASK_STREAM, keys
 from ..sampler import Sampler
 from ..sequences import Sequence
-from .config import ClassesConfig, FactorsConfig, ReservoirConfig, TasksConfig
+from .config import ClassesConfig, FactorsConfig, TasksConfig
 from .replay import Reservoir
 
 
@@ -58,15 +58,15 @@ def by_factors(
         InputError: the sequence has no such factor, or a task has no images.
     """
     known = sequence.columns
-    for name in (name for names in config.tasks for name in names):
+    for name in (name for names in config.factors for name in names):
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no factor that can be held"
-            raise InputError(f"{name}: sequence.kind={sequence.config.kind} {has}", "stream.tasks")
+            raise InputError(f"{name}: sequence.kind={sequence.config.kind} {has}", "stream.factors")
     parts = []
     for split in (train, validation):
         order = np.argsort(keys(seed, TASK_STREAM, split.indices), kind="stable")
-        parts.append(np.array_split(split.indices[order], len(config.tasks)))
-    pairs = zip(config.tasks, *parts, strict=True)
+        parts.append(np.array_split(split.indices[order], len(config.factors)))
+    pairs = zip(config.factors, *parts, strict=True)
     return _checked([Task(", ".join(names), ours, theirs, tuple(names)) for names, ours, theirs in pairs])
 
 
@@ -107,17 +107,15 @@ class Stream:
         new[0] = size
         self.counts = _whole(shares * new[:, None], new)  # of new images in each step, by pool
         self.arrived = np.concatenate([np.zeros((1, len(self.pools)), np.int64), self.counts.cumsum(0)])
-        self.buffer: Reservoir | None = None
-        if isinstance(buffer := config.buffer, ReservoirConfig):
-            if self.replayed > buffer.size:
-                raise InputError(
-                    f"{buffer.size} is less than the {self.replayed} sequences of a batch that are to come from it",
-                    "stream.buffer.size",
-                )
-            of = np.zeros(len(labels), np.int64)
-            for number, task in enumerate(tasks):
-                of[task.train] = number
-            self.buffer = buffer.build(keys(seed, REPLAY_STREAM, np.arange(len(labels))), of, labels)
+        of = np.zeros(len(labels), np.int64)
+        for number, task in enumerate(tasks):
+            of[task.train] = number
+        self.buffer: Reservoir | None = config.buffer.build(keys(seed, REPLAY_STREAM, np.arange(len(of))), of, labels)
+        if self.buffer and self.replayed > (held := self.buffer.config.size):
+            raise InputError(
+                f"{held} is less than the {self.replayed} sequences of a batch that are to come from it",
+                "stream.buffer.size",
+            )
         self.order = lru_cache(maxsize=2 * len(self.pools))(self._order)
 
     def _order(self, pool: int, turn: int) -> np.ndarray:

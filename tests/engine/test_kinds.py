@@ -12,6 +12,7 @@ from seqjepa.engine.objectives.config import ReadingConfig, ScaleConfig, ScopeCo
 from seqjepa.engine.train import USAGE, main
 
 PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "model.projector.hidden=16")
+STREAM = ("stream.tasks=2", "stream.steps=2", "optim.schedule=constant", "eval.every=1")
 # what a choice needs besides itself, to train a network in a second
 NEEDS = {
     "model.projector.kind=mlp": (*PROJECTED, "target.kind=shared"),
@@ -30,6 +31,16 @@ NEEDS = {
     "model.encoder.kind=crate": ("model.encoder.dim=32", "model.encoder.num_layers=1", "model.encoder.side=24"),
     "model.subspaces.kind=group": ("objective.equivariance.weight=0.1",),
     "objective.equivariance.weight=0.1": ("model.subspaces.kind=group", "model.neck.kind=linear", "model.neck.dim=16"),
+    "stream.kind=classes": STREAM,
+    "stream.kind=factors": ("stream.factors=[[rotation],[scale]]", *STREAM[1:]),
+    **{
+        f"stream.buffer.kind={kind}": ("stream.kind=classes", *STREAM, *more)
+        for kind, more in {
+            "none": (),
+            "reservoir": ("stream.buffer.size=20",),
+            "balanced": ("stream.buffer.size=20",),
+        }.items()
+    },
     "objective.rest.weight=0.1": ("model.subspaces.kind=group", "objective.equivariance.weight=0.1"),
 }
 
@@ -81,7 +92,8 @@ def test_a_kind_is_chosen_trained_resumed_and_evaluated(word, tiny, tmp_path, re
     refused([*train, "run.epochs=3", "run.resume=auto", f"{field}={other}"], f"{field}: is {other}")
 
     assert evaluate([str(tmp_path / "run"), "eval.lengths=[1,2]", "eval.batch_size=16", "eval.renderings=1"]) == 0
-    assert (tmp_path / "run" / "eval" / "epoch-0002-fast" / "eval.json").is_file()
+    segment = "epoch" if rows[-1].get("task_cosine_1") is None else "segment"
+    assert (tmp_path / "run" / "eval" / f"{segment}-0002-fast" / "eval.json").is_file()
 
 
 def another(word, section):

@@ -187,7 +187,7 @@ def test_classes_are_divided_among_the_tasks():
 
 
 def test_only_the_factors_of_a_task_vary():
-    stream = FactorsConfig(tasks=[["rotation"], ["translation_x", "translation_y"], ["scale"]])
+    stream = FactorsConfig(factors=[["rotation"], ["translation_x", "translation_y"], ["scale"]])
     loaders = digits(stream)
     columns = {"rotation": [0], "translation_x, translation_y": [1, 2], "scale": [3]}
     of = {int(image): task.name for task in loaders.stream.tasks for image in task.train}
@@ -236,8 +236,8 @@ def test_an_image_that_comes_again_gets_new_views():
     ("stream", "sequence", "said"),
     [
         (ClassesConfig(tasks=11), AffineConfig(), "11 is more than the 10 classes"),
-        (FactorsConfig(tasks=[["rotation"], ["zoom"]]), AffineConfig(), "zoom: sequence.kind=affine has rotation"),
-        (FactorsConfig(tasks=[["rotation"], ["rotation"]]), RotationConfig(), "has no factor that can be held"),
+        (FactorsConfig(factors=[["rotation"], ["zoom"]]), AffineConfig(), "zoom: sequence.kind=affine has rotation"),
+        (FactorsConfig(factors=[["rotation"], ["rotation"]]), RotationConfig(), "has no factor that can be held"),
         (ClassesConfig(buffer=ReservoirConfig(size=5)), AffineConfig(), "5 is less than the 8 sequences of a batch"),
     ],
 )
@@ -249,4 +249,4 @@ def test_what_cannot_be_streamed(stream, sequence, said):
 def test_tasks_must_be_two_lists_of_factors():
     for tasks in ([["rotation"]], [["rotation"], []]):
         with pytest.raises(ValueError, match="two or more lists of factors"):
-            FactorsConfig(tasks=tasks)
+            FactorsConfig(factors=tasks)

@@ -14,7 +14,7 @@ from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import metric_names
 
-STREAM = ("configs/stream/classes.yaml", "configs/stream/replay.yaml", "stream.tasks=3", "stream.steps=5")
+STREAM = ("configs/stream/classes.yaml", "stream.tasks=3", "stream.steps=5", "stream.buffer.kind=reservoir")
 STREAM += ("stream.buffer.size=30", "eval.best_metric=val_loss", "eval.best_mode=min")
 ACTIONS = ("configs/stream/actions.yaml", "stream.steps=4", "eval.best_metric=val_loss", "eval.best_mode=min")
 
