@@ -1,0 +1,93 @@
+"""What is forgotten on a stream of tasks, and what a buffer saves: arms side by side, a process per run.
+
+    python bench/streams.py actions --data data/mnist --jobs 2 run.threads=1
+    python bench/streams.py classes --task cifar10_rot --data data/cifar10 --seeds 42 0 1
+
+Runs are written to runs/streams/<task>-<stream>/<arm>-<seed>; the same command goes on where it stopped. The table has
+the mean over seeds of each summary, with their range, and the score of the untrained network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+
+from seqjepa.configs.console import open_console
+
+ROOT = Path(__file__).resolve().parent.parent
+ARMS = {
+    "nothing kept": (),
+    "reservoir": ("stream.buffer.kind=reservoir",),
+    "balanced": ("stream.buffer.kind=balanced",),
+    "all at once": ("stream.mixed=true",),
+}
+SHOWN = ("average", "backward", "forgetting")
+
+
+def main() -> int:
+    open_console()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stream", help="a file of configs/stream")
+    parser.add_argument("--task", default="mnist_affine", help="a file of configs/data (default: %(default)s)")
+    parser.add_argument("--data", required=True, help="folder of the images")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 0, 1], help="seeds of each arm (default: 42 0 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings for all runs")
+    args = parser.parse_intermixed_args()
+    place = Path("runs/streams") / f"{args.task}-{args.stream}"
+
+    def train(run: tuple[int, str]) -> int:
+        seed, arm = run
+        folder = place / f"{arm.replace(' ', '-')}-{seed}"
+        if (folder / "summary.json").exists():
+            return 0
+        files = [f"configs/data/{args.task}.yaml", "configs/tier/stream.yaml", f"configs/stream/{args.stream}.yaml"]
+        command = [sys.executable, ROOT / "engine/train.py", *files, f"data.root={args.data}", f"run.seed={seed}"]
+        command += [f"run.dir={folder}", f"run.name={folder.name}", "run.resume=auto", "control.enabled=false"]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "console.log").open("a", encoding="utf-8") as log:
+            found = subprocess.run([*command, *ARMS[arm], *args.settings], stdout=log, stderr=log, check=False)
+        print(f"{folder}: exit code {found.returncode}", flush=True)
+        return found.returncode
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        if code := max(map(abs, pool.map(train, [(seed, arm) for seed in args.seeds for arm in ARMS])), default=0):
+            return code
+    found = {
+        arm: [
+            json.loads((place / f"{arm.replace(' ', '-')}-{seed}" / "summary.json").read_text())["stream"]["measures"]
+            for seed in args.seeds
+        ]
+        for arm in ARMS
+    }
+    print(table(found))
+    return 0
+
+
+def table(found: dict[str, list[dict]]) -> str:
+    """A table of the arms, each with the measures of its runs."""
+    first = next(iter(found.values()))
+    lines = [f"| measure | arm | {' | '.join(SHOWN)} |", f"| --- | --- |{' --- |' * len(SHOWN)}"]
+    for measure in first[0]:
+        untrained = [fmean(run[measure]["untrained"]) for runs in found.values() for run in runs]
+        lines.append(f"| {measure} | untrained | {_range(untrained)} | | |")
+        for arm, runs in found.items():
+            cells = [_range([run[measure][name] for run in runs]) for name in SHOWN]
+            lines.append(f"| {measure} | {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _range(values: list[float]) -> str:
+    """Mean and range, as text."""
+    digits = 1 if max(map(abs, values)) > 2 else 3
+    mean, low, high = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
+    return f"{mean} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
