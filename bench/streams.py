@@ -24,6 +24,7 @@ ARMS = {
     "nothing kept": (),
     "reservoir": ("stream.buffer.kind=reservoir",),
     "balanced": ("stream.buffer.kind=balanced",),
+    "distillation": ("model.memory.kind=encoder", "objective.distillation.weight=1"),
     "all at once": ("stream.mixed=true",),
 }
 SHOWN = ("average", "backward", "forgetting")

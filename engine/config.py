@@ -124,6 +124,14 @@ def check_method(config: Config) -> None:
         raise InputError(
             "nothing would train it; set it to none, or set objective.inverse.weight", "model.inverse.kind"
         )
+    if "recalled" in reads and not model.memory.remembers:
+        raise InputError("needs a memory; set model.memory.kind=encoder", "objective.distillation.weight")
+    if model.memory.remembers and "recalled" not in reads:
+        raise InputError(
+            "nothing would read it; set it to none, or set objective.distillation.weight", "model.memory.kind"
+        )
+    if model.memory.remembers and not config.stream.has_tasks:
+        raise InputError("remembers the end of a task, and there are none; set stream.kind", "model.memory.kind")
     if "coordinates" in reads:
         _check_groups(config)
     if model.subspaces.splits and "equivariance" not in terms:

@@ -376,6 +376,39 @@ class GroupSubspacesConfig(SubspacesConfig):
     kind: Literal["group"] = "group"
 
 
+class MemoryConfig(Kind):
+    """What is kept of the encoder when a task of a stream ends.
+
+    Attributes:
+        remembers: whether anything is.
+    """
+
+    remembers: ClassVar[bool] = True
+
+
+class NoMemoryConfig(MemoryConfig):
+    """Nothing is kept."""
+
+    remembers = False
+
+    kind: Literal["none"] = "none"
+
+    def build(self, encoder: Any, features: int) -> None:
+        """Nothing."""
+
+
+class EncoderMemoryConfig(MemoryConfig):
+    """A frozen copy, whose features the encoder goes on to hold (`objective.distillation`)."""
+
+    made_by = ".memory:EncoderMemory"
+
+    kind: Literal["encoder"] = "encoder"
+
+    def untrained(self) -> NoMemoryConfig:
+        """A network that is not trained has nothing to remember."""
+        return NoMemoryConfig()
+
+
 class ModelConfig(Section):
     """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
@@ -390,6 +423,7 @@ class ModelConfig(Section):
     projector: Annotated[NoProjectorConfig | MLPProjectorConfig, Field(discriminator="kind")] = NoProjectorConfig()
     inverse: Annotated[NoInverseConfig | MLPInverseConfig, Field(discriminator="kind")] = NoInverseConfig()
     subspaces: Annotated[NoSubspacesConfig | GroupSubspacesConfig, Field(discriminator="kind")] = NoSubspacesConfig()
+    memory: Annotated[NoMemoryConfig | EncoderMemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
     action_dim: int = Field(default=128, ge=1)
     """Width of the action embedding."""
     aggregator_action: bool = True

@@ -14,6 +14,7 @@ from ...loaders.sequences import ActionSpace
 from .aggregators.base import Aggregator
 from .config import ModelConfig, Span, TargetConfig
 from .heads import ActionEmbedding, NeckedEncoder, Sharpening
+from .memory import EncoderMemory, Recalled
 from .subspaces import Coordinates
 from .targets.base import Target
 
@@ -40,6 +41,7 @@ class Output(NamedTuple):
     inferred_actions: Tensor | None = None  # [B, N - 1, A] from the features of two successive views
     actions: Tensor | None = None  # [B, N - 1, A] what they should be
     coordinates: Coordinates | None = None  # the features of N views in the subspaces of the factors, and the rest
+    recalled: Recalled | None = None  # the features of N views beside those of the last task's encoder
 
     @property
     def readings(self) -> list[Reading]:
@@ -88,6 +90,7 @@ class SeqJEPA(nn.Module):
         self.projector = config.projector.build(self.num_features)
         self.inverse = config.inverse.build(self.num_features, actions.dim)
         self.subspaces = config.subspaces.build(self.num_features, actions)
+        self.memory: EncoderMemory | None = config.memory.build(self.encoder, self.num_features)
         self.sharpening: Sharpening | None = target.sharpening.build(self.prediction_width)
 
     def forward(
@@ -106,7 +109,11 @@ class SeqJEPA(nn.Module):
             spans: which views are predicted, and from which; by default, the last view from all others.
         """
         spans = spans or (Span(0, actions.shape[1]),)
-        return self.predict(*self.encode_views(views, spans), actions, inverse_actions, spans)
+        z, target_z = self.encode_views(views, spans)
+        past = None
+        if self.memory is not None:
+            past = self.memory.features(each(views, lambda x: x[:, : z.shape[1]]))
+        return self.predict(z, target_z, actions, inverse_actions, spans, past)
 
     def encode_views(self, views: Views, spans: tuple[Span, ...]) -> tuple[Tensor, Tensor | None]:
         """Features of the encoded views and of the targets, for `predict`.
@@ -127,8 +134,12 @@ class SeqJEPA(nn.Module):
         actions: Tensor,
         inverse_actions: Tensor | None = None,
         spans: tuple[Span, ...] | None = None,
+        past: Tensor | None = None,
     ) -> Output:
-        """Everything after the encoder; takes what `encode_views` returns and the other arguments of `forward`."""
+        """Everything after the encoder; takes what `encode_views` returns and the other arguments of `forward`.
+
+        `past` [B, N, D] are the features of the last task's encoder, if the network has a memory.
+        """
         num_observed = actions.shape[1]
         spans = spans or (Span(0, num_observed),)
         targeted = targets_of(spans)
@@ -164,8 +175,11 @@ class SeqJEPA(nn.Module):
             inferred = self.inverse(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
             given = actions[:, : pairs.shape[1]]
         coordinates = None if self.subspaces is None else self.subspaces(z, actions[:, : z.shape[1] - 1])
+        recalled = None if self.memory is None or past is None else self.memory(z, past)
         observed, others = z[:, :num_observed], tuple(others)
-        return Output(observed, *first, z, target_z.detach(), projections, others, inferred, given, coordinates)
+        return Output(
+            observed, *first, z, target_z.detach(), projections, others, inferred, given, coordinates, recalled
+        )
 
     def unread(self, reads: frozenset[str]) -> list[nn.Module]:
         """The parts that outputs with these names do not depend on, and which a loss of them would leave untrained."""
@@ -176,6 +190,7 @@ class SeqJEPA(nn.Module):
             (self.action_embedding, predicts or (aggregates and self.aggregator_action)),
             (self.inverse, "inferred_actions" in reads),
             (self.subspaces, "coordinates" in reads),
+            (self.memory, "recalled" in reads),
         ]
         return [part for part, read in parts if part is not None and not read]
 

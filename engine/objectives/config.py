@@ -23,7 +23,7 @@ class TermConfig(Built):
 
     @property
     def reads(self) -> frozenset[str]:
-        """What it is computed from, of `prediction`, `agg`, `z`, `projections`, `inferred_actions` and `coordinates`.
+        """What it is computed from: names of fields of `Output`.
 
         Parts of the network that no term needs keep their initial weights; projections require a projector.
         """
@@ -244,6 +244,16 @@ class RestConfig(CoordinatesConfig):
     made_by = ".group:Rest"
 
 
+class DistillationConfig(TermConfig):
+    """Distance from the features that the encoder had when the last task of a stream ended."""
+
+    made_by = ".distillation:Distillation"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"recalled"})
+
+
 class ReadingConfig(Kind):
     """Which views of a sequence are predicted, and from which; the loss is averaged over these readings."""
 
@@ -305,6 +315,7 @@ class ObjectiveConfig(Section):
     covariance: CovarianceConfig = CovarianceConfig()
     equivariance: EquivarianceConfig = EquivarianceConfig()
     rest: RestConfig = RestConfig()
+    distillation: DistillationConfig = DistillationConfig()
     reading: Annotated[
         ForwardReadingConfig | BothReadingConfig | PrefixesReadingConfig | WindowsReadingConfig,
         Field(discriminator="kind"),

@@ -189,7 +189,8 @@ class TrainingStep:
         z = output.encoded.detach().requires_grad_()
         target_z = None if model.target.joint else output.target_z
         with torch.random.fork_rng([device] if device.type == "cuda" else []), self.accelerator.autocast():
-            output = model.predict(z, target_z, given.actions, given.inverse_actions, self.losses.spans)
+            past = None if output.recalled is None else output.recalled.past
+            output = model.predict(z, target_z, given.actions, given.inverse_actions, self.losses.spans, past)
         _, terms = self.objective(output, self.device_step)
         term_grad_norms = {}
         for name, term in terms.items():
@@ -202,6 +203,12 @@ class TrainingStep:
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
         return term_grad_norms
+
+    def end_task(self) -> None:
+        """Remember the encoder as it is at the end of a task, if the model has a memory."""
+        self.share_buffers()
+        if self.model.memory is not None:
+            self.model.memory.take(self.model.encoder)
 
     @torch.no_grad()
     def share_buffers(self) -> None:

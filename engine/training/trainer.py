@@ -228,6 +228,7 @@ class Trainer:
             self._refuse_divergence()
             metrics = self.training.epoch_metrics() | (validation.metrics if validation else {})
             if self.tasks:
+                self.training.end_task()
                 metrics |= self.tasks.after(self.metrics_file.rows if self.metrics_file else [])
             self.position, self.final = Position(number), metrics
             self.seconds += self.watch.seconds

@@ -41,6 +41,8 @@ NEEDS = {
             "balanced": ("stream.buffer.size=20",),
         }.items()
     },
+    "objective.distillation.weight=0.1": ("model.memory.kind=encoder", "stream.kind=classes", *STREAM),
+    "model.memory.kind=encoder": ("objective.distillation.weight=0.1", "stream.kind=classes", *STREAM),
     "objective.rest.weight=0.1": ("model.subspaces.kind=group", "objective.equivariance.weight=0.1"),
 }
 

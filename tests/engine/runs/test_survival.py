@@ -183,6 +183,27 @@ def test_killed_at_random_moments(tiny, tmp_path, record_property):
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.soak
+def test_a_stream_that_is_killed_twenty_times(tiny, tmp_path, record_property):
+    """Ten tasks with a buffer; each process dies in one of its first steps, within a task or after the next began."""
+    kills, draw = 20, random.Random(1)
+    record_property("faults", kills)
+    stream = ("configs/stream/classes.yaml", "stream.tasks=10", "stream.steps=6", "stream.buffer.kind=balanced")
+    stream += ("stream.buffer.size=40", "eval.best_metric=val_loss", "eval.best_mode=min", "checkpoint.keep=2")
+    finish(tiny(*stream, run="whole"))
+    words = tiny(*stream, "run.resume=auto", "run.overwrite=false", run="killed")
+    for _ in range(kills):
+        process = start(words, f"in step {draw.randint(2, 8)}")
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGKILL, said
+    assert len(read_rows(tmp_path / "killed" / "metrics.jsonl")) in range(3, 10)  # it came on in between
+    finish(words)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
 if __name__ == "__main__":
-    MOMENTS[sys.argv[1]]()
+    if sys.argv[1].startswith("in step "):
+        kill_before(TrainingStep, "_record", int(sys.argv[1].removeprefix("in step ")))
+    else:
+        MOMENTS[sys.argv[1]]()
     sys.exit(main(sys.argv[2:]))
