@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 import torch
@@ -57,6 +59,49 @@ def interleaved(contenders: dict[str, Callable[[], int]], repetitions: int = 5) 
             if repetition:
                 rates[name].append(items / seconds)
     return rates
+
+
+def train_arms(place: Path, arms: dict[str, tuple[str, ...]], seeds: list[int], words: list[str], jobs: int) -> int:
+    """Train each arm with each seed in a process of its own, `<place>/<arm>-<seed>`; what has ended is left alone.
+
+    Args:
+        place: folder of the runs.
+        arms: settings of each arm, by name.
+        seeds: seeds of each arm.
+        words: config files and settings of all runs.
+        jobs: number of runs at a time.
+
+    Returns:
+        The largest exit code.
+    """
+
+    def train(run: tuple[int, str]) -> int:
+        seed, arm = run
+        folder = arm_folder(place, arm, seed)
+        if (folder / "summary.json").exists():
+            return 0
+        command = [sys.executable, HISTORY.parent.parent / "engine/train.py", *words, f"run.seed={seed}"]
+        command += [f"run.dir={folder}", f"run.name={folder.name}", "run.resume=auto", "control.enabled=false"]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "console.log").open("a", encoding="utf-8") as log:
+            found = subprocess.run([*command, *arms[arm]], stdout=log, stderr=log, check=False)
+        print(f"{folder}: exit code {found.returncode}", flush=True)
+        return abs(found.returncode)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return max(pool.map(train, [(seed, arm) for seed in seeds for arm in arms]), default=0)
+
+
+def arm_folder(place: Path, arm: str, seed: int) -> Path:
+    """Folder of a run of `train_arms`."""
+    return place / f"{arm.replace(' ', '-')}-{seed}"
+
+
+def with_range(values: list[float]) -> str:
+    """Mean and range, as text; percent with one digit after the point."""
+    digits = 1 if max(map(abs, values)) > 2 else 3
+    average, low, high = (f"{value:.{digits}f}" for value in (mean(values), min(values), max(values)))
+    return f"{average} ({low} to {high})"
 
 
 def spread(values: list[float]) -> str:

@@ -9,17 +9,13 @@ the mean over seeds of each summary, with their range, and the score of the untr
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 
-from seqjepa.configs.console import open_console
+from common import arm_folder, command_line, train_arms, with_range
 
-ROOT = Path(__file__).resolve().parent.parent
 ARMS = {
     "nothing kept": (),
     "reservoir": ("stream.buffer.kind=reservoir",),
@@ -31,8 +27,7 @@ SHOWN = ("average", "backward", "forgetting")
 
 
 def main() -> int:
-    open_console()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("stream", help="a file of configs/stream")
     parser.add_argument("--task", default="mnist_affine", help="a file of configs/data (default: %(default)s)")
     parser.add_argument("--data", required=True, help="folder of the images")
@@ -42,26 +37,12 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     place = Path("runs/streams") / f"{args.task}-{args.stream}"
 
-    def train(run: tuple[int, str]) -> int:
-        seed, arm = run
-        folder = place / f"{arm.replace(' ', '-')}-{seed}"
-        if (folder / "summary.json").exists():
-            return 0
-        files = [f"configs/data/{args.task}.yaml", "configs/tier/stream.yaml", f"configs/stream/{args.stream}.yaml"]
-        command = [sys.executable, ROOT / "engine/train.py", *files, f"data.root={args.data}", f"run.seed={seed}"]
-        command += [f"run.dir={folder}", f"run.name={folder.name}", "run.resume=auto", "control.enabled=false"]
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "console.log").open("a", encoding="utf-8") as log:
-            found = subprocess.run([*command, *ARMS[arm], *args.settings], stdout=log, stderr=log, check=False)
-        print(f"{folder}: exit code {found.returncode}", flush=True)
-        return found.returncode
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        if code := max(map(abs, pool.map(train, [(seed, arm) for seed in args.seeds for arm in ARMS])), default=0):
-            return code
+    words = [f"configs/data/{args.task}.yaml", "configs/tier/stream.yaml", f"configs/stream/{args.stream}.yaml"]
+    if code := train_arms(place, ARMS, args.seeds, [*words, f"data.root={args.data}", *args.settings], args.jobs):
+        return code
     found = {
         arm: [
-            json.loads((place / f"{arm.replace(' ', '-')}-{seed}" / "summary.json").read_text())["stream"]["measures"]
+            json.loads((arm_folder(place, arm, seed) / "summary.json").read_text())["stream"]["measures"]
             for seed in args.seeds
         ]
         for arm in ARMS
@@ -76,18 +57,11 @@ def table(found: dict[str, list[dict]]) -> str:
     lines = [f"| measure | arm | {' | '.join(SHOWN)} |", f"| --- | --- |{' --- |' * len(SHOWN)}"]
     for measure in first[0]:
         untrained = [fmean(run[measure]["untrained"]) for runs in found.values() for run in runs]
-        lines.append(f"| {measure} | untrained | {_range(untrained)} | | |")
+        lines.append(f"| {measure} | untrained | {with_range(untrained)} | | |")
         for arm, runs in found.items():
-            cells = [_range([run[measure][name] for run in runs]) for name in SHOWN]
+            cells = [with_range([run[measure][name] for run in runs]) for name in SHOWN]
             lines.append(f"| {measure} | {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _range(values: list[float]) -> str:
-    """Mean and range, as text."""
-    digits = 1 if max(map(abs, values)) > 2 else 3
-    mean, low, high = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
-    return f"{mean} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -168,6 +168,9 @@ def check_method(config: Config) -> None:
         if rate.features == "z" and config.sequence.num_observed == 1:
             raise InputError("needs two observed views; one has no rate", "objective.rate.scope.kind")
     projector = model.projector
+    if model.local.stops:
+        _check_blocks(config)
+        return
     if not projector.projects:
         if name := next((name for name, term in terms.items() if "projections" in term.reads), None):
             raise InputError(
@@ -188,6 +191,32 @@ def check_method(config: Config) -> None:
         raise InputError(
             f"removes the scale that objective.{name} regularises; only false is allowed", "model.projector.unit"
         )
+
+
+def _check_blocks(config: Config) -> None:
+    """Refuse what an encoder cannot have whose blocks learn by heads of their own.
+
+    Raises:
+        InputError: names the field, and what is allowed.
+    """
+    model, target = config.model, config.target
+    if not model.encoder.block_widths:
+        raise InputError(
+            f"model.encoder.kind={model.encoder.kind} names no blocks; convnet and resnet18 do", "model.local.kind"
+        )
+    parts = ("neck", "projector", "inverse", "subspaces", "memory")
+    if name := next((name for name in parts if getattr(model, name).kind != "none"), None):
+        raise InputError("a block learns by its head alone; only none is allowed", f"model.{name}.kind")
+    if not target.joint:
+        raise InputError(
+            "blocks encode all views together; target.kind=shared or stop_gradient, with "
+            "target.batch_statistics=joint, is allowed",
+            "target.kind",
+        )
+    if target.sharpening.makes_distributions:
+        raise InputError("heads compare projections; only none is allowed", "target.sharpening.kind")
+    if "prediction" not in config.objective.reads:
+        raise InputError("is what the aggregator learns by; give it a weight", "objective.prediction.weight")
 
 
 def _check_groups(config: Config) -> None:

@@ -37,6 +37,11 @@ class EncoderConfig(Kind):
         """Number D of features."""
         raise NotImplementedError
 
+    @property
+    def block_widths(self) -> list[int]:
+        """Channels of each of its blocks, after which gradients may be stopped; empty if it names none."""
+        return []
+
     def check_images(self, size: tuple[int, int]) -> None:
         """Refuse images of a height and width that the network cannot see; any is allowed by default.
 
@@ -56,6 +61,10 @@ class ResNet18Config(EncoderConfig):
     def num_features(self) -> int:
         return 512
 
+    @property
+    def block_widths(self) -> list[int]:
+        return [64, 64, 128, 128, 256, 256, 512, 512]
+
 
 class ConvNetConfig(EncoderConfig):
     """Four convolutions, for images of 16 to 28 pixels."""
@@ -69,6 +78,10 @@ class ConvNetConfig(EncoderConfig):
     @property
     def num_features(self) -> int:
         return 4 * self.width
+
+    @property
+    def block_widths(self) -> list[int]:
+        return [self.width, self.width, 2 * self.width, 4 * self.width]
 
 
 class CrateEncoderConfig(CrateLayers, EncoderConfig):
@@ -409,6 +422,49 @@ class EncoderMemoryConfig(MemoryConfig):
         return NoMemoryConfig()
 
 
+class LocalConfig(Kind):
+    """How far gradients travel in the encoder.
+
+    Attributes:
+        stops: whether they stop between blocks.
+    """
+
+    stops: ClassVar[bool] = True
+
+
+class EndToEndConfig(LocalConfig):
+    """From the loss through all of it."""
+
+    stops = False
+
+    kind: Literal["none"] = "none"
+
+    def build(self, encoder: EncoderConfig, action_dim: int) -> None:
+        """Nothing."""
+
+
+class BlocksConfig(LocalConfig):
+    """Every block of the encoder learns by a head of its own, from the terms of the objective; what comes after the
+    encoder learns by the prediction."""
+
+    made_by = ".local:LocalBlocks"
+
+    kind: Literal["blocks"] = "blocks"
+    reach: Literal[1, 2, "all"] = 1
+    """Blocks that the gradient of a head reaches: its own, also the one before it, or all up to its own."""
+    heads: Literal["all", "last"] = "all"
+    """Blocks that have a head. With last and reach=1, the others stay as they were born; with last and reach=all the
+    encoder learns the same terms end to end."""
+    head_dim: int = Field(default=64, ge=1)
+    """Width of a head's projections."""
+    head_hidden: int = Field(default=128, ge=1)
+    """Hidden width of a head."""
+
+    def untrained(self) -> EndToEndConfig:
+        """A network that is not trained has no heads."""
+        return EndToEndConfig()
+
+
 class ModelConfig(Section):
     """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
@@ -423,6 +479,7 @@ class ModelConfig(Section):
     projector: Annotated[NoProjectorConfig | MLPProjectorConfig, Field(discriminator="kind")] = NoProjectorConfig()
     inverse: Annotated[NoInverseConfig | MLPInverseConfig, Field(discriminator="kind")] = NoInverseConfig()
     subspaces: Annotated[NoSubspacesConfig | GroupSubspacesConfig, Field(discriminator="kind")] = NoSubspacesConfig()
+    local: Annotated[EndToEndConfig | BlocksConfig, Field(discriminator="kind")] = EndToEndConfig()
     memory: Annotated[NoMemoryConfig | EncoderMemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
     action_dim: int = Field(default=128, ge=1)
     """Width of the action embedding."""

@@ -4,7 +4,7 @@ Letters: B batch, M observed views, V = M + 1, C x H x W image, A action, D enco
 T token width (D + P, or D if the aggregator receives no actions), E width of predictions (D, or the projector's).
 """
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,11 @@ class SeqJEPA(nn.Module):
         self.projector = config.projector.build(self.num_features)
         self.inverse = config.inverse.build(self.num_features, actions.dim)
         self.subspaces = config.subspaces.build(self.num_features, actions)
+        self.local: Any = config.local.build(config.encoder, actions.dim)  # LocalBlocks, which builds on this module
+        if self.local is not None:
+            encoder: Any = self.encoder
+            for block in encoder.blocks()[: self.local.first]:
+                block.requires_grad_(False)
         self.memory: EncoderMemory | None = config.memory.build(self.encoder, self.num_features)
         self.sharpening: Sharpening | None = target.sharpening.build(self.prediction_width)
 

@@ -4,6 +4,7 @@ One module is one region for `torch.compile` and one wrapper for several process
 one backward pass of the sum gives the model and the probes the gradients that each would have alone.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Self
 
 import torch
@@ -64,18 +65,55 @@ class TrainingForward(nn.Module):
         self.probes = probes
         self.spans = tuple(spans)
         self.train_model = train_model
+        # backward pass of a block's loss, which is then done before the next block runs; None leaves it to the caller
+        self.send: Callable[[Tensor], None] | None = None
 
     def forward(self, given: StepInputs, step: Tensor) -> StepOutputs:
         """All losses at a training step (int64, 0-dim), which seeds terms that draw random numbers."""
+        if self.model.local is not None:
+            return self._by_blocks(given, step)
         with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
             output = self.model(given.views, given.actions, given.inverse_actions, self.spans).float()
         return self.losses_of(output, given.labels, given.moves, step)
 
-    def losses_of(self, output: Output, labels: Tensor, moves: Tensor, step: Tensor) -> StepOutputs:
-        """Losses of an output of the model, in float32 under autocast too."""
+    def _by_blocks(self, given: StepInputs, step: Tensor) -> StepOutputs:
+        """The losses of each block, then of what comes after the encoder, to which its features are constants."""
+        found = []
+        with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
+            for output in self.model.local.outputs(self.model.encoder, given.views, given.actions):
+                with torch.autocast(output.z.device.type, enabled=False):
+                    loss, terms = self.objective(output.float(), step)
+                z = output.encoded.detach()
+                del output
+                if self.send is not None and self.training and loss.requires_grad:
+                    self.send(loss)
+                    loss = loss.detach()
+                found.append((loss, {name: value.detach() for name, value in terms.items()}))
+            output = self.model.predict(z, None, given.actions, given.inverse_actions, self.spans).float()
+        return self.losses_of(output, given.labels, given.moves, step, found)
+
+    def losses_of(
+        self,
+        output: Output,
+        labels: Tensor,
+        moves: Tensor,
+        step: Tensor,
+        blocks: list[tuple[Tensor, dict[str, Tensor]]] | None = None,
+    ) -> StepOutputs:
+        """Losses of an output of the model, in float32 under autocast too.
+
+        `blocks` are loss and terms of each block that learns by itself. The objective is then theirs, summed, and the
+        output itself is charged for its prediction alone.
+        """
         with torch.autocast(output.z.device.type, enabled=False):
             with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
-                loss, terms = self.objective(output, step)
+                if blocks is None:
+                    loss, terms = self.objective(output, step)
+                else:
+                    prediction = self.objective.prediction(output, step)
+                    loss = torch.stack([loss for loss, _ in blocks]).sum()
+                    loss = loss + self.objective.prediction.weight * prediction
+                    terms = {name: torch.stack([terms[name] for _, terms in blocks]).sum() for name in blocks[0][1]}
             features = probe_features(output)
             outputs = self.probes(features)
             probe_losses = self.probes.losses(outputs, labels, moves)

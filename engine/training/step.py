@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ...configs.errors import InputError
 from ...kernels import AdamWEMA
 from ...loaders.batch import Batch
 from ...loaders.loader import Loaders
@@ -87,12 +88,18 @@ class TrainingStep:
             self.wrapped.broadcast_buffers = False  # those of the first process would displace the others'
         mode = compile_mode(config.run, accelerator) if train_model else "none"
         self.compiled = mode != "none"
+        if model.local is not None:
+            if self.world is not None:
+                raise InputError("learning block by block runs in one process", "model.local.kind")
+            if not self.compiled:  # a compiled step is one region
+                self.losses.send = accelerator.backward
         if self.compiled:
             self.losses.compile(mode=COMPILE_MODES[mode], dynamic=False)
         self.graphed = GraphedStep(self._step, device) if mode == "graph" else None
 
         losses = self.objective.names
-        norms = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if train_model else []
+        by_term = train_model and model.local is None  # else nothing sends a gradient through all of z
+        norms = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if by_term else []
         self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms)}).to(device)
         self.term_grad_norms: dict[str, Tensor] = {}  # latest measurement
         self.train_metrics = self.probes.metric_bank().to(device)
@@ -129,7 +136,7 @@ class TrainingStep:
                 if measured.total.requires_grad:  # not if there are no probes and the model is not trained
                     self.objective.backward(measured.total, measured.terms, self.accelerator.backward)
             parts.append(measured)
-        if measure_gradients:
+        if measure_gradients and self.model.local is None:
             self.term_grad_norms = self._term_grad_norms(measured.output, micro)
             for name, norm in self.term_grad_norms.items():
                 self.train_losses[name].update(norm * len(batch.labels), len(batch.labels))

@@ -113,6 +113,8 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     fields = {"term": config.objective.terms, "factor": factors, "group": groups, "crate": config.model.crate_parts}
     fields["task"] = list(map(str, range(1, config.stream.count + 1)))
     names = expand(targets, feature=("z", "agg"), **fields)
+    if config.model.local.stops:  # no term sends a gradient through all of z
+        names = {name for name in names if not name.startswith("z_grad_norm")}
     if config.stream.kind == "factors":  # tasks share their classes
         names = {name for name in names if "own_class" not in name}
     return names | {*config.model.aggregator.implementation().figure_names}

@@ -43,6 +43,7 @@ NEEDS = {
     },
     "objective.distillation.weight=0.1": ("model.memory.kind=encoder", "stream.kind=classes", *STREAM),
     "model.memory.kind=encoder": ("objective.distillation.weight=0.1", "stream.kind=classes", *STREAM),
+    "model.local.kind=blocks": ("target.kind=shared", "objective.prediction.kind=mse", "objective.variance.weight=1"),
     "objective.rest.weight=0.1": ("model.subspaces.kind=group", "objective.equivariance.weight=0.1"),
 }
 

@@ -1,5 +1,7 @@
 """Base class of image encoders."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,14 @@ class ImageEncoder(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Features [n, D] of images [n, C, H, W], in channels_last."""
         raise NotImplementedError
+
+    def blocks(self) -> list[Callable[[Tensor], Tensor]]:
+        """Its blocks in order, from images [n, C, H, W] to the maps that are pooled, with channels `block_widths`."""
+        raise NotImplementedError
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Maps [n, C, h, w] of any block, averaged over places: [n, C]; those of the last block are the features."""
+        return maps.mean((2, 3))
 
     def forward(self, views: Tensor) -> Tensor:
         images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)

@@ -1,5 +1,6 @@
 """A convnet for very small images."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ class ConvNet(ImageEncoder, nn.Sequential):
                 nn.ReLU(inplace=True),
             ]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def blocks(self) -> list[Callable[[Tensor], Tensor]]:
+        layers = list(self)
+        return [nn.Sequential(*layers[start : start + 3]) for start in range(0, 12, 3)]
 
     def features(self, images: Tensor) -> Tensor:
         return nn.Sequential.forward(self, images)

@@ -1,5 +1,7 @@
 """ResNet-18 for small images."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -15,6 +17,10 @@ class ResNet18(ImageEncoder, ResNet):
         self.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         self.maxpool = nn.Identity()
         self.fc = nn.Identity()
+
+    def blocks(self) -> list[Callable[[Tensor], Tensor]]:
+        first, *others = (block for layer in (self.layer1, self.layer2, self.layer3, self.layer4) for block in layer)
+        return [nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool, first), *others]
 
     def features(self, images: Tensor) -> Tensor:
         return ResNet.forward(self, images)

@@ -1,0 +1,179 @@
+"""Learning block by block: where gradients go, and that it is the end-to-end objective where there is one block."""
+
+import copy
+
+import pytest
+import torch
+
+from seqjepa.engine.config import compose
+from seqjepa.engine.models.config import ConvNetConfig, ResNet18Config
+from seqjepa.engine.runtime.accelerator import build_accelerator
+from seqjepa.engine.train import main
+from seqjepa.engine.training.loading import open_loaders
+from seqjepa.engine.training.step import TrainingStep
+
+LOCAL = ("configs/variant/local.yaml", "target.kind=shared")
+
+
+def built(tiny, *words):
+    config = compose(tiny(*LOCAL, *words)).config
+    accelerator = build_accelerator(config.run, 1)
+    loaders = open_loaders(config, accelerator)
+    torch.manual_seed(0)
+    training = TrainingStep(config, loaders, accelerator)
+    batch = next(loaders.train.epoch(0))
+    (given,) = training.step_inputs(batch).split(1)
+    training.losses.train()
+    return training, given
+
+
+def gradients(training):
+    return {n: None if p.grad is None else p.grad.clone() for n, p in training.model.named_parameters()}
+
+
+@pytest.mark.parametrize("config", [ConvNetConfig(width=8), ResNet18Config()])
+def test_blocks_are_the_encoder(config):
+    torch.manual_seed(0)
+    encoder = config.build().eval()
+    maps = images = torch.randn(2, 3, 32, 32)
+    widths = []
+    for block in encoder.blocks():
+        maps = block(maps)
+        widths.append(maps.shape[1])
+    assert widths == config.block_widths
+    torch.testing.assert_close(encoder.pooled(maps), encoder.features(images))
+    owned = {p for block in encoder.blocks() for p in block.parameters()}
+    assert owned == set(encoder.parameters())
+
+
+def test_a_loss_reaches_its_own_block_and_no_other(tiny):
+    training, given = built(tiny)
+    model = training.model
+    blocks = [set(block.parameters()) for block in model.encoder.blocks()]
+    for number, output in enumerate(model.local.outputs(model.encoder, given.views, given.actions)):
+        loss, _ = training.objective(output.float(), training.device_step)
+        reached = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        found = {p for p, gradient in zip(model.parameters(), reached, strict=True) if gradient is not None}
+        assert found == blocks[number] | set(model.local.heads[number].parameters())
+
+
+def test_overlapping_pairs_reach_the_block_before(tiny):
+    training, given = built(tiny, "model.local.reach=2")
+    model = training.model
+    blocks = [set(block.parameters()) for block in model.encoder.blocks()]
+    for number, output in enumerate(model.local.outputs(model.encoder, given.views, given.actions)):
+        loss, _ = training.objective(output.float(), training.device_step)
+        reached = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        found = {p for p, gradient in zip(model.parameters(), reached, strict=True) if gradient is not None}
+        before = blocks[number - 1] if number else set()
+        assert found == before | blocks[number] | set(model.local.heads[number].parameters())
+
+
+def test_backward_block_by_block_is_backward_of_the_sum(tiny):
+    """Gradients are those of one backward pass of everything, and are not kept from block to block."""
+    training, given = built(tiny)
+    other = copy.deepcopy(training.losses)
+    training.losses(given, training.device_step).total.backward()
+    other.send = None
+    torch.manual_seed(0)  # dropout
+    whole = other(given, training.device_step)
+    torch.manual_seed(0)
+    training.model.zero_grad()
+    sent = training.losses(given, training.device_step)
+    sent.total.backward()
+    whole.total.backward()
+    for (name, p), q in zip(training.model.named_parameters(), other.model.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, msg=name)
+    torch.testing.assert_close(sent.loss, whole.loss)
+    for name, value in whole.terms.items():
+        torch.testing.assert_close(sent.terms[name], value)
+
+
+def test_only_one_block_is_kept_for_backward(tiny):
+    """What is kept at a time is the largest block's, not the sum of all."""
+    training, given = built(tiny)
+
+    def peak(send):
+        alive, most = {}, [0]
+
+        class Handle:
+            def __init__(self, x):
+                self.x = x
+                alive[id(self)] = x.untyped_storage().nbytes()
+                most[0] = max(most[0], sum(alive.values()))
+
+            def __del__(self):
+                alive.pop(id(self), None)
+
+        training.losses.send = send
+        with torch.autograd.graph.saved_tensors_hooks(Handle, lambda handle: handle.x):
+            training.losses(given, training.device_step).total.backward()
+        return most[0]
+
+    assert peak(training.accelerator.backward) < 0.75 * peak(None)
+
+
+def test_the_rest_learns_from_constants(tiny):
+    """The aggregator's prediction charges the aggregator and the predictor, and no block."""
+    training, given = built(tiny)
+    model = training.model
+    training.losses.send = None
+    output = training.losses(given, training.device_step).output
+    loss = training.objective.prediction(output, training.device_step)
+    reached = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    found = {n for (n, _), gradient in zip(model.named_parameters(), reached, strict=True) if gradient is not None}
+    assert found
+    assert not any(name.startswith(("encoder.", "local.")) for name in found)
+
+
+def test_only_the_last_block_may_learn(tiny):
+    training, given = built(tiny, "model.local.heads=last")
+    before = [[p.clone() for p in block.parameters()] for block in training.model.encoder.blocks()]
+    assert len(training.model.local.heads) == 1
+    training.losses(given, training.device_step).total.backward()
+    training.optimizer.param_groups[0]["lr"].fill_(1e-2)
+    training._update()
+    changed = [
+        any((p != q).any() for p, q in zip(block.parameters(), kept, strict=True))
+        for block, kept in zip(training.model.encoder.blocks(), before, strict=True)
+    ]
+    assert changed == [False, False, False, True]
+
+
+def test_the_last_head_alone_may_reach_all(tiny):
+    """Then it is the end-to-end gradient of the last head's loss."""
+    training, given = built(tiny, "model.local.heads=last", "model.local.reach=all")
+    model, encoder = training.model, training.model.encoder
+    (output,) = model.local.outputs(encoder, given.views, given.actions)
+    loss, _ = training.objective(output.float(), training.device_step)
+    found = torch.autograd.grad(loss, list(encoder.parameters()))
+    features = model.local.heads[0](encoder(given.views), given.actions)
+    expected, _ = training.objective(features.float(), training.device_step)
+    torch.testing.assert_close(loss, expected)
+    for got, true in zip(found, torch.autograd.grad(expected, list(encoder.parameters())), strict=True):
+        torch.testing.assert_close(got, true)
+
+
+def test_an_encoder_without_blocks_is_refused(tiny, refused):
+    words = [word for word in tiny(*LOCAL) if not word.startswith("model.encoder.")]
+    refused([*words, "model.encoder.kind=crate", "model.encoder.side=24"], "model.local.kind", "names no blocks")
+
+
+def test_micro_batches_and_resuming(tiny, tmp_path):
+    assert main(tiny(*LOCAL, "optim.accumulate=2", "run.epochs=1")) == 0
+    assert main(tiny(*LOCAL, "optim.accumulate=2", "run.epochs=2", "run.resume=auto", "run.overwrite=false")) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("target.kind=ema",), ("target.kind", "encode all views together")),
+        (("target.batch_statistics=own",), ("target.", "joint")),
+        (("model.projector.kind=mlp",), ("model.projector.kind", "only none is allowed")),
+        (("objective.prediction.weight=0",), ("objective.prediction.weight", "give it a weight")),
+    ],
+)
+def test_refusals(words, parts, tiny, refused):
+    refused(tiny(*LOCAL, *words), *parts)
