@@ -75,6 +75,8 @@ class Config(Schema):
         """Refuse what makes no sense where images arrive task by task."""
         if self.optim.schedule != "constant":
             raise InputError("would leave the last tasks no learning rate; only constant is allowed", "optim.schedule")
+        if self.early_stop.metric is not None:
+            raise InputError("would leave out the last tasks; only null is allowed", "early_stop.metric")
         if self.eval.every != 1:
             raise InputError("every task is followed by a measurement of all tasks; only 1 is allowed", "eval.every")
 

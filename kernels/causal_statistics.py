@@ -162,12 +162,12 @@ def _chunks(w: Tensor) -> tuple[int, int]:
 
 
 def _totals(w: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `_statistics` returns, in torch: of all tokens at once."""
+    """In torch, of all tokens at once: sums of squares, scores, weights, and sums of these and of weighted squares."""
     squares = w.square()
-    moments = squares.cumsum(1).clamp_(min=SMALLEST)
-    raw = (squares / moments).sum(-1)
+    moments = squares.cumsum(1)
+    raw = (squares / moments.clamp(min=SMALLEST)).sum(-1)
     weights = (raw * temperature).softmax(-1)
-    totals = weights.cumsum(1) + FLOOR
+    totals = weights.cumsum(1)
     seconds = squares.mul_(weights[..., None]).cumsum(1)
     return moments, raw, weights, totals, seconds
 
@@ -183,11 +183,11 @@ def _forward(w: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not uses_triton(w):
         x = w.to(temperature.dtype)
         moments, _, weights, totals, seconds = _totals(x, temperature)
+        y = -x * weights[..., None] / (1 + seconds / (totals + FLOOR)[..., None])
         before = slice(size - 1, -1, size)
         moments, seconds_before, totals_before = (
             F.pad(sums[:, before].movedim(1, -1), (1, 0)).movedim(-1, 1) for sums in (moments, seconds, totals)
         )
-        y = -x * weights[..., None] / (1 + seconds / totals[..., None])
         return y.to(w.dtype), torch.stack([moments, seconds_before], 2), totals_before
     y = torch.empty_like(w)
     sums = w.new_empty((len(w), chunks, 2, *w.shape[2:]), dtype=torch.float32)
@@ -216,7 +216,8 @@ def _backward(grad: Tensor, w: Tensor, temperature: Tensor, sums: Tensor, totals
     if not uses_triton(w):
         x, scaled = w.to(temperature.dtype), grad.to(temperature.dtype)
         moments, raw, weights, totals, seconds = _totals(x, temperature)
-        totals, shares = totals[..., None], weights[..., None]
+        moments.clamp_(min=SMALLEST)
+        totals, shares = (totals + FLOOR)[..., None], weights[..., None]
         gains = 1 / (1 + seconds.div_(totals))
         scaled = scaled * gains
         products = scaled * x

@@ -86,7 +86,8 @@ class SequenceLoader:
     def restricted(self, positions: np.ndarray) -> "SequenceLoader":
         """A loader of some of its images on this process alone, in the order and with the draws of this one."""
         other = copy.copy(self)
-        other.sampler = replace(self.sampler, indices=positions, rank=0, num_processes=1, drop_last=False)
+        alone = {"rank": 0, "num_processes": 1, "batch_size": self.sampler.local_batch_size, "drop_last": False}
+        other.sampler = replace(self.sampler, indices=positions, **alone)
         other.compiled, other.program = False, SequenceLoader._views
         return other
 

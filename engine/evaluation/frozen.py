@@ -110,18 +110,19 @@ def rows_of(
     return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
 
 
-def untrained_network(config: Config, accelerator: Accelerator) -> SeqJEPA:
+def untrained_network(config: Config, accelerator: Accelerator, loader: SequenceLoader | None = None) -> SeqJEPA:
     """The initial network of a run, with batch-norm statistics of training batches.
 
     Without these statistics an untrained network would be judged in a state that no training step ever saw. The batches
-    are those of the run's training, not of an evaluation, whose sequences differ.
+    are those of the run's training, not of an evaluation, whose sequences differ; they are of `loader` if it is given.
     """
-    where = {"seed": config.run.seed, "device": accelerator.device}
-    loaders = build_loaders(config.data, config.sequence, config.actions, **where)
+    if loader is None:
+        where = {"seed": config.run.seed, "device": accelerator.device}
+        loader = build_loaders(config.data, config.sequence, config.actions, **where).train
     set_seed(config.run.seed)
-    model = SeqJEPA(config.model, config.target, loaders.sequence.action_space).to(accelerator.device)
+    model = SeqJEPA(config.model, config.target, loader.sequence.action_space).to(accelerator.device)
     model.to(memory_format=torch.channels_last).train()
-    epochs = map(loaders.train.epoch, itertools.count(0, len(loaders.train)))
+    epochs = map(loader.epoch, itertools.count(0, len(loader)))
     for batch in itertools.islice(itertools.chain.from_iterable(epochs), CALIBRATION_BATCHES):
         with torch.no_grad(), accelerator.autocast():
             model(batch.views, batch.actions)

@@ -1,5 +1,6 @@
 """Scores of a network on each task of a stream: its own predictions, and probes that are fitted anew."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -12,16 +13,24 @@ from ..analysis.accumulators import r2_score
 from ..analysis.regressions import held_out_rows, ridge_regression
 from ..models.seq_jepa import SeqJEPA
 from ..objectives.objective import Objective
-from .frozen import Rows, rows_of
+from .frozen import Progress, Rows, rows_of
 
 MEASURES = ("cosine", "class", "own_class", "r2")
 
 
 @torch.no_grad()
-def task_scores(model: SeqJEPA, objective: Objective, loaders: Loaders, accelerator: Accelerator) -> dict[str, float]:
+def task_scores(
+    model: SeqJEPA,
+    objective: Objective,
+    loaders: Loaders,
+    accelerator: Accelerator,
+    *,
+    shuffled: bool = False,
+    progress: Progress = lambda: None,
+) -> dict[str, float]:
     """Scores of a network in eval mode on the test sequences of each task, by `task_<measure>_<number>`, from 1 on.
 
-    It runs on one process and waits for no other.
+    It runs on one process and waits for no other. `shuffled` networks get the actions of another sequence.
 
     - cosine: of centred prediction and target; it needs no probe, and says what the network itself has forgotten
     - class: percent correct of a ridge regression from the aggregate, fitted on training images of all tasks; own_class
@@ -32,10 +41,15 @@ def task_scores(model: SeqJEPA, objective: Objective, loaders: Loaders, accelera
     """
     assert loaders.stream is not None
     tasks, classes = loaders.stream.tasks, loaders.num_classes or 0
-    train = _read(model, loaders.train.restricted(loaders.train.sampler.indices), accelerator)
+
+    def read(loader: SequenceLoader, positions: np.ndarray) -> Rows:
+        return _read(model, loader.restricted(positions), accelerator, shuffled, progress)
+
+    train = read(loaders.train, loaders.train.sampler.indices)
     held_out, found = held_out_rows(train["index"]), {}
     for number, task in enumerate(tasks, start=1):
-        test = _read(model, loaders.validation.restricted(task.validation), accelerator)
+        test = read(loaders.validation, task.validation)
+        own = torch.isin(train["index"], torch.from_numpy(task.train).to(train["index"].device))
         prediction, target = (x - x.mean(0) for x in (objective.comparable(test["prediction"]), test["target"]))
         found[f"task_cosine_{number}"] = torch.cosine_similarity(prediction, target, dim=-1).mean().item()
         if classes:
@@ -43,15 +57,14 @@ def task_scores(model: SeqJEPA, objective: Objective, loaders: Loaders, accelera
             scores = ridge_regression(train["agg"], targets, held_out, test["agg"])
             found[f"task_class_{number}"] = _percent(scores, test["labels"])
             if task.factors is None:
-                others = ~torch.isin(torch.arange(classes, device=scores.device), test["labels"])
+                others = ~torch.isin(torch.arange(classes, device=scores.device), train["labels"][own])
                 found[f"task_own_class_{number}"] = _percent(scores.masked_fill(others, -torch.inf), test["labels"])
         dims = _varying(task, loaders)
         if dims and loaders.sequence.num_views > 2:
             columns = [column for part in dims for column in range(part.start, part.stop)]
             # of the task's own images: elsewhere its factors may never vary
-            rows = torch.isin(train["index"], torch.from_numpy(task.train).to(train["index"].device))
-            actions = train["actions"][rows][:, columns]
-            predicted = ridge_regression(train["pair"][rows], actions, held_out[rows], test["pair"])
+            actions = train["actions"][own][:, columns]
+            predicted = ridge_regression(train["pair"][own], actions, held_out[own], test["pair"])
             found[f"task_r2_{number}"] = r2_score(predicted, test["actions"][:, columns])
     return found
 
@@ -67,13 +80,13 @@ def _varying(task: Task, loaders: Loaders) -> list[slice]:
     return [dims for name, dims in factors.items() if task.factors is None or name in task.factors]
 
 
-def _read(model: SeqJEPA, loader: SequenceLoader, accelerator: Accelerator) -> Rows:
+def _read(model: SeqJEPA, loader: SequenceLoader, accelerator: Accelerator, shuffled: bool, progress: Progress) -> Rows:
     """Of every sequence: z of its first views as `pair`, `agg`, `prediction`, `target`, and what `rows_of` adds."""
 
     def features(batch: Batch) -> dict[str, Tensor]:
         with accelerator.autocast():
-            output = model(batch.views, batch.actions).float()
+            output = model(batch.views, batch.actions.roll(1, 0) if shuffled else batch.actions).float()
         pair = output.z[:, :2].flatten(1)
         return {"pair": pair, "agg": output.agg, "prediction": output.prediction, "target": output.target}
 
-    return rows_of(loader, 1, features, lambda: None)
+    return rows_of(loader, 1, features, progress)

@@ -21,7 +21,7 @@ class Recalled(NamedTuple):
 class EncoderMemory(nn.Module):
     """A frozen copy of the encoder, and a linear map from present features to its features.
 
-    The map lets features change as long as the past ones can be read from them. It starts as the identity.
+    The map lets features change as long as the past ones can be read from them. It starts each task as the identity.
     Source: CaSSLe (arXiv 2112.04215) and PFR (arXiv 2112.08913), whose maps are MLPs.
     """
 
@@ -31,8 +31,7 @@ class EncoderMemory(nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.map = nn.Linear(features, features)
-        nn.init.eye_(self.map.weight)
-        nn.init.zeros_(self.map.bias)
+        self._start_map()
         self.register_buffer("known", torch.zeros(()))
 
     def train(self, mode: bool = True) -> "EncoderMemory":
@@ -52,8 +51,13 @@ class EncoderMemory(nn.Module):
 
     @torch.no_grad()
     def take(self, encoder: nn.Module) -> None:
-        """Keep the encoder as it is now, in place."""
+        """Keep the encoder as it is now, in place; the map is the identity again, because both are equal now."""
         present = encoder.state_dict()
         for name, kept in self.encoder.state_dict().items():
             kept.copy_(present[name])
         self.known.fill_(1)
+        self._start_map()
+
+    def _start_map(self) -> None:
+        nn.init.eye_(self.map.weight)
+        nn.init.zeros_(self.map.bias)

@@ -26,7 +26,7 @@ def check_rules(config: Config, computed: set[str]) -> None:
             continue
         if name not in computed:
             raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field)
-        if margin is not None and name.startswith(OF_THE_OBJECTIVE):
+        if margin is not None and name.startswith((*OF_THE_OBJECTIVE, "stream_")):
             raise InputError(f"{name} has no untrained control; min and max are allowed", field)
 
 

@@ -98,7 +98,7 @@ def changes(resumed: Resumed, training: TrainingStep, now: Settled, step: int | 
             f"batch norm and the terms of the objective now see {new} sequences at a time instead of {old}: "
             "the run continues, with other results than it would have had"
         )
-    if "run.epochs" in changed and step:
+    if "run.epochs" in changed and step and not config.stream.has_tasks:
         lines += _schedule_changes(training, changed["run.epochs"], step)
     return lines
 

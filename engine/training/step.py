@@ -67,6 +67,7 @@ class TrainingStep:
             join_batch_norms(self.probes, joined)
         spans = config.objective.reading.spans(config.sequence.num_observed)
         self.losses = TrainingForward(model, self.objective, self.probes, spans, train_model=train_model)
+        self.losses.train()  # parts that stay in eval mode go there
         self.lr = torch.zeros((), dtype=torch.float64, device=device)
         teacher = [pair for pair in model.target.pairs(model.encoder) if pair[0].requires_grad]
         self.optimizer = build_optimizer(model, config.optim, self.lr, teacher)

@@ -1,5 +1,6 @@
 """What is measured after each task of a stream, on all of its tasks."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +22,21 @@ class TaskMeasures:
 
     def __init__(self, training: TrainingStep, loaders: Loaders):
         self.training, self.loaders = training, loaders
-        self.untrained = self._of_main(lambda: self._scores(untrained_network(training.config, training.accelerator)))
+        config, accelerator, train = training.config, training.accelerator, loaders.train
+        self.untrained = self._of_main(
+            lambda: self._scores(untrained_network(config, accelerator, train.restricted(train.sampler.indices)))
+        )
 
-    def after(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        """Scores of the present network, and summaries of them and of the `rows` of the tasks before."""
+    def after(self, number: int, rows: list[dict[str, Any]], check: Callable[[], None]) -> dict[str, float]:
+        """Scores of the network after `number` tasks, and summaries of them and of the `rows` of the tasks before.
+
+        There are no summaries if a row is missing. `check` is called now and then, and may raise.
+        """
 
         def measure() -> dict[str, float]:
             self.training.losses.eval()
-            scores = self._scores(self.training.model)
-            return scores | self.summaries([*rows, scores])
+            scores = self._scores(self.training.model, check)
+            return scores | (self.summaries([*rows, scores]) if len(rows) == number - 1 else {})
 
         return self._of_main(measure)
 
@@ -40,7 +47,7 @@ class TaskMeasures:
         return {
             measure: [[row[name] for name in of_measure] for row in rows]
             for measure, of_measure in names.items()
-            if all(row.get(name) is not None for row in [self.untrained, *rows] for name in of_measure)
+            if all(_known(row.get(name)) for row in [self.untrained, *rows] for name in of_measure)
         }
 
     def summaries(self, rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -53,10 +60,14 @@ class TaskMeasures:
         }
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Names of the tasks, and by measure the matrix of its scores, the untrained network's, and summaries."""
+        """Names of the tasks, and by measure the matrix of its scores, the untrained network's, and summaries.
+
+        There are no measures if a row is missing.
+        """
         assert self.loaders.stream is not None
         untrained, measures = self.matrices([self.untrained]), {}
-        for measure, matrix in self.matrices(rows).items():
+        whole = [row["epoch"] for row in rows] == list(range(1, len(self.loaders.stream.tasks) + 1))
+        for measure, matrix in self.matrices(rows).items() if whole else ():
             before = untrained[measure][0]
             measures[measure] = {"matrix": matrix, "untrained": before, **stream_scores(matrix, before)}
         return {"tasks": [task.name for task in self.loaders.stream.tasks], "measures": measures}
@@ -70,13 +81,21 @@ class TaskMeasures:
             lines.append(f"{measure} by task (untrained): {', '.join(pairs)}")
         return lines
 
-    def _scores(self, model: Any) -> dict[str, float]:
-        return task_scores(model.eval(), self.training.objective, self.loaders, self.training.accelerator)
+    def _scores(self, model: Any, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        training = self.training
+        shuffled = training.config.ablation.shuffle_actions
+        given = training.objective, self.loaders, training.accelerator
+        return task_scores(model.eval(), *given, shuffled=shuffled, progress=check)
 
     def _of_main(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         found = [measure() if self.training.accelerator.is_main_process else None]
         broadcast_object_list(found)
         return found[0] or {}
+
+
+def _known(value: float | None) -> bool:
+    """Whether a score is a number; files hold NaN as null."""
+    return value is not None and not math.isnan(value)
 
 
 def buffer_size(loaders: Loaders) -> str | None:

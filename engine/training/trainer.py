@@ -1,5 +1,6 @@
 """A training run from start to verdict: untrained control, segments, checkpoints, gates, summary."""
 
+import math
 import shutil
 import sys
 import time
@@ -225,11 +226,14 @@ class Trainer:
             # an interrupted validation is repeated by the resumed run; only then may the training metrics be read
             self.interrupts.new_pace()
             validation = validate(self.training, self.loaders.validation, self.check_interrupt) if validated else None
-            self._refuse_divergence()
-            metrics = self.training.epoch_metrics() | (validation.metrics if validation else {})
+            measured = {}
             if self.tasks:
+                alone = self.accelerator.num_processes == 1
+                check = self.check_interrupt if alone else lambda: None
+                measured = self.tasks.after(number, self.metrics_file.rows if self.metrics_file else [], check)
                 self.training.end_task()
-                metrics |= self.tasks.after(self.metrics_file.rows if self.metrics_file else [])
+            self._refuse_divergence()
+            metrics = self.training.epoch_metrics() | (validation.metrics if validation else {}) | measured
             self.position, self.final = Position(number), metrics
             self.seconds += self.watch.seconds
             self.train_seconds += train_seconds
@@ -273,7 +277,7 @@ class Trainer:
         config, watch, number, say = self.config, self.watch, self.position.segment, self.reporter.say
         is_best = False
         if validation:
-            value = metrics[config.eval.best_metric]
+            value = metrics.get(config.eval.best_metric, math.nan)  # some need a second task
             is_best = improves(value, self.best.value, config.eval.best_mode)
             if is_best:  # unvalidated: metrics may be NaN
                 self.best = Best.model_construct(segment=number, value=value, metrics=metrics)

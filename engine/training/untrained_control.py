@@ -27,9 +27,10 @@ from .step import Diverged, TrainingStep
 from .validation import validate
 
 
-def control_epochs(config: Config) -> int:
-    """Epochs for which the control's probes are trained."""
-    return min(config.run.epochs, config.control.max_epochs)
+def control_epochs(config: Config, loaders: Loaders) -> int:
+    """Epochs for which the control's probes are trained; of a stream, as many as its steps would make."""
+    length = config.run.epochs if loaders.stream is None else -(-int(loaders.stream.starts[-1]) // len(loaders.train))
+    return min(length, config.control.max_epochs)
 
 
 def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> str:
@@ -42,7 +43,7 @@ def control_key(config: Config, loaders: Loaders, accelerator: Accelerator) -> s
     parts = {
         "config": {name: value for name, value in fields.items() if not Config.is_free(name)},
         "accumulate": config.optim.accumulate,  # free, but batch norm sees it
-        "epochs": control_epochs(config),
+        "epochs": control_epochs(config, loaders),
         "images": loaders.fingerprint,
         "precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
@@ -74,7 +75,7 @@ def untrained_control(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be made ({error.strerror})", "control.cache") from None
-    epochs = control_epochs(config)
+    epochs = control_epochs(config, loaders)
     reporter.say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
     set_seed(config.run.seed)
     training = TrainingStep(config.untrained(), loaders, accelerator, train_model=False)

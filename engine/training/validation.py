@@ -9,6 +9,7 @@ from accelerate.utils import broadcast
 from ...kernels import coding_rate_stats
 from ...loaders.batch import Batch, each
 from ...loaders.loader import SequenceLoader
+from ...loaders.streams.config import FactorsConfig
 from ..analysis.accumulators import Mean, MetricBank, centred_cosine
 from ..analysis.groups import GroupReadings
 from ..analysis.metrics import expand
@@ -115,6 +116,9 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     names = expand(targets, feature=("z", "agg"), **fields)
     if config.model.local.stops:  # no term sends a gradient through all of z
         names = {name for name in names if not name.startswith("z_grad_norm")}
-    if config.stream.kind == "factors":  # tasks share their classes
+    if isinstance(config.stream, FactorsConfig):  # tasks share their classes
         names = {name for name in names if "own_class" not in name}
+    moving = config.stream.factors if isinstance(config.stream, FactorsConfig) else [list(factors)]
+    if config.sequence.num_observed == 1 or not all(set(of_task) & set(factors) for of_task in moving):
+        names = {name for name in names if not name.startswith(("task_r2", "stream_r2"))}
     return names | {*config.model.aggregator.implementation().figure_names}

@@ -84,11 +84,6 @@ class TasksConfig(StreamConfig):
     """Steps over which one task gives way to the next, as a share of the shorter of the two; 0 is a sudden change."""
     buffer: Annotated[NoBufferConfig | ReservoirConfig | BalancedConfig, Field(discriminator="kind")] = NoBufferConfig()
 
-    def untrained(self) -> Self:
-        """What the images of each task are matters to any network; when they arrive does not."""
-        given = {name: getattr(self, name) for name in type(self).model_fields if name not in TasksConfig.model_fields}
-        return type(self)(**given)
-
 
 class ClassesConfig(TasksConfig):
     """Classes arrive a few at a time, in an order that `run.seed` draws (class-incremental)."""
@@ -96,6 +91,11 @@ class ClassesConfig(TasksConfig):
     made_by = ".order:by_classes"
 
     kind: Literal["classes"] = "classes"
+
+    def untrained(self) -> NoStreamConfig:
+        """When an image arrives does not matter to a network that is never trained."""
+        return NoStreamConfig()
+
     tasks: int = Field(default=5, ge=2)
     """Number of tasks among which the classes are divided."""
 
@@ -110,6 +110,11 @@ class FactorsConfig(TasksConfig):
     made_by = ".order:by_factors"
 
     kind: Literal["factors"] = "factors"
+
+    def untrained(self) -> Self:
+        """What varies in the views of an image matters to any network; when it arrives does not."""
+        return type(self)(factors=self.factors)
+
     factors: list[list[str]] = [["rotation"], ["translation_x", "translation_y"], ["scale"]]
     """Factors that vary in each task; the others leave the image unchanged."""
 

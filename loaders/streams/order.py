@@ -46,7 +46,7 @@ def by_classes(
         name = ", ".join(classes[number] for number in sorted(part))
         ours, theirs = (split.indices[np.isin(split.labels[split.indices], part)] for split in (train, validation))
         tasks.append(Task(name, ours, theirs, None))
-    return _checked(tasks)
+    return _checked(tasks, "stream.tasks")
 
 
 def by_factors(
@@ -67,14 +67,16 @@ def by_factors(
         order = np.argsort(keys(seed, TASK_STREAM, split.indices), kind="stable")
         parts.append(np.array_split(split.indices[order], len(config.factors)))
     pairs = zip(config.factors, *parts, strict=True)
-    return _checked([Task(", ".join(names), ours, theirs, tuple(names)) for names, ours, theirs in pairs])
+    return _checked(
+        [Task(", ".join(names), ours, theirs, tuple(names)) for names, ours, theirs in pairs], "stream.factors"
+    )
 
 
-def _checked(tasks: list[Task]) -> list[Task]:
+def _checked(tasks: list[Task], field: str) -> list[Task]:
     for task in tasks:
         for kind, positions in (("training", task.train), ("test", task.validation)):
             if not len(positions):
-                raise InputError(f"the task {task.name!r} has no {kind} images", "stream.tasks")
+                raise InputError(f"the task {task.name!r} has no {kind} images", field)
     return tasks
 
 
@@ -99,7 +101,9 @@ class Stream:
         size = sampler.batch_size
         self.replayed = config.buffer.replayed(size)
         fresh = size - self.replayed
-        lengths = [config.steps or max(1, len(task.train) // fresh) for task in tasks]
+        # the first batch of all is new
+        wanted = [len(task.train) - (size - fresh if number == 0 else 0) for number, task in enumerate(tasks)]
+        lengths = [config.steps or max(1, count // fresh) for count in wanted]
         self.starts = np.cumsum([0, *lengths])
         self.pools = [np.concatenate([task.train for task in tasks])] if config.mixed else [t.train for t in tasks]
         shares = np.ones((self.starts[-1], 1)) if config.mixed else _shares(lengths, config.boundary)
@@ -117,38 +121,50 @@ class Stream:
                 "stream.buffer.size",
             )
         self.order = lru_cache(maxsize=2 * len(self.pools))(self._order)
+        self.latest = 0, np.empty(0, np.int64)  # a step, and what the buffer holds when it begins
+        if self.replayed > (brought := len(np.unique(self.new(0)[0]))):
+            raise InputError(
+                f"a batch takes {self.replayed} sequences from the buffer, but the first brings only {brought} images",
+                "stream.buffer.share",
+            )
 
     def _order(self, pool: int, turn: int) -> np.ndarray:
         """Positions of a pool in the order in which they arrive the first, second, ... time."""
         positions = self.pools[pool]
         return positions[np.argsort(keys(self.sampler.seed, ARRIVAL_STREAM, positions, turn), kind="stable")]
 
-    def new(self, step: int) -> np.ndarray:
-        """Positions of the images that arrive in a step."""
-        found = []
+    def new(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the images that arrive in a step, and how often each has arrived before."""
+        found, turns = [], []
         for pool, (number, last) in enumerate(self.arrived[step : step + 2].T):
             while number < last:
                 turn, start = divmod(number, len(self.pools[pool]))
                 part = self.order(pool, int(turn))[start : start + last - number]
                 found.append(part)
+                turns.append(np.full(len(part), turn))
                 number += len(part)
-        return np.concatenate(found)
+        return np.concatenate(found), np.concatenate(turns)
 
     def kept(self, step: int) -> np.ndarray:
         """Positions of the images that the buffer holds when a step begins."""
         if self.buffer is None:
             return np.empty(0, np.int64)
-        seen = [self.order(pool, 0)[: self.arrived[step, pool]] for pool in range(len(self.pools))]
-        return self.buffer.kept(np.concatenate(seen))
+        before, held = self.latest if self.latest[0] <= step else (0, np.empty(0, np.int64))
+        if before < step:  # what was thrown out before never comes back
+            bounds = self.arrived[[before, step]].T
+            seen = [self.order(pool, 0)[first:last] for pool, (first, last) in enumerate(bounds)]
+            held = self.buffer.kept(np.concatenate([held, *seen]))
+            self.latest = step, held
+        return held
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions and visits of this process's part of a step's batch.
 
         The number of a visit addresses the draws of an image's views, so that an image that comes again gets others: it
-        is twice the step for new images, and one more for those of the buffer.
+        is 2 n for an image that arrives for the nth time, from 0 on, and 2 step + 1 for those of the buffer.
         """
-        positions, seed = self.new(step), self.sampler.seed
-        visits = np.full(len(positions), 2 * step)
+        (positions, turns), seed = self.new(step), self.sampler.seed
+        visits = 2 * turns
         if self.replayed and step:
             held = self.kept(step)
             picked = held[np.argsort(keys(seed, PICK_STREAM, held, step), kind="stable")[: self.replayed]]

@@ -98,13 +98,14 @@ def test_half_precision_is_rounded_once(dtype, causal, device):
 
 
 @triton
-def test_strides_do_not_matter(device):
+@pytest.mark.parametrize("causal", [False, True])
+def test_strides_do_not_matter(causal, device):
     w, temperature, slope = drawn((2, 9, 3, 5), device)
     turned = w.detach().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2).requires_grad_()
     assert not turned.is_contiguous()
     for got, expected in zip(
-        gradients(token_statistics_attention, turned, temperature, slope),
-        gradients(token_statistics_attention, w, temperature, slope),
+        gradients(token_statistics_attention, turned, temperature, slope, causal=causal),
+        gradients(token_statistics_attention, w, temperature, slope, causal=causal),
         strict=True,
     ):
         assert_close(got, expected)
@@ -126,15 +127,16 @@ def test_invariances(device):
 
 
 @triton
-def test_a_zero_token_asks_nothing_of_the_others(device):
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_zero_token_asks_nothing_of_the_others(causal, device):
     w, temperature, slope = drawn((2, 6, 3, 4), device)
     with torch.no_grad():
         w[:, 2] = 0
-    y = token_statistics_attention(w, temperature)
+    y = token_statistics_attention(w, temperature, causal=causal)
     assert torch.equal(y[:, 2], torch.zeros_like(y[:, 2]))
     (dw,) = torch.autograd.grad((y[:, 2] * slope[:, 2]).sum(), w)
     assert torch.count_nonzero(dw[:, [0, 1, 3, 4, 5]]) == 0
-    nothing = token_statistics_attention(torch.zeros_like(w), temperature)
+    nothing = token_statistics_attention(torch.zeros_like(w), temperature, causal=causal)
     assert torch.count_nonzero(nothing) == 0
 
 

@@ -37,9 +37,8 @@ def test_the_past_is_kept_while_the_encoder_goes_on(tiny):
     model.train()(views, actions)  # batch-norm statistics move
     model.memory.take(model.encoder)
     past = model.eval()(views, actions).z.detach()
-    assert (
-        objective(model(views, actions).float(), STEP)[1]["loss_distillation"].abs() < 1e-6
-    )  # the map is the identity
+    # the map is the identity
+    assert objective(model(views, actions).float(), STEP)[1]["loss_distillation"].abs() < 1e-6
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -56,6 +55,11 @@ def test_the_past_is_kept_while_the_encoder_goes_on(tiny):
     assert model.memory.map.weight.grad.abs().sum() > 0
     assert next(model.encoder.parameters()).grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.memory.encoder.parameters())
+    # a second task starts without a charge, too
+    with torch.no_grad():
+        model.memory.map.weight.add_(0.1)
+    model.memory.take(model.encoder)
+    assert objective(model.eval()(views, actions).float(), STEP)[1]["loss_distillation"].abs() < 1e-6
 
 
 def test_a_memory_needs_a_stream_and_a_term(tiny, refused):

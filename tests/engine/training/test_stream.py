@@ -1,21 +1,27 @@
 """Whole runs on a stream of digits: what is measured, and that restarts and processes change nothing."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from seqjepa.engine.config import compose
 from seqjepa.engine.evaluation.tasks import task_scores
 from seqjepa.engine.runs.checkpoints import find_checkpoint
+from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.train import main
+from seqjepa.engine.training import stream as stream_module
 from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import metric_names
 
 STREAM = ("configs/stream/classes.yaml", "stream.tasks=3", "stream.steps=5", "stream.buffer.kind=reservoir")
 STREAM += ("stream.buffer.size=30", "eval.best_metric=val_loss", "eval.best_mode=min")
+MEMORY = ("model.memory.kind=encoder", "objective.distillation.weight=1")
 ACTIONS = ("configs/stream/actions.yaml", "stream.steps=4", "eval.best_metric=val_loss", "eval.best_mode=min")
 
 
@@ -48,18 +54,96 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
     assert find_checkpoint(tmp_path / "run").name == "segment-0003"
 
 
-def test_an_interrupted_stream_ends_as_it_would_have(tiny, tmp_path, interrupt_at):
-    assert main(tiny(*STREAM, run="whole")) == 0
-    with pytest.MonkeyPatch.context():
-        interrupt_at(7)
-        assert main(tiny(*STREAM)) == 143
-    assert main(tiny(*STREAM, "run.resume=auto", "run.overwrite=false")) == 0
+@pytest.mark.parametrize("words", [(*STREAM, *MEMORY), ACTIONS])
+def test_an_interrupted_stream_ends_as_it_would_have(words, tiny, tmp_path, interrupt_at):
+    """Also with a memory, whose copy stays in eval mode from the first step on."""
+    assert main(tiny(*words, run="whole")) == 0
+    interrupt_at(6)
+    assert main(tiny(*words)) == 143
+    assert main(tiny(*words, "run.resume=auto", "run.overwrite=false")) == 0
     (rows, summary), (expected, whole) = read(tmp_path / "run"), read(tmp_path / "whole")
     assert rows == expected
     assert summary["stream"] == whole["stream"]
     one, other = (find_checkpoint(tmp_path / name) for name in ("run", "whole"))
     for name in ("model", "probes", "trainer"):
         assert (one / f"{name}.safetensors").read_bytes() == (other / f"{name}.safetensors").read_bytes()
+
+
+def test_a_measurement_that_is_interrupted_is_made_again(tiny, tmp_path, monkeypatch):
+    """The signal comes while the tasks are measured; the run saves, goes on, and ends as it would have."""
+    assert main(tiny(*STREAM, run="whole")) == 0
+    original, calls = stream_module.task_scores, []
+
+    def interrupted(*args, progress, **more):
+        calls.append(1)
+        if len(calls) == 3:  # untrained, after the first task, after the second
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, progress=progress, **more)
+
+    monkeypatch.setattr(stream_module, "task_scores", interrupted)
+    assert main(tiny(*STREAM)) == 143
+    assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == 1
+    assert main(tiny(*STREAM, "run.resume=auto", "run.overwrite=false")) == 0
+    assert read(tmp_path / "run")[0] == read(tmp_path / "whole")[0]
+
+
+def test_a_lost_row_leaves_the_summaries_out(tiny, tmp_path):
+    assert main(tiny(*STREAM)) == 0
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(True)[1:]))
+    assert main(tiny(*STREAM, "run.resume=auto", "run.overwrite=false")) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["stream"]["measures"] == {}
+
+
+def test_the_encoder_of_the_last_task_is_remembered(tiny, tmp_path):
+    """After each of two tasks of one step, the copy is the encoder at the end of it; the term was charged in the second."""
+    words = ("configs/stream/classes.yaml", "stream.tasks=2", "stream.steps=1", *MEMORY, "checkpoint.keep=9")
+    assert main(tiny(*words, "eval.best_metric=val_loss", "eval.best_mode=min")) == 0
+    rows, _ = read(tmp_path / "run")
+    assert rows[0]["loss_distillation"] == 0
+    assert rows[1]["loss_distillation"] > 0  # the copy normalises by its statistics, the encoder by those of the batch
+    for segment in (1, 2):
+        weights = load_file(tmp_path / "run" / "checkpoints" / f"segment-000{segment}" / "model.safetensors")
+        kept = {name.removeprefix("memory."): value for name, value in weights.items() if name.startswith("memory.enc")}
+        assert kept
+        assert all(torch.equal(value, weights[name]) for name, value in kept.items())
+
+
+def test_processes_end_with_the_scores_of_one(tiny, tmp_path, ranks):
+    """The main process measures, the others wait; both take the same decisions and all images of a batch once."""
+    words = tiny(*STREAM, "model.aggregator.dropout=0", "run.deterministic=false", run="two")
+    result = ranks(2, "engine/train.py", *words)
+    assert result.returncode == 0, result.stderr
+    assert main(tiny(*STREAM, "model.aggregator.dropout=0", "run.deterministic=false", run="one")) == 0
+    (rows, _), (expected, _) = read(tmp_path / "two"), read(tmp_path / "one")
+    for task in (1, 2, 3):
+        name = f"task_cosine_{task}"
+        assert rows[0][name] == pytest.approx(expected[0][name], abs=5e-3)
+    assert rows[-1].keys() == expected[-1].keys()
+
+
+def test_the_cosine_is_that_of_centred_rows(tiny):
+    """By hand, on the images and the moves of one task; a constant added to every prediction changes nothing."""
+    config = compose(tiny(*ACTIONS)).config
+    accelerator = build_accelerator(config.run, 1)
+    loaders = open_loaders(config, accelerator)
+    training = TrainingStep(config, loaders, accelerator)
+    model = training.model.eval()
+    found = task_scores(model, training.objective, loaders, accelerator)
+    task = loaders.stream.tasks[1]
+    with torch.no_grad():
+        outputs = [model(b.views, b.actions) for b in loaders.validation.restricted(task.validation).epoch(0)]
+    prediction, target = (torch.cat([getattr(output, name) for output in outputs]) for name in ("prediction", "target"))
+    assert len(prediction) == len(task.validation)
+    a, b = prediction - prediction.mean(0), target - target.mean(0)
+    expected = ((a * b).sum(1) / a.norm(dim=1) / b.norm(dim=1)).mean()
+    assert found["task_cosine_2"] == pytest.approx(expected.item(), abs=1e-5)
+    with torch.no_grad():
+        model.predictor.layers[-1].bias.add_(7.0)
+    again = task_scores(model, training.objective, loaders, accelerator)
+    assert again["task_cosine_2"] == pytest.approx(found["task_cosine_2"], abs=1e-4)
+    shuffled = task_scores(model, training.objective, loaders, accelerator, shuffled=True)
+    assert shuffled["task_cosine_2"] != pytest.approx(found["task_cosine_2"], abs=1e-6)
 
 
 def test_the_classes_of_a_task_are_the_only_answers(tiny):
@@ -82,6 +166,15 @@ def test_the_classes_of_a_task_are_the_only_answers(tiny):
     [
         (("optim.schedule=cosine",), ("optim.schedule", "only constant is allowed")),
         (("eval.every=2",), ("eval.every", "only 1 is allowed")),
+        (("early_stop.metric=val_loss",), ("early_stop.metric", "only null is allowed")),
+        (
+            ("gates.rules.digits_affine=[{metric: stream_class_average, margin: 1.0}]", "gates.enforce=true"),
+            ("stream_class_average has no untrained control",),
+        ),
+        (
+            ("gates.rules.digits_affine=[{metric: task_r2_1, min: 0.0}]", "sequence.num_observed=1"),
+            ("is not computed",),
+        ),
         (("stream.tasks=1",), ("stream.tasks",)),
         (("stream.kind=nothing",), ("stream.kind", "classes")),
     ],
