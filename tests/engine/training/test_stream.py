@@ -96,7 +96,7 @@ def test_a_lost_row_leaves_the_summaries_out(tiny, tmp_path):
 
 
 def test_the_encoder_of_the_last_task_is_remembered(tiny, tmp_path):
-    """After each of two tasks of one step, the copy is the encoder at the end of it; the term was charged in the second."""
+    """After each of two tasks of one step the copy is the encoder of its end; the term is charged in the second."""
     words = ("configs/stream/classes.yaml", "stream.tasks=2", "stream.steps=1", *MEMORY, "checkpoint.keep=9")
     assert main(tiny(*words, "eval.best_metric=val_loss", "eval.best_mode=min")) == 0
     rows, _ = read(tmp_path / "run")
