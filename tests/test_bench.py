@@ -161,6 +161,37 @@ def test_a_report_counts_and_times_every_part_of_a_step(monkeypatch, capsys):
     assert f"{2000 * epoch / 3600:,.1f} hours, {2000 * epoch / 3600 * 0.2:,.2f} at 0.20 an hour" in printed
 
 
+def test_the_table_of_a_stream_has_every_arm_and_its_range():
+    from streams import table
+
+    def run(average):
+        return {"cosine": {"untrained": [0.0, 0.2], "average": average, "backward": -0.5, "forgetting": 0.5}}
+
+    lines = table({"nothing kept": [run(0.3), run(0.5)], "all at once": [run(0.7), run(0.7)]}).splitlines()
+    assert lines[2:] == [
+        "| cosine | untrained | 0.100 (0.100 to 0.100) | | |",
+        "| cosine | nothing kept | 0.400 (0.300 to 0.500) | -0.500 (-0.500 to -0.500) | 0.500 (0.500 to 0.500) |",
+        "| cosine | all at once | 0.700 (0.700 to 0.700) | -0.500 (-0.500 to -0.500) | 0.500 (0.500 to 0.500) |",
+    ]
+
+
+def test_memory_that_is_kept_at_a_time_is_counted_by_storage():
+    """Two views of a storage count once, until both are gone; the most of all times is kept."""
+    from local import _Kept
+
+    _Kept.alive, _Kept.most = {}, 0
+    x, y = torch.ones(100), torch.ones(50)
+    first, second = _Kept(x), _Kept(x[:10])
+    assert _Kept.most == x.nbytes
+    del first
+    third = _Kept(y)
+    assert _Kept.most == x.nbytes + y.nbytes
+    del second, third
+    assert not _Kept.alive
+    _Kept(y)
+    assert _Kept.most == x.nbytes + y.nbytes
+
+
 def test_contenders_get_eight_trials_and_equal_passes(tmp_path):
     from contenders import CONTENDERS
     from records import common, searched
