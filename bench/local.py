@@ -2,25 +2,29 @@
 
     python bench/local.py --data data/mnist --jobs 2 run.threads=1
 
-Runs are written to runs/local/<task>/<arm>-<seed>; the same command goes on where it stopped. The table has class and
-action from z by ridge regressions on test images, the bytes that a sequence keeps for the backward pass, and the time
-of a step beside the first arm's.
+Runs are written to runs/local/<task>/<arm>-<seed>; the same command goes on where it stopped. Class from one moved view
+and R² of the action from two are of ridge regressions on the pooled maps of each block, tested on test images. Beside
+them stand the most bytes that a step keeps for its backward pass at a time, and its time relative to the first arm's.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import torch
+import torch.nn.functional as F
 from common import arm_folder, command_line, interleaved, loaders_of, random_images, train_arms, wait, with_range
 
+from seqjepa.engine.analysis.accumulators import r2_score
+from seqjepa.engine.analysis.regressions import held_out_rows, ridge_regression
 from seqjepa.engine.config import compose
-from seqjepa.engine.evaluation.measure import evaluate
-from seqjepa.engine.reports.console import Reporter
+from seqjepa.engine.evaluation.cases import open_case
+from seqjepa.engine.evaluation.frozen import rows_of, untrained_network
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.step import TrainingStep
+from seqjepa.loaders.batch import Batch
 
 LOCAL = ("configs/variant/local.yaml",)
 ARMS = {
@@ -33,11 +37,7 @@ ARMS = {
 NETWORK = ("model.encoder.kind=convnet", "model.encoder.width=32", "model.predictor.hidden=256", "probes.hidden=256")
 LENGTH = ("data.train_subset=4000", "data.val_subset=2000", "data.batch_size=64", "run.epochs=10", "optim.lr=1e-3")
 MILD = ("sequence.translation=[-4,4]", "sequence.scale=[0.6,1.0]")
-MEASURES = {
-    "class from the image, %": "z_top1",
-    "class from the mean of its views, %": "mean_top1_3",
-    "R² of the action": "z_r2",
-}
+Scores = list[tuple[float, float]]  # class in percent and R² of the action, of each block
 
 
 def main() -> int:
@@ -53,12 +53,38 @@ def main() -> int:
     words += ["eval.every=5", f"data.root={args.data}", *args.settings]
     if code := train_arms(place, ARMS, args.seeds, words, args.jobs):
         return code
-    found = {}
-    for arm in ARMS:
-        folders = [arm_folder(place, arm, seed) for seed in args.seeds]
-        found[arm] = [evaluate([folder], ["eval.protocol=ridge"], Reporter(False))[0]["ridge"] for folder in folders]
-    print(table(found, costs(words)))
+    found = {arm: [by_block(arm_folder(place, arm, seed)) for seed in args.seeds] for arm in ARMS}
+    untrained = [by_block(arm_folder(place, next(iter(ARMS)), seed), trained=False) for seed in args.seeds]
+    print(table({"untrained": untrained, **found}, costs(words)))
     return 0
+
+
+def by_block(run: Path, *, trained: bool = True) -> Scores:
+    """Scores of each block of the run's last checkpoint, or of the network that it started from."""
+    case = open_case(run, [], 0)
+    accelerator, loaders = case.open_data(2, print)
+    model = case.model if trained else untrained_network(case.config, accelerator)
+    encoder = model.to(accelerator.device).eval().encoder
+
+    @torch.no_grad()
+    def features(batch: Batch) -> dict[str, torch.Tensor]:
+        found, maps = {}, batch.views[:, :2].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        for number, block in enumerate(encoder.blocks()):
+            with accelerator.autocast():
+                maps = block(maps)
+            found[f"{number}"] = encoder.pooled(maps.float()).unflatten(0, (-1, 2))  # [B, 2, C]
+        return found
+
+    train, test = (rows_of(loader, 1, features, lambda: None) for loader in (loaders.train, loaders.validation))
+    held_out, scores = held_out_rows(train["index"]), []
+    for number in range(len(encoder.blocks())):
+        rows, test_rows = train[f"{number}"], test[f"{number}"]
+        classes = F.one_hot(train["labels"], loaders.num_classes or -1)
+        labels = ridge_regression(rows[:, 1], classes, held_out, test_rows[:, 1]).argmax(-1)
+        actions = ridge_regression(rows.flatten(1), train["actions"], held_out, test_rows.flatten(1))
+        right = 100 * (labels == test["labels"]).double().mean().item()
+        scores.append((right, r2_score(actions, test["actions"])))
+    return scores
 
 
 def costs(words: list[str]) -> dict[str, tuple[float, float]]:
@@ -110,17 +136,21 @@ def _peak(training: TrainingStep, batch) -> float:
     return _Kept.most
 
 
-def table(found: dict[str, list[dict]], cost: dict[str, tuple[float, float]]) -> str:
-    """A table of the arms, each with the scores of its runs."""
-    headings = [*MEASURES, "kept for backward, MiB", "a step"]
-    lines = [f"| arm | {' | '.join(headings)} |", f"| --- |{' --- |' * len(headings)}"]
+def table(found: dict[str, list[Scores]], cost: dict[str, tuple[float, float]]) -> str:
+    """Tables of the arms: their last block, and all blocks, each with the scores of its runs."""
     first = next(iter(cost.values()))[1]
-    untrained = [run["untrained"] for run in next(iter(found.values()))]
-    rows = {"untrained": untrained} | {arm: [run["trained"] for run in runs] for arm, runs in found.items()}
-    for arm, runs in rows.items():
-        cells = [with_range([run[name] for run in runs]) for name in MEASURES.values()]
+    lines = ["| arm | class from a moved view, % | R² of the action | kept at a time, MiB | a step |"]
+    lines.append(f"| --- |{' --- |' * 4}")
+    for arm, runs in found.items():
+        cells = [with_range([run[-1][measure] for run in runs]) for measure in (0, 1)]
         cells += [f"{cost[arm][0] / 2**20:.1f}", f"{cost[arm][1] / first:.2f}"] if arm in cost else ["", ""]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines += ["", "| arm | class by block, % | R² by block |", "| --- | --- | --- |"]
+    for arm, runs in found.items():
+        means = [[fmean(run[block][measure] for run in runs) for block in range(len(runs[0]))] for measure in (0, 1)]
+        lines.append(
+            f"| {arm} | {', '.join(f'{x:.1f}' for x in means[0])} | {', '.join(f'{x:.3f}' for x in means[1])} |"
+        )
     return "\n".join(lines)
 
 
