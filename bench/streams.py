@@ -20,6 +20,7 @@ ARMS = {
     "nothing kept": (),
     "reservoir": ("stream.buffer.kind=reservoir",),
     "balanced": ("stream.buffer.kind=balanced",),
+    "coreset": ("stream.buffer.kind=coreset",),
     "distillation": ("model.memory.kind=encoder", "objective.distillation.weight=1"),
     "all at once": ("stream.mixed=true",),
 }

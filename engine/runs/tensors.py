@@ -100,6 +100,8 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
         # each process accumulates metrics of its own part of the batches: the file has their sum
         collected = getattr(training, bank).collect(accelerator).state_dict()
         trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
+    if (chosen := getattr(training.buffer, "chosen", None)) is not None:
+        trainer["stream.chosen"] = torch.from_numpy(chosen)
     tensors["trainer"] = trainer
     if broken := _not_finite(tensors):
         return broken
@@ -145,11 +147,23 @@ def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str
                 getattr(training, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
     except RuntimeError as error:
         raise InputError(f"its weights do not fit this network ({first_line(error)})", "run.resume") from None
+    if (chosen := tensors["trainer"].get("stream.chosen")) is not None:
+        _restore_coreset(training, chosen)
     training.device_step.fill_(step)
     try:
         load_rng(tensors["rng"])
     except (RuntimeError, ValueError, TypeError, OverflowError, IndexError) as error:
         raise InputError(f"its random-generator state is invalid ({first_line(error)})", "run.resume") from None
+
+
+def _restore_coreset(training: Any, chosen: Tensor) -> None:
+    """Put back what a buffer has chosen, if it fits it."""
+    buffer = training.buffer
+    if not hasattr(buffer, "chosen") or chosen.dtype != torch.int64 or chosen.ndim != 1:
+        raise InputError("its buffer is not one of this stream", "run.resume")
+    if len(chosen) > buffer.config.size or not 0 <= int(chosen.min()) <= int(chosen.max()) < len(buffer.keys):
+        raise InputError("its buffer holds images that are not there", "run.resume")
+    buffer.chosen = chosen.numpy()
 
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:

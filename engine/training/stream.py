@@ -4,10 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
+import torch
+from accelerate.utils import broadcast, broadcast_object_list
 
 from ...loaders.loader import Loaders
+from ...loaders.streams.replay import Coreset
 from ..analysis.continual import Matrix, stream_scores
+from ..analysis.coresets import largest_rate
 from ..evaluation.frozen import untrained_network
 from ..evaluation.tasks import MEASURES, task_scores
 from ..reports.console import number
@@ -39,6 +42,22 @@ class TaskMeasures:
             return scores | (self.summaries([*rows, scores]) if len(rows) == number - 1 else {})
 
         return self._of_main(measure)
+
+    def end(self, number: int) -> None:
+        """End task `number`: remember the encoder, and choose what a coreset keeps."""
+        training, stream = self.training, self.loaders.stream
+        training.end_task()
+        if stream is None or not isinstance(buffer := stream.buffer, Coreset):
+            return
+        candidates = stream.candidates(number - 1)
+        features, encoder = [], training.model.eval().encoder
+        with torch.no_grad(), training.accelerator.autocast():
+            for images, _, _ in self.loaders.train.restricted(candidates).clean():
+                features.append(encoder(images[:, None])[:, 0].float())
+        chosen = largest_rate(torch.cat(features), buffer.config.size, buffer.config.eps)
+        if training.world is not None:  # features may differ by a rounding
+            chosen = broadcast(chosen)
+        buffer.chosen = candidates[chosen.cpu().numpy()]
 
     def matrices(self, rows: list[dict[str, Any]]) -> dict[str, Matrix]:
         """Scores by measure: row i has those on each task after task i. Measures that the task lacks are left out."""

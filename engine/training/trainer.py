@@ -231,7 +231,7 @@ class Trainer:
                 alone = self.accelerator.num_processes == 1
                 check = self.check_interrupt if alone else lambda: None
                 measured = self.tasks.after(number, self.metrics_file.rows if self.metrics_file else [], check)
-                self.training.end_task()
+                self.tasks.end(number)
             self._refuse_divergence()
             metrics = self.training.epoch_metrics() | (validation.metrics if validation else {}) | measured
             self.position, self.final = Position(number), metrics

@@ -50,6 +50,16 @@ class BalancedConfig(ReservoirConfig):
     """What is balanced."""
 
 
+class CoresetConfig(ReservoirConfig):
+    """When a task ends, images of it and of those kept before are chosen whose features have a large coding rate."""
+
+    made_by = ".replay:Coreset"
+
+    kind: Literal["coreset"] = "coreset"  # pyright: ignore[reportIncompatibleVariableOverride]
+    eps: float = Field(default=0.5, gt=0)
+    """Squared distortion of the coding rate, for features of unit length."""
+
+
 class StreamConfig(Kind):
     """The order in which training images arrive."""
 
@@ -82,7 +92,9 @@ class TasksConfig(StreamConfig):
     learner could reach that never forgets."""
     boundary: float = Field(default=0.0, ge=0, le=1)
     """Steps over which one task gives way to the next, as a share of the shorter of the two; 0 is a sudden change."""
-    buffer: Annotated[NoBufferConfig | ReservoirConfig | BalancedConfig, Field(discriminator="kind")] = NoBufferConfig()
+    buffer: Annotated[
+        NoBufferConfig | ReservoirConfig | BalancedConfig | CoresetConfig, Field(discriminator="kind")
+    ] = NoBufferConfig()
 
 
 class ClassesConfig(TasksConfig):

@@ -157,6 +157,12 @@ class Stream:
             self.latest = step, held
         return held
 
+    def candidates(self, task: int) -> np.ndarray:
+        """Positions that a coreset may keep when a task, numbered from 0, ends: its images, and those kept before."""
+        first, last = self.arrived[self.starts[[task, task + 1]]]
+        new = [self.order(pool, 0)[first[pool] : last[pool]] for pool in range(len(self.pools))]
+        return np.unique(np.concatenate([self.kept(int(self.starts[task])), *new]))
+
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions and visits of this process's part of a step's batch.
 

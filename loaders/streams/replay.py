@@ -2,12 +2,12 @@
 
 Every image has a random number of its own; a buffer keeps the largest. It holds what an algorithm would that goes
 through the stream and throws away at random, but has no state: after a restart, on any number of processes and with
-any loader it is the same.
+any loader it is the same. Only a coreset, which depends on features, has one.
 """
 
 import numpy as np
 
-from .config import BalancedConfig, ReservoirConfig
+from .config import BalancedConfig, CoresetConfig, ReservoirConfig
 
 
 class Reservoir:
@@ -48,3 +48,17 @@ class Balanced(Reservoir):
         places = np.arange(len(order)) - np.repeat(starts, counts)  # of each image within its group
         chosen = order[np.lexsort((-self.keys[arrived][order], places))]
         return arrived[chosen[: self.config.size]]
+
+
+class Coreset(Reservoir):
+    """What was chosen when the last task ended; while the first lasts, a reservoir of it.
+
+    Attributes:
+        chosen: positions; None before a task has ended. Whoever has features sets it, and saves it with the run.
+    """
+
+    config: CoresetConfig
+    chosen: np.ndarray | None = None
+
+    def kept(self, arrived: np.ndarray) -> np.ndarray:
+        return super().kept(arrived) if self.chosen is None else self.chosen

@@ -39,6 +39,7 @@ NEEDS = {
             "none": (),
             "reservoir": ("stream.buffer.size=20",),
             "balanced": ("stream.buffer.size=20",),
+            "coreset": ("stream.buffer.size=20",),
         }.items()
     },
     "objective.distillation.weight=0.1": ("model.memory.kind=encoder", "stream.kind=classes", *STREAM),

@@ -17,7 +17,9 @@ from seqjepa.engine.train import main
 from seqjepa.engine.training import stream as stream_module
 from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep
+from seqjepa.engine.training.stream import TaskMeasures
 from seqjepa.engine.training.validation import metric_names
+from seqjepa.kernels import coding_rate
 
 STREAM = ("configs/stream/classes.yaml", "stream.tasks=3", "stream.steps=5", "stream.buffer.kind=reservoir")
 STREAM += ("stream.buffer.size=30", "eval.best_metric=val_loss", "eval.best_mode=min")
@@ -54,9 +56,9 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
     assert find_checkpoint(tmp_path / "run").name == "segment-0003"
 
 
-@pytest.mark.parametrize("words", [(*STREAM, *MEMORY), ACTIONS])
+@pytest.mark.parametrize("words", [(*STREAM, *MEMORY, "stream.buffer.kind=coreset"), ACTIONS])
 def test_an_interrupted_stream_ends_as_it_would_have(words, tiny, tmp_path, interrupt_at):
-    """Also with a memory, whose copy stays in eval mode from the first step on."""
+    """Also with a memory, whose copy is in eval mode from the first step on, and with a coreset, which has a state."""
     assert main(tiny(*words, run="whole")) == 0
     interrupt_at(6)
     assert main(tiny(*words)) == 143
@@ -109,6 +111,35 @@ def test_the_encoder_of_the_last_task_is_remembered(tiny, tmp_path):
         assert all(torch.equal(value, weights[name]) for name, value in kept.items())
 
 
+def test_a_coreset_keeps_images_of_the_tasks_that_have_ended(tiny):
+    """After the first task all of them are its own; after the second those of largest rate, of both."""
+    words = tiny(*STREAM, "stream.buffer.kind=coreset", "stream.steps=30")
+    config = compose(words).config
+    accelerator = build_accelerator(config.run, 1)
+    loaders = open_loaders(config, accelerator)
+    stream = loaders.stream
+    measures = TaskMeasures(TrainingStep(config, loaders, accelerator), loaders)
+    assert set(stream.kept(20)) <= set(stream.tasks[0].train)
+    measures.end(1)
+    first = stream.kept(31)
+    assert len(first) == 30
+    assert set(first) <= set(stream.tasks[0].train)
+    measures.end(2)
+    second = stream.kept(61)
+    assert set(second) <= {*first, *stream.tasks[1].train}
+    assert set(second) & set(stream.tasks[1].train)
+    features = []
+    for images, _, _ in loaders.train.restricted(second).clean():
+        features.append(measures.training.model.encoder(images[:, None])[:, 0])
+    rows = torch.nn.functional.normalize(torch.cat(features), dim=1)
+    others = [images for images, _, _ in loaders.train.restricted(stream.candidates(1)[:30]).clean()]
+    plain = torch.nn.functional.normalize(
+        torch.cat([measures.training.model.encoder(images[:, None])[:, 0] for images in others]), dim=1
+    )
+    assert coding_rate(rows, eps=0.5, center=False) > coding_rate(plain, eps=0.5, center=False)
+
+
+@pytest.mark.slow
 def test_processes_end_with_the_scores_of_one(tiny, tmp_path, ranks):
     """The main process measures, the others wait; both take the same decisions and all images of a batch once."""
     words = tiny(*STREAM, "model.aggregator.dropout=0", "run.deterministic=false", run="two")
