@@ -209,12 +209,14 @@ def _check_blocks(config: Config) -> None:
     parts = ("neck", "projector", "inverse", "subspaces", "memory")
     if name := next((name for name in parts if getattr(model, name).kind != "none"), None):
         raise InputError("a block learns by its head alone; only none is allowed", f"model.{name}.kind")
-    if not target.joint:
+    if target.detached or not target.joint:
         raise InputError(
-            "blocks encode all views together; target.kind=shared or stop_gradient, with "
-            "target.batch_statistics=joint, is allowed",
-            "target.kind",
+            "a head's targets are views of the same batch, with a gradient; only shared is allowed", "target.kind"
         )
+    if not model.predictor_action:
+        raise InputError("heads predict with the action; only true is allowed", "model.predictor_action")
+    if "agg" in config.objective.reads:
+        raise InputError("a block has no aggregate; z or projections is allowed", "objective.rate.features")
     if target.sharpening.makes_distributions:
         raise InputError("heads compare projections; only none is allowed", "target.sharpening.kind")
     if "prediction" not in config.objective.reads:

@@ -1,6 +1,7 @@
 """Learning block by block: every block of the encoder has a head of its own, and no gradient passes between blocks."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -87,10 +88,27 @@ class LocalBlocks(nn.Module):
             start = max(self.first, number - self.reach + 1)
             found = inputs[start]
             for reached in range(start, number + 1):
-                found = blocks[reached](found)
+                again = reached + 1 in inputs
+                with _statistics_kept(blocks[reached]) if again else contextlib.nullcontext():
+                    found = blocks[reached](found)
                 inputs.setdefault(reached + 1, found.detach())
             inputs = {block: x for block, x in inputs.items() if block > number + 1 - self.reach}
             yield head(encoder.pooled(found).unflatten(0, views.shape[:2]), actions)
+
+
+@contextlib.contextmanager
+def _statistics_kept(block: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Leave the running statistics of batch norms alone: they have seen this batch."""
+    assert isinstance(block, nn.Module)
+    norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:

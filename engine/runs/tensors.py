@@ -100,7 +100,8 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
         # each process accumulates metrics of its own part of the batches: the file has their sum
         collected = getattr(training, bank).collect(accelerator).state_dict()
         trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
-    if (chosen := getattr(training.buffer, "chosen", None)) is not None:
+    buffer = training.stream.buffer if training.stream else None
+    if (chosen := getattr(buffer, "chosen", None)) is not None:
         trainer["stream.chosen"] = torch.from_numpy(chosen)
     tensors["trainer"] = trainer
     if broken := _not_finite(tensors):
@@ -147,8 +148,7 @@ def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str
                 getattr(training, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
     except RuntimeError as error:
         raise InputError(f"its weights do not fit this network ({first_line(error)})", "run.resume") from None
-    if (chosen := tensors["trainer"].get("stream.chosen")) is not None:
-        _restore_coreset(training, chosen)
+    _restore_coreset(training, tensors["trainer"].get("stream.chosen"), step)
     training.device_step.fill_(step)
     try:
         load_rng(tensors["rng"])
@@ -156,14 +156,24 @@ def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str
         raise InputError(f"its random-generator state is invalid ({first_line(error)})", "run.resume") from None
 
 
-def _restore_coreset(training: Any, chosen: Tensor) -> None:
-    """Put back what a buffer has chosen, if it fits it."""
-    buffer = training.buffer
-    if not hasattr(buffer, "chosen") or chosen.dtype != torch.int64 or chosen.ndim != 1:
-        raise InputError("its buffer is not one of this stream", "run.resume")
-    if len(chosen) > buffer.config.size or not 0 <= int(chosen.min()) <= int(chosen.max()) < len(buffer.keys):
-        raise InputError("its buffer holds images that are not there", "run.resume")
-    buffer.chosen = chosen.numpy()
+def _restore_coreset(training: Any, chosen: Tensor | None, step: int) -> None:
+    """Put back what a coreset has chosen, if it fits the stream.
+
+    Raises:
+        InputError: it is missing, or not a set of images of this stream.
+    """
+    stream = training.stream
+    if stream is None or not hasattr(stream.buffer, "chosen"):
+        return
+    if chosen is None:
+        if step >= stream.starts[1]:
+            raise InputError("it lacks the images that its buffer held", "run.resume")
+        return
+    found, size = set(chosen.flatten().tolist()), stream.buffer.config.size
+    known = found <= {image for task in stream.tasks for image in task.train.tolist()}
+    if chosen.dtype != torch.int64 or not known or not stream.replayed <= len(found) == chosen.numel() <= size:
+        raise InputError("its buffer does not hold images of this stream", "run.resume")
+    stream.buffer.chosen = chosen.flatten().numpy()
 
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -83,11 +83,11 @@ class TrainingForward(nn.Module):
             for output in self.model.local.outputs(self.model.encoder, given.views, given.actions):
                 with torch.autocast(output.z.device.type, enabled=False):
                     loss, terms = self.objective(output.float(), step)
-                z = output.encoded.detach()
-                del output
-                if self.send is not None and self.training and loss.requires_grad:
-                    self.send(loss)
-                    loss = loss.detach()
+                    z = output.encoded.detach()
+                    del output
+                    if self.send is not None and self.training and loss.requires_grad:
+                        self.send(loss)
+                        loss = loss.detach()
                 found.append((loss, {name: value.detach() for name, value in terms.items()}))
             output = self.model.predict(z, None, given.actions, given.inverse_actions, self.spans).float()
         return self.losses_of(output, given.labels, given.moves, step, found)
@@ -103,7 +103,7 @@ class TrainingForward(nn.Module):
         """Losses of an output of the model, in float32 under autocast too.
 
         `blocks` are loss and terms of each block that learns by itself. The objective is then theirs, summed, and the
-        output itself is charged for its prediction alone.
+        output itself is charged for its prediction alone, which is added to theirs.
         """
         with torch.autocast(output.z.device.type, enabled=False):
             with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
@@ -114,6 +114,7 @@ class TrainingForward(nn.Module):
                     loss = torch.stack([loss for loss, _ in blocks]).sum()
                     loss = loss + self.objective.prediction.weight * prediction
                     terms = {name: torch.stack([terms[name] for _, terms in blocks]).sum() for name in blocks[0][1]}
+                    terms["loss_prediction"] = terms["loss_prediction"] + prediction
             features = probe_features(output)
             outputs = self.probes(features)
             probe_losses = self.probes.losses(outputs, labels, moves)

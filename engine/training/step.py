@@ -60,7 +60,7 @@ class TrainingStep:
         self.objective = Objective(config.objective)
         self.objective.join(joined)
         self.sequence = loaders.sequence
-        self.buffer = loaders.stream.buffer if loaders.stream else None
+        self.stream = loaders.stream
         self.probes = OnlineProbes(
             config.probes, model.num_features, model.token_width, loaders.num_classes, loaders.sequence.factors
         ).to(device)

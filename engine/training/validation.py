@@ -97,6 +97,8 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
     """
     step, count = torch.zeros_like(training.device_step), len(batch.labels)
     (given,) = training.step_inputs(batch).split(1)  # as in a step: no two fields are the same tensor
+    if training.model.local is not None:  # what its blocks lose is not in the output, which could be cut
+        return (training.losses if count == size else training.losses.forward)(given, step), given
     if training.world is None and (count == size or not training.compiled):
         return training.losses(given, step), given
     output = training.losses(given.padded(size if training.compiled else max(count, 1)), step).output.first(count)

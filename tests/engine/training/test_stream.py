@@ -6,11 +6,13 @@ import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from seqjepa.engine.analysis.coresets import largest_rate
 from seqjepa.engine.config import compose
 from seqjepa.engine.evaluation.tasks import task_scores
 from seqjepa.engine.runs.checkpoints import find_checkpoint
+from seqjepa.engine.runs.checksums import seal
 from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.train import main
@@ -19,7 +21,6 @@ from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.stream import TaskMeasures
 from seqjepa.engine.training.validation import metric_names
-from seqjepa.kernels import coding_rate
 
 STREAM = ("configs/stream/classes.yaml", "stream.tasks=3", "stream.steps=5", "stream.buffer.kind=reservoir")
 STREAM += ("stream.buffer.size=30", "eval.best_metric=val_loss", "eval.best_mode=min")
@@ -124,19 +125,32 @@ def test_a_coreset_keeps_images_of_the_tasks_that_have_ended(tiny):
     first = stream.kept(31)
     assert len(first) == 30
     assert set(first) <= set(stream.tasks[0].train)
+    candidates = stream.candidates(1)
     measures.end(2)
     second = stream.kept(61)
-    assert set(second) <= {*first, *stream.tasks[1].train}
+    assert set(candidates) == {*first, *stream.tasks[1].train}
     assert set(second) & set(stream.tasks[1].train)
-    features = []
-    for images, _, _ in loaders.train.restricted(second).clean():
-        features.append(measures.training.model.encoder(images[:, None])[:, 0])
-    rows = torch.nn.functional.normalize(torch.cat(features), dim=1)
-    others = [images for images, _, _ in loaders.train.restricted(stream.candidates(1)[:30]).clean()]
-    plain = torch.nn.functional.normalize(
-        torch.cat([measures.training.model.encoder(images[:, None])[:, 0] for images in others]), dim=1
-    )
-    assert coding_rate(rows, eps=0.5, center=False) > coding_rate(plain, eps=0.5, center=False)
+    with torch.no_grad():
+        batches = loaders.train.restricted(candidates).clean()
+        features = torch.cat([measures.training.model.encoder(images[:, None])[:, 0] for images, _, _ in batches])
+    assert second.tolist() == candidates[largest_rate(features, 30, 0.5)].tolist()
+
+
+@pytest.mark.parametrize(
+    "chosen", [[], [0] * 30, [-1, *range(20)], [10**6, *range(20)], list(range(100)), [1, 2, 3], None]
+)
+def test_a_checkpoint_whose_buffer_is_damaged_is_refused(chosen, tiny, tmp_path, refused):
+    words = (*STREAM, "stream.buffer.kind=coreset", "stream.tasks=2")
+    assert main(tiny(*words, "checkpoint.keep=9")) == 0
+    path = tmp_path / "run" / "checkpoints" / "segment-0001"
+    tensors = load_file(path / "trainer.safetensors")
+    del tensors["stream.chosen"]
+    if chosen is not None:
+        tensors["stream.chosen"] = torch.tensor(chosen, dtype=torch.int64)
+    save_file(tensors, path / "trainer.safetensors")
+    (path / "manifest.json").unlink()
+    seal(path)
+    refused(tiny(*words, f"run.resume={path}", run="again"), "run.resume", "its buffer")
 
 
 @pytest.mark.slow
