@@ -97,9 +97,8 @@ def arm_folder(place: Path, arm: str, seed: int) -> Path:
     return place / f"{arm.replace(' ', '-')}-{seed}"
 
 
-def with_range(values: list[float]) -> str:
-    """Mean and range, as text; percent with one digit after the point."""
-    digits = 1 if max(map(abs, values)) > 2 else 3
+def with_range(values: list[float], digits: int) -> str:
+    """Mean and range, as text."""
     average, low, high = (f"{value:.{digits}f}" for value in (mean(values), min(values), max(values)))
     return f"{average} ({low} to {high})"
 

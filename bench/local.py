@@ -142,7 +142,7 @@ def table(found: dict[str, list[Scores]], cost: dict[str, tuple[float, float]]) 
     lines = ["| arm | class from a moved view, % | R² of the action | kept at a time, MiB | a step |"]
     lines.append(f"| --- |{' --- |' * 4}")
     for arm, runs in found.items():
-        cells = [with_range([run[-1][measure] for run in runs]) for measure in (0, 1)]
+        cells = [with_range([run[-1][measure] for run in runs], digits) for measure, digits in ((0, 1), (1, 3))]
         cells += [f"{cost[arm][0] / 2**20:.1f}", f"{cost[arm][1] / first:.2f}"] if arm in cost else ["", ""]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     lines += ["", "| arm | class by block, % | R² by block |", "| --- | --- | --- |"]

@@ -57,10 +57,11 @@ def table(found: dict[str, list[dict]]) -> str:
     first = next(iter(found.values()))
     lines = [f"| measure | arm | {' | '.join(SHOWN)} |", f"| --- | --- |{' --- |' * len(SHOWN)}"]
     for measure in first[0]:
+        digits = 1 if "class" in measure else 3  # percent
         untrained = [fmean(run[measure]["untrained"]) for runs in found.values() for run in runs]
-        lines.append(f"| {measure} | untrained | {with_range(untrained)} | | |")
+        lines.append(f"| {measure} | untrained | {with_range(untrained, digits)} | | |")
         for arm, runs in found.items():
-            cells = [with_range([run[measure][name] for run in runs]) for name in SHOWN]
+            cells = [with_range([run[measure][name] for run in runs], digits) for name in SHOWN]
             lines.append(f"| {measure} | {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
