@@ -47,27 +47,17 @@ def test_blocks_are_the_encoder(config):
     assert owned == set(encoder.parameters())
 
 
-def test_a_loss_reaches_its_own_block_and_no_other(tiny):
-    training, given = built(tiny)
+@pytest.mark.parametrize("reach", [1, 2])
+def test_a_loss_reaches_its_own_block_or_also_the_one_before_and_no_other(reach, tiny):
+    training, given = built(tiny, f"model.local.reach={reach}")
     model = training.model
     blocks = [set(block.parameters()) for block in model.encoder.blocks()]
     for number, output in enumerate(model.local.outputs(model.encoder, given.views, given.actions)):
         loss, _ = training.objective(output.float(), training.device_step)
         reached = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         found = {p for p, gradient in zip(model.parameters(), reached, strict=True) if gradient is not None}
-        assert found == blocks[number] | set(model.local.heads[number].parameters())
-
-
-def test_overlapping_pairs_reach_the_block_before(tiny):
-    training, given = built(tiny, "model.local.reach=2")
-    model = training.model
-    blocks = [set(block.parameters()) for block in model.encoder.blocks()]
-    for number, output in enumerate(model.local.outputs(model.encoder, given.views, given.actions)):
-        loss, _ = training.objective(output.float(), training.device_step)
-        reached = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-        found = {p for p, gradient in zip(model.parameters(), reached, strict=True) if gradient is not None}
-        before = blocks[number - 1] if number else set()
-        assert found == before | blocks[number] | set(model.local.heads[number].parameters())
+        allowed = set().union(*blocks[max(0, number - reach + 1) : number + 1])
+        assert found == allowed | set(model.local.heads[number].parameters())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
