@@ -28,3 +28,23 @@ def stream_scores(matrix: Matrix, untrained: list[float]) -> dict[str, float]:
         found["forward"] = fmean(matrix[j - 1][j] - untrained[j] for j in range(1, seen))
         found["forgetting"] = fmean(max(row[j] for row in matrix[j:-1]) - last[j] for j in earlier)
     return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def stability(trace: list[tuple[int, float]], back: float = 0.95) -> tuple[float, int | None]:
+    """How far a score falls after the boundary of a task, and how long it takes to come back.
+
+    Args:
+        trace: steps since the boundary, rising from 0, and the score of the earlier tasks then.
+        back: share of its loss-free value, the first, at which a score counts as recovered.
+
+    Returns:
+        The largest fall below the first score, and the first step after the lowest at which the score is back: 0 if it
+        was never below, None if it is not back at the end. The fall is the stability gap of De Lange et al. 2023
+        (arXiv 2205.13452) if the score comes back, and forgetting if it does not.
+    """
+    scores = [score for _, score in trace]
+    low = min(scores)
+    enough = scores[0] - (1 - back) * abs(scores[0])
+    if low >= enough:
+        return scores[0] - low, 0
+    return scores[0] - low, next((step for step, score in trace[scores.index(low) :] if score >= enough), None)

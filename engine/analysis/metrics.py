@@ -20,7 +20,7 @@ PANELS = {
 
 
 class Metric(NamedTuple):
-    """A metric, or a family with {term}, {factor}, {group}, {crate}, {feature}, {sweep}, {layer} or {task}
+    """A metric, or a family with {term}, {factor}, {group}, {crate}, {feature}, {sweep}, {layer}, {task} or {ended}
     in its name.
 
     Attributes:
@@ -113,6 +113,9 @@ METRICS = (
     *_stream("class", "class"),
     *_stream("own_class", "class"),
     *_stream("r2", "action"),
+    Metric("stream_cosine_drop", "min"),
+    Metric("stream_cosine_recovery", "min"),
+    *(metric for name in ("cka", "overlap") for metric in (Metric(f"task_{name}_{{ended}}"), Metric(f"stream_{name}"))),
     # only with parts of kind=crate: the longest step of their sparse coding
     Metric("dictionary_step_{crate}"),
     # only in epochs with factor sweeps; `subspace_metrics` describes them, and more that are neither good nor bad

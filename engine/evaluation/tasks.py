@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from ...loaders.batch import Batch
+from ...loaders.batch import Batch, each
 from ...loaders.loader import Loaders, SequenceLoader
 from ...loaders.streams.order import Task
 from ..analysis.accumulators import r2_score
@@ -50,8 +50,7 @@ def task_scores(
     for number, task in enumerate(tasks, start=1):
         test = read(loaders.validation, task.validation)
         own = torch.isin(train["index"], torch.from_numpy(task.train).to(train["index"].device))
-        prediction, target = (x - x.mean(0) for x in (objective.comparable(test["prediction"]), test["target"]))
-        found[f"task_cosine_{number}"] = torch.cosine_similarity(prediction, target, dim=-1).mean().item()
+        found[f"task_cosine_{number}"] = _cosine(objective, test)
         if classes:
             targets = F.one_hot(train["labels"], classes)
             scores = ridge_regression(train["agg"], targets, held_out, test["agg"])
@@ -67,6 +66,37 @@ def task_scores(
             predicted = ridge_regression(train["pair"][own], actions, held_out[own], test["pair"])
             found[f"task_r2_{number}"] = r2_score(predicted, test["actions"][:, columns])
     return found
+
+
+@torch.no_grad()
+def task_cosine(
+    model: SeqJEPA,
+    objective: Objective,
+    loaders: Loaders,
+    accelerator: Accelerator,
+    task: Task,
+    *,
+    most: int,
+    shuffled: bool = False,
+) -> float:
+    """The cosine of `task_scores` alone, on the first `most` test sequences of one task."""
+    loader = loaders.validation.restricted(task.validation[:most])
+    return _cosine(objective, _read(model, loader, accelerator, shuffled, lambda: None))
+
+
+@torch.no_grad()
+def task_features(model: SeqJEPA, loaders: Loaders, accelerator: Accelerator, task: Task, *, most: int) -> Tensor:
+    """z of the first view of the first `most` test sequences of a task, float32 [N, D] on the CPU, in eval mode."""
+    found = []
+    for batch in loaders.validation.restricted(task.validation[:most]).epoch(0):
+        with accelerator.autocast():
+            found.append(model.encoder(each(batch.views, lambda x: x[:, :1]))[:, 0].float().cpu())
+    return torch.cat(found)
+
+
+def _cosine(objective: Objective, rows: Rows) -> float:
+    prediction, target = (x - x.mean(0) for x in (objective.comparable(rows["prediction"]), rows["target"]))
+    return torch.cosine_similarity(prediction, target, dim=-1).mean().item()
 
 
 def _percent(scores: Tensor, labels: Tensor) -> float:

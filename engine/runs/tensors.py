@@ -82,13 +82,16 @@ def _not_finite(tensors: dict[str, dict[str, Tensor]]) -> str | None:
     return None
 
 
-def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str, Any]) -> str | None:
+def write(
+    folder: Path, training: Any, accelerator: Accelerator, state: dict[str, Any], stream: dict[str, Tensor]
+) -> str | None:
     """Write a checkpoint's files; every process calls it.
 
     Args:
         folder: to write to; it is emptied first.
         training: the `TrainingStep` whose model, probes, optimisers and metrics are saved.
         state: content of state.json.
+        stream: what the measurement of a stream keeps; only the main process's is saved.
 
     Returns:
         None, or the name of a tensor that is not finite, and then nothing was written.
@@ -100,9 +103,7 @@ def write(folder: Path, training: Any, accelerator: Accelerator, state: dict[str
         # each process accumulates metrics of its own part of the batches: the file has their sum
         collected = getattr(training, bank).collect(accelerator).state_dict()
         trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
-    buffer = training.stream.buffer if training.stream else None
-    if (chosen := getattr(buffer, "chosen", None)) is not None:
-        trainer["stream.chosen"] = torch.from_numpy(chosen)
+    trainer |= {f"stream.{name}": value for name, value in stream.items()}
     tensors["trainer"] = trainer
     if broken := _not_finite(tensors):
         return broken
@@ -145,35 +146,14 @@ def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str
         load_optimizer(training.probe_optimizer, training.probes, "probe_optimizer", tensors["trainer"])
         if accelerator.is_main_process:  # it continues the saved sum, the others begin at zero
             for bank in METRIC_BANKS:
-                getattr(training, bank).load_state_dict(_under(f"{bank}.", tensors["trainer"]))
+                getattr(training, bank).load_state_dict(under(f"{bank}.", tensors["trainer"]))
     except RuntimeError as error:
         raise InputError(f"its weights do not fit this network ({first_line(error)})", "run.resume") from None
-    _restore_coreset(training, tensors["trainer"].get("stream.chosen"), step)
     training.device_step.fill_(step)
     try:
         load_rng(tensors["rng"])
     except (RuntimeError, ValueError, TypeError, OverflowError, IndexError) as error:
         raise InputError(f"its random-generator state is invalid ({first_line(error)})", "run.resume") from None
-
-
-def _restore_coreset(training: Any, chosen: Tensor | None, step: int) -> None:
-    """Put back what a coreset has chosen, if it fits the stream.
-
-    Raises:
-        InputError: it is missing, or not a set of images of this stream.
-    """
-    stream = training.stream
-    if stream is None or not hasattr(stream.buffer, "chosen"):
-        return
-    if chosen is None:
-        if step >= stream.starts[1]:
-            raise InputError("it lacks the images that its buffer held", "run.resume")
-        return
-    found, size = set(chosen.flatten().tolist()), stream.buffer.config.size
-    known = found <= {image for task in stream.tasks for image in task.train.tolist()}
-    if chosen.dtype != torch.int64 or not known or not stream.replayed <= len(found) == chosen.numel() <= size:
-        raise InputError("its buffer does not hold images of this stream", "run.resume")
-    stream.buffer.chosen = chosen.flatten().numpy()
 
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -187,7 +167,7 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     model.load_state_dict(tensors)
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Entries whose names start with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
@@ -217,7 +197,7 @@ def load_optimizer(
     if optimizer.param_groups and not found:
         raise InputError(f"{prefix} has no state", "run.resume")
     for name, parameter in module.named_parameters():
-        entries = _under(f"{prefix}.{name}.", tensors)
+        entries = under(f"{prefix}.{name}.", tensors)
         if entries and not {"step", "exp_avg", "exp_avg_sq"} <= entries.keys() <= ENTRIES:
             raise InputError(f"{prefix} of {name} has {', '.join(map(shown, sorted(entries)))}", "run.resume")
         for entry, value in entries.items():

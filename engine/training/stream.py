@@ -2,33 +2,54 @@
 
 import math
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor
 
+from ...configs.errors import InputError
 from ...loaders.loader import Loaders
 from ...loaders.streams.replay import Coreset
-from ..analysis.continual import Matrix, stream_scores
+from ..analysis.continual import Matrix, stability, stream_scores
 from ..analysis.coresets import largest_rate
+from ..analysis.similarity import linear_cka, shared_directions
 from ..evaluation.frozen import untrained_network
-from ..evaluation.tasks import MEASURES, task_scores
+from ..evaluation.tasks import MEASURES, task_cosine, task_features, task_scores
 from ..reports.console import number
+from ..runs.state import Position
 from .step import TrainingStep
+
+DRIFTS = {"cka": linear_cka, "overlap": shared_directions}
+COMPARED = 1000  # test sequences of each task whose features are kept, to be compared with later ones
+TRACED = 512  # test sequences that are measured at a time while a task is learnt
 
 
 class TaskMeasures:
     """Scores of the network on every task, after each; the untrained network's are taken at the start.
 
     Only the main process measures; the others receive the results.
+
+    Attributes:
+        untrained: scores of the untrained network.
+        learnt: features of the test sequences of each task that has ended, as they were then, by its number.
+        traces: of each task but the first, the steps since it began, and the cosine of each earlier task then.
     """
 
     def __init__(self, training: TrainingStep, loaders: Loaders):
         self.training, self.loaders = training, loaders
         config, accelerator, train = training.config, training.accelerator, loaders.train
-        self.untrained = self._of_main(
-            lambda: self._scores(untrained_network(config, accelerator, train.restricted(train.sampler.indices)))
-        )
+        self.learnt: dict[int, Tensor] = {}
+        self.born: dict[int, Tensor] = {}  # the same of the untrained network, on the main process
+        self.traces: dict[int, list[list[float]]] = {}
+
+        def measure() -> dict[str, float]:
+            network = untrained_network(config, accelerator, train.restricted(train.sampler.indices)).eval()
+            self.born = self._features(network)
+            return self._scores(network)
+
+        self.untrained = self._of_main(measure)
 
     def after(self, number: int, rows: list[dict[str, Any]], check: Callable[[], None]) -> dict[str, float]:
         """Scores of the network after `number` tasks, and summaries of them and of the `rows` of the tasks before.
@@ -38,14 +59,33 @@ class TaskMeasures:
 
         def measure() -> dict[str, float]:
             self.training.losses.eval()
-            scores = self._scores(self.training.model, check)
-            return scores | (self.summaries([*rows, scores]) if len(rows) == number - 1 else {})
+            scores = self._scores(self.training.model, check) | self._drift(number)
+            return scores | (self.summaries([*rows, scores]) if len(rows) == number - 1 else {}) | self._stability()
 
         return self._of_main(measure)
 
+    def trace(self, position: Position) -> None:
+        """Measure the earlier tasks when a later one begins, every `stream.trace_every` steps, and when it ends."""
+        (ended, step), training, stream = position, self.training, self.loaders.stream
+        assert stream is not None
+        config, steps = training.config, int(stream.starts[ended + 1] - stream.starts[ended])
+        every, trained = config.stream.trace_every, "prediction" in config.objective.reads
+        if not (ended and every and trained and training.accelerator.is_main_process) or step % every and step < steps:
+            return
+        rows = self.traces.setdefault(ended + 1, [])
+        if rows and rows[-1][0] == step:  # of a run that was interrupted at a boundary
+            return
+        given = training.model.eval(), training.objective, self.loaders, training.accelerator
+        most, shuffled = max(32, TRACED // ended), config.ablation.shuffle_actions
+        cosines = [task_cosine(*given, task, most=most, shuffled=shuffled) for task in stream.tasks[:ended]]
+        rows.append([float(step), *cosines])
+        training.losses.train()
+
     def end(self, number: int) -> None:
-        """End task `number`: remember the encoder, and choose what a coreset keeps."""
+        """End task `number`: remember its features and the encoder, and choose what a coreset keeps."""
         training, stream = self.training, self.loaders.stream
+        if training.accelerator.is_main_process:
+            self.learnt |= self._features(training.model.eval(), number)
         training.end_task()
         if stream is None or not isinstance(buffer := stream.buffer, Coreset):
             return
@@ -58,6 +98,50 @@ class TaskMeasures:
         if training.world is not None:  # features may differ by a rounding
             chosen = broadcast(chosen)
         buffer.chosen = candidates[chosen.cpu().numpy()]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides the network: features, traces, and what a coreset has chosen."""
+        found = {f"features_{task}": features for task, features in self.learnt.items()}
+        found |= {f"trace_{task}": torch.tensor(rows, dtype=torch.float64) for task, rows in self.traces.items()}
+        buffer = self.loaders.stream.buffer if self.loaders.stream else None
+        if isinstance(buffer, Coreset) and buffer.chosen is not None:
+            found["chosen"] = torch.from_numpy(buffer.chosen)
+        return found
+
+    def load_state_dict(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Go on from what `state_dict` returned, after `step` optimiser steps.
+
+        Raises:
+            InputError: it does not fit this stream.
+        """
+        stream, width = self.loaders.stream, self.training.model.num_features
+        assert stream is not None
+        for task in range(1, len(stream.tasks) + 1):
+            features, rows = tensors.get(f"features_{task}"), tensors.get(f"trace_{task}")
+            kept = min(COMPARED, len(stream.tasks[task - 1].validation))
+            if features is not None:
+                if features.shape != (kept, width) or not features.is_floating_point():
+                    raise InputError("its features of a task do not fit this stream", "run.resume")
+                self.learnt[task] = features
+            if rows is not None:
+                if rows.ndim != 2 or rows.shape[1] != task or not rows.is_floating_point():
+                    raise InputError("its trace of a task does not fit this stream", "run.resume")
+                self.traces[task] = rows.tolist()
+        if isinstance(stream.buffer, Coreset):
+            self._restore_coreset(stream.buffer, tensors.get("chosen"), step)
+
+    def _restore_coreset(self, buffer: Coreset, chosen: Tensor | None, step: int) -> None:
+        stream = self.loaders.stream
+        assert stream is not None
+        if chosen is None:
+            if step >= stream.starts[1]:
+                raise InputError("it lacks the images that its buffer held", "run.resume")
+            return
+        found, size = set(chosen.flatten().tolist()), buffer.config.size
+        known = found <= {image for task in stream.tasks for image in task.train.tolist()}
+        if chosen.dtype != torch.int64 or not known or not stream.replayed <= len(found) == chosen.numel() <= size:
+            raise InputError("its buffer does not hold images of this stream", "run.resume")
+        buffer.chosen = chosen.flatten().numpy()
 
     def matrices(self, rows: list[dict[str, Any]]) -> dict[str, Matrix]:
         """Scores by measure: row i has those on each task after task i. Measures that the task lacks are left out."""
@@ -79,9 +163,11 @@ class TaskMeasures:
         }
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Names of the tasks, and by measure the matrix of its scores, the untrained network's, and summaries.
+        """Names of the tasks; by measure the matrix of its scores, the untrained network's, and summaries; and more.
 
-        There are no measures if a row is missing.
+        There are no measures if a row is missing. `drift` says how alike features were to those of the time when their
+        task had just been learnt, row by row after each task, and how alike the untrained network's were; `traces` are
+        those of the earlier tasks' cosine while a task was learnt.
         """
         assert self.loaders.stream is not None
         untrained, measures = self.matrices([self.untrained]), {}
@@ -89,7 +175,15 @@ class TaskMeasures:
         for measure, matrix in self.matrices(rows).items() if whole else ():
             before = untrained[measure][0]
             measures[measure] = {"matrix": matrix, "untrained": before, **stream_scores(matrix, before)}
-        return {"tasks": [task.name for task in self.loaders.stream.tasks], "measures": measures}
+        drift = {
+            name: {
+                "rows": [[row.get(f"task_{name}_{task}") for task in range(1, row["epoch"])] for row in rows],
+                "untrained": [compare(self.learnt[task], self.born[task]) for task in sorted(self.learnt)],
+            }
+            for name, compare in DRIFTS.items()
+        }
+        names = [task.name for task in self.loaders.stream.tasks]
+        return {"tasks": names, "measures": measures, "drift": drift, "traces": self.traces}
 
     def told(self, scores: dict[str, float]) -> list[str]:
         """A line for each measure: the score on each task, and on the untrained network."""
@@ -98,7 +192,44 @@ class TaskMeasures:
             (before,) = self.matrices([self.untrained])[measure]
             pairs = (f"{number(now)} ({number(then)})" for now, then in zip(row, before, strict=True))
             lines.append(f"{measure} by task (untrained): {', '.join(pairs)}")
+        ended = [task for task in sorted(self.learnt) if f"task_cka_{task}" in scores]
+        if ended and self.born:
+            likeness = [
+                f"{number(scores[f'task_cka_{task}'])} ({number(linear_cka(self.learnt[task], self.born[task]))})"
+                for task in ended
+            ]
+            lines.append(f"features as they were, CKA by task (untrained): {', '.join(likeness)}")
         return lines
+
+    def _features(self, model: Any, *tasks: int) -> dict[int, Tensor]:
+        """Features of the test sequences of tasks, or of all, by number."""
+        assert self.loaders.stream is not None
+        every, given = self.loaders.stream.tasks, (self.loaders, self.training.accelerator)
+        wanted = tasks or range(1, len(every) + 1)
+        return {task: task_features(model, *given, every[task - 1], most=COMPARED) for task in wanted}
+
+    def _drift(self, number: int) -> dict[str, float]:
+        """How alike the features of earlier tasks are to what they were when the task had just been learnt."""
+        earlier = [task for task in self.learnt if task < number]
+        now, found = self._features(self.training.model, *earlier) if earlier else {}, {}
+        for name, compare in DRIFTS.items():
+            values = {task: compare(self.learnt[task], now[task]) for task in earlier}
+            found |= {f"task_{name}_{task}": value for task, value in values.items()}
+            if len(earlier) == number - 1 > 0:
+                found[f"stream_{name}"] = fmean(values.values())
+        return found
+
+    def _stability(self) -> dict[str, float]:
+        """The largest fall of the earlier tasks' mean cosine after a boundary, and the most steps to come back.
+
+        The steps are left out if it did not come back after each.
+        """
+        if not self.traces:
+            return {}
+        means = [[(int(step), fmean(cosines)) for step, *cosines in rows] for rows in self.traces.values()]
+        falls, steps = zip(*map(stability, means), strict=True)
+        found = {"stream_cosine_drop": max(falls)}
+        return found if None in steps else found | {"stream_cosine_recovery": float(max(steps))}
 
     def _scores(self, model: Any, check: Callable[[], None] = lambda: None) -> dict[str, float]:
         training = self.training

@@ -188,6 +188,8 @@ class Trainer:
         self.best, self.final, self.patience = state.best, state.final, state.patience
         self.seconds, self.train_seconds = state.seconds, state.train_seconds
         files.restore(self.training, self.accelerator, resumed.tensors, self.global_step)
+        if self.tasks:
+            self.tasks.load_state_dict(files.under("stream.", resumed.tensors["trainer"]), self.global_step)
         if notice := state.notice(resumed.path):
             say(notice)
         segment, step = self.position
@@ -242,10 +244,14 @@ class Trainer:
     def _train_segment(self) -> None:
         recent = Stopwatch()
         self.interrupts.new_pace()
+        if self.tasks and not self.position.step:
+            self.tasks.trace(self.position)
         for batch in self.segments.batches(self.position):
             loss = self.training.step(batch, self.global_step)
             self.position = Position(self.position.segment, self.position.step + 1)
             self.global_step += 1
+            if self.tasks:
+                self.tasks.trace(self.position)
             self.watch.count(self.config.data.batch_size)
             recent.count(self.config.data.batch_size)
             self.reporter.advance()
@@ -343,7 +349,8 @@ class Trainer:
         checkpoints = self.folder.checkpoints
         partial, final = checkpoints.partial(self.segments.name, self.position)
         try:
-            broken = files.write(partial, self.training, self.accelerator, state)
+            stream = self.tasks.state_dict() if self.tasks else {}
+            broken = files.write(partial, self.training, self.accelerator, state, stream)
             if broken:
                 raise Diverged(f"diverged: {broken} is not finite")
             if self.accelerator.is_main_process:

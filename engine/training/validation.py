@@ -115,9 +115,12 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     groups = config.sequence.groups if config.model.subspaces.splits else ()
     fields = {"term": config.objective.terms, "factor": factors, "group": groups, "crate": config.model.crate_parts}
     fields["task"] = list(map(str, range(1, config.stream.count + 1)))
+    fields["ended"] = fields["task"][:-1]
     names = expand(targets, feature=("z", "agg"), **fields)
     if config.model.local.stops:  # no term sends a gradient through all of z
         names = {name for name in names if not name.startswith("z_grad_norm")}
+    if not (config.stream.has_tasks and config.stream.trace_every and "prediction" in config.objective.reads):
+        names -= {"stream_cosine_drop", "stream_cosine_recovery"}
     if isinstance(config.stream, FactorsConfig):  # tasks share their classes
         names = {name for name in names if "own_class" not in name}
     moving = config.stream.factors if isinstance(config.stream, FactorsConfig) else [list(factors)]

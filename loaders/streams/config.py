@@ -63,6 +63,7 @@ class CoresetConfig(ReservoirConfig):
 class StreamConfig(Kind):
     """The order in which training images arrive."""
 
+    free = frozenset({"trace_every"})
     has_tasks: ClassVar[bool] = False
 
     @property
@@ -92,6 +93,8 @@ class TasksConfig(StreamConfig):
     learner could reach that never forgets."""
     boundary: float = Field(default=0.0, ge=0, le=1)
     """Steps over which one task gives way to the next, as a share of the shorter of the two; 0 is a sudden change."""
+    trace_every: int = Field(default=50, ge=0)
+    """Optimiser steps between measurements of the earlier tasks while a later one is learnt; 0 makes none."""
     buffer: Annotated[
         NoBufferConfig | ReservoirConfig | BalancedConfig | CoresetConfig, Field(discriminator="kind")
     ] = NoBufferConfig()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seqjepa.engine.analysis.continual import stream_scores
+from seqjepa.engine.analysis.continual import stability, stream_scores
 
 TASKS = 5
 UNTRAINED = [0.1, 0.2, 0.3, 0.4, 0.5]
@@ -51,3 +51,19 @@ def test_the_rows_so_far():
     assert found["average"] == pytest.approx(0.45)
     assert found["backward"] == pytest.approx(-0.2)
     assert found["forgetting"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.8, 0.8, 0.9], (0.0, 0)),
+        ([0.8, 0.77, 0.8], (0.03, 0)),  # within five percent of what it was
+        ([0.8, 0.5, 0.2, 0.7, 0.77, 0.6], (0.6, 40)),
+        ([0.8, 0.79, 0.3, 0.5], (0.5, None)),  # not back at the end
+        ([0.8, 0.1, 0.8, 0.0], (0.8, None)),  # back, and lost again further down
+        ([-0.1, -0.3, -0.1], (0.2, 20)),
+    ],
+)
+def test_falls_and_recoveries(scores, expected):
+    drop, steps = stability([(10 * number, score) for number, score in enumerate(scores)])
+    assert (pytest.approx(drop), steps) == expected

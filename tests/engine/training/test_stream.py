@@ -23,7 +23,7 @@ from seqjepa.engine.training.stream import TaskMeasures
 from seqjepa.engine.training.validation import metric_names
 
 STREAM = ("configs/stream/classes.yaml", "stream.tasks=3", "stream.steps=5", "stream.buffer.kind=reservoir")
-STREAM += ("stream.buffer.size=30", "eval.best_metric=val_loss", "eval.best_mode=min")
+STREAM += ("stream.trace_every=2", "stream.buffer.size=30", "eval.best_metric=val_loss", "eval.best_mode=min")
 MEMORY = ("model.memory.kind=encoder", "objective.distillation.weight=1")
 ACTIONS = ("configs/stream/actions.yaml", "stream.steps=4", "eval.best_metric=val_loss", "eval.best_mode=min")
 
@@ -36,7 +36,7 @@ def read(run):
 
 @pytest.mark.parametrize(("words", "measures"), [(STREAM, 4), (ACTIONS, 3)])
 def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, capsys):
-    words = tiny(*words)
+    words_of_classes, words = words is STREAM, tiny(*words)
     assert main(words) == 0
     rows, summary = read(tmp_path / "run")
     known = metric_names(compose(words).config, 10, {"rotation": 0, "translation_x": 1, "translation_y": 2, "scale": 3})
@@ -49,7 +49,23 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
         assert scores["backward"] == pytest.approx(sum(last[task] - first[task] for task in (0, 1)) / 2)
         assert rows[-1][f"stream_{measure}_backward"] == scores["backward"]
         assert f"stream_{measure}_backward" not in rows[0]
-    assert set(rows[-1]) - {"epoch"} == known
+    # a cosine that fell and did not come back has no number of steps
+    assert known - {"stream_cosine_recovery"} <= set(rows[-1]) - {"epoch"} <= known
+    assert found["drift"].keys() == {"cka", "overlap"}
+    for name, drift in found["drift"].items():
+        assert [len(row) for row in drift["rows"]] == [0, 1, 2]
+        assert len(drift["untrained"]) == 3
+        assert rows[2][f"stream_{name}"] == pytest.approx(sum(drift["rows"][2]) / 2)
+        assert drift["rows"][2] == [rows[2][f"task_{name}_1"], rows[2][f"task_{name}_2"]]
+        assert all(0 < value < 1 for value in [*drift["rows"][2], *drift["untrained"]])
+    steps = [0, 2, 4, 5] if words_of_classes else [0, 4]
+    assert [[step for step, *_ in trace] for trace in found["traces"].values()] == [steps, steps]
+    assert [len(trace[0]) for trace in found["traces"].values()] == [2, 3]
+    means = [[sum(cosines) / len(cosines) for _, *cosines in trace] for trace in found["traces"].values()]
+    assert rows[-1]["stream_cosine_drop"] == pytest.approx(max(each[0] - min(each) for each in means))
+    # so few sequences that all are measured; the last of the trace is what the matrix has
+    cosines = [row["task_cosine_1"] for row in rows[1:]]
+    assert [trace[-1][1] for trace in found["traces"].values()] == pytest.approx(cosines, abs=1e-5)
     assert (tmp_path / "run" / "figures" / "stream.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert "a stream of 3 tasks" in printed
