@@ -1,10 +1,12 @@
 """What an encoder loses that learns block by block: beside the same terms end to end, EMA, and only its last block.
 
     python bench/local.py --data data/mnist --jobs 2 run.threads=1
+    python bench/local.py --task cifar10_rot --tier quick --data data/cifar10
 
 Runs are written to runs/local/<task>/<arm>-<seed>; the same command goes on where it stopped. Class from one moved view
 and R² of the action from two are of ridge regressions on the pooled maps of each block, tested on test images. Beside
-them stand the most bytes that a step keeps for its backward pass at a time, and its time relative to the first arm's.
+them stand the most bytes that a step keeps for its backward pass at a time, and its time relative to the first arm's
+(where blocks learn in turn, the most of the turns and their mean).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from seqjepa.loaders.batch import Batch
 LOCAL = ("configs/variant/local.yaml",)
 ARMS = {
     "block by block": LOCAL,
+    "one block after the other": (*LOCAL, "model.local.order=in_turn"),
     "pairs of blocks": (*LOCAL, "model.local.reach=2"),
     "the same terms end to end": (*LOCAL, "model.local.heads=last", "model.local.reach=all"),
     "last block alone": (*LOCAL, "model.local.heads=last"),
@@ -43,13 +46,15 @@ Scores = list[tuple[float, float]]  # class in percent and R² of the action, of
 def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("--task", default="mnist_affine", help="a file of configs/data (default: %(default)s)")
+    parser.add_argument("--tier", help="a file of configs/tier (default: ten epochs of 4,000 images, a small convnet)")
     parser.add_argument("--data", required=True, help="folder of the images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 0, 1], help="seeds of each arm (default: 42 0 1)")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings for all runs")
     args = parser.parse_intermixed_args()
-    place = Path("runs/local") / args.task
-    words = [f"configs/data/{args.task}.yaml", *NETWORK, *LENGTH, *(MILD if args.task == "mnist_affine" else ())]
+    place = Path("runs/local") / "-".join(filter(None, (args.task, args.tier)))
+    length = [f"configs/tier/{args.tier}.yaml"] if args.tier else [*NETWORK, *LENGTH]
+    words = [f"configs/data/{args.task}.yaml", *length, *(MILD if args.task == "mnist_affine" else ())]
     words += ["eval.every=5", f"data.root={args.data}", *args.settings]
     if code := train_arms(place, ARMS, args.seeds, words, args.jobs):
         return code
@@ -96,12 +101,15 @@ def costs(words: list[str]) -> dict[str, tuple[float, float]]:
         images = random_images(config.data.dataset, 4 * config.data.batch_size)
         loaders = loaders_of(images, config, accelerator.device, compiled=False)
         training, batch = TrainingStep(config, loaders, accelerator), next(loaders.train.epoch(0))
-        kept[arm] = _peak(training, batch)
+        parts = len(config.model.encoder.block_widths)
+        turns = [training.total_steps * part // parts for part in range(parts)]
+        kept[arm] = max(_peak(training, batch, turn) for turn in turns)
 
-        def step(training=training, batch=batch) -> int:
-            training.step(batch, 0)
+        def step(training=training, batch=batch, turns=turns) -> int:
+            for turn in turns:
+                training.step(batch, turn)
             wait()
-            return 1
+            return len(turns)
 
         steps[arm] = step
     seconds = {arm: 1 / median(rates) for arm, rates in interleaved(steps, 7).items()}
@@ -128,11 +136,11 @@ class _Kept:
             self.alive[self.place] = holders - 1, size
 
 
-def _peak(training: TrainingStep, batch) -> float:
+def _peak(training: TrainingStep, batch, step: int) -> float:
     """Largest number of bytes that a step keeps for backward at a time, parameters included."""
     _Kept.alive, _Kept.most = {}, 0
     with torch.autograd.graph.saved_tensors_hooks(_Kept, lambda kept: kept.x):
-        training.step(batch, 0)
+        training.step(batch, step)
     return _Kept.most
 
 

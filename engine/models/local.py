@@ -1,14 +1,18 @@
 """Learning block by block: every block of the encoder has a head of its own, and no gradient passes between blocks."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .config import BlocksConfig, EncoderConfig
 from .encoders.base import ImageEncoder
 from .seq_jepa import Output, Reading
+
+T = TypeVar("T")
 
 
 class BlockHead(nn.Module):
@@ -43,6 +47,47 @@ class BlockHead(nn.Module):
         return Output(features[:, :-1], *first, features, last, projections, tuple(others))
 
 
+class Unit(nn.Module):
+    """A head and the blocks that its gradient reaches: what learns by itself, and may be compiled by itself.
+
+    Args:
+        encoder: that pools the maps.
+        blocks: those that the gradient reaches, in order.
+        start: number of the first of them.
+        head: reads the maps of the last.
+        seen: number of the first ones that have seen the batch already, for the head before.
+    """
+
+    def __init__(self, encoder: ImageEncoder, blocks: Sequence[nn.Module], start: int, head: nn.Module, seen: int):
+        super().__init__()
+        self.pooled, self.start = encoder.pooled, start
+        self.blocks, self.head = nn.ModuleList(blocks), head
+        self.norms = [part for block in blocks[:seen] for part in block.modules() if isinstance(part, _BatchNorm)]
+
+    def forward(self, maps: Tensor, actions: Tensor) -> tuple[Output, Tensor]:
+        """What the terms of the objective read, and the maps of the last block, without gradient.
+
+        Args:
+            maps: of the block before the first, [B * V, C, h, w].
+            actions: [B, V - 1, A].
+        """
+        for block in self.blocks:
+            maps = block(maps)
+        return self.head(self.pooled(maps).unflatten(0, (len(actions), -1)), actions), maps.detach()
+
+    @contextlib.contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """Leave the running statistics of blocks alone that have seen the batch already."""
+        momenta = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(self.norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
 class LocalBlocks(nn.Module):
     """The heads of an encoder's blocks.
 
@@ -57,58 +102,76 @@ class LocalBlocks(nn.Module):
 
     Attributes:
         first: number of the first block that learns.
+        turn: number of the head that learns; None if all do.
     """
+
+    turn: int | None = None
 
     def __init__(self, config: BlocksConfig, encoder: EncoderConfig, action_dim: int):
         super().__init__()
         widths = encoder.block_widths
         self.reach = len(widths) if config.reach == "all" else config.reach
+        self.in_turn = config.order == "in_turn"
         self.first_head = len(widths) - 1 if config.heads == "last" else 0
         self.first = max(0, self.first_head - self.reach + 1)
         self.heads = nn.ModuleList(BlockHead(config, width, action_dim) for width in widths[self.first_head :])
 
-    def outputs(self, encoder: ImageEncoder, views: Tensor, actions: Tensor) -> Iterator[Output]:
-        """The output of each head, from the first block to the last.
+    def units(self, encoder: ImageEncoder) -> list[Unit]:
+        """Each head with the blocks that it reaches."""
+        blocks, found = encoder.blocks(), []
+        for number, head in enumerate(self.heads, start=self.first_head):
+            start = max(self.first, number - self.reach + 1)
+            reached = blocks[start : number + 1]
+            found.append(Unit(encoder, reached, start, head, len(reached) - 1 if found else 0))
+        return found
 
-        A block runs only when its output is asked for. If the backward pass of each is done before, only what one head
-        reaches is kept at a time.
+    def begin(self, step: int, total: int) -> bool:
+        """Give the turn to the head that learns in a step of `total`; returns whether it is another one than before."""
+        turn = step * len(self.heads) // total if self.in_turn else None
+        changed, self.turn = turn != self.turn, turn
+        return changed
+
+    def ended(self, units: Sequence[Unit]) -> set[nn.Parameter]:
+        """The parameters that no head reaches whose turn is yet to end."""
+        turn = self.turn or 0
+        return {p for unit in units[:turn] for p in unit.parameters()} - {
+            p for unit in units[turn:] for p in unit.parameters()
+        }
+
+    def run(
+        self,
+        encoder: ImageEncoder,
+        units: Sequence[Unit],
+        views: Tensor,
+        actions: Tensor,
+        call: Callable[[Unit, Tensor, Tensor], tuple[T, Tensor]] = Unit.__call__,
+    ) -> Iterator[T]:
+        """What `call` returns of each unit besides the maps, from the first to the last.
+
+        It is without gradient if another one has the turn. A unit runs only when it is asked for. If the backward pass
+        of each is done before, only what one head reaches is kept at a time.
 
         Args:
             encoder: an encoder with blocks.
+            units: its units.
             views: [B, V, C, H, W].
             actions: [B, V - 1, A].
+            call: calls a unit, by default for its output.
         """
         maps = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        blocks = encoder.blocks()
-        with torch.no_grad():
-            for block in blocks[: self.first]:
-                maps = block(maps)
+        if self.first:
+            with torch.no_grad():
+                for block in encoder.blocks()[: self.first]:
+                    maps = block(maps)
         inputs = {self.first: maps}  # of each block that a later head reaches, without gradient
-        for number, head in enumerate(self.heads, start=self.first_head):
-            start = max(self.first, number - self.reach + 1)
-            found = inputs[start]
-            for reached in range(start, number + 1):
-                again = reached + 1 in inputs
-                with _statistics_kept(blocks[reached]) if again else contextlib.nullcontext():
-                    found = blocks[reached](found)
-                inputs.setdefault(reached + 1, found.detach())
-            inputs = {block: x for block, x in inputs.items() if block > number + 1 - self.reach}
-            yield head(encoder.pooled(found).unflatten(0, views.shape[:2]), actions)
-
-
-@contextlib.contextmanager
-def _statistics_kept(block: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Leave the running statistics of batch norms alone: they have seen this batch."""
-    assert isinstance(block, nn.Module)
-    norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for number, unit in enumerate(units):
+            learns = torch.is_grad_enabled() and self.turn in (None, number)
+            with torch.set_grad_enabled(learns), unit.statistics_kept():
+                found, maps = call(unit, inputs[unit.start], actions)
+            inputs = {block: x for block, x in inputs.items() if block > unit.start or self.reach > number + 1}
+            inputs[self.first_head + number + 1] = maps
+            yield found
+            del found
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:

@@ -36,6 +36,17 @@ def joined_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return gather_rows(x.flatten(1), name, size).unflatten(1, x.shape[1:]) if name else x
 
 
+def average_gradients(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Replace each gradient by its mean over the processes, which have gradients of the same parameters."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if group is not None and gradients:
+        whole = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(whole, group=group)
+        whole /= group.size()
+        for gradient, mean in zip(gradients, whole.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
 def uneven_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Rows of all processes in order of rank, without gradient; each may have another number of them, or none."""
     if group is None:

@@ -5,7 +5,7 @@ one backward pass of the sum gives the model and the probes the gradients that e
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from ...loaders.batch import Views, each, padded
 from ..evaluation.probes import OnlineProbes, probe_features
 from ..models.config import Span
+from ..models.local import Unit
 from ..models.seq_jepa import Output, SeqJEPA
 from ..objectives.objective import Objective
+
+BlockLoss = tuple[Tensor, dict[str, Tensor]]  # what a block lost, and its terms by `loss_<term>`; 0-dim
 
 
 class StepInputs(NamedTuple):
@@ -65,32 +68,65 @@ class TrainingForward(nn.Module):
         self.probes = probes
         self.spans = tuple(spans)
         self.train_model = train_model
+        # a list, so that their parameters are not registered twice
+        self.units: list[Unit] = [] if model.local is None else model.local.units(model.encoder)
+        self.call = self._losses_of_unit  # or a compiled form of it
         # backward pass of a block's loss, which is then done before the next block runs; None leaves it to the caller
         self.send: Callable[[Tensor], None] | None = None
 
     def forward(self, given: StepInputs, step: Tensor) -> StepOutputs:
         """All losses at a training step (int64, 0-dim), which seeds terms that draw random numbers."""
         if self.model.local is not None:
-            return self._by_blocks(given, step)
+            output, blocks = self.by_blocks(given, step)
+            return self.losses_of(output, given.labels, given.moves, step, blocks)
         with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
             output = self.model(given.views, given.actions, given.inverse_actions, self.spans).float()
         return self.losses_of(output, given.labels, given.moves, step)
 
-    def _by_blocks(self, given: StepInputs, step: Tensor) -> StepOutputs:
-        """The losses of each block, then of what comes after the encoder, to which its features are constants."""
-        found = []
+    def by_blocks(
+        self, given: StepInputs, step: Tensor, keep: Callable[[Output], Output] | None = None
+    ) -> tuple[Output, list[BlockLoss]]:
+        """The output of what comes after the encoder, to which its features are constants, and each block's losses.
+
+        `keep` returns the sequences that count of an output; by default all do.
+        """
+
+        losses_of_unit = self.call if keep is None else self._losses_of_unit
+
+        def call(unit: Unit, maps: Tensor, actions: Tensor) -> tuple[tuple[Tensor, dict[str, Tensor], Tensor], Tensor]:
+            return losses_of_unit(unit, maps, actions, step, keep)
+
+        found, model = [], self.model
         with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
-            for output in self.model.local.outputs(self.model.encoder, given.views, given.actions):
-                with torch.autocast(output.z.device.type, enabled=False):
-                    loss, terms = self.objective(output.float(), step)
-                    z = output.encoded.detach()
-                    del output
-                    if self.send is not None and self.training and loss.requires_grad:
+            for loss, terms, features in model.local.run(model.encoder, self.units, given.views, given.actions, call):
+                if self.send is not None and self.training and loss.requires_grad:
+                    with torch.autocast(loss.device.type, enabled=False):  # else it would run in half precision
                         self.send(loss)
-                        loss = loss.detach()
+                    loss = loss.detach()
                 found.append((loss, {name: value.detach() for name, value in terms.items()}))
-            output = self.model.predict(z, None, given.actions, given.inverse_actions, self.spans).float()
-        return self.losses_of(output, given.labels, given.moves, step, found)
+                z = features  # after the last block: the encoder's
+            output = model.predict(z, None, given.actions, given.inverse_actions, self.spans).float()
+        return output if keep is None else keep(output), found
+
+    def _losses_of_unit(
+        self, unit: Unit, maps: Tensor, actions: Tensor, step: Tensor, keep: Callable[[Output], Output] | None = None
+    ) -> tuple[tuple[Tensor, dict[str, Tensor], Tensor], Tensor]:
+        """Loss and terms of a unit and its features [B, V, C], without gradient; and its maps."""
+        output, maps = unit(maps, actions)
+        with torch.autocast(output.z.device.type, enabled=False):
+            output = output.float()
+            loss, terms = self.objective(output if keep is None else keep(output), step)
+            return (loss, terms, output.encoded.detach()), maps
+
+    def compile_units(self, **how: Any) -> None:
+        """Compile each unit with its losses, and what comes after the encoder.
+
+        So the backward pass of a unit is done before the next runs, as it is without a compiler.
+        """
+        limits = torch._dynamo.config  # one function has a program for each unit, in training and in evaluation
+        limits.recompile_limit = max(limits.recompile_limit, 4 * len(self.units))
+        self.call = torch.compile(self._losses_of_unit, **how)
+        self.model.predict = torch.compile(self.model.predict, **how)
 
     def losses_of(
         self,
@@ -98,7 +134,7 @@ class TrainingForward(nn.Module):
         labels: Tensor,
         moves: Tensor,
         step: Tensor,
-        blocks: list[tuple[Tensor, dict[str, Tensor]]] | None = None,
+        blocks: list[BlockLoss] | None = None,
     ) -> StepOutputs:
         """Losses of an output of the model, in float32 under autocast too.
 

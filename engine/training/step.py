@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ...configs.errors import InputError
 from ...kernels import AdamWEMA
 from ...loaders.batch import Batch
 from ...loaders.loader import Loaders
@@ -20,7 +19,7 @@ from ..models.white_box import CrateLayer
 from ..objectives.objective import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
-from ..runtime.distributed import join_batch_norms, joined_mean, world
+from ..runtime.distributed import average_gradients, join_batch_norms, joined_mean, world
 from .forward import StepInputs, StepOutputs, TrainingForward
 from .optimizers import build_optimizer, learning_rate, set_rate
 from .segments import segments_of
@@ -85,22 +84,23 @@ class TrainingStep:
 
         # Accelerate patches autocast into the raw module, which validation uses, and wraps it where several
         # processes sum their gradients, which training uses
-        self.wrapped: Any = accelerator.prepare_model(self.losses)
-        if self.world is not None:
+        by_blocks = model.local is not None
+        self.wrapped: Any = accelerator.prepare_model(self.losses, evaluation_mode=by_blocks)
+        if self.world is not None and not by_blocks:
             self.wrapped.broadcast_buffers = False  # those of the first process would displace the others'
         mode = compile_mode(config.run, accelerator) if train_model else "none"
         self.compiled = mode != "none"
-        if model.local is not None:
-            if self.world is not None:
-                raise InputError("learning block by block runs in one process", "model.local.kind")
-            if not self.compiled:  # a compiled step is one region
-                self.losses.send = accelerator.backward
-        if self.compiled:
-            self.losses.compile(mode=COMPILE_MODES[mode], dynamic=False)
+        how = {"mode": COMPILE_MODES[mode], "dynamic": False} if self.compiled else {}
+        if by_blocks:
+            self.losses.send = accelerator.backward
+        if self.compiled and by_blocks:
+            self.losses.compile_units(**how)
+        elif self.compiled:
+            self.losses.compile(**how)
         self.graphed = GraphedStep(self._step, device) if mode == "graph" else None
 
         losses = self.objective.names
-        by_term = train_model and model.local is None  # else nothing sends a gradient through all of z
+        by_term = train_model and not by_blocks  # else nothing sends a gradient through all of z
         norms = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if by_term else []
         self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms)}).to(device)
         self.term_grad_norms: dict[str, Tensor] = {}  # latest measurement
@@ -120,6 +120,10 @@ class TrainingStep:
         if not self.losses.training:
             self.losses.train()
         set_rate(self.optimizer, learning_rate(self.config.optim, step, self.steps_per_epoch, self.total_steps))
+        if self.model.local is not None and self.model.local.begin(step, self.total_steps):
+            for parameter in self.model.local.ended(self.losses.units):
+                self.optimizer.state.pop(parameter, None)
+            self.graphed = GraphedStep(self._step, self.accelerator.device) if self.graphed else None
         if self.train_model and (step + 1) % self.config.run.log_every == 0:
             return self._step(batch, measure_gradients=True)
         return self._step(batch) if self.graphed is None else self.graphed(batch)
@@ -142,6 +146,8 @@ class TrainingStep:
             self.term_grad_norms = self._term_grad_norms(measured.output, micro)
             for name, norm in self.term_grad_norms.items():
                 self.train_losses[name].update(norm * len(batch.labels), len(batch.labels))
+        if self.model.local is not None:  # its several backward passes are not those of DDP
+            average_gradients(self.losses, self.world)
         grad_norm = self._update() if self.train_model else torch.zeros_like(self.lr)
         self.probe_optimizer.step()
         self.probe_optimizer.zero_grad(set_to_none=True)

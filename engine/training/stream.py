@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...configs.errors import InputError
 from ...loaders.loader import Loaders
+from ...loaders.streams.config import TasksConfig
 from ...loaders.streams.replay import Coreset
 from ..analysis.continual import Matrix, stability, stream_scores
 from ..analysis.coresets import largest_rate
@@ -23,7 +24,7 @@ from .step import TrainingStep
 
 DRIFTS = {"cka": linear_cka, "overlap": shared_directions}
 COMPARED = 1000  # test sequences of each task whose features are kept, to be compared with later ones
-TRACED = 512  # test sequences that are measured at a time while a task is learnt
+TRACED = 512  # test sequences of all tasks that are measured at a time while another is learnt
 
 
 class TaskMeasures:
@@ -67,16 +68,19 @@ class TaskMeasures:
     def trace(self, position: Position) -> None:
         """Measure the earlier tasks when a later one begins, every `stream.trace_every` steps, and when it ends."""
         (ended, step), training, stream = position, self.training, self.loaders.stream
+        config = training.config
         assert stream is not None
-        config, steps = training.config, int(stream.starts[ended + 1] - stream.starts[ended])
-        every, trained = config.stream.trace_every, "prediction" in config.objective.reads
-        if not (ended and every and trained and training.accelerator.is_main_process) or step % every and step < steps:
+        assert isinstance(config.stream, TasksConfig)
+        every, steps = config.stream.trace_every, int(stream.starts[ended + 1] - stream.starts[ended])
+        if not (ended and every) or (step % every and step < steps):
+            return
+        if not training.accelerator.is_main_process or "prediction" not in config.objective.reads:
             return
         rows = self.traces.setdefault(ended + 1, [])
         if rows and rows[-1][0] == step:  # of a run that was interrupted at a boundary
             return
         given = training.model.eval(), training.objective, self.loaders, training.accelerator
-        most, shuffled = max(32, TRACED // ended), config.ablation.shuffle_actions
+        most, shuffled = max(32, TRACED // (len(stream.tasks) - 1)), config.ablation.shuffle_actions
         cosines = [task_cosine(*given, task, most=most, shuffled=shuffled) for task in stream.tasks[:ended]]
         rows.append([float(step), *cosines])
         training.losses.train()

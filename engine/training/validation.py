@@ -5,16 +5,18 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast
+from torch import Tensor
 
 from ...kernels import coding_rate_stats
 from ...loaders.batch import Batch, each
 from ...loaders.loader import SequenceLoader
-from ...loaders.streams.config import FactorsConfig
+from ...loaders.streams.config import FactorsConfig, TasksConfig
 from ..analysis.accumulators import Mean, MetricBank, centred_cosine
 from ..analysis.groups import GroupReadings
 from ..analysis.metrics import expand
 from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
+from ..models.seq_jepa import Output
 from ..models.white_box import CrateLayer
 from ..objectives.rate import normalized
 from ..runtime.distributed import uneven_rows
@@ -97,16 +99,23 @@ def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutpu
     """
     step, count = torch.zeros_like(training.device_step), len(batch.labels)
     (given,) = training.step_inputs(batch).split(1)  # as in a step: no two fields are the same tensor
-    if training.model.local is not None:  # what its blocks lose is not in the output, which could be cut
-        return (training.losses if count == size else training.losses.forward)(given, step), given
     if training.world is None and (count == size or not training.compiled):
         return training.losses(given, step), given
-    output = training.losses(given.padded(size if training.compiled else max(count, 1)), step).output.first(count)
-    if training.world is not None:
-        output = each(output, lambda x: uneven_rows(x, training.world))
-        labels, moves = (uneven_rows(x, training.world) for x in (given.labels, given.moves))
-        given = given._replace(labels=labels, moves=moves)
-    return training.losses.losses_of(output, given.labels, given.moves, step), given
+
+    def joined(x: Tensor) -> Tensor:
+        return x if training.world is None else uneven_rows(x, training.world)
+
+    def keep(output: Output) -> Output:
+        return each(output.first(count), joined)
+
+    whole = given.padded(size if training.compiled else max(count, 1))
+    if training.model.local is None:
+        output, blocks = keep(training.losses(whole, step).output), None
+    else:
+        with training.accelerator.autocast():
+            output, blocks = training.losses.by_blocks(whole, step, keep)
+    given = given._replace(labels=joined(given.labels), moves=joined(given.moves))
+    return training.losses.losses_of(output, given.labels, given.moves, step, blocks), given
 
 
 def metric_names(config: Config, num_classes: int | None, factors: dict[str, slice]) -> set[str]:
@@ -119,7 +128,8 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     names = expand(targets, feature=("z", "agg"), **fields)
     if config.model.local.stops:  # no term sends a gradient through all of z
         names = {name for name in names if not name.startswith("z_grad_norm")}
-    if not (config.stream.has_tasks and config.stream.trace_every and "prediction" in config.objective.reads):
+    traced = isinstance(config.stream, TasksConfig) and config.stream.trace_every
+    if not (traced and "prediction" in config.objective.reads):
         names -= {"stream_cosine_drop", "stream_cosine_recovery"}
     if isinstance(config.stream, FactorsConfig):  # tasks share their classes
         names = {name for name in names if "own_class" not in name}

@@ -1,7 +1,5 @@
 """Base class of image encoders."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +11,7 @@ class ImageEncoder(nn.Module):
         """Features [n, D] of images [n, C, H, W], in channels_last."""
         raise NotImplementedError
 
-    def blocks(self) -> list[Callable[[Tensor], Tensor]]:
+    def blocks(self) -> list[nn.Module]:
         """Its blocks in order, from images [n, C, H, W] to the maps that are pooled, with channels `block_widths`."""
         raise NotImplementedError
 

@@ -1,6 +1,5 @@
 """A convnet for very small images."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ class ConvNet(ImageEncoder, nn.Sequential):
             ]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-    def blocks(self) -> list[Callable[[Tensor], Tensor]]:
+    def blocks(self) -> list[nn.Module]:
         layers = list(self)
         return [nn.Sequential(*layers[start : start + 3]) for start in range(0, 12, 3)]
 

@@ -1,7 +1,5 @@
 """ResNet-18 for small images."""
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -18,7 +16,7 @@ class ResNet18(ImageEncoder, ResNet):
         self.maxpool = nn.Identity()
         self.fc = nn.Identity()
 
-    def blocks(self) -> list[Callable[[Tensor], Tensor]]:
+    def blocks(self) -> list[nn.Module]:
         first, *others = (block for layer in (self.layer1, self.layer2, self.layer3, self.layer4) for block in layer)
         return [nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool, first), *others]
 

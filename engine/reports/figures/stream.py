@@ -1,4 +1,4 @@
-"""A stream of tasks as a figure: the scores on each task after each, how they change along the stream, and the drift."""
+"""A stream of tasks as a figure: the scores on each task after each, how they change on the way, and drift."""
 
 import math
 from pathlib import Path

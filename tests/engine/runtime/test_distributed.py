@@ -46,6 +46,8 @@ VARIANTS = {
         *("objective.equivariance.weight=1.0", "objective.rest.weight=1.0"),
         *("objective.variance.weight=1.0", "objective.variance.features=rest"),
     ),
+    "block by block": ("configs/variant/local.yaml", "optim.accumulate=2"),
+    "blocks in turn": ("configs/variant/local.yaml", "model.local.order=in_turn", "model.local.reach=2"),
     "VICReg": (*PROJECTED, "objective.variance.weight=1.0", "objective.covariance.weight=0.1"),
 }
 
