@@ -5,8 +5,8 @@
 
 Runs are written to runs/local/<task>/<arm>-<seed>; the same command goes on where it stopped. Class from one moved view
 and R² of the action from two are of ridge regressions on the pooled maps of each block, tested on test images. Beside
-them stand the most bytes that a step keeps for its backward pass at a time, and its time relative to the first arm's
-(where blocks learn in turn, the most of the turns and their mean).
+them stand the most bytes that a step keeps for its backward pass at a time, those that AdamW keeps between steps, and the
+time of a step relative to the first arm's (where blocks learn in turn, the most of the turns, and their mean time).
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def by_block(run: Path, *, trained: bool = True) -> Scores:
     return scores
 
 
-def costs(words: list[str]) -> dict[str, tuple[float, float]]:
-    """Largest number of bytes kept at a time for backward, and seconds of a step, by arm, on images of noise."""
-    steps, kept = {}, {}
+def costs(words: list[str]) -> dict[str, tuple[float, float, float]]:
+    """Most bytes kept at a time for backward, and by the optimiser; seconds of a step; by arm, on images of noise."""
+    steps, kept, held = {}, {}, {}
     for arm, more in ARMS.items():
         config = compose([*words, *more, "control.enabled=false"]).config
         accelerator = build_accelerator(config.run, 1)
@@ -103,7 +103,11 @@ def costs(words: list[str]) -> dict[str, tuple[float, float]]:
         training, batch = TrainingStep(config, loaders, accelerator), next(loaders.train.epoch(0))
         parts = len(config.model.encoder.block_widths)
         turns = [training.total_steps * part // parts for part in range(parts)]
-        kept[arm] = max(_peak(training, batch, turn) for turn in turns)
+        kept[arm] = held[arm] = 0.0
+        for turn in turns:
+            kept[arm] = max(kept[arm], _peak(training, batch, turn))
+            states = training.optimizer.state.values()
+            held[arm] = max(held[arm], sum(x.nbytes for state in states for x in state.values()))
 
         def step(training=training, batch=batch, turns=turns) -> int:
             for turn in turns:
@@ -113,7 +117,7 @@ def costs(words: list[str]) -> dict[str, tuple[float, float]]:
 
         steps[arm] = step
     seconds = {arm: 1 / median(rates) for arm, rates in interleaved(steps, 7).items()}
-    return {arm: (kept[arm], seconds[arm]) for arm in ARMS}
+    return {arm: (kept[arm], held[arm], seconds[arm]) for arm in ARMS}
 
 
 class _Kept:
@@ -144,14 +148,15 @@ def _peak(training: TrainingStep, batch, step: int) -> float:
     return _Kept.most
 
 
-def table(found: dict[str, list[Scores]], cost: dict[str, tuple[float, float]]) -> str:
+def table(found: dict[str, list[Scores]], cost: dict[str, tuple[float, float, float]]) -> str:
     """Tables of the arms: their last block, and all blocks, each with the scores of its runs."""
-    first = next(iter(cost.values()))[1]
-    lines = ["| arm | class from a moved view, % | R² of the action | kept at a time, MiB | a step |"]
-    lines.append(f"| --- |{' --- |' * 4}")
+    first = next(iter(cost.values()))[-1]
+    lines = ["| arm | class from a moved view, % | R² of the action | kept at a time, MiB | AdamW's, MiB | a step |"]
+    lines.append(f"| --- |{' --- |' * 5}")
     for arm, runs in found.items():
         cells = [with_range([run[-1][measure] for run in runs], digits) for measure, digits in ((0, 1), (1, 3))]
-        cells += [f"{cost[arm][0] / 2**20:.1f}", f"{cost[arm][1] / first:.2f}"] if arm in cost else ["", ""]
+        kept, held, seconds = cost.get(arm, (0.0, 0.0, 0.0))
+        cells += [f"{kept / 2**20:.1f}", f"{held / 2**20:.1f}", f"{seconds / first:.2f}"] if arm in cost else [""] * 3
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     lines += ["", "| arm | class by block, % | R² by block |", "| --- | --- | --- |"]
     for arm, runs in found.items():

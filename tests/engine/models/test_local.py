@@ -289,3 +289,31 @@ def test_compiled_blocks_do_what_they_do_without_a_compiler(reach, tiny):
     assert found["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-3)
     frames = torch._dynamo.utils.counters["frames"]
     assert frames["total"] == frames["ok"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("objective.sigreg.weight=0.05",),
+        ("objective.rate.weight=0.5", "objective.rate.features=projections", "objective.rate.normalize=unit"),
+        ("objective.invariance.weight=10",),
+    ],
+)
+def test_every_term_is_charged_to_every_block(words, tiny):
+    """Its value is the sum over the heads, and each head gets a gradient from it alone."""
+    training, given = built(tiny, *words)
+    name = words[0].split(".")[1]
+    term, model, step = training.objective.terms[name], training.model, training.device_step
+    training.losses.send = None
+    expected = []
+    for output, head in zip(
+        model.local.run(model.encoder, training.losses.units, given.views, given.actions),
+        model.local.heads,
+        strict=True,
+    ):
+        value = term(output.float(), step)
+        reached = torch.autograd.grad(value, list(head.projector.parameters()))
+        assert sum(gradient.abs().sum() for gradient in reached) > 0
+        expected.append(value.detach())
+    found = training.losses(given, step).terms[f"loss_{name}"]
+    torch.testing.assert_close(found, torch.stack(expected).sum())
