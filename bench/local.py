@@ -5,8 +5,8 @@
 
 Runs are written to runs/local/<task>/<arm>-<seed>; the same command goes on where it stopped. Class from one moved view
 and R² of the action from two are of ridge regressions on the pooled maps of each block, tested on test images. Beside
-them stand the most bytes that a step keeps for its backward pass at a time, those that AdamW keeps between steps, and the
-time of a step relative to the first arm's (where blocks learn in turn, the most of the turns, and their mean time).
+them stand the most bytes that a step keeps for its backward pass at a time, those that AdamW keeps between steps, and
+the time of a step relative to the first arm's (where blocks learn in turn, the most of the turns, and their mean time).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def costs(words: list[str]) -> dict[str, tuple[float, float, float]]:
         loaders = loaders_of(images, config, accelerator.device, compiled=False)
         training, batch = TrainingStep(config, loaders, accelerator), next(loaders.train.epoch(0))
         parts = len(config.model.encoder.block_widths)
-        turns = [training.total_steps * part // parts for part in range(parts)]
+        turns = [-(-training.total_steps * part // parts) for part in range(parts)]
         kept[arm] = held[arm] = 0.0
         for turn in turns:
             kept[arm] = max(kept[arm], _peak(training, batch, turn))

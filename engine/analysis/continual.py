@@ -30,7 +30,7 @@ def stream_scores(matrix: Matrix, untrained: list[float]) -> dict[str, float]:
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def stability(trace: list[tuple[int, float]], back: float = 0.95) -> tuple[float, int | None]:
+def stability(trace: list[tuple[int, float]], back: float = 0.95) -> tuple[float, float]:
     """How far a score falls after the boundary of a task, and how long it takes to come back.
 
     Args:
@@ -38,13 +38,14 @@ def stability(trace: list[tuple[int, float]], back: float = 0.95) -> tuple[float
         back: share of its loss-free value, the first, at which a score counts as recovered.
 
     Returns:
-        The largest fall below the first score, and the first step after the lowest at which the score is back: 0 if it
-        was never below, None if it is not back at the end. The fall is the stability gap of De Lange et al. 2023
-        (arXiv 2205.13452) if the score comes back, and forgetting if it does not.
+        The largest fall below the first score, and the first step after the lowest at which the score is back, which it
+        need not stay; 0 if it was never below, NaN if it did not come back. The fall is the stability gap of De Lange
+        et al. 2023 (arXiv 2205.13452) if the score comes back, and forgetting if it does not.
     """
     scores = [score for _, score in trace]
     low = min(scores)
     enough = scores[0] - (1 - back) * abs(scores[0])
     if low >= enough:
-        return scores[0] - low, 0
-    return scores[0] - low, next((step for step, score in trace[scores.index(low) :] if score >= enough), None)
+        return scores[0] - low, 0.0
+    back_at = (float(step) for step, score in trace[scores.index(low) :] if score >= enough)
+    return scores[0] - low, next(back_at, math.nan)

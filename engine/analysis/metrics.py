@@ -29,7 +29,7 @@ class Metric(NamedTuple):
         train: key of the same quantity on the training sequences.
         title: title of its row in the table of an epoch; None leaves it out.
         target: what it says can be predicted, class or action; a task that has no such target does not have the metric.
-        of_objective: whether it compares objectives rather than networks, so that the untrained control has none.
+        of_objective: whether it is about learning rather than about a network, so that the untrained control has none.
         closing: whether it is among the last lines of a run.
         compared: whether a comparison of runs shows it by default.
         panel: key in `PANELS` of the curves that show it; None leaves it out.
@@ -113,9 +113,13 @@ METRICS = (
     *_stream("class", "class"),
     *_stream("own_class", "class"),
     *_stream("r2", "action"),
-    Metric("stream_cosine_drop", "min"),
-    Metric("stream_cosine_recovery", "min"),
-    *(metric for name in ("cka", "overlap") for metric in (Metric(f"task_{name}_{{ended}}"), Metric(f"stream_{name}"))),
+    # and what learning the next does to them: the untrained network learns nothing, and has none of these
+    Metric("stream_cosine_drop", "min", of_objective=True),
+    Metric("stream_cosine_recovery", "min", of_objective=True),
+    Metric("task_cka_{ended}", "max", of_objective=True),
+    Metric("stream_cka", "max", of_objective=True),
+    Metric("task_overlap_{ended}", "max", of_objective=True),
+    Metric("stream_overlap", "max", of_objective=True),
     # only with parts of kind=crate: the longest step of their sparse coding
     Metric("dictionary_step_{crate}"),
     # only in epochs with factor sweeps; `subspace_metrics` describes them, and more that are neither good nor bad

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .spectra import participation
-from .subspaces import overlap
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:
@@ -27,15 +26,19 @@ def shared_directions(one: Tensor, other: Tensor) -> float:
     """Overlap of the principal directions of two networks' features, which have the same width.
 
     Of each, as many are compared as `one` fills (its participation ratio, rounded up, k). It is the mean squared cosine
-    of their principal angles: 1 if the same directions carry the variance, about k / D by chance. Unlike CKA it sees a
-    rotation, which a head that reads the features would not survive. It is NaN if `one` is constant.
+    of their principal angles: 1 if the same directions carry the variance, about k / D by chance, and no more than the
+    share of k that `other` fills. Unlike CKA it sees a rotation, which a head that reads the features would not
+    survive. It is NaN if either is constant.
     """
-    values, vectors = _principal(_centred(one))
+    if not (one.isfinite().all() and other.isfinite().all()):
+        return math.nan
+    (values, vectors), (spectrum, directions) = _principal(_centred(one)), _principal(_centred(other))
     filled = participation(values)
-    if not filled:
+    if not filled or not spectrum[0]:
         return math.nan
     count = math.ceil(filled - 1e-9)
-    return overlap(vectors[:, :count], _principal(_centred(other))[1][:, :count])
+    real = spectrum[:count] > 1e-9 * spectrum[0]  # the others are arbitrary
+    return (vectors[:, :count].T @ directions[:, :count][:, real]).square().sum().item() / count
 
 
 def _centred(features: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ...loaders.batch import Batch, each
+from ...loaders.draws import TASK_STREAM, keys
 from ...loaders.loader import Loaders, SequenceLoader
 from ...loaders.streams.order import Task
 from ..analysis.accumulators import r2_score
@@ -79,19 +80,26 @@ def task_cosine(
     most: int,
     shuffled: bool = False,
 ) -> float:
-    """The cosine of `task_scores` alone, on the first `most` test sequences of one task."""
-    loader = loaders.validation.restricted(task.validation[:most])
+    """The cosine of `task_scores` alone, on at most `most` test sequences of one task."""
+    loader = loaders.validation.restricted(some(task.validation, most))
     return _cosine(objective, _read(model, loader, accelerator, shuffled, lambda: None))
 
 
 @torch.no_grad()
 def task_features(model: SeqJEPA, loaders: Loaders, accelerator: Accelerator, task: Task, *, most: int) -> Tensor:
-    """z of the first view of the first `most` test sequences of a task, float32 [N, D] on the CPU, in eval mode."""
+    """z of the first view of at most `most` test sequences of a task, float32 [N, D] on the CPU, in eval mode."""
     found = []
-    for batch in loaders.validation.restricted(task.validation[:most]).epoch(0):
+    for batch in loaders.validation.restricted(some(task.validation, most)).epoch(0):
         with accelerator.autocast():
             found.append(model.encoder(each(batch.views, lambda x: x[:, :1]))[:, 0].float().cpu())
     return torch.cat(found)
+
+
+def some(positions: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of some positions, always the same ones, in order: neighbours in a dataset may be of one class."""
+    if len(positions) <= most:
+        return positions
+    return np.sort(positions[np.argsort(keys(0, TASK_STREAM, positions), kind="stable")[:most]])
 
 
 def _cosine(objective: Objective, rows: Rows) -> float:

@@ -456,8 +456,8 @@ class BlocksConfig(LocalConfig):
     """Blocks that have a head. With last and reach=1, the others stay as they were born; with last and reach=all the
     encoder learns the same terms end to end."""
     order: Literal["together", "in_turn"] = "together"
-    """Whether all heads learn in every step, or one after the other, each in its share of the steps. What the optimiser
-    keeps for a block is then freed when no later head reaches it."""
+    """Whether all heads learn in every step, or one after the other, each in its share of the steps, with a schedule of
+    its own. What the optimiser keeps for a block is then freed when no later head reaches it."""
     head_dim: int = Field(default=64, ge=1)
     """Width of a head's projections."""
     head_hidden: int = Field(default=128, ge=1)

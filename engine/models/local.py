@@ -131,6 +131,14 @@ class LocalBlocks(nn.Module):
         changed, self.turn = turn != self.turn, turn
         return changed
 
+    def span(self, step: int, total: int) -> tuple[int, int]:
+        """The first step of the turn that a step of `total` is in, and the number of its steps."""
+        if not self.in_turn:
+            return 0, total
+        turn, heads = step * len(self.heads) // total, len(self.heads)
+        first, last = (-(-number * total // heads) for number in (turn, turn + 1))
+        return first, last - first
+
     def ended(self, units: Sequence[Unit]) -> set[nn.Parameter]:
         """The parameters that no head reaches whose turn is yet to end."""
         turn = self.turn or 0
@@ -168,8 +176,9 @@ class LocalBlocks(nn.Module):
             learns = torch.is_grad_enabled() and self.turn in (None, number)
             with torch.set_grad_enabled(learns), unit.statistics_kept():
                 found, maps = call(unit, inputs[unit.start], actions)
-            inputs = {block: x for block, x in inputs.items() if block > unit.start or self.reach > number + 1}
             inputs[self.first_head + number + 1] = maps
+            needed = {later.start for later in units[number + 1 :]}
+            inputs = {block: x for block, x in inputs.items() if block in needed}
             yield found
             del found
 

@@ -100,6 +100,10 @@ class Stopwatch:
         self.sequences += sequences
         self.steps += 1
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count seconds that have passed."""
+        self.started += seconds
+
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.started

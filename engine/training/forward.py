@@ -70,7 +70,7 @@ class TrainingForward(nn.Module):
         self.train_model = train_model
         # a list, so that their parameters are not registered twice
         self.units: list[Unit] = [] if model.local is None else model.local.units(model.encoder)
-        self.call = self._losses_of_unit  # or a compiled form of it
+        self.call, self.predict = self._losses_of_unit, model.predict  # or compiled forms of them
         # backward pass of a block's loss, which is then done before the next block runs; None leaves it to the caller
         self.send: Callable[[Tensor], None] | None = None
 
@@ -105,7 +105,7 @@ class TrainingForward(nn.Module):
                     loss = loss.detach()
                 found.append((loss, {name: value.detach() for name, value in terms.items()}))
                 z = features  # after the last block: the encoder's
-            output = model.predict(z, None, given.actions, given.inverse_actions, self.spans).float()
+            output = self.predict(z, None, given.actions, given.inverse_actions, self.spans).float()
         return output if keep is None else keep(output), found
 
     def _losses_of_unit(
@@ -126,7 +126,7 @@ class TrainingForward(nn.Module):
         limits = torch._dynamo.config  # one function has a program for each unit, in training and in evaluation
         limits.recompile_limit = max(limits.recompile_limit, 4 * len(self.units))
         self.call = torch.compile(self._losses_of_unit, **how)
-        self.model.predict = torch.compile(self.model.predict, **how)
+        self.predict = torch.compile(self.model.predict, **how)
 
     def losses_of(
         self,

@@ -98,7 +98,14 @@ def changes(resumed: Resumed, training: TrainingStep, now: Settled, step: int | 
             f"batch norm and the terms of the objective now see {new} sequences at a time instead of {old}: "
             "the run continues, with other results than it would have had"
         )
-    if "run.epochs" in changed and step and not config.stream.has_tasks:
+    local = training.model.local
+    if "run.epochs" in changed and step and local is not None and local.in_turn:
+        first, steps = local.span(step, training.total_steps)
+        turn = f"block {step * len(local.heads) // training.total_steps + 1} of {len(local.heads)}"
+        lines.append(
+            f"the turns are spread over other epochs: the next step is {step - first + 1} of {steps} of {turn}"
+        )
+    elif "run.epochs" in changed and step and not config.stream.has_tasks:
         lines += _schedule_changes(training, changed["run.epochs"], step)
     return lines
 

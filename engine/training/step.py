@@ -119,7 +119,10 @@ class TrainingStep:
         """
         if not self.losses.training:
             self.losses.train()
-        set_rate(self.optimizer, learning_rate(self.config.optim, step, self.steps_per_epoch, self.total_steps))
+        first, steps = 0, self.total_steps
+        if self.model.local is not None:  # a schedule is one of a turn
+            first, steps = self.model.local.span(step, self.total_steps)
+        set_rate(self.optimizer, learning_rate(self.config.optim, step - first, self.steps_per_epoch, steps))
         if self.model.local is not None and self.model.local.begin(step, self.total_steps):
             for parameter in self.model.local.ended(self.losses.units):
                 self.optimizer.state.pop(parameter, None)

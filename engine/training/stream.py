@@ -1,6 +1,7 @@
 """What is measured after each task of a stream, on all of its tasks."""
 
 import math
+import time
 from collections.abc import Callable
 from statistics import fmean
 from typing import Any
@@ -61,29 +62,43 @@ class TaskMeasures:
         def measure() -> dict[str, float]:
             self.training.losses.eval()
             scores = self._scores(self.training.model, check) | self._drift(number)
-            return scores | (self.summaries([*rows, scores]) if len(rows) == number - 1 else {}) | self._stability()
+            return (
+                scores | (self.summaries([*rows, scores]) if len(rows) == number - 1 else {}) | self._stability(number)
+            )
 
         return self._of_main(measure)
 
-    def trace(self, position: Position) -> None:
-        """Measure the earlier tasks when a later one begins, every `stream.trace_every` steps, and when it ends."""
+    def trace(self, position: Position) -> float:
+        """Measure the earlier tasks when a later one begins, every `stream.trace_every` steps, and when it ends.
+
+        Returns:
+            The seconds that it took.
+        """
         (ended, step), training, stream = position, self.training, self.loaders.stream
-        config = training.config
+        config, started = training.config, time.perf_counter()
         assert stream is not None
         assert isinstance(config.stream, TasksConfig)
-        every, steps = config.stream.trace_every, int(stream.starts[ended + 1] - stream.starts[ended])
-        if not (ended and every) or (step % every and step < steps):
-            return
-        if not training.accelerator.is_main_process or "prediction" not in config.objective.reads:
-            return
-        rows = self.traces.setdefault(ended + 1, [])
-        if rows and rows[-1][0] == step:  # of a run that was interrupted at a boundary
-            return
-        given = training.model.eval(), training.objective, self.loaders, training.accelerator
-        most, shuffled = max(32, TRACED // (len(stream.tasks) - 1)), config.ablation.shuffle_actions
-        cosines = [task_cosine(*given, task, most=most, shuffled=shuffled) for task in stream.tasks[:ended]]
-        rows.append([float(step), *cosines])
-        training.losses.train()
+        every = config.stream.trace_every
+        if not (ended and every) or (step % every and step < self._steps(ended + 1)):
+            return 0.0
+        if "prediction" not in config.objective.reads:
+            return 0.0
+        training.share_buffers()
+        if training.accelerator.is_main_process:
+            rows = self.traces.setdefault(ended + 1, [])
+            if not rows or rows[-1][0] < step:  # else of a run that was interrupted at a boundary
+                given = training.model.eval(), training.objective, self.loaders, training.accelerator
+                most, shuffled = max(32, TRACED // (len(stream.tasks) - 1)), config.ablation.shuffle_actions
+                cosines = [task_cosine(*given, task, most=most, shuffled=shuffled) for task in stream.tasks[:ended]]
+                rows.append([float(step), *cosines])
+                training.losses.train()
+        return time.perf_counter() - started
+
+    def _steps(self, number: int) -> int:
+        """Optimiser steps of task `number`."""
+        assert self.loaders.stream is not None
+        first, last = self.loaders.stream.starts[number - 1 : number + 1]
+        return int(last - first)
 
     def end(self, number: int) -> None:
         """End task `number`: remember its features and the encoder, and choose what a coreset keeps."""
@@ -107,38 +122,57 @@ class TaskMeasures:
         """What a checkpoint holds besides the network: features, traces, and what a coreset has chosen."""
         found = {f"features_{task}": features for task, features in self.learnt.items()}
         found |= {f"trace_{task}": torch.tensor(rows, dtype=torch.float64) for task, rows in self.traces.items()}
+        found = {name: value for name, value in found.items() if value.isfinite().all()}
         buffer = self.loaders.stream.buffer if self.loaders.stream else None
         if isinstance(buffer, Coreset) and buffer.chosen is not None:
             found["chosen"] = torch.from_numpy(buffer.chosen)
         return found
 
-    def load_state_dict(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Go on from what `state_dict` returned, after `step` optimiser steps.
+    def load_state_dict(self, tensors: dict[str, Tensor], position: Position) -> None:
+        """Go on from what `state_dict` returned at a position.
 
         Raises:
             InputError: it does not fit this stream.
         """
-        stream, width = self.loaders.stream, self.training.model.num_features
+        stream = self.loaders.stream
         assert stream is not None
-        for task in range(1, len(stream.tasks) + 1):
-            features, rows = tensors.get(f"features_{task}"), tensors.get(f"trace_{task}")
-            kept = min(COMPARED, len(stream.tasks[task - 1].validation))
-            if features is not None:
-                if features.shape != (kept, width) or not features.is_floating_point():
-                    raise InputError("its features of a task do not fit this stream", "run.resume")
-                self.learnt[task] = features
-            if rows is not None:
-                if rows.ndim != 2 or rows.shape[1] != task or not rows.is_floating_point():
-                    raise InputError("its trace of a task does not fit this stream", "run.resume")
-                self.traces[task] = rows.tolist()
+        for name, value in tensors.items():
+            kind, _, number = name.rpartition("_")
+            task = int(number) if number.isdecimal() else 0
+            if kind == "features" and self._is_features(value, task, position):
+                self.learnt[task] = value
+            elif kind == "trace" and self._is_trace(value, task, position):
+                self.traces[task] = value.tolist()
+            elif name != "chosen":
+                raise InputError(f"its {name} does not fit this stream at this position", "run.resume")
         if isinstance(stream.buffer, Coreset):
-            self._restore_coreset(stream.buffer, tensors.get("chosen"), step)
+            self._restore_coreset(stream.buffer, tensors.get("chosen"), position)
 
-    def _restore_coreset(self, buffer: Coreset, chosen: Tensor | None, step: int) -> None:
+    def _is_features(self, value: Tensor, task: int, position: Position) -> bool:
+        """Whether they can be features of the test sequences of a task that has ended."""
+        if not 1 <= task <= position.segment:
+            return False
+        assert self.loaders.stream is not None
+        count = min(COMPARED, len(self.loaders.stream.tasks[task - 1].validation))
+        return value.dtype == torch.float32 and value.shape == (count, self.training.model.num_features)
+
+    def _is_trace(self, value: Tensor, task: int, position: Position) -> bool:
+        """Whether it can be the trace of a task that has begun: rising steps, and a cosine of each earlier task."""
+        begun = position.segment + 1  # also at its first step, where a trace starts
+        if not 2 <= task <= min(begun, len(self.loaders.stream.tasks) if self.loaders.stream else 0):
+            return False
+        if value.dtype != torch.float64 or value.ndim != 2 or value.shape[1] != task or not len(value):
+            return False
+        steps, cosines = value[:, 0], value[:, 1:]
+        last = self._steps(task) if task < begun else position.step
+        whole = (steps == steps.round()).all() and (steps.diff() > 0).all() and steps[0] >= 0 and steps[-1] <= last
+        return bool(whole) and bool((cosines.abs() <= 1 + 1e-6).all())
+
+    def _restore_coreset(self, buffer: Coreset, chosen: Tensor | None, position: Position) -> None:
         stream = self.loaders.stream
         assert stream is not None
         if chosen is None:
-            if step >= stream.starts[1]:
+            if position.segment:
                 raise InputError("it lacks the images that its buffer held", "run.resume")
             return
         found, size = set(chosen.flatten().tolist()), buffer.config.size
@@ -179,10 +213,13 @@ class TaskMeasures:
         for measure, matrix in self.matrices(rows).items() if whole else ():
             before = untrained[measure][0]
             measures[measure] = {"matrix": matrix, "untrained": before, **stream_scores(matrix, before)}
+        numbers = range(1, len(self.loaders.stream.tasks) + 1)
         drift = {
             name: {
                 "rows": [[row.get(f"task_{name}_{task}") for task in range(1, row["epoch"])] for row in rows],
-                "untrained": [compare(self.learnt[task], self.born[task]) for task in sorted(self.learnt)],
+                "untrained": [
+                    compare(self.learnt[task], self.born[task]) if task in self.learnt else None for task in numbers
+                ],
             }
             for name, compare in DRIFTS.items()
         }
@@ -223,17 +260,21 @@ class TaskMeasures:
                 found[f"stream_{name}"] = fmean(values.values())
         return found
 
-    def _stability(self) -> dict[str, float]:
+    def _stability(self, number: int) -> dict[str, float]:
         """The largest fall of the earlier tasks' mean cosine after a boundary, and the most steps to come back.
 
-        The steps are left out if it did not come back after each.
+        The steps are NaN if it did not come back after each; both are left out if a task was not traced to its end.
         """
-        if not self.traces:
+        whole = {
+            task: [(int(step), fmean(cosines)) for step, *cosines in rows]
+            for task, rows in self.traces.items()
+            if rows[0][0] == 0 and rows[-1][0] == self._steps(task)
+        }
+        if number < 2 or whole.keys() != set(range(2, number + 1)):
             return {}
-        means = [[(int(step), fmean(cosines)) for step, *cosines in rows] for rows in self.traces.values()]
-        falls, steps = zip(*map(stability, means), strict=True)
-        found = {"stream_cosine_drop": max(falls)}
-        return found if None in steps else found | {"stream_cosine_recovery": float(max(steps))}
+        falls, steps = zip(*map(stability, whole.values()), strict=True)
+        slowest = math.nan if any(map(math.isnan, steps)) else max(steps)
+        return {"stream_cosine_drop": max(falls), "stream_cosine_recovery": slowest}
 
     def _scores(self, model: Any, check: Callable[[], None] = lambda: None) -> dict[str, float]:
         training = self.training

@@ -189,7 +189,7 @@ class Trainer:
         self.seconds, self.train_seconds = state.seconds, state.train_seconds
         files.restore(self.training, self.accelerator, resumed.tensors, self.global_step)
         if self.tasks:
-            self.tasks.load_state_dict(files.under("stream.", resumed.tensors["trainer"]), self.global_step)
+            self.tasks.load_state_dict(files.under("stream.", resumed.tensors["trainer"]), self.position)
         if notice := state.notice(resumed.path):
             say(notice)
         segment, step = self.position
@@ -228,13 +228,13 @@ class Trainer:
             # an interrupted validation is repeated by the resumed run; only then may the training metrics be read
             self.interrupts.new_pace()
             validation = validate(self.training, self.loaders.validation, self.check_interrupt) if validated else None
+            self._refuse_divergence()
             measured = {}
             if self.tasks:
                 alone = self.accelerator.num_processes == 1
                 check = self.check_interrupt if alone else lambda: None
                 measured = self.tasks.after(number, self.metrics_file.rows if self.metrics_file else [], check)
                 self.tasks.end(number)
-            self._refuse_divergence()
             metrics = self.training.epoch_metrics() | (validation.metrics if validation else {}) | measured
             self.position, self.final = Position(number), metrics
             self.seconds += self.watch.seconds
@@ -244,14 +244,12 @@ class Trainer:
     def _train_segment(self) -> None:
         recent = Stopwatch()
         self.interrupts.new_pace()
-        if self.tasks and not self.position.step:
-            self.tasks.trace(self.position)
+        if not self.position.step:
+            self._trace(recent)
         for batch in self.segments.batches(self.position):
             loss = self.training.step(batch, self.global_step)
             self.position = Position(self.position.segment, self.position.step + 1)
             self.global_step += 1
-            if self.tasks:
-                self.tasks.trace(self.position)
             self.watch.count(self.config.data.batch_size)
             recent.count(self.config.data.batch_size)
             self.reporter.advance()
@@ -261,6 +259,7 @@ class Trainer:
                 self._refuse_divergence()
                 self._log_step(value, recent)
                 recent = Stopwatch()
+            self._trace(recent)
             if self.training.compiled and not self.compile_seconds:
                 loss.item()  # waits for the compiler and the step
                 self.compile_seconds = self.watch.seconds
@@ -269,6 +268,14 @@ class Trainer:
                 self.watch = Stopwatch()
                 recent = Stopwatch()
             self.check_interrupt()
+
+    def _trace(self, recent: Stopwatch) -> None:
+        """Measure the earlier tasks of a stream, if it is time; that is no part of the time of training."""
+        if self.tasks:
+            seconds = self.tasks.trace(self.position)
+            for watch in (recent, self.watch):
+                watch.leave_out(seconds)
+            self.seconds += seconds
 
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"
@@ -349,7 +356,7 @@ class Trainer:
         checkpoints = self.folder.checkpoints
         partial, final = checkpoints.partial(self.segments.name, self.position)
         try:
-            stream = self.tasks.state_dict() if self.tasks else {}
+            stream = self.tasks.state_dict() if self.tasks and self.accelerator.is_main_process else {}
             broken = files.write(partial, self.training, self.accelerator, state, stream)
             if broken:
                 raise Diverged(f"diverged: {broken} is not finite")

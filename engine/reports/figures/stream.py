@@ -35,7 +35,7 @@ def draw_stream(summary: dict[str, Any], path: Path) -> None:
         curves.grid(alpha=0.3)
         curves.legend(fontsize=7)
     cka, earlier = summary["drift"]["cka"], tasks[:-1]
-    rows = [cka["untrained"], *cka["rows"][1:]]
+    rows = [cka["untrained"][:-1], *cka["rows"][1:]]
     names = ["untrained", *(f"after {i}" for i in range(2, len(rows) + 1))]
     padded = [[*row, *[math.nan] * len(earlier)][: len(earlier)] for row in rows]
     _heat(left, "likeness (CKA) of z to z when the task had been learnt", padded, earlier, names)
@@ -65,19 +65,19 @@ def _heat(axes: Any, title: str, rows: list[list[float | None]], columns: list[s
 def _traces(axes: Any, traces: dict[int, list[list[float]]], tasks: list[str]) -> None:
     """The cosine of each earlier task while the later ones are learnt, with a line where a task begins."""
     axes.set_title("cosine of the earlier tasks while the next is learnt", fontsize=9)
-    begun, points = 0.0, {task: ([], []) for task in tasks[: len(traces)]}
+    begun, points = 0.0, [([], []) for _ in tasks[:-1]]
     for rows in traces.values():
         axes.axvline(begun, color="0.6", linewidth=0.8, linestyle=":")
         for step, *cosines in rows:
-            for task, cosine in zip(points, cosines, strict=False):
-                points[task][0].append(begun + step)
-                points[task][1].append(cosine)
+            for (steps, values), cosine in zip(points, cosines, strict=False):  # later tasks have none yet
+                steps.append(begun + step)
+                values.append(cosine)
         begun += rows[-1][0]
-    for task, (steps, cosines) in points.items():
+    for (steps, cosines), task in zip(points, tasks, strict=False):
         axes.plot(steps, cosines, ".-", markersize=4, label=task)
     axes.set_xlabel("steps since the first task ended")
     axes.grid(alpha=0.3)
-    if points:
+    if traces:
         axes.legend(fontsize=7)
 
 

@@ -52,3 +52,14 @@ def test_constant_features_have_neither(features):
     constant = torch.ones(400, 12)
     assert math.isnan(linear_cka(constant, features))
     assert math.isnan(shared_directions(constant, features))
+    assert math.isnan(shared_directions(features, constant))
+    assert math.isnan(shared_directions(features, features.clone().fill_(math.nan)))
+
+
+def test_directions_that_have_collapsed_are_not_shared(features):
+    """One direction is left: what the others of an eigenbasis happen to be does not count."""
+    left = torch.linalg.eigh(torch.cov(features.T)).eigenvectors[:, -1]
+    collapsed = (features @ left)[:, None] * left
+    filled = round(1 / shared_directions(features, collapsed))
+    assert filled > 3
+    assert shared_directions(features, collapsed) == pytest.approx(1 / filled, rel=1e-4)

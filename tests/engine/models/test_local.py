@@ -317,3 +317,31 @@ def test_every_term_is_charged_to_every_block(words, tiny):
         expected.append(value.detach())
     found = training.losses(given, step).terms[f"loss_{name}"]
     torch.testing.assert_close(found, torch.stack(expected).sum())
+
+
+def test_each_turn_has_a_schedule_of_its_own(tiny, monkeypatch):
+    """A warm-up and a cosine down to the least rate, for every block alike."""
+    words = ("optim.warmup_epochs=0.25", "optim.min_lr=1e-5", "data.train_subset=320", "run.epochs=2", "optim.lr=1e-3")
+    training, _ = built(tiny, "model.local.order=in_turn", *words)
+    assert (training.steps_per_epoch, training.total_steps) == (10, 20)
+    loader = open_loaders(training.config, training.accelerator).train
+    rates = []
+    for step, batch in enumerate(batch for epoch in range(2) for batch in loader.epoch(epoch)):
+        training.step(batch, step)
+        rates.append(float(training.optimizer.param_groups[0]["lr"]))
+    first = rates[:5]
+    assert first[0] == pytest.approx(0.5e-3)
+    assert first[1] == pytest.approx(1e-3)
+    assert first[-1] == pytest.approx(1e-5)
+    assert rates == pytest.approx(first * 4)
+
+
+def test_turns_of_unequal_length_cover_all_steps(tiny):
+    training, _ = built(tiny, "model.local.order=in_turn")
+    local = training.model.local
+    for total in (3, 4, 10, 21):
+        spans = [local.span(step, total) for step in range(total)]
+        for step, (first, length) in enumerate(spans):
+            assert first <= step < first + length
+            assert spans[first] == (first, length)
+        assert sum(length for _, length in set(spans)) == total

@@ -4,13 +4,14 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from seqjepa.engine.analysis.coresets import largest_rate
 from seqjepa.engine.config import compose
-from seqjepa.engine.evaluation.tasks import task_scores
+from seqjepa.engine.evaluation.tasks import some, task_scores
 from seqjepa.engine.runs.checkpoints import find_checkpoint
 from seqjepa.engine.runs.checksums import seal
 from seqjepa.engine.runs.metrics_file import read_rows
@@ -49,8 +50,7 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
         assert scores["backward"] == pytest.approx(sum(last[task] - first[task] for task in (0, 1)) / 2)
         assert rows[-1][f"stream_{measure}_backward"] == scores["backward"]
         assert f"stream_{measure}_backward" not in rows[0]
-    # a cosine that fell and did not come back has no number of steps
-    assert known - {"stream_cosine_recovery"} <= set(rows[-1]) - {"epoch"} <= known
+    assert set(rows[-1]) - {"epoch"} == known
     assert found["drift"].keys() == {"cka", "overlap"}
     for name, drift in found["drift"].items():
         assert [len(row) for row in drift["rows"]] == [0, 1, 2]
@@ -73,11 +73,18 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
     assert find_checkpoint(tmp_path / "run").name == "segment-0003"
 
 
-@pytest.mark.parametrize("words", [(*STREAM, *MEMORY, "stream.buffer.kind=coreset"), ACTIONS])
-def test_an_interrupted_stream_ends_as_it_would_have(words, tiny, tmp_path, interrupt_at):
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        ((*STREAM, *MEMORY, "stream.buffer.kind=coreset"), 6),
+        ((*STREAM, "stream.buffer.kind=coreset"), 4),  # the last of the first task: nothing is chosen yet
+        (ACTIONS, 6),
+    ],
+)
+def test_an_interrupted_stream_ends_as_it_would_have(words, step, tiny, tmp_path, interrupt_at):
     """Also with a memory, whose copy is in eval mode from the first step on, and with a coreset, which has a state."""
     assert main(tiny(*words, run="whole")) == 0
-    interrupt_at(6)
+    interrupt_at(step)
     assert main(tiny(*words)) == 143
     assert main(tiny(*words, "run.resume=auto", "run.overwrite=false")) == 0
     (rows, summary), (expected, whole) = read(tmp_path / "run"), read(tmp_path / "whole")
@@ -165,6 +172,66 @@ def test_a_checkpoint_whose_buffer_is_damaged_is_refused(tiny, tmp_path, refused
         (path / "manifest.json").unlink()
         seal(path)
         refused(tiny(*words, f"run.resume={path}", run="again"), "run.resume", "its buffer")
+
+
+def test_a_checkpoint_whose_measurements_do_not_fit_is_refused(tiny, tmp_path, refused):
+    words = (*STREAM, "stream.tasks=2")
+    assert main(tiny(*words, "checkpoint.keep=9")) == 0
+    path = tmp_path / "run" / "checkpoints" / "segment-0002"
+    tensors = load_file(path / "trainer.safetensors")
+    features, trace = tensors["stream.features_1"], tensors["stream.trace_2"]
+    assert trace[:, 0].tolist() == [0, 2, 4, 5]
+    damaged = {
+        "features_1": [features[1:], features[:, 1:], features.double(), features.bfloat16()],
+        "features_3": [features],
+        "trace_1": [trace[:, :1]],
+        "trace_2": [trace[:0], trace[:, :1], trace.float(), trace.flip(0), trace * 2, trace + 0.5, trace[:, [0, 1, 1]]],
+        "trace_3": [trace[:, [0, 1, 1]]],
+        "trace_x": [trace],
+    }
+    for name, values in damaged.items():
+        for value in values:
+            save_file(tensors | {f"stream.{name}": value.contiguous().clone()}, path / "trainer.safetensors")
+            (path / "manifest.json").unlink()
+            seal(path)
+            refused(tiny(*words, f"run.resume={path}", run="again"), "run.resume", f"its {name} does not fit")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
+def test_a_trace_that_is_not_whole_is_no_measure(before, after, tiny, tmp_path, interrupt_at):
+    """Tracing began, or ended, in the middle of the second task."""
+    interrupt_at(8)
+    assert main(tiny(*STREAM, f"stream.trace_every={before}")) == 143
+    assert main(tiny(*STREAM, f"stream.trace_every={after}", "run.resume=auto", "run.overwrite=false")) == 0
+    rows, summary = read(tmp_path / "run")
+    assert not any("stream_cosine_drop" in row for row in rows)
+    assert (2 in map(int, summary["stream"]["traces"])) == (before == 2 or after == 2)
+    assert (tmp_path / "run" / "figures" / "stream.png").stat().st_size > 10_000
+
+
+def test_images_that_are_measured_are_of_all_classes(tiny):
+    """Neighbours in a dataset that is sorted by class are of one: the first ones would not do."""
+    positions = np.arange(2000)
+    chosen = some(positions, 1000)
+    assert len(set(chosen)) == 1000
+    assert (np.diff(chosen) > 0).all()
+    assert 400 < (chosen < 1000).sum() < 600
+    assert some(positions[:7], 1000).tolist() == list(range(7))
+
+
+def test_a_stream_that_diverges_says_so(tiny, tmp_path, capsys, monkeypatch):
+    """Before anything is fitted to features that are not finite."""
+    original = TrainingStep.step
+
+    def poisoned(self, batch, step):
+        if step == 8:
+            with torch.no_grad():
+                next(self.model.encoder.parameters()).fill_(float("nan"))
+        return original(self, batch, step)
+
+    monkeypatch.setattr(TrainingStep, "step", poisoned)
+    assert main(tiny(*STREAM, "stream.trace_every=0", "run.log_every=1000")) == 3
+    assert "diverged: " in capsys.readouterr().out
 
 
 @pytest.mark.slow
