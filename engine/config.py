@@ -92,8 +92,19 @@ def check_method(config: Config) -> None:
     Raises:
         InputError: names the field, what it conflicts with, and what is allowed.
     """
-    model, target = config.model, config.target
+    model, target, sequence = config.model, config.target, config.sequence
     terms, every_term = config.objective.terms, config.objective.every_term
+    if model.encoder.sees != sequence.views:
+        raise InputError(
+            f"{model.encoder.kind} sees {model.encoder.sees}, but sequence.kind={sequence.kind} makes {sequence.views}",
+            "model.encoder.kind",
+        )
+    spans = config.objective.reading.spans(sequence.num_observed)
+    if not sequence.reversible and any(span.backwards for span in spans):
+        raise InputError(
+            f"reads backwards, but the moves of sequence.kind={sequence.kind} cannot be taken back",
+            "objective.reading.kind",
+        )
     try:
         model.aggregator.check_width(model.token_width)
     except InputError as error:
@@ -146,7 +157,7 @@ def check_method(config: Config) -> None:
             "leaves one view for the terms that compare two successive ones; set it to at least 2",
             "sequence.num_observed",
         )
-    if not config.objective.reading.spans(config.sequence.num_observed):
+    if not spans:
         raise InputError(
             f"is longer than the {config.sequence.num_observed} observed views (sequence.num_observed)",
             "objective.reading.length",

@@ -62,6 +62,10 @@ class SequenceConfig(Kind):
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = {}
     """Limits of each field that is a range."""
+    views: ClassVar[Literal["images", "grids"]] = "images"
+    """What a view is."""
+    reversible: ClassVar[bool] = True
+    """Whether there is a way back from each view to the one before."""
 
     num_observed: int = Field(default=3, ge=1, le=63)
     """Number M of observed views; the target is one more view."""
@@ -178,7 +182,20 @@ class AugmentConfig(SequenceConfig):
         return self
 
 
-AnySequence = Annotated[RotationConfig | AffineConfig | AugmentConfig, Field(discriminator="kind")]
+class ProgramConfig(SequenceConfig):
+    """Each view is what a move has made of the grid before it: mirrored, recoloured, cropped and so on."""
+
+    made_by = ".sequences.program:Program"
+    views = "grids"
+    reversible = False
+
+    kind: Literal["program"] = "program"
+    draws: Literal["valid", "origin"] = "valid"
+    """valid: moves that the grid allows, drawn again if they change nothing or leave next to nothing; origin: moves
+    with any parameters, drawn again only if they change nothing."""
+
+
+AnySequence = Annotated[RotationConfig | AffineConfig | AugmentConfig | ProgramConfig, Field(discriminator="kind")]
 
 
 class ActionsConfig(Section):

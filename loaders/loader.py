@@ -12,7 +12,7 @@ from ..configs.errors import InputError
 from .batch import Batch, padded
 from .config import ActionsConfig, DataConfig, SequenceConfig
 from .draws import TRAIN_STREAM, VALIDATION_STREAM, words
-from .images import find_dataset
+from .images import DATASETS, find_dataset
 from .images.base import SPLITS, Images
 from .images.beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
 from .images.resident import ResidentImages
@@ -94,16 +94,14 @@ class SequenceLoader:
     def _views(self, pixels: Tensor, index: Tensor, epoch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views, actions and parameters, drawn for an epoch (int64, 0-dim) or for visits (int64 [B, 1, 1])."""
         sequence, stream = self.sequence, TRAIN_STREAM if self.sampler.train else VALIDATION_STREAM
-        params = sequence.params(words(self.sampler.seed, stream, epoch, index, sequence.num_views, sequence.num_draws))
-        if self.varies is not None:
-            params = sequence.held(params, self.varies[index])
-        views = ((sequence.render(pixels, params) - self.mean) / self.std).contiguous()
-        return views, sequence.actions(params), params
+        drawn = words(self.sampler.seed, stream, epoch, index, sequence.num_views, sequence.num_draws)
+        views, params = sequence.sample(pixels, drawn, None if self.varies is None else self.varies[index])
+        return ((views - self.mean) / self.std).contiguous(), sequence.actions(params), params
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Each image once, without augmentation: normalised float32 [b, C, H, W], labels [b], index [b]."""
         for pixels, labels, index in self._read(self.sampler.indices):
-            yield (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std, labels, index
+            yield (self.sequence.unchanged(pixels) - self.mean) / self.std, labels, index
 
     def pixels(self, count: int) -> Tensor:
         """The first images of the subset, unchanged: uint8 [n, H, W, C] on the device."""
@@ -169,6 +167,10 @@ def build_loaders(
         InputError: the data are missing, empty, damaged or another dataset's, or the batch does not fit them.
     """
     dataset = find_dataset(data.dataset)
+    if dataset.views != sequence.views:
+        known = ", ".join(name for name in DATASETS if find_dataset(name).views == sequence.views)
+        needed = f"sequence.kind={sequence.kind} needs {sequence.views}: {known}"
+        raise InputError(f"{data.dataset} has {dataset.views}, {needed}", "data.dataset")
     layout = find_layout(dataset, data.root)
     images: Mapping[str, Images | BetonImages]
     if layout.betons:
@@ -228,7 +230,7 @@ def build_loaders(
         validation=validation,
         sequence=built,
         stream=arriving,
-        num_classes=len(images["train"].classes),
+        num_classes=len(images["train"].classes) or None,
         fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),
         kind="ffcv" if isinstance(train.images, BetonImages) else "resident",
     )

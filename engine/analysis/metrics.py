@@ -120,6 +120,12 @@ METRICS = (
     Metric("stream_cka", "max", of_objective=True),
     Metric("task_overlap_{ended}", "max", of_objective=True),
     Metric("stream_overlap", "max", of_objective=True),
+    # only of programs on grids: what `grid_scores` describes
+    Metric("next_cf16", "max", title="next_cf16", closing=True, compared=True),
+    Metric("next_top1", "max", title="next_top1", closing=True, compared=True),
+    Metric("next_copy16"),
+    Metric("move_acc", "max", title="move_acc"),
+    *(Metric(f"{name}_r2", "max", title=f"{name}_r2") for name in ("size", "objects", "colours")),
     # only with parts of kind=crate: the longest step of their sparse coding
     Metric("dictionary_step_{crate}"),
     # only in epochs with factor sweeps; `subspace_metrics` describes them, and more that are neither good nor bad
@@ -132,6 +138,8 @@ METRICS = (
     Metric("subspace_ev_{sweep}", "max"),
     Metric("subspace_stability_{sweep}", "max"),
 )
+
+OF_GRIDS = {"next_cf16", "next_top1", "next_copy16", "move_acc", "size_r2", "objects_r2", "colours_r2"}
 
 # beginnings of the names of metrics that the untrained control does not have
 OF_THE_OBJECTIVE = tuple(FIELD.sub("", name) for metric in METRICS if metric.of_objective for name in metric.names)

@@ -30,7 +30,13 @@ class CrateLayers(Section):
 
 
 class EncoderConfig(Kind):
-    """The network that sees each view by itself: views [B, N, ...] -> features [B, N, D]."""
+    """The network that sees each view by itself: views [B, N, ...] -> features [B, N, D].
+
+    Attributes:
+        sees: what a view is.
+    """
+
+    sees: ClassVar[Literal["images", "grids"]] = "images"
 
     @property
     def num_features(self) -> int:
@@ -128,6 +134,93 @@ class CrateEncoderConfig(CrateLayers, EncoderConfig):
     @property
     def num_features(self) -> int:
         return self.shape[0]
+
+
+class GridObjectsConfig(EncoderConfig):
+    """Objects of a grid as tokens, with attention between those that meet; z is their mean."""
+
+    made_by = ".encoders.grid_objects:GridObjects"
+    sees = "grids"
+
+    kind: Literal["grid_objects"] = "grid_objects"
+    slots: int = Field(default=16, ge=1, le=256)
+    """Largest number of objects; smaller ones are left out."""
+    features: Literal["rich", "legacy"] = "rich"
+    """What is known of an object: rich has its colour as one of ten, and its shape."""
+    connectivity: Literal[4, 8] = 4
+    """Neighbours of a cell that belong to the same object: 4, or 8 with those at its corners."""
+    attention: Literal["adjacent", "all"] = "adjacent"
+    """Objects that an object attends to: those whose boxes meet its own, or all."""
+    dim: int = Field(default=96, ge=1)
+    """Width of a token, and number of features."""
+    num_layers: int = Field(default=2, ge=0)
+    """Number of layers."""
+    num_heads: int = Field(default=4, ge=1)
+    """Heads of the attention."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the attention's weights and of both branches of a layer."""
+
+    @property
+    def num_features(self) -> int:
+        return self.dim
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.dim % self.num_heads:
+            raise InputError(f"does not divide the width {self.dim}", "num_heads")
+        return self
+
+
+class GridConvNetConfig(EncoderConfig):
+    """Convolutions on the ten colours of a grid, as planes."""
+
+    made_by = ".encoders.grid_convnet:GridConvNet"
+    sees = "grids"
+
+    kind: Literal["grid_convnet"] = "grid_convnet"
+    width: int = Field(default=32, ge=1)
+    """Channels of the first layer; there are four times as many features."""
+
+    @property
+    def num_features(self) -> int:
+        return 4 * self.width
+
+
+class GridCellsConfig(EncoderConfig):
+    """Transformer on the cells of a grid, some of them to a token, with a token whose features are z."""
+
+    made_by = ".encoders.grid_cells:GridCells"
+    sees = "grids"
+
+    kind: Literal["grid_cells"] = "grid_cells"
+    side: int = Field(default=14, ge=1)
+    """Height and width of the canvas."""
+    patch: int = Field(default=2, ge=1)
+    """Height and width of the cells of a token."""
+    dim: int = Field(default=96, ge=1)
+    """Width of a token, and number of features."""
+    num_layers: int = Field(default=2, ge=0)
+    """Number of layers."""
+    num_heads: int = Field(default=4, ge=1)
+    """Heads of the attention."""
+
+    @property
+    def num_features(self) -> int:
+        return self.dim
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.side % self.patch:
+            raise InputError(f"does not divide the side of {self.side} cells", "patch")
+        if self.dim % self.num_heads:
+            raise InputError(f"does not divide the width {self.dim}", "num_heads")
+        return self
+
+    def check_images(self, size: tuple[int, int]) -> None:
+        if size != (self.side, self.side):
+            raise InputError(
+                f"grids lie on {size[1]}x{size[0]} cells, not {self.side}x{self.side}", "model.encoder.side"
+            )
 
 
 class NeckConfig(Kind):
@@ -471,9 +564,10 @@ class BlocksConfig(LocalConfig):
 class ModelConfig(Section):
     """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
-    encoder: Annotated[ResNet18Config | ConvNetConfig | CrateEncoderConfig, Field(discriminator="kind")] = (
-        ResNet18Config()
-    )
+    encoder: Annotated[
+        ResNet18Config | ConvNetConfig | CrateEncoderConfig | GridObjectsConfig | GridConvNetConfig | GridCellsConfig,
+        Field(discriminator="kind"),
+    ] = ResNet18Config()
     neck: Annotated[NoNeckConfig | LinearNeckConfig, Field(discriminator="kind")] = NoNeckConfig()
     aggregator: Annotated[TransformerConfig | MeanConfig | CrateConfig | TostConfig, Field(discriminator="kind")] = (
         TransformerConfig()

@@ -83,6 +83,17 @@ class CrossEntropyConfig(PredictionConfig):
         return type(self)(temperature=self.temperature)
 
 
+class InfoNCEConfig(PredictionConfig):
+    """Cross-entropy of picking a prediction's own target among those of the whole batch, by cosine."""
+
+    made_by = ".prediction:InfoNCE"
+    of_distributions = False
+
+    kind: Literal["infonce"] = "infonce"
+    scale: float = Field(default=0.1, gt=0)
+    """What cosines are divided by."""
+
+
 class ScaleConfig(Kind):
     """Scale of the covariance."""
 
@@ -306,7 +317,9 @@ class WindowsReadingConfig(ReadingConfig):
 class ObjectiveConfig(Section):
     """What training minimises: the sum of all terms whose weight is not 0."""
 
-    prediction: Annotated[CosineConfig | MSEConfig | CrossEntropyConfig, Field(discriminator="kind")] = CosineConfig()
+    prediction: Annotated[
+        CosineConfig | MSEConfig | CrossEntropyConfig | InfoNCEConfig, Field(discriminator="kind")
+    ] = CosineConfig()
     invariance: InvarianceConfig = InvarianceConfig()
     rate: RateConfig = RateConfig()
     inverse: InverseConfig = InverseConfig()

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.seq_jepa import Output
-from .config import CrossEntropyConfig
+from ..runtime.distributed import joined_rows
+from .config import CrossEntropyConfig, InfoNCEConfig
 from .term import Term
 
 
@@ -22,6 +23,10 @@ class Prediction(Term):
     def comparable(self, prediction: Tensor) -> Tensor:
         """Predictions [B, E] in the form that is compared with targets, in float32."""
         return prediction.float()
+
+    def similarity(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        """How near predictions [..., E] are to targets [..., E], both `comparable`; larger is nearer."""
+        return F.cosine_similarity(prediction, targets, dim=-1)
 
 
 class Cosine(Prediction):
@@ -40,6 +45,32 @@ class MSE(Prediction):
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(prediction.float(), target.float())
+
+    def similarity(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        return -(prediction - targets).square().mean(-1)
+
+
+class InfoNCE(Prediction):
+    """Cross-entropy of the softmax of cosines over a scale, between each prediction and all targets of the batch.
+
+    All readings of all processes are one batch of N rows: the targets of the other readings, also of the same sequence,
+    are negatives. Chance is ln N.
+
+    Source: van den Oord et al. 2018, arXiv 1807.03748, equation 4, with cosines.
+    """
+
+    def __init__(self, config: InfoNCEConfig):
+        super().__init__(config)
+        self.scale = config.scale
+
+    def forward(self, output: Output, step: Tensor) -> Tensor:
+        sides = zip(*((r.prediction, r.target) for r in output.readings), strict=True)
+        return self.distance(*(joined_rows(torch.cat(side), self.joined) for side in sides))
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        prediction, target = (F.normalize(x.float(), dim=-1) for x in (prediction, target))
+        own = torch.arange(len(target), device=target.device)
+        return F.cross_entropy(prediction @ target.T / self.scale, own)
 
 
 class CrossEntropy(Prediction):

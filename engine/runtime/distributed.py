@@ -4,12 +4,13 @@
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import gather, pad_across_processes
+from accelerate.utils import broadcast_object_list, gather, pad_across_processes
 from torch import Tensor, nn
 
 from ...configs.errors import InputError
@@ -34,6 +35,13 @@ def joined_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """
     name, size = name_of(group)
     return gather_rows(x.flatten(1), name, size).unflatten(1, x.shape[1:]) if name else x
+
+
+def of_main(accelerator: Accelerator, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What the main process measures, on every process; the others wait."""
+    found = [measure() if accelerator.is_main_process else None]
+    broadcast_object_list(found)
+    return found[0] or {}
 
 
 def average_gradients(module: nn.Module, group: dist.ProcessGroup | None) -> None:

@@ -58,7 +58,7 @@ class TrainingStep:
             part.requires_grad_(False)
         self.objective = Objective(config.objective)
         self.objective.join(joined)
-        self.sequence = loaders.sequence
+        self.sequence, self.train_loader = loaders.sequence, loaders.train
         self.stream = loaders.stream
         self.probes = OnlineProbes(
             config.probes, model.num_features, model.token_width, loaders.num_classes, loaders.sequence.factors

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from ...configs.errors import InputError
@@ -21,6 +21,7 @@ from ..evaluation.frozen import untrained_network
 from ..evaluation.tasks import MEASURES, task_cosine, task_features, task_scores
 from ..reports.console import number
 from ..runs.state import Position
+from ..runtime.distributed import of_main
 from .step import TrainingStep
 
 DRIFTS = {"cka": linear_cka, "overlap": shared_directions}
@@ -51,7 +52,7 @@ class TaskMeasures:
             self.born = self._features(network)
             return self._scores(network)
 
-        self.untrained = self._of_main(measure)
+        self.untrained = of_main(self.training.accelerator, measure)
 
     def after(self, number: int, rows: list[dict[str, Any]], check: Callable[[], None]) -> dict[str, float]:
         """Scores of the network after `number` tasks, and summaries of them and of the `rows` of the tasks before.
@@ -66,7 +67,7 @@ class TaskMeasures:
                 scores | (self.summaries([*rows, scores]) if len(rows) == number - 1 else {}) | self._stability(number)
             )
 
-        return self._of_main(measure)
+        return of_main(self.training.accelerator, measure)
 
     def trace(self, position: Position) -> float:
         """Measure the earlier tasks when a later one begins, every `stream.trace_every` steps, and when it ends.
@@ -281,11 +282,6 @@ class TaskMeasures:
         shuffled = training.config.ablation.shuffle_actions
         given = training.objective, self.loaders, training.accelerator
         return task_scores(model.eval(), *given, shuffled=shuffled, progress=check)
-
-    def _of_main(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        found = [measure() if self.training.accelerator.is_main_process else None]
-        broadcast_object_list(found)
-        return found[0] or {}
 
 
 def _known(value: float | None) -> bool:

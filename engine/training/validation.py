@@ -13,13 +13,14 @@ from ...loaders.loader import SequenceLoader
 from ...loaders.streams.config import FactorsConfig, TasksConfig
 from ..analysis.accumulators import Mean, MetricBank, centred_cosine
 from ..analysis.groups import GroupReadings
-from ..analysis.metrics import expand
+from ..analysis.metrics import OF_GRIDS, expand
 from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
+from ..evaluation.grids import grid_scores
 from ..models.seq_jepa import Output
 from ..models.white_box import CrateLayer
 from ..objectives.rate import normalized
-from ..runtime.distributed import uneven_rows
+from ..runtime.distributed import of_main, uneven_rows
 from ..runtime.failures import VALIDATION, during
 from .forward import StepInputs, StepOutputs
 from .step import TrainingStep
@@ -85,11 +86,21 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
     for name in training.config.model.crate_parts:
         steps = [layer.step_length() for layer in getattr(model, name).modules() if isinstance(layer, CrateLayer)]
         metrics[f"dictionary_step_{name}"] = torch.stack(steps).max().item()
+    if training.config.sequence.views == "grids":
+        alone = check if training.world is None else lambda: None
+        metrics |= of_main(training.accelerator, lambda: _grid_scores(training, loader, alone))
     if training.world is not None:
         # all processes decide by the same numbers: eigenvalues may differ between machines
         values: Any = broadcast(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device))
         metrics = dict(zip(metrics, values.tolist(), strict=True))
     return Validation(metrics, moments)
+
+
+def _grid_scores(training: TrainingStep, loader: SequenceLoader, check: Callable[[], None]) -> dict[str, float]:
+    shuffled = training.config.ablation.shuffle_actions
+    train = training.train_loader
+    given = training.model, training.objective, training.losses.spans, train, loader, training.accelerator
+    return grid_scores(*given, shuffled=shuffled, progress=check)
 
 
 def _measure(training: TrainingStep, batch: Batch, size: int) -> tuple[StepOutputs, StepInputs]:
@@ -131,6 +142,8 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     traced = isinstance(config.stream, TasksConfig) and config.stream.trace_every
     if not (traced and "prediction" in config.objective.reads):
         names -= {"stream_cosine_drop", "stream_cosine_recovery"}
+    if config.sequence.views != "grids":
+        names -= OF_GRIDS
     if isinstance(config.stream, FactorsConfig):  # tasks share their classes
         names = {name for name in names if "own_class" not in name}
     moving = config.stream.factors if isinstance(config.stream, FactorsConfig) else [list(factors)]

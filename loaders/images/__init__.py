@@ -20,6 +20,8 @@ DATASETS = {
     "cifar100": ".cifar:CIFAR100",
     "mnist": ".mnist:MNIST",
     "imagefolder": ".folder:ImageFolder",
+    "noise_grids": ".grids:NoiseGrids",
+    "object_grids": ".grids:ObjectGrids",
 }
 
 

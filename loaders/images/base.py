@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.progress import track
@@ -29,6 +29,7 @@ class Dataset(ABC):
         name: its key in `DATASETS`.
     """
 
+    views: Literal["images", "grids"] = "images"  # what is in it
     side: int | None = None  # height and width of the images in pixels; None allows any size
     num_classes: int | None = None  # None allows any number
     statistics: Statistics | None = None  # published, of the training pixels; None measures them
@@ -87,10 +88,10 @@ class Images:
     """One split of a dataset, in memory or in files that are decoded part by part."""
 
     dataset: Dataset
-    pixels: np.ndarray | ImageFiles  # uint8 [N, H, W, 3]
+    pixels: np.ndarray | ImageFiles  # uint8 [N, H, W, C]; C is 3, or 1 for grids
     labels: np.ndarray  # int64 [N]
     classes: list[str]  # name of each class
-    # SHA-256 of the pixels, and how often each value occurs in each channel (int64 [3, 256]), once they have been read
+    # SHA-256 of the pixels, and how often each value occurs in each channel (int64 [C, 256]), once they have been read
     _measured: Any = field(default=None, init=False, repr=False)
 
     @property
@@ -99,12 +100,17 @@ class Images:
         _, height, width, _ = self.pixels.shape
         return height, width
 
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.pixels.shape[-1]
+
     def parts(self) -> Iterator[np.ndarray]:
-        """The pixels in order, some megabytes at a time: uint8 [n, H, W, 3]. A whole pass also measures them."""
+        """The pixels in order, some megabytes at a time: uint8 [n, H, W, C]. A whole pass also measures them."""
         count, *shape = self.pixels.shape
         step = max(1, PART // math.prod(shape))
         slow = isinstance(self.pixels, ImageFiles) and count >= SLOW
-        digest, counts = hashlib.sha256(), np.zeros((3, 256), np.int64)
+        digest, counts = hashlib.sha256(), np.zeros((shape[-1], 256), np.int64)
         for start in track(range(0, count, step), "reading images", transient=True, disable=not slow):
             part = self.pixels[start : start + step]
             digest.update(np.ascontiguousarray(part).data)

@@ -134,6 +134,8 @@ class BetonImages:
         InputError: FFCV cannot be imported.
     """
 
+    channels = 3
+
     def __init__(self, path: Path, sidecar: Sidecar, *, batch_size: int, threads: int, device: torch.device):
         try:
             from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder

@@ -28,7 +28,7 @@ class ResidentImages:
     def __init__(self, images: Images | BetonImages, device: torch.device, chosen: np.ndarray | None = None):
         kept = np.zeros(len(images.labels), bool)
         kept[slice(None) if chosen is None else chosen] = True
-        shape = (int(kept.sum()), *images.size, 3)
+        shape = (int(kept.sum()), *images.size, images.channels)
         with enough_memory(shape, device.type):
             self.pixels = torch.empty(shape, dtype=torch.uint8, device=device)  # [K, H, W, C]
             seen = filled = 0

@@ -103,6 +103,23 @@ class Sequence(ABC):
         """Number A of dimensions of an action."""
         return max((dims.stop for dims in self.factors.values()), default=0)
 
+    def sample(self, images: Tensor, words: Tensor, varies: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Views and parameters, as `render` and `params` give them; of a kind that draws both together, overridden.
+
+        Args:
+            images: uint8 [B, H, W, C].
+            words: random, int64 [B, V, num_draws].
+            varies: bool [B, P], for `held`; None: all parameters vary.
+        """
+        params = self.params(words)
+        if varies is not None:
+            params = self.held(params, varies)
+        return self.render(images, params), params
+
+    def unchanged(self, images: Tensor) -> Tensor:
+        """Images, uint8 [B, H, W, C], in the form of views, float32 [B, C, H, W]."""
+        return images.permute(0, 3, 1, 2).float() / 255
+
     @abstractmethod
     def params(self, words: Tensor) -> Tensor:
         """Absolute parameters of each view, float32 [B, V, P], from random words, int64 [B, V, num_draws].

@@ -13,6 +13,7 @@ from seqjepa.engine.train import USAGE, main
 
 PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "model.projector.hidden=16")
 STREAM = ("stream.tasks=2", "stream.steps=2", "optim.schedule=constant", "eval.every=1")
+GRIDS = ("sequence.kind=program", "data.dataset=object_grids", "actions.normalization=none")
 # what a choice needs besides itself, to train a network in a second
 NEEDS = {
     "model.projector.kind=mlp": (*PROJECTED, "target.kind=shared"),
@@ -29,6 +30,15 @@ NEEDS = {
     "objective.inverse.weight=0.1": ("model.inverse.kind=mlp", "model.inverse.hidden=16"),
     "model.inverse.kind=mlp": ("model.inverse.hidden=16", "objective.inverse.weight=0.1"),
     "model.encoder.kind=crate": ("model.encoder.dim=32", "model.encoder.num_layers=1", "model.encoder.side=24"),
+    "sequence.kind=program": (*GRIDS[1:], "model.encoder.kind=grid_convnet", "model.encoder.width=4"),
+    **{
+        f"model.encoder.kind=grid_{kind}": (*GRIDS, f"model.encoder.{width}", *more)
+        for kind, width, *more in (
+            ("objects", "dim=16", "model.encoder.num_layers=1"),
+            ("convnet", "width=4"),
+            ("cells", "dim=16", "model.encoder.num_layers=1"),
+        )
+    },
     "model.subspaces.kind=group": ("objective.equivariance.weight=0.1",),
     "objective.equivariance.weight=0.1": ("model.subspaces.kind=group", "model.neck.kind=linear", "model.neck.dim=16"),
     "stream.kind=classes": STREAM,

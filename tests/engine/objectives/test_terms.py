@@ -220,3 +220,19 @@ def test_the_total_is_the_weighted_sum():
     total, terms = built(given, STEP)
     expected = 0.95 * terms["loss_prediction"].item() + 0.05 * terms["loss_sigreg"].item()
     assert total.item() == pytest.approx(expected)
+
+
+def test_infonce_picks_the_own_target_among_all_of_the_batch():
+    """Of both readings together; chance is the logarithm of their number."""
+    given = output(both=True)
+    other = given.others[0]
+    predictions, targets = torch.cat([given.prediction, other.prediction]), torch.cat([given.target, other.target])
+    cosines = F.normalize(predictions, dim=1) @ F.normalize(targets, dim=1).T
+    log_shares = (cosines / 0.2).log_softmax(1)
+    expected = -log_shares.diagonal().mean().item()
+    words = ("objective.prediction.kind=infonce", "objective.prediction.scale=0.2")
+    assert value("prediction", given, *words) == pytest.approx(expected, rel=1e-5)
+    same = given._replace(target=torch.ones(12, 6), others=(other._replace(target=torch.ones(12, 6)),))
+    assert value("prediction", same, *words) == pytest.approx(math.log(24), rel=1e-5)
+    scaled = given._replace(prediction=7 * given.prediction)
+    assert value("prediction", scaled, *words) == pytest.approx(expected, rel=1e-5)

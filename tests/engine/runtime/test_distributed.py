@@ -48,6 +48,7 @@ VARIANTS = {
     ),
     "block by block": ("configs/variant/local.yaml", "optim.accumulate=2"),
     "blocks in turn": ("configs/variant/local.yaml", "model.local.order=in_turn", "model.local.reach=2"),
+    "InfoNCE": ("objective.prediction.kind=infonce", "objective.reading.kind=windows", "target.kind=shared"),
     "VICReg": (*PROJECTED, "objective.variance.weight=1.0", "objective.covariance.weight=0.1"),
 }
 

@@ -1,0 +1,133 @@
+"""What a network knows of grids and of the moves between them."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from ...loaders.batch import Batch
+from ...loaders.draws import COUNTERFACTUAL_STREAM, words
+from ...loaders.grids.moves import MOVE, counts, sizes
+from ...loaders.grids.objects import components
+from ...loaders.grids.programs import counterfactuals
+from ...loaders.loader import SequenceLoader
+from ..analysis.accumulators import r2_score
+from ..analysis.regressions import held_out_rows, ridge_regression
+from ..models.config import Span
+from ..models.seq_jepa import SeqJEPA
+from ..objectives.objective import Objective
+from .frozen import Progress, Rows, rows_of
+
+ALTERNATIVES = 15
+FITTED, TESTED = 4000, 1000  # most sequences that probes are fitted to, and that are tested
+
+
+@torch.no_grad()
+def grid_scores(
+    model: SeqJEPA,
+    objective: Objective,
+    spans: tuple[Span, ...],
+    train_loader: SequenceLoader,
+    test_loader: SequenceLoader,
+    accelerator: Accelerator,
+    *,
+    shuffled: bool = False,
+    progress: Progress = lambda: None,
+) -> dict[str, float]:
+    """Scores of a network in eval mode on up to 1,000 test programs, with probes fitted to up to 4,000 of training.
+
+    It runs on one process and waits for no other. `shuffled` networks get the actions of another sequence.
+
+    - next_cf16: percent of predictions that are nearest to the true last grid among it and 15 that other moves make of
+      the grid before; of equally near ones each counts in part (chance is 6.25)
+    - next_copy16: the same with the grid before in the place of the prediction
+    - next_top1: percent that are nearest to the true last grid among those of all these sequences
+    - move_acc: percent of moves that a ridge regression tells from z of two grids and their difference (chance is 10)
+    - size_r2, objects_r2, colours_r2: R² of height and width, of the logarithm of one plus the number of objects, and
+      of the shares of the ten colours, by ridge regressions from z
+    """
+
+    def read(loader: SequenceLoader, nearest: bool) -> Rows:
+        def features(batch: Batch) -> dict[str, Tensor]:
+            return _features(model, objective, spans, loader, accelerator, batch, shuffled, nearest)
+
+        return rows_of(loader, 1, features, progress)
+
+    train = read(train_loader.restricted(train_loader.sampler.indices[:FITTED]), False)
+    test = read(test_loader.restricted(test_loader.sampler.indices[:TESTED]), True)
+    held_out = held_out_rows(train["index"])
+
+    def fitted(rows: Callable[[Rows], Tensor], target: str) -> Tensor:
+        return ridge_regression(rows(train), train[target], held_out, rows(test))
+
+    similarity = torch.stack([objective.prediction.similarity(one, test["target"]) for one in test["prediction"]])
+    equal = (test["grid"][:, None] == test["grid"]).all(-1)
+    best = similarity >= similarity.amax(1, keepdim=True) - 1e-6
+    moves = fitted(lambda rows: rows["pair"], "move").argmax(1) == test["move"].argmax(1)
+    found = {
+        "next_cf16": 100 * test["right"].double().mean().item(),
+        "next_copy16": 100 * test["copied"].double().mean().item(),
+        "next_top1": 100 * ((best & equal).sum(1) / best.sum(1)).double().mean().item(),
+        "move_acc": 100 * moves.double().mean().item(),
+    }
+    for name in ("size", "objects", "colours"):
+        found[f"{name}_r2"] = r2_score(fitted(lambda rows: rows["z"], name), test[name])
+    return found
+
+
+def _features(
+    model: SeqJEPA,
+    objective: Objective,
+    spans: tuple[Span, ...],
+    loader: SequenceLoader,
+    accelerator: Accelerator,
+    batch: Batch,
+    shuffled: bool,
+    nearest: bool,
+) -> dict[str, Tensor]:
+    views = batch.views
+    assert isinstance(views, Tensor)
+    grids = views[:, :, 0].round().long()  # [B, V, S, S]
+    with accelerator.autocast():
+        output = model(views, batch.actions.roll(1, 0) if shuffled else batch.actions, None, spans).float()
+        z = model.encoder(views[:, :2]).float()
+    first = grids[:, 0]
+    number = (components(first) == torch.arange(first[0].numel(), device=first.device).view(1, *first[0].shape)) & (
+        (first != 0) & (first < 10)
+    )
+    height, width = sizes(first)
+    found = {
+        "z": z[:, 0],
+        "pair": torch.cat([z[:, 0], z[:, 1], z[:, 1] - z[:, 0]], -1),
+        "move": F.one_hot(batch.params[:, 1, MOVE].long(), 10).float(),
+        "size": torch.stack([height, width], -1).float(),
+        "objects": number.flatten(1).sum(1, keepdim=True).float().log1p(),
+        "colours": counts(first) / (height * width)[:, None],
+        "prediction": objective.comparable(output.prediction),
+        "target": output.target,
+        "grid": grids[:, -1].flatten(1),
+    }
+    if nearest:
+        key = words(loader.sampler.seed, COUNTERFACTUAL_STREAM, 0, batch.index, 1, 2)[:, 0]
+        others = counterfactuals(grids[:, -2], batch.params[:, -1].long(), grids[:, -1], key, ALTERNATIVES)
+        candidates = torch.cat([grids[:, -1:], others], 1)
+        with accelerator.autocast():
+            told = _compared(model, torch.cat([candidates, grids[:, -2:-1]], 1)[:, :, None].to(views.dtype)).float()
+        told, before = told[:, :-1], told[:, -1:]
+        found["right"] = _share(objective.prediction.similarity(found["prediction"][:, None], told))
+        found["copied"] = _share(objective.prediction.similarity(before, told))
+    return found
+
+
+def _compared(model: SeqJEPA, views: Tensor) -> Tensor:
+    """What predictions of views [B, N, ...] are compared with, [B, N, E]."""
+    z = model.target.features(model.encoder, views) if not model.target.joint else model.encoder(views)
+    return z if model.projector is None else model.projector(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+
+def _share(similarity: Tensor) -> Tensor:
+    """Share of the first of the candidates [B, K] in the nearest ones: 1 if it alone is nearest, 0 if it is not."""
+    best = similarity >= similarity.amax(1, keepdim=True) - 1e-6
+    return best[:, 0] / best.sum(1)

@@ -1,0 +1,1 @@
+"""Grids of colours, as in ARC: moves between them, and programs of moves."""

@@ -1,0 +1,56 @@
+"""Programs on grids: each view is what one more move has made of the grid."""
+
+import torch
+from torch import Tensor
+
+from ...configs.errors import InputError
+from ..config import ActionsConfig, ProgramConfig
+from ..grids.moves import COLUMNS
+from ..grids.programs import ACTION_DIM, FACTORS, draw_program, encode
+from .base import Sequence
+
+
+class Program(Sequence):
+    """View 0 is the grid itself, and each further view the grid after one more step.
+
+    Images are grids, [S, S, 1] of colours 0 to 9, with 10 outside; views have the same numbers. The parameters of a
+    view are the step that has led to it, those of view 0 are all 0. Which steps make sense depends on the grid, so
+    views and parameters are drawn together.
+    """
+
+    num_draws = 2
+    param_names = COLUMNS
+    factors = FACTORS
+    config: ProgramConfig
+
+    def __init__(
+        self, config: ProgramConfig, actions: ActionsConfig, image_size: tuple[int, int], device: torch.device
+    ):
+        super().__init__(config, actions, image_size, device)
+        if self.normalization != "none":
+            raise InputError("the actions of programs have their scale; only none is allowed", "actions.normalization")
+
+    def sample(self, images: Tensor, words: Tensor, varies: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        grids = images[..., 0].long()
+        frames, steps = draw_program(grids, words[:, 0], self.num_views - 1, self.config.draws)
+        start = torch.zeros_like(steps[:, :1])
+        return frames[:, :, None].float(), torch.cat([start, steps], 1).float()
+
+    def unchanged(self, images: Tensor) -> Tensor:
+        return images.permute(0, 3, 1, 2).float()
+
+    def params(self, words: Tensor) -> Tensor:
+        raise NotImplementedError("the steps of a program depend on the grid")
+
+    def render(self, images: Tensor, params: Tensor) -> Tensor:
+        raise NotImplementedError("the steps of a program depend on the grid")
+
+    def encode(self, params: Tensor) -> Tensor:
+        return encode(params.long(), self.image_size[0])
+
+    def relative(self, params: Tensor) -> Tensor:
+        return self.encode(params)[:, 1:]
+
+    @property
+    def action_dim(self) -> int:
+        return ACTION_DIM

@@ -1,0 +1,78 @@
+"""Scores on grids: chance for a constant, everything for one who knows, and ties in parts."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from seqjepa.engine.config import compose
+from seqjepa.engine.evaluation.grids import grid_scores
+from seqjepa.engine.runtime.accelerator import build_accelerator
+from seqjepa.engine.training.loading import open_loaders
+from seqjepa.engine.training.step import TrainingStep
+
+GRIDS = ("configs/data/arc_programs.yaml", "configs/tier/arc_smoke.yaml", "data.train_subset=200", "data.val_subset=64")
+
+
+@pytest.fixture
+def opened():
+    config = compose([*GRIDS, "run.precision=fp32", "data.batch_size=32"]).config
+    accelerator = build_accelerator(config.run, 1)
+    loaders = open_loaders(config, accelerator)
+    torch.manual_seed(0)
+    training = TrainingStep(config, loaders, accelerator)
+
+    def measure(model, **more):
+        given = model.eval(), training.objective, training.losses.spans, loaders.train, loaders.validation
+        return grid_scores(*given, accelerator, **more)
+
+    return training.model, measure
+
+
+class Cells(nn.Module):
+    """A network whose features are the cells, times a scale, and which predicts the view that comes `late`r."""
+
+    def __init__(self, scale, late=0):
+        super().__init__()
+        self.scale, self.late = scale, late
+        self.projector, self.target = None, SimpleNamespace(joint=True)
+
+    def encoder(self, views):
+        return nn.functional.pad(views.flatten(2) * self.scale, (0, 1), value=1.0)
+
+    def forward(self, views, actions, inverse, spans):
+        z = self.encoder(views)
+        result = SimpleNamespace(prediction=z[:, -1 - self.late], target=z[:, -1])
+        return SimpleNamespace(float=lambda: result)
+
+
+def test_a_constant_is_at_chance(opened):
+    """All sixteen are equally near: a tie counts in parts, and nothing can be told from it."""
+    found = opened[1](Cells(0.0))
+    assert found["next_cf16"] == pytest.approx(100 / 16)
+    assert found["next_copy16"] == pytest.approx(100 / 16)
+    assert 100 / 64 <= found["next_top1"] < 100 / 16  # of 64, of which some are equal
+    assert found["move_acc"] < 30
+    assert found["size_r2"] < 0.05
+
+
+def test_who_knows_the_next_grid_is_right(opened):
+    found = opened[1](Cells(1.0))
+    assert found["next_cf16"] > 97  # an alternative may be the same grid
+    assert found["next_top1"] == pytest.approx(100)
+    assert found["next_copy16"] < 40
+    assert found["size_r2"] > 0.5
+
+
+def test_who_copies_scores_as_the_copy_does(opened):
+    found = opened[1](Cells(1.0, late=1))
+    assert found["next_cf16"] == found["next_copy16"]
+
+
+def test_actions_of_another_are_told_to_a_shuffled_network(opened):
+    model, measure = opened
+    plain, shuffled = measure(model), measure(model, shuffled=True)
+    assert plain["move_acc"] == shuffled["move_acc"]  # what is read from z alone
+    assert plain["size_r2"] > 0.5
+    assert plain.keys() == shuffled.keys()
