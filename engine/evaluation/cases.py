@@ -94,7 +94,8 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
     except InputError as error:
         raise InputError(str(error) if str(found) in str(error) else f"{found}: {error}") from None
     run = found.parent.parent if found.parent.name == "checkpoints" else found.parent
-    folder = run / "eval" / f"{found.name}-{'subspace' if config.eval.subspace else config.eval.protocol}"
+    kind = "arc" if config.eval.arc else "subspace" if config.eval.subspace else config.eval.protocol
+    folder = run / "eval" / f"{found.name}-{kind}"
     if config.eval.out:
         folder = Path(config.eval.out).expanduser()
         folder = folder / f"{number}-{run.name}-{found.name}" if number else folder

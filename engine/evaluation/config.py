@@ -53,6 +53,10 @@ class EvalConfig(Operation):
     """Number of nearest neighbours that vote (protocol=fast)."""
     subspace: bool = False
     """Whether engine/evaluate.py measures subspaces and equivariance instead of running the protocol."""
+    arc: str | None = None
+    """Folder of ARC tasks in JSON files, by which engine/evaluate.py judges an encoder of grids instead."""
+    arc_side: int = Field(default=14, ge=1, le=30)
+    """Largest number of rows or columns of the grids of a task that counts, and side of the canvas."""
     out: str | None = None
     """Folder for the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for comparisons."""
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from ...configs.errors import InputError
 from ...configs.files import to_json, write_atomically
+from ...loaders.grids.arc import read_tasks
 from ..analysis.accumulators import MetricBank
 from ..analysis.layers import layer_curves, layer_metrics
 from ..analysis.spectra import Moments, spectrum_metrics
@@ -17,6 +19,7 @@ from ..models.seq_jepa import SeqJEPA
 from ..reports.console import Reporter, table
 from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from . import report
+from .arc import Embed, arc_scores, pixels, size_and_colours
 from .cases import Case, check_comparable, make_folder, open_case
 from .equivariance import equivariance_metrics, read_moved
 from .frozen import FrozenNetwork, frozen_probes, leakage_length, untrained_network
@@ -35,6 +38,8 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
     cases = [open_case(path, overrides, number if len(paths) > 1 else 0) for number, path in enumerate(paths, start=1)]
     for notice in filter(None, (case.state.notice(case.checkpoint) for case in cases)):
         reporter.say(notice)
+    if any(case.config.eval.arc for case in cases):
+        return [_measure_arc(case, reporter) for case in cases]
     if any(case.config.eval.subspace for case in cases):
         return [_measure_subspaces(case, reporter) for case in cases]
     together = Path(cases[0].config.eval.out or "runs/comparison").expanduser()
@@ -98,6 +103,44 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
         if key not in controls:
             controls[key] = measure("untrained", untrained_network(config, accelerator))
         result[protocol] = {"trained": trained, "untrained": controls[key]}
+    return result
+
+
+def _measure_arc(case: Case, reporter: Reporter) -> dict[str, Any]:
+    """Judge the encoder of a checkpoint by ARC tasks, beside its untrained control and two that learn nothing."""
+    config, settings, started = case.config, case.config.eval, time.perf_counter()
+    side, encoder = settings.arc_side, config.model.encoder
+    if encoder.sees != "grids":
+        raise InputError(f"{case.checkpoint}: its encoder sees {encoder.sees}, not grids", "eval.arc")
+    encoder.check_images((side, side))
+    every = read_tasks(Path(settings.arc or "").expanduser())
+    tasks = [task for task in every if task.side <= side]
+    if len(tasks) < 2:
+        fit = f"{len(tasks)} of {len(every)} tasks fit {side} x {side} cells"
+        raise InputError(f"{settings.arc}: {fit}; at least two are needed", "eval.arc_side")
+    accelerator, _ = case.open_data(config.sequence.num_observed + 1, reporter.say)
+    tests = sum(len(task.tests) for task in tasks)
+    reporter.say(f"{case.checkpoint}: {len(tasks)} of {len(every)} tasks fit {side} x {side} cells; {tests} tests")
+
+    def embed(network: SeqJEPA) -> Embed:
+        network.eval()
+
+        def features(grids: Tensor) -> Tensor:
+            with accelerator.autocast():
+                return network.encoder(grids[:, None, None].float().to(accelerator.device))[:, 0].float()
+
+        return features
+
+    networks = {"trained": case.model.to(accelerator.device), "untrained": untrained_network(config, accelerator)}
+    ways = {name: embed(network) for name, network in networks.items()}
+    ways |= {"pixels": pixels, "size and colours": size_and_colours}
+    scores = {name: arc_scores(way, tasks, side) for name, way in ways.items()}
+    result = {**case.facts(accelerator), "tasks": len(tasks), "tests": tests, "side": side, **scores}
+    result["timing"]["seconds"] = time.perf_counter() - started
+    write_atomically(case.folder / "arc.json", to_json(result, indent=1) + "\n")
+    rows = [[name, *(found[name] for found in scores.values())] for name in scores["trained"]]
+    reporter.say(table(f"ARC tasks of {settings.arc}, %", ["measure", *scores], rows))
+    reporter.say(f"{case.folder / 'arc.json'}; {result['timing']['seconds']:.0f} s")
     return result
 
 
