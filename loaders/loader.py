@@ -52,9 +52,9 @@ class SequenceLoader:
         self.sequence = sequence
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=device).view(-1, 1, 1) for x in (mean, std))
         self.varies: Tensor | None = None  # parameters that vary in the views of each image, bool [N, P]; None: all
-        self.compiled = compiled
+        self.compiled = compiled and sequence.compilable
         self.program = SequenceLoader._views
-        if compiled:
+        if self.compiled:
             sequence.prepare()
             self.program = torch.compile(SequenceLoader._views, dynamic=False)
 

@@ -55,13 +55,13 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    loader, factors = loaders.train, loaders.sequence.factors
+    loader, sequence = loaders.train, loaders.sequence
     batch = next(loader.epoch(0))
-    images: Any = batch.views  # a tensor, since only images can be drawn
-    views = (images * loader.std + loader.mean).clamp(0, 1).permute(0, 1, 3, 4, 2)[:rows].cpu()
-    num_views = views.shape[1]
+    images: Any = batch.views  # a tensor, since only images and grids can be drawn
+    views = sequence.pictures(images[:rows] * loader.std + loader.mean).cpu()
+    num_views, moves = views.shape[1], sequence.described(batch.params[:rows])
     # a text column is as wide as its longest line
-    text_width = max(len(name) + 6.4 * (dims.stop - dims.start) for name, dims in factors.items()) * 0.043
+    text_width = max(len(line) for steps in moves for lines in steps for line in lines) * 0.047
     widths = [1.0, text_width] * (num_views - 1) + [1.0]
     margin, heading = 0.06, 0.2  # inches
     width, height = sum(widths) + 2 * margin, 1.08 * len(views) + margin + heading
@@ -72,18 +72,13 @@ def draw_sheet(loaders: Loaders, rows: int, path: Path) -> None:
     cells = figure.subplots(
         len(views), len(widths), width_ratios=widths, squeeze=False, gridspec_kw={"wspace": 0, "hspace": 0.06, **edges}
     )
-    moves = loaders.sequence.relative(batch.params)[:rows].tolist()
-    for first, row, sequence, steps in zip([True] + rows * [False], cells, views, moves, strict=False):
-        for number, view in enumerate(sequence):
+    for first, row, pictures, steps in zip([True] + rows * [False], cells, views, moves, strict=False):
+        for number, view in enumerate(pictures):
             axes = row[2 * number]
             axes.imshow(view.numpy(), interpolation="nearest")
             if first:
                 axes.set_title("target" if number == num_views - 1 else f"view {number}", fontsize=7, pad=3)
-        for number, step in enumerate(steps):
-            lines = [
-                f"{name} " + " ".join(f"{round(value, 2) + 0.0:+g}" for value in step[dims])
-                for name, dims in factors.items()
-            ]
+        for number, lines in enumerate(steps):
             row[2 * number + 1].text(
                 0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=5.5, family="monospace"
             )

@@ -86,6 +86,7 @@ class Sequence(ABC):
     param_names: tuple[str, ...]
     factors: dict[str, slice]
     columns: ClassVar[dict[str, tuple[int, ...]]] = {}
+    compilable: ClassVar[bool] = True  # whether one compiled program can draw its views
 
     def __init__(
         self, config: SequenceConfig, actions: ActionsConfig, image_size: tuple[int, int], device: torch.device
@@ -119,6 +120,23 @@ class Sequence(ABC):
     def unchanged(self, images: Tensor) -> Tensor:
         """Images, uint8 [B, H, W, C], in the form of views, float32 [B, C, H, W]."""
         return images.permute(0, 3, 1, 2).float() / 255
+
+    def pictures(self, views: Tensor) -> Tensor:
+        """Views, float32 [..., C, H, W] before normalisation, as colours to be shown, [..., H, W, 3] in [0, 1]."""
+        return views.clamp(0, 1).movedim(-3, -1)
+
+    def described(self, params: Tensor) -> list[list[list[str]]]:
+        """Lines that describe each move of sequences, from parameters [B, V, P]: B lists of V - 1 lists of lines."""
+        return [
+            [
+                [
+                    f"{name} " + " ".join(f"{round(value, 2) + 0.0:+g}" for value in step[dims])
+                    for name, dims in self.factors.items()
+                ]
+                for step in steps
+            ]
+            for steps in self.relative(params).tolist()
+        ]
 
     @abstractmethod
     def params(self, words: Tensor) -> Tensor:

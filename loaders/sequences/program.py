@@ -5,9 +5,19 @@ from torch import Tensor
 
 from ...configs.errors import InputError
 from ..config import ActionsConfig, ProgramConfig
-from ..grids.moves import COLUMNS
-from ..grids.programs import ACTION_DIM, FACTORS, draw_program, encode
+from ..grids.moves import COLUMNS, MOVE, NAMES
+from ..grids.programs import ACTION_DIM, FACTORS, READS, draw_program, encode
 from .base import Sequence
+
+# the ten colours in which ARC's grids are usually shown, and what is outside
+PALETTE = [[0, 0, 0], [0, 116, 217], [255, 65, 54], [46, 204, 64], [255, 220, 0], [170, 170, 170], [240, 18, 190]]
+PALETTE += [[255, 133, 27], [127, 219, 255], [135, 12, 37], [255, 255, 255]]
+
+
+def _lines(step: list[int]) -> list[str]:
+    """The name of a move, and what it reads."""
+    read = [f"{name} {value}" for name, value, reads in zip(COLUMNS, step, READS[step[MOVE]], strict=True) if reads]
+    return [NAMES[step[MOVE]], *read[1:]]
 
 
 class Program(Sequence):
@@ -21,6 +31,7 @@ class Program(Sequence):
     num_draws = 2
     param_names = COLUMNS
     factors = FACTORS
+    compilable = False  # a grid decides how often a step is drawn
     config: ProgramConfig
 
     def __init__(
@@ -38,6 +49,12 @@ class Program(Sequence):
 
     def unchanged(self, images: Tensor) -> Tensor:
         return images.permute(0, 3, 1, 2).float()
+
+    def pictures(self, views: Tensor) -> Tensor:
+        return torch.tensor(PALETTE, device=views.device)[views[..., 0, :, :].round().long()] / 255
+
+    def described(self, params: Tensor) -> list[list[list[str]]]:
+        return [[_lines(step) for step in steps] for steps in params[:, 1:].long().tolist()]
 
     def params(self, words: Tensor) -> Tensor:
         raise NotImplementedError("the steps of a program depend on the grid")

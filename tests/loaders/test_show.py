@@ -19,7 +19,8 @@ def test_draws_rows_of_views(kind, tmp_path):
     sheets = {}
     for rows, length in ((2, 3), (4, 3), (2, 5)):
         out = tmp_path / f"{rows}{length}.png"
-        words = ["configs/data/digits_affine.yaml", f"sequence.kind={kind}", f"sequence.num_observed={length}"]
+        data = "arc_programs" if kind == "program" else "digits_affine"
+        words = [f"configs/data/{data}.yaml", f"sequence.kind={kind}", f"sequence.num_observed={length}"]
         assert main([*words, "--out", str(out), "--rows", str(rows)]) == 0
         with Image.open(out) as sheet:
             sheets[rows, length] = sheet.size

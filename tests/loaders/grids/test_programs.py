@@ -185,3 +185,10 @@ def test_views_are_colours_and_outside(tmp_path):
     assert batch.actions.shape == (32, 3, 49)
     assert batch.params.shape == (32, 4, len(COLUMNS))
     assert set(batch.views.unique().tolist()) <= set(range(11))
+
+
+def test_a_batch_without_grids_has_no_programs():
+    """The last batch of a validation may leave a process without a part."""
+    for draws in ("valid", "origin"):
+        frames, steps = draw_program(grids("object_grids", 1)[:0], keys(1)[:0], 3, draws)
+        assert (frames.shape, steps.shape) == ((0, 4, 14, 14), (0, 3, 10))
