@@ -175,6 +175,23 @@ def test_the_table_of_a_stream_has_every_arm_and_its_range():
     ]
 
 
+def test_the_table_of_changes_says_what_never_came_back():
+    from streams import changes
+
+    def run(fall, steps):
+        final = {"stream_cosine_drop": fall, "stream_cosine_recovery": steps, "stream_cka": 0.9, "stream_overlap": 0.8}
+        drift = {name: {"untrained": [0.1, 0.3, 0.9]} for name in ("cka", "overlap")}
+        return {"final": final, "stream": {"drift": drift}}
+
+    lines = changes({"nothing kept": [run(0.5, None), run(0.3, None)], "all at once": [run(0.0, 0.0)]}).splitlines()
+    same = "0.900 (0.900 to 0.900) | 0.800 (0.800 to 0.800)"
+    assert lines[2:] == [
+        f"| nothing kept | 0.400 (0.300 to 0.500) | never, never | {same} |",
+        f"| all at once | 0.000 (0.000 to 0.000) | 0 | {same} |",
+        "| untrained | | | 0.200 (0.200 to 0.200) | 0.200 (0.200 to 0.200) |",
+    ]
+
+
 def test_memory_that_is_kept_at_a_time_is_counted_by_storage():
     """Two views of a storage count once, until both are gone; the most of all times is kept."""
     from local import _Kept
