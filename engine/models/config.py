@@ -156,7 +156,7 @@ class GridObjectsConfig(EncoderConfig):
     num_layers: int = Field(default=2, ge=0)
     """Number of layers."""
     num_heads: int = Field(default=4, ge=1)
-    """Heads of the attention."""
+    """Number of heads of the attention."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the attention's weights and of both branches of a layer."""
 
@@ -202,7 +202,7 @@ class GridCellsConfig(EncoderConfig):
     num_layers: int = Field(default=2, ge=0)
     """Number of layers."""
     num_heads: int = Field(default=4, ge=1)
-    """Heads of the attention."""
+    """Number of heads of the attention."""
 
     @property
     def num_features(self) -> int:
