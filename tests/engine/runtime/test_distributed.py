@@ -48,7 +48,10 @@ VARIANTS = {
     ),
     "block by block": ("configs/variant/local.yaml", "optim.accumulate=2"),
     "blocks in turn": ("configs/variant/local.yaml", "model.local.order=in_turn", "model.local.reach=2"),
-    "InfoNCE": ("objective.prediction.kind=infonce", "objective.reading.kind=windows", "target.kind=shared"),
+    "InfoNCE": (
+        *("objective.prediction.kind=infonce", "objective.prediction.scale=1", "objective.reading.kind=windows"),
+        "target.kind=shared",
+    ),
     "VICReg": (*PROJECTED, "objective.variance.weight=1.0", "objective.covariance.weight=0.1"),
 }
 
