@@ -155,6 +155,8 @@ def main(argv: list[str]) -> int:
         if name not in DATASETS:
             raise InputError(f"--dataset {name}: one of {', '.join(DATASETS)} is allowed")
         dataset = find_dataset(name)
+        if dataset.views != "images":
+            raise InputError(f"{name}: betons hold images, not {dataset.views}")
         layout = find_layout(dataset, root)
         if layout.betons:
             raise InputError(f"{root}: holds betons already")

@@ -15,6 +15,7 @@ from ...loaders.grids.programs import counterfactuals
 Embed = Callable[[Tensor], Tensor]  # grids, int64 [N, S, S], to features [N, E]
 ALTERNATIVES = 15
 PART = 512  # grids that are embedded at a time
+ROUNDING = 1e-5  # differences below this share of the features' length are roundings
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def arc_scores(embed: Embed, tasks: list[ArcTask], side: int, seed: int = 0) -> 
       (chance is 6.25); choose16_<k> with the first k demonstrations, choose16_input by z(test input) alone
     - among_all: it is nearest to the true output among the outputs of all tests
 
-    Of equally near ones each counts in part.
+    Of equally near ones each counts in part; what differs by roundings is equally near.
 
     Args:
         embed: gives the features.
@@ -51,8 +52,10 @@ def arc_scores(embed: Embed, tasks: list[ArcTask], side: int, seed: int = 0) -> 
     )
     rules = after - before
     alike = F.normalize(rules, dim=1) @ F.normalize(rules, dim=1).T
+    nothing = ROUNDING * max(after.norm(dim=1).amax().item(), truth.norm(dim=1).amax().item())
+    alike[rules.norm(dim=1) <= nothing] = 0  # of no rule, none is most alike
     alike.fill_diagonal_(-2)
-    best = alike >= alike.amax(1, keepdim=True) - 1e-9
+    best = alike >= alike.amax(1, keepdim=True) - ROUNDING
     same = owner[:, None] == owner
     found = {"rule_nn": 100 * ((best & same).sum(1) / best.sum(1)).mean().item()}
 
@@ -67,18 +70,18 @@ def arc_scores(embed: Embed, tasks: list[ArcTask], side: int, seed: int = 0) -> 
     for name, count in {"choose16": most, "choose16_1": 1, "choose16_2": 2, "choose16_input": 0}.items():
         means = [rules[first : min(first + count, last)].mean(0) for first, last in pairwise(starts)]
         guess = query + torch.stack(means)[tested] if count else query
-        found[name] = 100 * _first(torch.cdist(guess[:, None], candidates)[:, 0]).mean().item()
+        found[name] = 100 * _first(torch.cdist(guess[:, None], candidates)[:, 0], nothing).mean().item()
         if name == "choose16":
             distances = torch.cdist(guess, truth)
-            nearest = distances <= distances.amin(1, keepdim=True) + 1e-9
+            nearest = distances <= distances.amin(1, keepdim=True) + nothing
             right = nearest & (outputs.flatten(1)[:, None] == outputs.flatten(1)).all(-1)
             found["among_all"] = 100 * (right.sum(1) / nearest.sum(1)).mean().item()
     return found
 
 
-def _first(distances: Tensor) -> Tensor:
-    """Share of the first of the candidates [N, K] in the nearest ones."""
-    nearest = distances <= distances.amin(1, keepdim=True) + 1e-9
+def _first(distances: Tensor, nothing: float) -> Tensor:
+    """Share of the first of the candidates [N, K] in the nearest ones; differences up to `nothing` are roundings."""
+    nearest = distances <= distances.amin(1, keepdim=True) + nothing
     return nearest[:, 0] / nearest.sum(1)
 
 

@@ -58,10 +58,13 @@ class EvalConfig(Operation):
     arc_side: int = Field(default=14, ge=1, le=30)
     """Largest number of rows or columns of the grids of a task that counts, and side of the canvas."""
     out: str | None = None
-    """Folder for the results; null is eval/<checkpoint>-<protocol> in each run, and runs/comparison for comparisons."""
+    """Folder for the results; null is eval/<checkpoint>-<protocol> (or -subspace, -arc) in each run, and
+    runs/comparison for comparisons."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.lengths or sorted(set(self.lengths) & set(range(1, 65))) != self.lengths:
             raise InputError("must grow within 1 to 64, such as [1, 3, 5]", "lengths")
+        if self.arc is not None and self.subspace:
+            raise InputError("is another evaluation than eval.subspace; only one of them is allowed", "arc")
         return self

@@ -126,8 +126,7 @@ def _measure_arc(case: Case, reporter: Reporter) -> dict[str, Any]:
         network.eval()
 
         def features(grids: Tensor) -> Tensor:
-            with accelerator.autocast():
-                return network.encoder(grids[:, None, None].float().to(accelerator.device))[:, 0].float()
+            return network.encoder(grids[:, None, None].float().to(accelerator.device))[:, 0].float()
 
         return features
 
@@ -147,6 +146,10 @@ def _measure_arc(case: Case, reporter: Reporter) -> dict[str, Any]:
 def _measure_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     """Measure the network of a checkpoint and its untrained control; write subspace.json and figures to its folder."""
     config, num_observed = case.config, case.config.sequence.num_observed
+    if config.sequence.views != "images":
+        raise InputError(
+            f"{case.checkpoint}: only images are swept; eval.arc judges an encoder of grids", "eval.subspace"
+        )
     # one more view: the aggregate leaves out the first, which is the unchanged image in some kinds of sequence
     accelerator, loaders = case.open_data(num_observed + 1, reporter.say)
     reporter.say(

@@ -303,7 +303,7 @@ class PrefixesReadingConfig(ReadingConfig):
 class WindowsReadingConfig(ReadingConfig):
     """Every view that has enough views before it is predicted from these.
 
-    Views are drawn independently of each other, so that windows at fixed places are random subsets of the views.
+    Views of images are drawn independently of each other, so that windows at fixed places are random subsets of them.
     """
 
     kind: Literal["windows"] = "windows"

@@ -34,7 +34,7 @@ class Objective(nn.Module):
 
     def join(self, group: ProcessGroup | None) -> None:
         """Treat the batches of these processes as one, in the terms that use statistics of a batch."""
-        for term in self.terms.values():
+        for term in (self.prediction, *self.terms.values()):
             term.group = group
 
     def forward(self, output: Output, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -28,6 +28,10 @@ class Prediction(Term):
         """How near predictions [..., E] are to targets [..., E], both `comparable`; larger is nearer."""
         return F.cosine_similarity(prediction, targets, dim=-1)
 
+    def resolution(self, targets: Tensor) -> float:
+        """Differences of `similarity` to targets of this scale that are no more than roundings in single precision."""
+        return 1e-5
+
 
 class Cosine(Prediction):
     """1 - cosine (the loss of seq-JEPA).
@@ -48,6 +52,9 @@ class MSE(Prediction):
 
     def similarity(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return -(prediction - targets).square().mean(-1)
+
+    def resolution(self, targets: Tensor) -> float:
+        return 1e-5 * targets.square().mean(-1).amax().item()
 
 
 class InfoNCE(Prediction):

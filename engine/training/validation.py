@@ -99,7 +99,7 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
 def _grid_scores(training: TrainingStep, loader: SequenceLoader, check: Callable[[], None]) -> dict[str, float]:
     shuffled = training.config.ablation.shuffle_actions
     train = training.train_loader
-    given = training.model, training.objective, training.losses.spans, train, loader, training.accelerator
+    given = training.model, training.objective, training.losses.spans, train, loader
     return grid_scores(*given, shuffled=shuffled, progress=check)
 
 

@@ -109,10 +109,12 @@ def find_objects(
     area = torch.zeros_like(labels).scatter_add_(1, labels, coloured.long())  # at the first cell of each
     key = area * (cells + 1) + (cells - line)
     chosen = torch.where(area > 0, key, -1).topk(min(slots, cells), 1)
-    first, there = chosen.indices, chosen.values >= 0  # [N, O]
+    missing = max(0, slots - cells)
+    first, there = F.pad(chosen.indices, (0, missing)), F.pad(chosen.values, (0, missing), value=-1) >= 0  # [N, O]
     slot_of = torch.full_like(labels, slots)
     order = torch.arange(first.shape[1], device=device).expand_as(first)
-    slot_of.scatter_(1, first, torch.where(there, order, slots))
+    slot_of = F.pad(slot_of, (0, 1), value=slots)  # one more place, for slots without an object
+    slot_of.scatter_(1, torch.where(there, first, cells), torch.where(there, order, slots))
     slot = torch.where(coloured, slot_of.gather(1, labels), slots)  # [N, S S]
 
     def summed(values: Tensor) -> Tensor:

@@ -54,8 +54,16 @@ def test_a_constant_is_at_chance():
     assert found["among_all"] == pytest.approx(100 / 6)
 
 
-def test_the_canvas_changes_no_score_of_what_does_not_see_it():
-    assert arc_scores(numbers, tasks(), 9)["rule_nn"] == arc_scores(numbers, tasks(), SIDE)["rule_nn"]
+def test_what_has_collapsed_is_at_chance_whatever_its_roundings_are():
+    """Features that are equal up to 1e-7 of their length, by which the number of coloured cells could be told."""
+
+    def collapsed(grids):
+        return 1 + 1e-7 * numbers(grids).double() / 36
+
+    found = arc_scores(collapsed, tasks(), SIDE)
+    assert found["rule_nn"] == pytest.approx(100 * 3 / 23)
+    assert found["choose16"] == pytest.approx(100 / 16)
+    assert found["among_all"] == pytest.approx(100 / 6)
 
 
 def test_what_learns_nothing_sees_cells_and_shares():
@@ -84,6 +92,12 @@ def test_a_run_is_judged_by_a_folder_of_tasks(tiny, tmp_path, capsys):
     assert result["trained"].keys() == result["untrained"].keys()
     assert evaluate([str(tmp_path / "run"), f"eval.arc={folder}", "eval.arc_side=5"]) == 2
     assert "0 of 6 tasks fit 5 x 5 cells" in capsys.readouterr().err
+    for words, problem in (
+        (["eval.subspace=true"], "only images are swept"),
+        (["eval.subspace=true", f"eval.arc={folder}"], "only one of them is allowed"),
+    ):
+        assert evaluate([str(tmp_path / "run"), *words]) == 2
+        assert problem in capsys.readouterr().err
     plain = ("run.epochs=1", "control.enabled=false", "gates.enforce=false", "gates.rules.digits_affine=[]")
     assert main(tiny(*plain, run="images")) == 0
     assert evaluate([str(tmp_path / "images"), f"eval.arc={folder}"]) == 2

@@ -71,3 +71,10 @@ def test_a_compiled_encoder_finds_the_same_objects(grids):
     encoder = GridObjectsConfig().build().eval()
     compiled = torch.compile(encoder.features, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(grids), encoder.features(grids))
+
+
+def test_more_slots_than_cells_are_empty(grids):
+    torch.manual_seed(0)
+    few, many = GridObjectsConfig(slots=64).build().eval(), GridObjectsConfig(slots=250).build().eval()
+    many.load_state_dict(few.state_dict())
+    torch.testing.assert_close(few.features(grids), many.features(grids))

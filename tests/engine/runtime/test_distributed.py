@@ -47,6 +47,9 @@ VARIANTS = {
         *("objective.variance.weight=1.0", "objective.variance.features=rest"),
     ),
     "block by block": ("configs/variant/local.yaml", "optim.accumulate=2"),
+    "InfoNCE by blocks": (
+        *("configs/variant/local.yaml", "objective.prediction.kind=infonce", "objective.prediction.scale=1"),
+    ),
     "blocks in turn": ("configs/variant/local.yaml", "model.local.order=in_turn", "model.local.reach=2"),
     "InfoNCE": (
         *("objective.prediction.kind=infonce", "objective.prediction.scale=1", "objective.reading.kind=windows"),

@@ -26,6 +26,7 @@ from seqjepa.loaders.grids.objects import components
 from seqjepa.loaders.grids.programs import counterfactuals, draw_program, encode
 from seqjepa.loaders.images import find_dataset
 from seqjepa.loaders.loader import build_loaders
+from seqjepa.loaders.write import main as write
 
 KINDS = ("noise_grids", "object_grids")
 PLAIN = ActionsConfig(normalization="none")
@@ -192,3 +193,9 @@ def test_a_batch_without_grids_has_no_programs():
     for draws in ("valid", "origin"):
         frames, steps = draw_program(grids("object_grids", 1)[:0], keys(1)[:0], 3, draws)
         assert (frames.shape, steps.shape) == ((0, 4, 14, 14), (0, 3, 10))
+
+
+def test_grids_are_not_written_as_betons(tmp_path, capsys):
+    assert write(["object_grids", str(tmp_path / "betons")]) == 2
+    assert "betons hold images, not grids" in capsys.readouterr().err
+    assert not (tmp_path / "betons").exists()
