@@ -157,11 +157,11 @@ def expand(targets: Collection[str], **fields: Collection[str]) -> set[str]:
     """Names of all metrics of an epoch, in a task that has these of the targets "class" and "action".
 
     `fields` are the values of each field in the names; a metric whose field is missing is left out, and so are the
-    summaries of a stream that has no `task`.
+    summaries of a stream that has no `task`, and the scores on grids where `grids` is empty.
     """
     found = set()
     for name in (name for metric in METRICS if metric.target in (None, *targets) for name in metric.names):
-        if name.startswith("stream_") and not fields.get("task"):
+        if (name.startswith("stream_") and not fields.get("task")) or (name in OF_GRIDS and not fields.get("grids")):
             continue
         field = FIELD.search(name)
         found |= {FIELD.sub(value, name) for value in fields.get(field[1], ())} if field else {name}

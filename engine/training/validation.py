@@ -13,7 +13,7 @@ from ...loaders.loader import SequenceLoader
 from ...loaders.streams.config import FactorsConfig, TasksConfig
 from ..analysis.accumulators import Mean, MetricBank, centred_cosine
 from ..analysis.groups import GroupReadings
-from ..analysis.metrics import OF_GRIDS, expand
+from ..analysis.metrics import expand
 from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
 from ..evaluation.grids import grid_scores
@@ -136,14 +136,13 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     fields = {"term": config.objective.terms, "factor": factors, "group": groups, "crate": config.model.crate_parts}
     fields["task"] = list(map(str, range(1, config.stream.count + 1)))
     fields["ended"] = fields["task"][:-1]
+    fields["grids"] = ["program"] if config.sequence.views == "grids" else []
     names = expand(targets, feature=("z", "agg"), **fields)
     if config.model.local.stops:  # no term sends a gradient through all of z
         names = {name for name in names if not name.startswith("z_grad_norm")}
     traced = isinstance(config.stream, TasksConfig) and config.stream.trace_every
     if not (traced and "prediction" in config.objective.reads):
         names -= {"stream_cosine_drop", "stream_cosine_recovery"}
-    if config.sequence.views != "grids":
-        names -= OF_GRIDS
     if isinstance(config.stream, FactorsConfig):  # tasks share their classes
         names = {name for name in names if "own_class" not in name}
     moving = config.stream.factors if isinstance(config.stream, FactorsConfig) else [list(factors)]

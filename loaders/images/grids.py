@@ -1,5 +1,7 @@
 """Generated grids of colours, on which programs of moves begin. They are drawn by counters, the same everywhere."""
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +36,27 @@ class Grids(Dataset):
         """
         raise NotImplementedError
 
+    def check(self, place: Path | None, size: Sequence[int], num_classes: int) -> None:
+        if place is not None:
+            raise InputError(f"{place}: {self.name} are generated; only null is allowed", "data.root")
+
     def read(self, root: Path | None, split: str, download: bool) -> Images:
-        if root is not None:
-            raise InputError(f"{root}: {self.name} are generated; only null is allowed", "data.root")
-        parts = []
-        for start in range(0, NUMBERS[split], PART):
-            index = torch.arange(start, min(start + PART, NUMBERS[split])) + (split == "test") * NUMBERS["train"]
-            drawn = words(0, GRID_STREAM, 0, index, 1, 2 + self.number_of_words)[:, 0]
-            height, width = (SMALLEST + (drawn[:, i] * (LARGEST - SMALLEST + 1) >> 32) for i in (0, 1))
-            line = torch.arange(LARGEST)
-            inside = (line[:, None] < height[:, None, None]) & (line < width[:, None, None])
-            parts.append(torch.where(inside, self.cells(height, width, drawn[:, 2:]), OUTSIDE).byte())
-        pixels = torch.cat(parts)[..., None].numpy()
+        self.check(root, (), 0)
+        pixels = _drawn(type(self), split)
         return Images(self, pixels, np.zeros(len(pixels), np.int64), [])
+
+
+@functools.cache
+def _drawn(kind: type[Grids], split: str) -> np.ndarray:
+    """All grids of a split, uint8 [N, 14, 14, 1]."""
+    grids, parts, line = kind(""), [], torch.arange(LARGEST)
+    for start in range(0, NUMBERS[split], PART):
+        index = torch.arange(start, min(start + PART, NUMBERS[split])) + (split == "test") * NUMBERS["train"]
+        drawn = words(0, GRID_STREAM, 0, index, 1, 2 + kind.number_of_words)[:, 0]
+        height, width = (SMALLEST + (drawn[:, i] * (LARGEST - SMALLEST + 1) >> 32) for i in (0, 1))
+        inside = (line[:, None] < height[:, None, None]) & (line < width[:, None, None])
+        parts.append(torch.where(inside, grids.cells(height, width, drawn[:, 2:]), OUTSIDE).byte())
+    return torch.cat(parts)[..., None].numpy()
 
 
 class NoiseGrids(Grids):

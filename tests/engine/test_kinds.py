@@ -88,7 +88,10 @@ def test_all_are_found():
     }
 
 
-@pytest.mark.parametrize("word", CHOICES)
+LONG = {"model.encoder.kind=resnet18"}
+
+
+@pytest.mark.parametrize("word", [pytest.param(w, marks=[pytest.mark.slow] if w in LONG else []) for w in CHOICES])
 def test_a_kind_is_chosen_trained_resumed_and_evaluated(word, tiny, tmp_path, refused, capsys):
     words = [word, *NEEDS.get(word, ())]
     small = ("data.train_subset=64", "data.val_subset=16", "control.enabled=false", "gates.rules.digits_affine=[]")

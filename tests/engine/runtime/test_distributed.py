@@ -46,14 +46,11 @@ VARIANTS = {
         *("objective.equivariance.weight=1.0", "objective.rest.weight=1.0"),
         *("objective.variance.weight=1.0", "objective.variance.features=rest"),
     ),
-    "block by block": ("configs/variant/local.yaml", "optim.accumulate=2"),
     "InfoNCE by blocks": (
         *("configs/variant/local.yaml", "objective.prediction.kind=infonce", "objective.prediction.scale=1"),
     ),
-    "blocks in turn": ("configs/variant/local.yaml", "model.local.order=in_turn", "model.local.reach=2"),
-    "InfoNCE": (
-        *("objective.prediction.kind=infonce", "objective.prediction.scale=1", "objective.reading.kind=windows"),
-        "target.kind=shared",
+    "blocks in turn": (
+        *("configs/variant/local.yaml", "model.local.order=in_turn", "model.local.reach=2", "optim.accumulate=2"),
     ),
     "VICReg": (*PROJECTED, "objective.variance.weight=1.0", "objective.covariance.weight=0.1"),
 }

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from seqjepa.configs.errors import InputError
 from seqjepa.loaders.config import ActionsConfig, DataConfig, ProgramConfig
@@ -199,3 +200,13 @@ def test_grids_are_not_written_as_betons(tmp_path, capsys):
     assert write(["object_grids", str(tmp_path / "betons")]) == 2
     assert "betons hold images, not grids" in capsys.readouterr().err
     assert not (tmp_path / "betons").exists()
+
+
+def test_generated_grids_have_no_folder(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        Image.new("RGB", (14, 14)).save(tmp_path / split / "a" / "1.png")
+    for root in (tmp_path, tmp_path / "train"):
+        data = DataConfig(dataset="object_grids", root=str(root))
+        with pytest.raises(InputError, match="object_grids are generated; only null is allowed"):
+            build_loaders(data, ProgramConfig(), PLAIN, seed=0, device=torch.device("cpu"))
