@@ -88,7 +88,8 @@ def test_all_are_found():
     }
 
 
-LONG = {"model.encoder.kind=resnet18"}
+LONG = {f"model.encoder.kind={kind}" for kind in ("resnet18", "grid_cells", "grid_convnet")}
+LONG |= {"stream.buffer.kind=reservoir", "stream.buffer.kind=balanced", "objective.distillation.weight=0.1"}
 
 
 @pytest.mark.parametrize("word", [pytest.param(w, marks=[pytest.mark.slow] if w in LONG else []) for w in CHOICES])
