@@ -35,20 +35,22 @@ def main() -> int:
     parser.add_argument("--task", default="mnist_affine", help="a file of configs/data (default: %(default)s)")
     parser.add_argument("--data", required=True, help="folder of the images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 0, 1], help="seeds of each arm (default: 42 0 1)")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="arms to run (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings for all runs")
     args = parser.parse_intermixed_args()
     place = Path("runs/streams") / f"{args.task}-{args.stream}"
 
     words = [f"configs/data/{args.task}.yaml", "configs/tier/stream.yaml", f"configs/stream/{args.stream}.yaml"]
-    if code := train_arms(place, ARMS, args.seeds, [*words, f"data.root={args.data}", *args.settings], args.jobs):
+    arms = {arm: ARMS[arm] for arm in args.arms}
+    if code := train_arms(place, arms, args.seeds, [*words, f"data.root={args.data}", *args.settings], args.jobs):
         return code
     found = {
         arm: [
             json.loads((arm_folder(place, arm, seed) / "summary.json").read_text(encoding="utf-8"))
             for seed in args.seeds
         ]
-        for arm in ARMS
+        for arm in arms
     }
     print(table({arm: [run["stream"]["measures"] for run in runs] for arm, runs in found.items()}))
     print(f"\n{changes(found)}")

@@ -51,7 +51,7 @@ class SequenceLoader:
         self.sampler = sampler
         self.sequence = sequence
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=device).view(-1, 1, 1) for x in (mean, std))
-        self.varies: Tensor | None = None  # parameters that vary in the views of each image, bool [N, P]; None: all
+        self.strength: Tensor | None = None  # of the parameters of each image's views, float32 [N, P]; None: 1
         self.compiled = compiled and sequence.compilable
         self.program = SequenceLoader._views
         if self.compiled:
@@ -95,7 +95,7 @@ class SequenceLoader:
         """Views, actions and parameters, drawn for an epoch (int64, 0-dim) or for visits (int64 [B, 1, 1])."""
         sequence, stream = self.sequence, TRAIN_STREAM if self.sampler.train else VALIDATION_STREAM
         drawn = words(self.sampler.seed, stream, epoch, index, sequence.num_views, sequence.num_draws)
-        views, params = sequence.sample(pixels, drawn, None if self.varies is None else self.varies[index])
+        views, params = sequence.sample(pixels, drawn, None if self.strength is None else self.strength[index])
         return ((views - self.mean) / self.std).contiguous(), sequence.actions(params), params
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -222,9 +222,10 @@ def build_loaders(
         arriving = Stream(stream, tasks, splits[0].labels, train.sampler)
         if tasks[0].factors is not None:
             for loader, split, kind in zip((train, validation), splits, ("train", "validation"), strict=True):
-                loader.varies = torch.zeros(len(split.labels), len(built.param_names), dtype=torch.bool, device=device)
+                loader.strength = torch.zeros(len(split.labels), len(built.param_names), device=device)
                 for task in tasks:
-                    loader.varies[torch.from_numpy(getattr(task, kind)).to(device)] = built.varies(task.factors or ())
+                    strength = built.strengths(task.factors or (), task.strength)
+                    loader.strength[torch.from_numpy(getattr(task, kind)).to(device)] = strength
     return Loaders(
         train=train,
         validation=validation,

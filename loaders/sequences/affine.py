@@ -35,6 +35,7 @@ class Affine(Sequence):
     }
 
     columns = {"rotation": (0,), "translation_x": (1,), "translation_y": (2,), "scale": (3,)}
+    whole = (1, 2)
 
     config: AffineConfig
 

@@ -43,6 +43,8 @@ class Augment(Sequence):
         "grayscale": (10,),
         "solarize": (11,),
     }
+    whole = (0, 1, 2, 3)
+    choices = (9, 10, 11, 12)
 
     config: AugmentConfig
 

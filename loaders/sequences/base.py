@@ -79,13 +79,17 @@ class Sequence(ABC):
         num_draws: number of random words that one view needs.
         param_names: names of the P parameters.
         factors: dimensions of the action that belong to each factor of variation, by its name.
-        columns: parameters of each factor that can be held while others vary, by its name; none by default.
+        columns: parameters of each factor whose strength a task can set, by its name; none by default.
+        whole: parameters that are whole numbers of pixels.
+        choices: parameters that are drawn or not, so that they have no strength.
     """
 
     num_draws: int
     param_names: tuple[str, ...]
     factors: dict[str, slice]
     columns: ClassVar[dict[str, tuple[int, ...]]] = {}
+    whole: ClassVar[tuple[int, ...]] = ()
+    choices: ClassVar[tuple[int, ...]] = ()
     compilable: ClassVar[bool] = True  # whether one compiled program can draw its views
 
     def __init__(
@@ -104,17 +108,17 @@ class Sequence(ABC):
         """Number A of dimensions of an action."""
         return max((dims.stop for dims in self.factors.values()), default=0)
 
-    def sample(self, images: Tensor, words: Tensor, varies: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, images: Tensor, words: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Views and parameters, as `render` and `params` give them; of a kind that draws both together, overridden.
 
         Args:
             images: uint8 [B, H, W, C].
             words: random, int64 [B, V, num_draws].
-            varies: bool [B, P], for `held`; None: all parameters vary.
+            strength: float32 [B, P], for `weakened`; None: the parameters as they are drawn.
         """
         params = self.params(words)
-        if varies is not None:
-            params = self.held(params, varies)
+        if strength is not None:
+            params = self.weakened(params, strength)
         return self.render(images, params), params
 
     def unchanged(self, images: Tensor) -> Tensor:
@@ -181,15 +185,31 @@ class Sequence(ABC):
         """Parameters [P] that leave an image as it is; a sequence with `columns` has them."""
         raise NotImplementedError
 
-    def held(self, params: Tensor, varies: Tensor) -> Tensor:
-        """Parameters [B, V, P], with those of `still` where `varies`, bool [B, P], is false."""
-        return torch.where(varies[:, None], params, self.still)
+    @cached_property
+    def _pixels(self) -> Tensor:
+        """Which parameters are whole numbers, bool [P]."""
+        return torch.tensor([column in self.whole for column in range(len(self.param_names))], device=self.device)
 
-    def varies(self, factors: Iterable[str]) -> Tensor:
-        """Which parameters belong to one of these factors, bool [P]."""
-        found = torch.zeros(len(self.param_names), dtype=torch.bool, device=self.device)
-        found[[column for name in factors for column in self.columns[name]]] = True
-        return found
+    def weakened(self, params: Tensor, strength: Tensor) -> Tensor:
+        """Parameters [B, V, P], of which only a share of the way from `still` is left: `strength`, float32 [B, P].
+
+        Whole numbers stay whole; they are rounded toward `still`. With strength 1 nothing changes.
+        """
+        strength = strength[:, None]
+        moved = strength * (params - self.still)
+        moved = self.still + torch.where(self._pixels, moved.trunc(), moved)
+        return torch.where(strength == 1, params, moved)
+
+    def strengths(self, factors: Iterable[str], strength: float = 1.0) -> Tensor:
+        """Strength of each parameter if these factors have the one that is given and the others 0: float32 [P].
+
+        It is a multiple of 1 / 1024, so that its product with a whole number is exact, and rounded alike everywhere.
+        """
+        share = max(1, round(1024 * strength)) / 1024
+        found = torch.zeros(len(self.param_names))
+        for column in (column for name in factors for column in self.columns[name]):
+            found[column] = 1.0 if column in self.choices else share
+        return found.to(self.device)
 
     def sweeps(self) -> Sweeps:
         """The factors along which diagnostics move images, one at a time; each grid contains the unchanged image.
@@ -216,6 +236,7 @@ class Sequence(ABC):
             self.statistics  # noqa: B018
         if self.columns:
             self.still  # noqa: B018
+            self._pixels  # noqa: B018
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:

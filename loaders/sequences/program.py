@@ -41,7 +41,7 @@ class Program(Sequence):
         if self.normalization != "none":
             raise InputError("the actions of programs have their scale; only none is allowed", "actions.normalization")
 
-    def sample(self, images: Tensor, words: Tensor, varies: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, images: Tensor, words: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
         grids = images[..., 0].long()
         frames, steps = draw_program(grids, words[:, 0], self.num_views - 1, self.config.draws)
         start = torch.zeros_like(steps[:, :1])

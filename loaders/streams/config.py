@@ -128,10 +128,12 @@ class FactorsConfig(TasksConfig):
 
     def untrained(self) -> Self:
         """What varies in the views of an image matters to any network; when it arrives does not."""
-        return type(self)(factors=self.factors)
+        return type(self)(factors=self.factors, strengths=self.strengths)
 
     factors: list[list[str]] = [["rotation"], ["translation_x", "translation_y"], ["scale"]]
     """Factors that vary in each task; the others leave the image unchanged."""
+    strengths: list[Annotated[float, Field(gt=0, le=1)]] | None = None
+    """How strongly the factors of each task move an image, as a share of what is drawn; null is 1 in every task."""
 
     @property
     def count(self) -> int:
@@ -141,6 +143,8 @@ class FactorsConfig(TasksConfig):
     def _check_tasks(self) -> Self:
         if len(self.factors) < 2 or not all(self.factors):
             raise InputError("must be two or more lists of factors, none of them empty", "factors")
+        if self.strengths is not None and len(self.strengths) != len(self.factors):
+            raise InputError(f"gives {len(self.strengths)} for {len(self.factors)} tasks", "strengths")
         return self
 
 

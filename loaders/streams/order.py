@@ -21,6 +21,7 @@ class Task(NamedTuple):
     train: np.ndarray  # positions of its training images
     validation: np.ndarray  # and of its test images
     factors: tuple[str, ...] | None  # None: all
+    strength: float = 1.0  # of the factors
 
 
 class Split(NamedTuple):
@@ -52,24 +53,30 @@ def by_classes(
 def by_factors(
     config: FactorsConfig, train: Split, validation: Split, classes: list[str], sequence: Sequence, seed: int
 ) -> list[Task]:
-    """Tasks in which some factors vary, each with its share of the images.
+    """Tasks in which some factors vary, as far as each task lets them; each has its share of the images.
 
     Raises:
-        InputError: the sequence has no such factor, or a task has no images.
+        InputError: the sequence has no such factor, or none of its strength, or a task has no images.
     """
     known = sequence.columns
     for name in (name for names in config.factors for name in names):
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no factor that can be held"
             raise InputError(f"{name}: sequence.kind={sequence.config.kind} {has}", "stream.factors")
+    strengths = config.strengths or [1.0] * config.count
+    for names, strength in zip(config.factors, strengths, strict=True):
+        for name in names if strength < 1 else ():
+            if set(known[name]) <= set(sequence.choices):
+                raise InputError(f"{name} is drawn or not; its strength can be 1, not {strength:g}", "stream.strengths")
     parts = []
     for split in (train, validation):
         order = np.argsort(keys(seed, TASK_STREAM, split.indices), kind="stable")
         parts.append(np.array_split(split.indices[order], len(config.factors)))
-    pairs = zip(config.factors, *parts, strict=True)
-    return _checked(
-        [Task(", ".join(names), ours, theirs, tuple(names)) for names, ours, theirs in pairs], "stream.factors"
-    )
+    tasks = []
+    for names, strength, ours, theirs in zip(config.factors, strengths, *parts, strict=True):
+        name = ", ".join(names) + (f" at {strength:g}" if config.strengths else "")
+        tasks.append(Task(name, ours, theirs, tuple(names), strength))
+    return _checked(tasks, "stream.factors")
 
 
 def _checked(tasks: list[Task], field: str) -> list[Task]:

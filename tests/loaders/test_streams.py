@@ -241,13 +241,56 @@ def test_a_held_view_is_the_image_itself():
     for config in (AffineConfig(), AugmentConfig()):
         sequence = build_sequence(config, (24, 24))
         images = torch.randint(0, 256, (2, 24, 24, 3), dtype=torch.uint8)
-        params = sequence.held(torch.rand(2, 4, len(sequence.param_names)), sequence.varies([])[None].expand(2, -1))
+        params = torch.rand(2, 4, len(sequence.param_names))
+        params = sequence.weakened(params, sequence.strengths([])[None].expand(2, -1))
         views = sequence.render(images, params)
         expected = (images.permute(0, 3, 1, 2).float() / 255)[:, None].expand_as(views)
         torch.testing.assert_close(views, expected, atol=2e-3, rtol=0)
         covered = [column for columns in sequence.columns.values() for column in columns]
         assert sorted(covered) == list(range(len(sequence.param_names)))  # each parameter has one factor
         assert set(sequence.factors) <= set(sequence.columns)
+
+
+@pytest.mark.parametrize("config", [AffineConfig(translation=[-7, 7]), AugmentConfig(crop_area=[0.2, 1.0])])
+@pytest.mark.parametrize("strength", [0.1, 0.25, 0.5, 0.7, 1.0])
+def test_a_weak_move_is_a_share_of_a_strong_one(config, strength):
+    sequence = build_sequence(config, (24, 20))
+    params = sequence.params(torch.randint(0, 2**32, (64, 4, sequence.num_draws)))
+    names, share = sequence.param_names, round(1024 * strength) / 1024
+    every = sequence.strengths(sequence.columns, strength)[None].expand(64, -1)
+    moved = sequence.weakened(params, every)
+    if strength == 1:
+        assert torch.equal(moved, params)
+    still = torch.tensor([0.0] * 4 if len(names) == 4 else [0, 0, 24, 20, 1, 1, 1] + [0] * 6)
+    for column, name in enumerate(names):
+        way = params[..., column].double() - still[column]
+        found = moved[..., column].double() - still[column]
+        if name in ("flip", "grayscale", "solarize", "order"):
+            assert torch.equal(found, way)
+        elif name in ("top", "left", "height", "width", "shift x", "shift y"):
+            assert torch.equal(found, (share * way).trunc())
+        else:
+            torch.testing.assert_close(found, share * way, rtol=1e-5, atol=1e-6)
+    if len(names) > 4:  # the crop stays within the image
+        top, left, height, width = moved[..., :4].unbind(-1)
+        assert ((top + height <= 24) & (left + width <= 20) & (height >= 1) & (width >= 1)).all()
+
+
+def test_the_moves_of_a_task_have_its_strength():
+    stream = FactorsConfig(factors=[["rotation", "scale"], ["rotation"], ["rotation"]], strengths=[0.25, 0.5, 1])
+    loaders, plain = digits(stream), digits(NoStreamConfig())
+    names = [task.name for task in loaders.stream.tasks]
+    assert names == ["rotation, scale at 0.25", "rotation at 0.5", "rotation at 1"]
+    for kind in ("train", "validation"):
+        drawn = {}
+        for part in getattr(plain, kind).epoch(0):
+            drawn |= zip(part.index.tolist(), part.params, strict=True)
+        for task, share in zip(loaders.stream.tasks, (0.25, 0.5, 1), strict=True):
+            (batch, *_) = getattr(loaders, kind).restricted(getattr(task, kind)).epoch(0)
+            expected = torch.stack([drawn[image] for image in batch.index.tolist()]) * share
+            expected[..., 1:] = expected[..., 1:] * torch.tensor([0, 0, "scale" in task.name])
+            torch.testing.assert_close(batch.params, expected)
+            assert expected[..., 0].abs().amax() > 40 * share
 
 
 def test_an_image_that_comes_again_gets_new_views():
@@ -267,6 +310,11 @@ def test_an_image_that_comes_again_gets_new_views():
         (ClassesConfig(tasks=11), AffineConfig(), "11 is more than the 10 classes"),
         (FactorsConfig(factors=[["rotation"], ["zoom"]]), AffineConfig(), "zoom: sequence.kind=affine has rotation"),
         (FactorsConfig(factors=[["rotation"], ["rotation"]]), RotationConfig(), "has no factor that can be held"),
+        (
+            FactorsConfig(factors=[["flip", "crop"], ["flip"]], strengths=[0.5, 0.5]),
+            AugmentConfig(),
+            "flip is drawn or not; its strength can be 1, not 0.5",
+        ),
         (ClassesConfig(buffer=ReservoirConfig(size=5)), AffineConfig(), "5 is less than the 8 sequences of a batch"),
         (
             FactorsConfig(factors=[["rotation"], ["scale"]] * 50, buffer=ReservoirConfig(size=50)),
@@ -289,3 +337,5 @@ def test_tasks_must_be_two_lists_of_factors():
     for tasks in ([["rotation"]], [["rotation"], []]):
         with pytest.raises(ValueError, match="two or more lists of factors"):
             FactorsConfig(factors=tasks)
+    with pytest.raises(ValueError, match="gives 3 for 2 tasks"):
+        FactorsConfig(factors=[["rotation"], ["scale"]], strengths=[0.1, 0.2, 0.3])
