@@ -64,7 +64,7 @@ class Peer:
         self.augmented = config.sequence.kind == "augment"
         action_dim, classes = dataset[0][1].shape[-1], len(images.classes)
         self.model = SeqJEPA(config.model, config.target, ActionSpace(action_dim)).to(device)
-        self.objective = Objective(config.objective)
+        self.objective = Objective(config.objective, config.model.prediction_width)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr)
         width, features, hidden = self.model.token_width, self.model.num_features, config.probes.hidden
         heads = {

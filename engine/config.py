@@ -152,9 +152,10 @@ def check_method(config: Config) -> None:
             "nothing would say where they lie; set it to none, or set objective.equivariance.weight",
             "model.subspaces.kind",
         )
-    if {"coordinates", "inferred_actions"} & reads and not target.joint and config.sequence.num_observed == 1:
+    compares = bool({"coordinates", "inferred_actions"} & reads) or "invariance" in terms
+    if compares and not target.joint and config.sequence.num_observed == 1:
         raise InputError(
-            "leaves one view for the terms that compare two successive ones; set it to at least 2",
+            "leaves one view for the terms that compare views; set it to at least 2",
             "sequence.num_observed",
         )
     if not spans:
@@ -191,8 +192,6 @@ def check_method(config: Config) -> None:
                 f"objective.{name}.weight",
             )
         return
-    if reason := target.unprojected():
-        raise InputError(reason, "model.projector.kind")
     if "projections" not in reads and (target.detached or "prediction" not in reads):
         needed = [f"objective.{name}.weight" for name, term in every_term.items() if "projections" in term.reads]
         raise InputError(
@@ -230,6 +229,8 @@ def _check_blocks(config: Config) -> None:
         raise InputError("a block has no aggregate; z or projections is allowed", "objective.rate.features")
     if target.sharpening.makes_distributions:
         raise InputError("heads compare projections; only none is allowed", "target.sharpening.kind")
+    if getattr(config.objective.prediction, "queue", 0):
+        raise InputError("blocks have predictions of their own widths; only 0 is allowed", "objective.prediction.queue")
     if "prediction" not in config.objective.reads:
         raise InputError("is what the aggregator learns by; give it a weight", "objective.prediction.weight")
 

@@ -121,9 +121,11 @@ def _features(
 
 def _compared(model: SeqJEPA, views: Tensor) -> Tensor:
     """What predictions of views [B, N, ...] are compared with, [B, N, E]."""
-    z = model.target.features(model.encoder, views) if not model.target.joint else model.encoder(views)
+    target = model.target
+    z = model.encoder(views) if target.joint else target.features(model.encoder, views)
     if model.projector is not None:
-        z = model.projector(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        z, shape = z.flatten(0, 1), z.shape[:2]
+        z = (model.projector(z) if target.joint else target.project(model.projector, z)).unflatten(0, shape)
     return z if model.sharpening is None else model.sharpening(z)
 
 

@@ -656,13 +656,9 @@ class TargetConfig(Kind):
         """Whether the target view is encoded together with the observed views."""
         return False
 
-    def unprojected(self) -> str | None:
-        """Why its targets cannot be projected, and what is allowed; None if they can."""
-        return None
-
 
 class EMATargetConfig(TargetConfig):
-    """A teacher whose weights are a moving average of the encoder's."""
+    """A teacher whose weights are a moving average of those of the encoder and the projector."""
 
     made_by = ".targets.ema:EMATeacher"
 
@@ -673,9 +669,6 @@ class EMATargetConfig(TargetConfig):
     """Decay over training: constant, or a cosine from `decay` to 1."""
     buffers: Literal["ignore", "copy", "average"] = "ignore"
     """Batch-norm statistics of the teacher: its own (ignore), the encoder's (copy), or a moving average (average)."""
-
-    def unprojected(self) -> str:
-        return "an EMA teacher has no projector; set it to none, or target.kind to shared or stop_gradient"
 
     def untrained(self) -> Self:
         return type(self)(sharpening=self.sharpening)
@@ -693,10 +686,6 @@ class OnlineTargetConfig(TargetConfig):
     @property
     def joint(self) -> bool:
         return self.batch_statistics == "joint"
-
-    def unprojected(self) -> str | None:
-        own = "target.batch_statistics=own encodes the target by itself, without a projection; only joint is allowed"
-        return own if self.batch_statistics == "own" else None
 
 
 class StopGradientTargetConfig(OnlineTargetConfig):

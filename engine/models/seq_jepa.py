@@ -36,7 +36,7 @@ class Output(NamedTuple):
     target: Tensor  # [B, E] of the target view, after projection and sharpening if the model has them
     encoded: Tensor  # [B, N, D] features of all views that the encoder saw: N is M, or V with the target
     target_z: Tensor  # [B, n, D] features of the n targets, without gradient; the last view's come first
-    projections: Tensor | None = None  # [B, V, E] of all views
+    projections: Tensor | None = None  # [B, N, E] of all views that the encoder saw
     others: tuple[Reading, ...] = ()  # further readings of the sequence
     inferred_actions: Tensor | None = None  # [B, N - 1, A] from the features of two successive views
     actions: Tensor | None = None  # [B, N - 1, A] what they should be
@@ -86,8 +86,8 @@ class SeqJEPA(nn.Module):
         self.action_embedding = ActionEmbedding(actions.dim, config.action_dim) if uses_actions else None
         self.aggregator: Aggregator = config.aggregator.build(self.token_width)
         self.predictor = config.predictor.build(self.token_width, action_width, self.prediction_width)
-        self.target: Target = target.build(self.encoder)
         self.projector = config.projector.build(self.num_features)
+        self.target: Target = target.build(self.encoder, self.projector)
         self.inverse = config.inverse.build(self.num_features, actions.dim)
         self.subspaces = config.subspaces.build(self.num_features, actions)
         self.local: Any = config.local.build(config.encoder, actions.dim)  # LocalBlocks, which builds on this module
@@ -154,7 +154,10 @@ class SeqJEPA(nn.Module):
         targets = target_z
         if self.projector is not None:
             projections = self.projector(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-            targets = _select(projections, targeted)
+            if self.target.joint:
+                targets = _select(projections, targeted)
+            else:
+                targets = self.target.project(self.projector, target_z.flatten(0, 1)).unflatten(0, target_z.shape[:2])
         if self.target.detached:
             targets = targets.detach()
         if self.sharpening is not None:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from ...configs.errors import InputError
 from ...configs.section import Built, Kind, Section
 from ..models.config import Span
 
@@ -20,6 +21,11 @@ class TermConfig(Built):
 
     weight: float = Field(default=0.0, ge=0)
     """Weight of the term; 0 leaves it out."""
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """Metrics that it tells of itself beside its value."""
+        return ()
 
     @property
     def reads(self) -> frozenset[str]:
@@ -91,7 +97,21 @@ class InfoNCEConfig(PredictionConfig):
 
     kind: Literal["infonce"] = "infonce"
     scale: float = Field(default=0.1, gt=0)
-    """What cosines are divided by."""
+    """What cosines are divided by; at the start, if it is learnt."""
+    scale_limits: list[Annotated[float, Field(gt=0)]] | None = Field(default=None, min_length=2, max_length=2)
+    """The scale is learnt within [lowest, highest]; null keeps it as it is."""
+    queue: int = Field(default=0, ge=0)
+    """Number of past targets that are further negatives, the latest ones; 0 has none."""
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        return ("infonce_scale",) * bool(self.scale_limits) + ("infonce_queue",) * bool(self.queue)
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> Self:
+        if self.scale_limits is not None and not self.scale_limits[0] <= self.scale <= self.scale_limits[1]:
+            raise InputError(f"must be [lowest, highest], and scale = {self.scale:g} between them", "scale_limits")
+        return self
 
 
 class ScaleConfig(Kind):

@@ -10,32 +10,41 @@ from torch.distributed import ProcessGroup
 from ..models.seq_jepa import Output
 from .config import ObjectiveConfig
 from .prediction import Prediction
+from .term import Term
 
 
 class Objective(nn.Module):
     """The weighted sum of the terms that the config gives a weight.
 
+    Args:
+        config: settings of the terms.
+        width: E, of predictions.
+
     Attributes:
         names: `loss_<term>` of each term, in the order in which they are logged.
-        terms: an `nn.ModuleDict` of `Term`, by name.
+        prediction: the term of this name, which is there without a weight too, to compare by.
     """
 
-    terms: Any
-
-    def __init__(self, config: ObjectiveConfig):
+    def __init__(self, config: ObjectiveConfig, width: int):
         super().__init__()
-        self.prediction: Prediction = config.prediction.build()  # also without a weight, to compare by
-        self.terms = nn.ModuleDict({name: term.build() for name, term in config.terms.items()})
-        self.names = tuple(f"loss_{name}" for name in self.terms)
+        self.prediction: Prediction = config.prediction.build(width)
+        self.others = nn.ModuleDict({name: t.build() for name, t in config.terms.items() if name != "prediction"})
+        self.names = tuple(f"loss_{name}" for name in config.terms)
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The terms by name."""
+        found: dict[str, Any] = {"prediction": self.prediction, **self.others}
+        return {name: found[name] for name in (name.removeprefix("loss_") for name in self.names)}
 
     def comparable(self, prediction: Tensor) -> Tensor:
         """Predictions [B, E] in the form that is compared with targets, in float32."""
         return self.prediction.comparable(prediction)
 
-    def join(self, group: ProcessGroup | None) -> None:
-        """Treat the batches of these processes as one, in the terms that use statistics of a batch."""
+    def join(self, group: ProcessGroup | None, world: ProcessGroup | None) -> None:
+        """Treat the batches of `group` as one, in terms that use statistics of a batch; `world` are all processes."""
         for term in (self.prediction, *self.terms.values()):
-            term.group = group
+            term.group, term.world = group, world
 
     def forward(self, output: Output, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each term without its weight as `loss_<term>`, all 0-dim float32.
@@ -44,8 +53,9 @@ class Objective(nn.Module):
             output: output of the model.
             step: training step (int64, 0-dim, on the device), which seeds the random draws of a term.
         """
-        values = {name: term(output, step) for name, term in self.terms.items()}
-        total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
+        terms = self.terms
+        values = {name: term(output, step) for name, term in terms.items()}
+        total = torch.stack([terms[name].weight * value for name, value in values.items()]).sum()
         return total, {f"loss_{name}": value for name, value in values.items()}
 
     def backward(self, total: Tensor, terms: dict[str, Tensor], send: Callable[[Tensor], None]) -> None:
@@ -57,3 +67,12 @@ class Objective(nn.Module):
             send: backward pass from a 0-dim loss; it also divides by the number of micro-batches.
         """
         send(total)
+
+    def after_step(self, outputs: list[Output]) -> None:
+        """Let the terms change their own tensors after an optimiser step, as `Term.after_step` says."""
+        for term in self.terms.values():
+            term.after_step(outputs)
+
+    def figures(self) -> dict[str, Tensor]:
+        """What the terms tell of themselves beside their values, 0-dim, by the name of the metric."""
+        return {name: value for term in self.terms.values() for name, value in term.figures().items()}

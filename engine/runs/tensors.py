@@ -6,6 +6,8 @@ Tensors are safetensors, everything else is JSON: nothing in a checkpoint is exe
 import os
 import random
 import shutil
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +99,9 @@ def write(
         None, or the name of a tensor that is not finite, and then nothing was written.
     """
     tensors = {"model": training.model.state_dict(), "probes": training.probes.state_dict()}
-    trainer = optimizer_tensors(training.optimizer, training.model, "optimizer")
-    trainer |= optimizer_tensors(training.probe_optimizer, training.probes, "probe_optimizer")
+    trainer = optimizer_tensors(training.optimizer, _trained(training), "optimizer")
+    trainer |= optimizer_tensors(training.probe_optimizer, training.probes.named_parameters(), "probe_optimizer")
+    trainer |= {f"objective.{name}": value for name, value in training.objective.state_dict().items()}
     for bank in METRIC_BANKS:
         # each process accumulates metrics of its own part of the batches: the file has their sum
         collected = getattr(training, bank).collect(accelerator).state_dict()
@@ -142,8 +145,10 @@ def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str
     try:
         load_model(training.model, tensors["model"])
         training.probes.load_state_dict(tensors["probes"])
-        load_optimizer(training.optimizer, training.model, "optimizer", tensors["trainer"])
-        load_optimizer(training.probe_optimizer, training.probes, "probe_optimizer", tensors["trainer"])
+        load_model(training.objective, under("objective.", tensors["trainer"]))
+        load_optimizer(training.optimizer, _trained(training), "optimizer", tensors["trainer"])
+        probes = training.probes.named_parameters()
+        load_optimizer(training.probe_optimizer, probes, "probe_optimizer", tensors["trainer"])
         if accelerator.is_main_process:  # it continues the saved sum, the others begin at zero
             for bank in METRIC_BANKS:
                 getattr(training, bank).load_state_dict(under(f"{bank}.", tensors["trainer"]))
@@ -172,9 +177,17 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> dict[str, Tensor]:
+Named = Iterable[tuple[str, nn.Parameter]]
+
+
+def _trained(training: Any) -> Named:
+    """The parameters that the optimiser has: the model's, and then those of its objective."""
+    return chain(training.model.named_parameters(), training.objective.named_parameters("objective"))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Named, prefix: str) -> dict[str, Tensor]:
     """State of an optimiser as `<prefix>.<parameter>.<entry>`."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in parameters}
     return {
         f"{prefix}.{names[parameter]}.{entry}": value
         for parameter, entries in optimizer.state.items()
@@ -186,7 +199,7 @@ ENTRIES = {"step", "exp_avg", "exp_avg_sq", "ema"}  # of AdamW's state; "ema" is
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Named, prefix: str, tensors: dict[str, Tensor]
 ) -> None:
     """The reverse of `optimizer_tensors`; entries take their parameter's device and memory format.
 
@@ -196,7 +209,7 @@ def load_optimizer(
     found = {name for name in tensors if name.startswith(f"{prefix}.")}
     if optimizer.param_groups and not found:
         raise InputError(f"{prefix} has no state", "run.resume")
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters:
         entries = under(f"{prefix}.{name}.", tensors)
         if entries and not {"step", "exp_avg", "exp_avg_sq"} <= entries.keys() <= ENTRIES:
             raise InputError(f"{prefix} of {name} has {', '.join(map(shown, sorted(entries)))}", "run.resume")

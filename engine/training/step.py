@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels import AdamWEMA
 from ...loaders.batch import Batch
@@ -56,8 +56,8 @@ class TrainingStep:
             model.encoder.requires_grad_(False)
         for part in model.unread(config.objective.reads):
             part.requires_grad_(False)
-        self.objective = Objective(config.objective)
-        self.objective.join(joined)
+        self.objective = Objective(config.objective, model.prediction_width).to(device)
+        self.objective.join(joined, self.world)
         self.sequence, self.train_loader = loaders.sequence, loaders.train
         self.stream = loaders.stream
         self.probes = OnlineProbes(
@@ -69,8 +69,9 @@ class TrainingStep:
         self.losses = TrainingForward(model, self.objective, self.probes, spans, train_model=train_model)
         self.losses.train()  # parts that stay in eval mode go there
         self.lr = torch.zeros((), dtype=torch.float64, device=device)
-        teacher = [pair for pair in model.target.pairs(model.encoder) if pair[0].requires_grad]
-        self.optimizer = build_optimizer(model, config.optim, self.lr, teacher)
+        pairs = model.target.pairs(model.encoder, model.projector)
+        teacher = [pair for pair in pairs if pair[0].requires_grad]
+        self.optimizer = build_optimizer(nn.ModuleList([model, self.objective]), config.optim, self.lr, teacher)
         self.probe_optimizer = torch.optim.Adam(
             [{"params": list(self.probes.parameters())}],  # a group, which may be empty: a task may have no probes
             lr=config.probes.lr,
@@ -81,6 +82,7 @@ class TrainingStep:
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         if not train_model:
             model.requires_grad_(False)
+            self.objective.requires_grad_(False)
 
         # Accelerate patches autocast into the raw module, which validation uses, and wraps it where several
         # processes sum their gradients, which training uses
@@ -152,6 +154,8 @@ class TrainingStep:
         if self.model.local is not None:  # its several backward passes are not those of DDP
             average_gradients(self.losses, self.world)
         grad_norm = self._update() if self.train_model else torch.zeros_like(self.lr)
+        if self.train_model:
+            self.objective.after_step([part.output for part in parts])
         self.probe_optimizer.step()
         self.probe_optimizer.zero_grad(set_to_none=True)
         return self._record(batch, parts, grad_norm)
@@ -167,7 +171,8 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         for layer in self.clipped:
             layer.clip()
-        target.update(self.model.encoder, decay, weights=not isinstance(self.optimizer, AdamWEMA))
+        followed = (self.model.encoder, self.model.projector)
+        target.update(decay, *followed, weights=not isinstance(self.optimizer, AdamWEMA))
         return grad_norm
 
     @torch.no_grad()
@@ -202,7 +207,8 @@ class TrainingStep:
         """
         model, device = self.model, self.accelerator.device
         heads = (model.action_embedding, model.predictor, model.projector, model.inverse, model.sharpening)
-        buffers = [buffer for head in heads if head is not None for buffer in head.buffers()]
+        heads = [head for head in (*heads, model.target.projector) if head is not None]
+        buffers = [buffer for head in heads for buffer in head.buffers()]
         kept = [buffer.clone() for buffer in buffers]
         z = output.encoded.detach().requires_grad_()
         target_z = None if model.target.joint else output.target_z
@@ -254,6 +260,7 @@ class TrainingStep:
     def epoch_metrics(self) -> dict[str, float]:
         """Metrics of the training steps since the last call."""
         metrics = self.train_losses.collect(self.accelerator).compute()
+        metrics |= {name: value.item() for name, value in self.objective.figures().items()}
         metrics |= self.probes.values(self.train_metrics.collect(self.accelerator), "train")
         self.train_losses.reset()
         self.train_metrics.reset()

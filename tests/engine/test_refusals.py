@@ -91,22 +91,24 @@ PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "target.kind=s
             ["objective.sigreg.weight=0.1"],
             ["objective.sigreg.weight = 0.1: needs projections", "projector.kind=mlp"],
         ),
-        (
-            ["model.projector.kind=mlp", "model.projector.dim=8"],
-            ["model.projector.kind = 'mlp': an EMA teacher has no projector"],
+        *(
+            (
+                [f"target.kind={kind}", "model.projector.kind=mlp", "model.projector.dim=8"],
+                ["model.projector.kind = 'mlp': no gradient would reach the projector", "or objective.covariance"],
+            )
+            for kind in ("ema", "stop_gradient")
         ),
         (
-            ["model.projector.kind=mlp", "model.projector.dim=8", "target.kind=stop_gradient"],
-            ["model.projector.kind = 'mlp': no gradient would reach the projector", "or objective.covariance.weight"],
+            ["objective.prediction.kind=infonce", "objective.prediction.scale_limits=[0.2, 0.3]"],
+            ["objective.prediction.scale_limits", "must be [lowest, highest], and scale = 0.1 between them"],
         ),
         (
-            [
-                "model.projector.kind=mlp",
-                "model.projector.dim=8",
-                "target.kind=stop_gradient",
-                "target.batch_statistics=own",
-            ],
-            ["model.projector.kind = 'mlp': target.batch_statistics=own encodes", "only joint is allowed"],
+            ["configs/variant/local.yaml", "objective.prediction.kind=infonce", "objective.prediction.queue=8"],
+            ["objective.prediction.queue = 8: blocks have predictions of their own widths; only 0 is allowed"],
+        ),
+        (
+            [*PROJECTED, "target.kind=ema", "objective.invariance.weight=1", "sequence.num_observed=1"],
+            ["sequence.num_observed = 1: leaves one view for the terms that compare views"],
         ),
         (["objective.rate.weight=0.1", "data.batch_size=1"], ["data.batch_size = 1: must be a whole number >= 2"]),
         (["objective.rate.weight=0.1", "optim.accumulate=32"], ["optim.accumulate = 32: leaves one sequence"]),

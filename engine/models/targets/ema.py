@@ -12,23 +12,35 @@ from .base import Target
 
 
 class EMATeacher(Target):
-    """The target comes from a teacher, whose weights are a moving average of the encoder's.
+    """The target comes from a teacher, whose weights are a moving average of those of the encoder and the projector.
 
     In training the teacher normalises over the batch of target views, as in the reference code. For evaluation its
     batch-norm statistics are its own (`ignore`), the encoder's (`copy`) or averaged like the weights (`average`).
     """
 
-    def __init__(self, config: EMATargetConfig, encoder: nn.Module):
+    def __init__(self, config: EMATargetConfig, encoder: nn.Module, projector: nn.Module | None = None):
         super().__init__()
         self.config = config
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+        self.projector = None if projector is None else copy.deepcopy(projector).requires_grad_(False)
 
     @torch.no_grad()
     def features(self, encoder: nn.Module, views: Views) -> Tensor:
         return self.teacher(views)
 
-    def pairs(self, encoder: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        return list(zip(encoder.parameters(), self.teacher.parameters(), strict=True))
+    @torch.no_grad()
+    def project(self, projector: nn.Module, features: Tensor) -> Tensor:
+        assert self.projector is not None
+        return self.projector(features)
+
+    def followed(self, students: tuple[nn.Module | None, ...]) -> list[tuple[nn.Module, nn.Module]]:
+        """The encoder and the projector, each with its copy."""
+        copies = (self.teacher, self.projector)
+        return [(ours, theirs) for ours, theirs in zip(students, copies, strict=False) if ours and theirs]
+
+    def pairs(self, *students: nn.Module | None) -> list[tuple[nn.Parameter, Tensor]]:
+        parts = self.followed(students)
+        return [pair for ours, theirs in parts for pair in zip(ours.parameters(), theirs.parameters(), strict=True)]
 
     def decay(self, step: Tensor, total_steps: int) -> Tensor:
         if self.config.schedule == "constant":
@@ -36,10 +48,10 @@ class EMATeacher(Target):
         return cosine_decay(step, start=self.config.decay, total_steps=total_steps)
 
     @torch.no_grad()
-    def update(self, encoder: nn.Module, decay: Tensor, *, weights: bool = True) -> None:
-        pairs: list[tuple[Tensor, Tensor]] = [*self.pairs(encoder)] if weights else []
-        if self.config.buffers != "ignore":
-            for student, teacher in zip(encoder.buffers(), self.teacher.buffers(), strict=True):
+    def update(self, decay: Tensor, *students: nn.Module | None, weights: bool = True) -> None:
+        pairs: list[tuple[Tensor, Tensor]] = [*self.pairs(*students)] if weights else []
+        for ours, theirs in self.followed(students) if self.config.buffers != "ignore" else ():
+            for student, teacher in zip(ours.buffers(), theirs.buffers(), strict=True):
                 if self.config.buffers == "average" and teacher.is_floating_point():
                     pairs.append((student, teacher))
                 else:

@@ -15,8 +15,9 @@ class OnlineTarget(Target):
     statistics; with `own` the target views are a batch of their own, as in the reference code.
     """
 
-    def __init__(self, config: OnlineTargetConfig, encoder: nn.Module):
+    def __init__(self, config: OnlineTargetConfig, encoder: nn.Module, projector: nn.Module | None = None):
         super().__init__()
+        self.projector = None
         self.joint = config.joint
         self.detached = config.detached
 

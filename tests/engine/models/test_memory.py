@@ -16,7 +16,11 @@ STEP = torch.tensor(0)
 def built(tiny, *more):
     config = compose(tiny(*WORDS, *more)).config
     torch.manual_seed(0)
-    return SeqJEPA(config.model, config.target, ActionSpace(5)), Objective(config.objective), config
+    return (
+        SeqJEPA(config.model, config.target, ActionSpace(5)),
+        Objective(config.objective, config.model.prediction_width),
+        config,
+    )
 
 
 def drawn(config):

@@ -34,7 +34,7 @@ from seqjepa.engine.objectives.config import (
 from seqjepa.engine.objectives.prediction import Cosine
 from seqjepa.loaders.sequences import ActionSpace
 
-cosine_distance = Cosine(CosineConfig()).distance
+cosine_distance = Cosine(CosineConfig(), 16).distance
 SMALL = ModelConfig(
     encoder=ConvNetConfig(width=4),
     aggregator=TransformerConfig(num_layers=2),
@@ -354,7 +354,7 @@ def test_teacher_follows_the_encoder(buffers):
             parameter.add_(1.0)
     before_weight = teacher[0].weight.clone()
     before_mean, student_mean = batch_norm(teacher).running_mean.clone(), batch_norm(encoder).running_mean
-    model.target.update(encoder, torch.tensor(0.9))
+    model.target.update(torch.tensor(0.9), encoder)
     torch.testing.assert_close(teacher[0].weight, 0.9 * before_weight + 0.1 * encoder[0].weight)
     expected = {
         "ignore": before_mean,
@@ -365,7 +365,7 @@ def test_teacher_follows_the_encoder(buffers):
     assert batch_norm(teacher).num_batches_tracked == 1
 
     weights, mean = teacher[0].weight.clone(), batch_norm(teacher).running_mean.clone()
-    model.target.update(encoder, torch.tensor(0.9), weights=False)  # the optimiser moved them
+    model.target.update(torch.tensor(0.9), encoder, weights=False)  # the optimiser moved them
     assert torch.equal(teacher[0].weight, weights)
     assert torch.equal(batch_norm(teacher).running_mean, mean) == (buffers != "average")
 

@@ -68,7 +68,8 @@ def losses(coordinates, *words):
     terms = ("objective.equivariance.weight=1", "objective.rest.weight=1")
     config = compose(["tests/small.yaml", *SPLIT, *terms, *words]).config
     empty = torch.zeros(1)
-    return Objective(config.objective)(Output(*[empty] * 6, coordinates=coordinates), STEP)[1]
+    objective = Objective(config.objective, config.model.prediction_width)
+    return objective(Output(*[empty] * 6, coordinates=coordinates), STEP)[1]
 
 
 @pytest.mark.parametrize("normalization", ["standard", "none"])

@@ -15,12 +15,12 @@ from seqjepa.engine.objectives.prediction import Cosine, CrossEntropy
 from seqjepa.kernels import sigreg
 
 STEP = torch.tensor(0)
-cosine_distance = Cosine(CosineConfig()).distance
-cross_entropy = CrossEntropy(CrossEntropyConfig()).distance  # its temperature is 0.1
+cosine_distance = Cosine(CosineConfig(), 6).distance
+cross_entropy = CrossEntropy(CrossEntropyConfig(), 6).distance  # its temperature is 0.1
 
 
 def objective(*words):
-    return Objective(compose(["tests/small.yaml", *words]).config.objective)
+    return Objective(compose(["tests/small.yaml", *words]).config.objective, 6)
 
 
 def output(batch=12, views=4, width=6, seed=0, both=False, **given):
@@ -236,3 +236,52 @@ def test_infonce_picks_the_own_target_among_all_of_the_batch():
     assert value("prediction", same, *words) == pytest.approx(math.log(24), rel=1e-5)
     scaled = given._replace(prediction=7 * given.prediction)
     assert value("prediction", scaled, *words) == pytest.approx(expected, rel=1e-5)
+
+
+def test_past_targets_are_further_negatives_and_the_oldest_leave_first():
+    built = objective(
+        "objective.prediction.kind=infonce", "objective.prediction.scale=0.2", "objective.prediction.queue=30"
+    )
+    arrived = torch.empty(0, 6)
+    for step in range(4):
+        parts = [output(8, seed=10 * step + number, both=step == 2) for number in range(2)]
+        for given in parts:  # none of a step is a negative in the other micro-batch
+            predictions = torch.cat([reading.prediction for reading in given.readings])
+            targets = torch.cat([reading.target for reading in given.readings])
+            cosines = F.cosine_similarity(predictions[:, None], torch.cat([targets, arrived[-30:]])[None], dim=-1)
+            expected = -(cosines / 0.2).log_softmax(1)[:, : len(targets)].diagonal().mean()
+            assert built(given, STEP)[1]["loss_prediction"].item() == pytest.approx(expected.item(), rel=1e-5)
+        built.after_step(parts)
+        arrived = torch.cat([arrived, *(reading.target for given in parts for reading in given.readings)])
+        assert built.figures()["infonce_queue"].item() == pytest.approx(min(len(arrived), 30) / 30)
+    built.after_step([output(50, seed=99)])  # more than it holds
+    kept = {tuple(row) for row in F.normalize(output(50, seed=99).target[-30:], dim=1).tolist()}
+    assert {tuple(row) for row in built.prediction.past.tolist()} == kept
+
+
+def test_random_directions_lose_by_the_logarithm_of_their_number():
+    words = ("objective.prediction.kind=infonce", "objective.prediction.scale=0.5", "objective.prediction.queue=512")
+    built = Objective(compose(["tests/small.yaml", *words]).config.objective, 256)
+    for step in range(4):
+        given = output(128, width=256, seed=step)
+        filled = min(step * 128, 512)
+        loss = built(given, STEP)[1]["loss_prediction"].item()
+        assert loss == pytest.approx(math.log(128 + filled), abs=0.1)
+        built.after_step([given])
+
+
+def test_a_learnt_scale_stays_within_its_limits():
+    words = ("objective.prediction.kind=infonce", "objective.prediction.scale_limits=[0.05, 0.2]")
+    given = output(16)
+    for target, limit in ((given.prediction, 0.05), (-given.prediction, 0.2)):  # sure of itself; always wrong
+        built = objective(*words)
+        optimizer = torch.optim.Adam(built.parameters(), lr=0.1)
+        for _ in range(30):
+            loss, _ = built(given._replace(target=target), STEP)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            built.after_step([given])
+        assert built.figures()["infonce_scale"].item() == pytest.approx(limit)
+    unused = objective(*words, "objective.prediction.weight=0", "objective.rate.weight=1")
+    assert [parameter.requires_grad for parameter in unused.parameters()] == [False]

@@ -49,6 +49,11 @@ VARIANTS = {
     "InfoNCE by blocks": (
         *("configs/variant/local.yaml", "objective.prediction.kind=infonce", "objective.prediction.scale=1"),
     ),
+    "InfoNCE with a queue": (
+        *("model.projector.kind=mlp", "model.projector.dim=8", "model.projector.hidden=16", "optim.accumulate=2"),
+        *("objective.sigreg.weight=0.05", "objective.prediction.kind=infonce", "objective.prediction.queue=40"),
+        *("objective.prediction.scale=0.5", "objective.prediction.scale_limits=[0.2, 1.0]"),
+    ),
     "blocks in turn": (
         *("configs/variant/local.yaml", "model.local.order=in_turn", "model.local.reach=2", "optim.accumulate=2"),
     ),

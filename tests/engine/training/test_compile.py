@@ -55,7 +55,10 @@ def test_model_and_objective_are_one_graph(words):
     config = compose(words).config
     sequence = build_sequence(config.sequence, (24, 24), config.actions)
     torch.manual_seed(0)
-    model, objective = SeqJEPA(config.model, config.target, sequence.action_space), Objective(config.objective)
+    model, objective = (
+        SeqJEPA(config.model, config.target, sequence.action_space),
+        Objective(config.objective, config.model.prediction_width),
+    )
     views, actions, step = torch.rand(8, 4, 3, 24, 24), torch.randn(8, 3, sequence.action_dim), torch.tensor(0)
 
     def loss(views, actions, step):

@@ -115,6 +115,11 @@ VARIANTS = {
         "target.sharpening.kind=softmax",
         "objective.prediction.kind=cross_entropy",
     ),
+    "contrastive": (
+        *("target.kind=ema", "objective.prediction.kind=infonce", "objective.prediction.queue=70"),
+        *("objective.prediction.scale_limits=[0.05, 0.2]", "model.projector.kind=mlp", "model.projector.dim=8"),
+        *("objective.sigreg.weight=0.1", "objective.sigreg.num_slices=8", "optim.accumulate=2"),
+    ),
     "sigreg": (
         *(
             "target.kind=shared",

@@ -102,6 +102,14 @@ def test_the_same_command_gives_the_same_run(tiny, tmp_path):
             4,
             signal.SIGTERM,
         ),  # an epoch's last step
+        (
+            (
+                *("objective.prediction.kind=infonce", "objective.prediction.queue=50", "objective.sigreg.weight=0.1"),
+                *("objective.prediction.scale_limits=[0.05, 0.2]", "model.projector.kind=mlp", "optim.accumulate=2"),
+            ),
+            6,
+            signal.SIGTERM,
+        ),
     ],
 )
 def test_an_interrupted_run_reaches_the_same_weights(
