@@ -147,6 +147,7 @@ def check_method(config: Config) -> None:
         raise InputError("remembers the end of a task, and there are none; set stream.kind", "model.memory.kind")
     if "coordinates" in reads:
         _check_groups(config)
+    _check_tokens(config)
     if model.subspaces.splits and "equivariance" not in terms:
         raise InputError(
             "nothing would say where they lie; set it to none, or set objective.equivariance.weight",
@@ -203,6 +204,39 @@ def check_method(config: Config) -> None:
         raise InputError(
             f"removes the scale that objective.{name} regularises; only false is allowed", "model.projector.unit"
         )
+
+
+def _check_tokens(config: Config) -> None:
+    """Refuse terms of tokens and of codes where there are none, and codes that nothing would train.
+
+    Raises:
+        InputError: names the field, and what is allowed.
+    """
+    terms, codes, encoder = config.objective.terms, config.model.encoder.codes, config.model.encoder
+    name = next((name for name, term in terms.items() if "tokens" in term.reads), None)
+    if name and not encoder.has_tokens:
+        raise InputError(
+            f"needs tokens; model.encoder.kind={encoder.kind} has none, grid_objects has", f"objective.{name}.weight"
+        )
+    if "commitment" in terms and not codes.quantises:
+        raise InputError("needs codes; set model.encoder.quantiser.kind", "objective.commitment.weight")
+    if "usage" in terms and not codes.draws:
+        raise InputError(
+            "needs codes that are drawn; set model.encoder.quantiser.kind=gumbel", "objective.usage.weight"
+        )
+    if "commitment" in terms and codes.follows and codes.beside:
+        raise InputError(
+            "codes beside the path follow the tokens without a loss; only 0 is allowed, or "
+            "model.encoder.quantiser.place=path",
+            "objective.commitment.weight",
+        )
+    if "commitment" not in terms and codes.quantises and codes.beside and not codes.follows:
+        raise InputError(
+            "nothing would train codes beside the path; set objective.commitment.weight, or choose ema",
+            "model.encoder.quantiser.kind",
+        )
+    if "relational" in terms and not config.target.joint and config.sequence.num_observed == 1:
+        raise InputError("leaves one view for objective.relational; set it to at least 2", "sequence.num_observed")
 
 
 def _check_blocks(config: Config) -> None:

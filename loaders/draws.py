@@ -14,6 +14,7 @@ from ..kernels.philox import philox
 TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM, STATISTICS_STREAM = range(4)
 TASK_STREAM, ARRIVAL_STREAM, REPLAY_STREAM, PICK_STREAM, ROWS_STREAM = range(4, 9)  # of loaders.streams
 GRID_STREAM, COUNTERFACTUAL_STREAM = 9, 10  # of generated grids, and of what they could have become
+CODEBOOK_STREAM = 11  # of the tokens that become codes
 
 FIXED_POINT_BITS = 16  # |value| < 256 then has at most 24 significant bits: exact in float32
 

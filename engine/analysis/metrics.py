@@ -124,6 +124,8 @@ METRICS = (
     Metric("next_cf16", "max", title="next_cf16", closing=True, compared=True),
     Metric("next_top1", "max", title="next_top1", closing=True, compared=True),
     Metric("next_copy16"),
+    Metric("codes_perplexity", "max", title="codes_perplexity"),
+    Metric("codes_active", "max", title="codes_active"),
     Metric("move_acc", "max", title="move_acc"),
     *(Metric(f"{name}_r2", "max", title=f"{name}_r2") for name in ("size", "objects", "colours")),
     # only with parts of kind=crate: the longest step of their sparse coding
@@ -140,6 +142,7 @@ METRICS = (
 )
 
 OF_GRIDS = {"next_cf16", "next_top1", "next_copy16", "move_acc", "size_r2", "objects_r2", "colours_r2"}
+OF_CODES = {"codes_perplexity", "codes_active"}
 
 # beginnings of the names of metrics that the untrained control does not have
 OF_THE_OBJECTIVE = tuple(FIELD.sub("", name) for metric in METRICS if metric.of_objective for name in metric.names)
@@ -157,11 +160,12 @@ def expand(targets: Collection[str], **fields: Collection[str]) -> set[str]:
     """Names of all metrics of an epoch, in a task that has these of the targets "class" and "action".
 
     `fields` are the values of each field in the names; a metric whose field is missing is left out, and so are the
-    summaries of a stream that has no `task`, and the scores on grids where `grids` is empty.
+    summaries of a stream that has no `task`, and the scores on grids or of codes where `grids` or `codes` is empty.
     """
     found = set()
     for name in (name for metric in METRICS if metric.target in (None, *targets) for name in metric.names):
-        if (name.startswith("stream_") and not fields.get("task")) or (name in OF_GRIDS and not fields.get("grids")):
+        absent = (("task", name.startswith("stream_")), ("grids", name in OF_GRIDS), ("codes", name in OF_CODES))
+        if any(named and not fields.get(field) for field, named in absent):
             continue
         field = FIELD.search(name)
         found |= {FIELD.sub(value, name) for value in fields.get(field[1], ())} if field else {name}

@@ -1,6 +1,7 @@
 """What a network knows of grids and of the moves between them."""
 
 from collections.abc import Callable
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,8 @@ def grid_scores(
     - next_copy16: the same with the grid before in the place of the prediction
     - next_top1: percent that are nearest to the true last grid among those of all these sequences
     - move_acc: percent of moves that a ridge regression tells from z of two grids and their difference (chance is 10)
+    - codes_perplexity, codes_active: perplexity of the codes of the tokens, if they have some, and percent of all codes
+      that occur; the mean over parts of a token
     - size_r2, objects_r2, colours_r2: R² of height and width, of the logarithm of one plus the number of objects, and
       of the shares of the ten colours, by ridge regressions from z
     """
@@ -71,9 +74,25 @@ def grid_scores(
         "next_top1": 100 * ((best & equal).sum(1) / best.sum(1)).double().mean().item(),
         "move_acc": 100 * moves.double().mean().item(),
     }
+    if "codes" in test:
+        found |= code_scores(test["codes"], model.num_codes)
     for name in ("size", "objects", "colours"):
         found[f"{name}_r2"] = r2_score(fitted(lambda rows: rows["z"], name), test[name])
     return found
+
+
+def code_scores(codes: Tensor, num_codes: int) -> dict[str, float]:
+    """Perplexity of codes, int64 [..., G] from 0 to `num_codes` - 1, or -1 for none, and percent that occur at all.
+
+    Each is the mean over the G parts.
+    """
+    perplexities, active = [], []
+    for part in codes.flatten(0, -2).T:
+        counts = torch.bincount(part[part >= 0], minlength=num_codes).double()
+        shares = counts / counts.sum().clamp(min=1)
+        perplexities.append(torch.special.entr(shares).sum().exp().item())
+        active.append(100 * (counts > 0).double().mean().item())
+    return {"codes_perplexity": fmean(perplexities), "codes_active": fmean(active)}
 
 
 def _features(
@@ -107,6 +126,8 @@ def _features(
         "target": output.target,
         "grid": grids[:, -1].flatten(1),
     }
+    if output.tokens is not None and output.tokens.codes is not None:
+        found["codes"] = output.tokens.codes.long()
     if nearest:
         key = words(loader.sampler.seed, COUNTERFACTUAL_STREAM, 0, batch.index, 1, 2)[:, 0]
         others = counterfactuals(grids[:, -2], batch.params[:, -1].long(), grids[:, -1], key, ALTERNATIVES)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from ...configs.errors import InputError
 from ...configs.section import Kind, Section
+from .quantisers.config import AnyQuantiser, NoQuantiserConfig, QuantiserConfig
 
 
 class CrateLayers(Section):
@@ -34,9 +35,16 @@ class EncoderConfig(Kind):
 
     Attributes:
         sees: what a view is.
+        has_tokens: whether it also gives tokens of the parts of a view.
     """
 
     sees: ClassVar[Literal["images", "grids"]] = "images"
+    has_tokens: ClassVar[bool] = False
+
+    @property
+    def codes(self) -> QuantiserConfig:
+        """The codes that its tokens get."""
+        return NoQuantiserConfig()
 
     @property
     def num_features(self) -> int:
@@ -141,6 +149,7 @@ class GridObjectsConfig(EncoderConfig):
 
     made_by = ".encoders.grid_objects:GridObjects"
     sees = "grids"
+    has_tokens = True
 
     kind: Literal["grid_objects"] = "grid_objects"
     slots: int = Field(default=16, ge=1, le=256)
@@ -160,14 +169,21 @@ class GridObjectsConfig(EncoderConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the attention's weights and of both branches of a layer."""
 
+    quantiser: AnyQuantiser = NoQuantiserConfig()
+
     @property
     def num_features(self) -> int:
         return self.dim
 
+    @property
+    def codes(self) -> QuantiserConfig:
+        return self.quantiser
+
     @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.dim % self.num_heads:
-            raise InputError(f"does not divide the width {self.dim}", "num_heads")
+    def _check_parts(self) -> Self:
+        for name, parts in (("num_heads", self.num_heads), ("quantiser.groups", self.quantiser.parts)):
+            if self.dim % parts:
+                raise InputError(f"does not divide the width {self.dim}", name)
         return self
 
 

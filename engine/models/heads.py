@@ -1,5 +1,7 @@
 """The small parts of the network: neck, embedding of actions, projector of features, sharpening of targets."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch.distributed import ProcessGroup
 from ...loaders.batch import Views
 from ..runtime.distributed import joined_mean
 from .config import LinearNeckConfig, MLPInverseConfig, MLPProjectorConfig, SoftmaxSharpeningConfig
+from .encoders.base import Tokens
 
 
 class ActionEmbedding(nn.Module):
@@ -41,7 +44,15 @@ class NeckedEncoder(nn.Module):
         self.encoder, self.neck = encoder, neck
 
     def forward(self, views: Views) -> Tensor:
-        features = self.encoder(views)
+        return self._through(self.encoder(views))
+
+    def with_tokens(self, views: Tensor) -> tuple[Tensor, Tokens]:
+        """z [B, N, D'] of views, and the tokens of the encoder."""
+        encoder: Any = self.encoder
+        features, tokens = encoder.with_tokens(views)
+        return self._through(features), tokens
+
+    def _through(self, features: Tensor) -> Tensor:
         return self.neck(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
 

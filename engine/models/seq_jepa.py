@@ -13,6 +13,7 @@ from ...loaders.batch import Views, each
 from ...loaders.sequences import ActionSpace
 from .aggregators.base import Aggregator
 from .config import ModelConfig, Span, TargetConfig
+from .encoders.base import Tokens
 from .heads import ActionEmbedding, NeckedEncoder, Sharpening
 from .memory import EncoderMemory, Recalled
 from .subspaces import Coordinates
@@ -42,6 +43,7 @@ class Output(NamedTuple):
     actions: Tensor | None = None  # [B, N - 1, A] what they should be
     coordinates: Coordinates | None = None  # the features of N views in the subspaces of the factors, and the rest
     recalled: Recalled | None = None  # the features of N views beside those of the last task's encoder
+    tokens: Tokens | None = None  # [B, N, ...] of the parts of N views
 
     @property
     def readings(self) -> list[Reading]:
@@ -80,7 +82,9 @@ class SeqJEPA(nn.Module):
         self.aggregator_action, self.predictor_action = config.aggregator_action, config.predictor_action
         uses_actions = config.aggregator_action or config.predictor_action
         action_width = config.action_dim * config.predictor_action
-        self.encoder = config.encoder.build()
+        self.has_tokens = config.encoder.has_tokens
+        self.num_codes = config.encoder.codes.num_codes  # K; 0 if tokens have none
+        self.encoder: Any = config.encoder.build()
         if (neck := config.neck.build(config.encoder.num_features)) is not None:
             self.encoder = NeckedEncoder(self.encoder, neck)
         self.action_embedding = ActionEmbedding(actions.dim, config.action_dim) if uses_actions else None
@@ -92,8 +96,7 @@ class SeqJEPA(nn.Module):
         self.subspaces = config.subspaces.build(self.num_features, actions)
         self.local: Any = config.local.build(config.encoder, actions.dim)  # LocalBlocks, which builds on this module
         if self.local is not None:
-            encoder: Any = self.encoder
-            for block in encoder.blocks()[: self.local.first]:
+            for block in self.encoder.blocks()[: self.local.first]:
                 block.requires_grad_(False)
         self.memory: EncoderMemory | None = config.memory.build(self.encoder, self.num_features)
         self.sharpening: Sharpening | None = target.sharpening.build(self.prediction_width)
@@ -114,23 +117,27 @@ class SeqJEPA(nn.Module):
             spans: which views are predicted, and from which; by default, the last view from all others.
         """
         spans = spans or (Span(0, actions.shape[1]),)
-        z, target_z = self.encode_views(views, spans)
+        z, target_z, tokens = self.encode_views(views, spans)
         past = None
         if self.memory is not None:
             past = self.memory.features(each(views, lambda x: x[:, : z.shape[1]]))
-        return self.predict(z, target_z, actions, inverse_actions, spans, past)
+        return self.predict(z, target_z, actions, inverse_actions, spans, past)._replace(tokens=tokens)
 
-    def encode_views(self, views: Views, spans: tuple[Span, ...]) -> tuple[Tensor, Tensor | None]:
+    def encode_views(self, views: Views, spans: tuple[Span, ...]) -> tuple[Tensor, Tensor | None, Tokens | None]:
         """Features of the encoded views and of the targets, for `predict`.
 
         Returns:
-            Encoder features [B, N, D] of all views or of those that are read, and features of the n targets
-            [B, n, D], in the order of `targets_of`; None if the former contain them.
+            Encoder features [B, N, D] of all views or of those that are read; features of the n targets [B, n, D], in
+            the order of `targets_of`, or None if the former contain them; and tokens of the N views, if the encoder has
+            some.
         """
-        if self.target.joint:
-            return self.encoder(views), None
-        z = self.encoder(views if any(span.backwards for span in spans) else each(views, lambda x: x[:, :-1]))
-        return z, self.target.features(self.encoder, each(views, lambda x: _select(x, targets_of(spans))))
+        joint, encoder = self.target.joint, self.encoder
+        seen = views if joint or any(span.backwards for span in spans) else each(views, lambda x: x[:, :-1])
+        z, tokens = encoder.with_tokens(seen) if self.has_tokens else (encoder(seen), None)
+        if joint:
+            return z, None, tokens
+        targets = each(views, lambda x: _select(x, targets_of(spans)))
+        return z, self.target.features(encoder, targets), tokens
 
     def predict(
         self,

@@ -285,6 +285,38 @@ class DistillationConfig(TermConfig):
         return frozenset({"recalled"})
 
 
+class TokensConfig(TermConfig):
+    """A term of the tokens of a view's parts."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"tokens"})
+
+
+class CommitmentConfig(TokensConfig):
+    """Squared difference of tokens and their codes."""
+
+    made_by = ".tokens:Commitment"
+
+
+class UsageConfig(TokensConfig):
+    """How far codes are from being used alike: 1 minus their entropy over the largest."""
+
+    made_by = ".tokens:Usage"
+
+
+class RelationalConfig(TokensConfig):
+    """How differently the tokens of parts that meet lie to each other in the last view and in the others."""
+
+    made_by = ".tokens:Relational"
+
+    form: Literal["quantiles", "squares", "squares_over_variance"] = "quantiles"
+    """quantiles: of distances over their mean, whatever the scale of tokens; squares: of squared distances, slot by
+    slot; squares_over_variance: the same over the variance of tokens."""
+    spread: float = Field(default=0.4, ge=0)
+    """Weight of the variance over the other views, in the forms of squares."""
+
+
 class ReadingConfig(Kind):
     """Which views of a sequence are predicted, and from which; the loss is averaged over these readings."""
 
@@ -349,6 +381,9 @@ class ObjectiveConfig(Section):
     equivariance: EquivarianceConfig = EquivarianceConfig()
     rest: RestConfig = RestConfig()
     distillation: DistillationConfig = DistillationConfig()
+    commitment: CommitmentConfig = CommitmentConfig()
+    usage: UsageConfig = UsageConfig()
+    relational: RelationalConfig = RelationalConfig()
     reading: Annotated[
         ForwardReadingConfig | BothReadingConfig | PrefixesReadingConfig | WindowsReadingConfig,
         Field(discriminator="kind"),
@@ -363,6 +398,11 @@ class ObjectiveConfig(Section):
     def terms(self) -> dict[str, TermConfig]:
         """The terms whose weight is not 0, by name."""
         return {name: term for name, term in self.every_term.items() if term.weight}
+
+    @property
+    def of_features(self) -> list[str]:
+        """Names of the terms that are functions of z; the others are of the tokens that z is made of."""
+        return [name for name, term in self.terms.items() if "tokens" not in term.reads]
 
     @property
     def reads(self) -> frozenset[str]:

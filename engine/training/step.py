@@ -9,11 +9,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...kernels import AdamWEMA
-from ...loaders.batch import Batch
+from ...loaders.batch import Batch, each
 from ...loaders.loader import Loaders
 from ..analysis.accumulators import Mean, MetricBank
 from ..config import Config
 from ..evaluation.probes import OnlineProbes
+from ..models.heads import Sharpening
+from ..models.quantisers.base import Codebook
 from ..models.seq_jepa import Output, SeqJEPA
 from ..models.white_box import CrateLayer
 from ..objectives.objective import Objective
@@ -49,8 +51,9 @@ class TrainingStep:
         joined = self.world if config.run.batch_statistics == "global" else None
         if joined is not None:
             join_batch_norms(model, joined)
-        if model.sharpening is not None:
-            model.sharpening.group = joined
+        for part in model.modules():
+            if isinstance(part, Sharpening | Codebook):
+                part.group = joined
         model.to(device).to(memory_format=torch.channels_last)
         if config.ablation.freeze_encoder:
             model.encoder.requires_grad_(False)
@@ -103,7 +106,7 @@ class TrainingStep:
 
         losses = self.objective.names
         by_term = train_model and not by_blocks  # else nothing sends a gradient through all of z
-        norms = [name.replace("loss_", "z_grad_norm_", 1) for name in losses] if by_term else []
+        norms = [f"z_grad_norm_{name}" for name in config.objective.of_features] if by_term else []
         self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms)}).to(device)
         self.term_grad_norms: dict[str, Tensor] = {}  # latest measurement
         self.train_metrics = self.probes.metric_bank().to(device)
@@ -199,7 +202,7 @@ class TrainingStep:
         return StepInputs(batch.views, actions, inverse, batch.labels, batch.actions)
 
     def _term_grad_norms(self, output: Output, given: StepInputs) -> dict[str, Tensor]:
-        """Norm of each weighted term's gradient with respect to the encoder's output, by name.
+        """Norm of the gradient with respect to z of each weighted term that depends on it, by name.
 
         It is that of the last micro-batch. Targets that were encoded by themselves (batch_statistics=own) count as
         constants. Everything after the encoder runs once more on detached features; buffers and the random generator
@@ -214,16 +217,18 @@ class TrainingStep:
         target_z = None if model.target.joint else output.target_z
         with torch.random.fork_rng([device] if device.type == "cuda" else []), self.accelerator.autocast():
             past = None if output.recalled is None else output.recalled.past
+            tokens = each(output.tokens, torch.Tensor.detach)
             output = model.predict(z, target_z, given.actions, given.inverse_actions, self.losses.spans, past)
+            output = output._replace(tokens=tokens)
         _, terms = self.objective(output, self.device_step)
         term_grad_norms = {}
-        for name, term in terms.items():
-            weight = self.objective.terms[name.removeprefix("loss_")].weight
-            (gradient,) = torch.autograd.grad(weight * term, z, retain_graph=True)
+        for name in self.config.objective.of_features:
+            weighted = self.objective.terms[name].weight * terms[f"loss_{name}"]
+            (gradient,) = torch.autograd.grad(weighted, z, retain_graph=True)
             square = gradient.float().square().sum()
             if self.world is not None:  # each differentiates its own mean, or all of what is joined
                 square = joined_mean(square, self.world) / self.world.size()
-            term_grad_norms[name.replace("loss_", "z_grad_norm_", 1)] = square.sqrt()
+            term_grad_norms[f"z_grad_norm_{name}"] = square.sqrt()
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
         return term_grad_norms

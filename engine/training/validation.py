@@ -137,9 +137,11 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     fields["task"] = list(map(str, range(1, config.stream.count + 1)))
     fields["ended"] = fields["task"][:-1]
     fields["grids"] = ["program"] if config.sequence.views == "grids" else []
+    fields["codes"] = ["tokens"] if fields["grids"] and config.model.encoder.codes.quantises else []
     names = expand(targets, feature=("z", "agg"), **fields)
     if config.model.local.stops:  # no term sends a gradient through all of z
         names = {name for name in names if not name.startswith("z_grad_norm")}
+    names -= {f"z_grad_norm_{name}" for name in set(config.objective.terms) - set(config.objective.of_features)}
     traced = isinstance(config.stream, TasksConfig) and config.stream.trace_every
     if not (traced and "prediction" in config.objective.reads):
         names -= {"stream_cosine_drop", "stream_cosine_recovery"}

@@ -14,6 +14,7 @@ from seqjepa.engine.train import USAGE, main
 PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "model.projector.hidden=16")
 STREAM = ("stream.tasks=2", "stream.steps=2", "optim.schedule=constant", "eval.every=1")
 GRIDS = ("sequence.kind=program", "data.dataset=object_grids", "actions.normalization=none")
+OBJECTS = (*GRIDS, "model.encoder.kind=grid_objects", "model.encoder.dim=16", "model.encoder.num_layers=1")
 # what a choice needs besides itself, to train a network in a second
 NEEDS = {
     "model.projector.kind=mlp": (*PROJECTED, "target.kind=shared"),
@@ -39,6 +40,26 @@ NEEDS = {
             ("cells", "dim=16", "model.encoder.num_layers=1"),
         )
     },
+    **{
+        f"model.encoder.quantiser.kind={kind}": (*OBJECTS, *more)
+        for kind, *more in (
+            ("none",),
+            ("ema", "model.encoder.quantiser.codes=8"),
+            ("fsq", "model.encoder.quantiser.levels=[3,2]", "objective.commitment.weight=0.1"),
+            ("gumbel", "model.encoder.quantiser.size=8", "objective.commitment.weight=0.1"),
+        )
+    },
+    "objective.commitment.weight=0.1": (
+        *OBJECTS,
+        "model.encoder.quantiser.kind=ema",
+        "model.encoder.quantiser.place=path",
+    ),
+    "objective.usage.weight=0.1": (
+        *OBJECTS,
+        "model.encoder.quantiser.kind=gumbel",
+        "model.encoder.quantiser.place=path",
+    ),
+    "objective.relational.weight=0.1": OBJECTS,
     "model.subspaces.kind=group": ("objective.equivariance.weight=0.1",),
     "objective.equivariance.weight=0.1": ("model.subspaces.kind=group", "model.neck.kind=linear", "model.neck.dim=16"),
     "stream.kind=classes": STREAM,
@@ -89,6 +110,8 @@ def test_all_are_found():
 
 
 LONG = {f"model.encoder.kind={kind}" for kind in ("resnet18", "grid_cells", "grid_convnet")}
+LONG |= {f"model.encoder.quantiser.kind={kind}" for kind in ("none", "fsq", "gumbel")}
+LONG |= {"objective.commitment.weight=0.1", "objective.relational.weight=0.1"}
 LONG |= {"stream.buffer.kind=reservoir", "stream.buffer.kind=balanced", "objective.distillation.weight=0.1"}
 
 
@@ -96,8 +119,8 @@ LONG |= {"stream.buffer.kind=reservoir", "stream.buffer.kind=balanced", "objecti
 def test_a_kind_is_chosen_trained_resumed_and_evaluated(word, tiny, tmp_path, refused, capsys):
     words = [word, *NEEDS.get(word, ())]
     small = ("data.train_subset=64", "data.val_subset=16", "control.enabled=false", "gates.rules.digits_affine=[]")
-    place = word.partition("=")[0].rpartition(".")[0]
-    common = [known for known in tiny(*small) if not known.startswith(f"{place}.")]  # settings of another kind
+    places = tuple(f"{name[:-5]}." for name, _, _ in (each.partition("=") for each in words) if name.endswith(".kind"))
+    common = [known for known in tiny(*small) if not known.startswith(places)]  # settings of another kind
     train = [*common, *words]
     assert main([*train, "run.epochs=1"]) == 0
     assert main([*train, "run.epochs=2", "run.resume=auto"]) == 0

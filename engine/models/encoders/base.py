@@ -1,14 +1,34 @@
 """Base class of image encoders."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 
+class Tokens(NamedTuple):
+    """Tokens of the parts of views, such as the objects of a grid, in O slots. [...] are dimensions of views."""
+
+    tokens: Tensor  # [..., O, D], after the quantiser if it is in the path
+    present: Tensor  # bool [..., O]: the slot has a part
+    adjacent: Tensor  # bool [..., O, O]: two parts meet
+    codes: Tensor | None = None  # int64 [..., O, G]: codes of G parts of a token; -1 in empty slots
+    error: Tensor | None = None  # [..., O] mean squared difference of a token and its codes; 0 in empty slots
+    shares: Tensor | None = None  # [..., G, K] how likely each code is, summed over slots, where codes are drawn
+
+
 class ImageEncoder(nn.Module):
-    """Encodes images one by one: views [B, N, C, H, W] -> features [B, N, D]. Built with its section."""
+    """Encodes images one by one: views [B, N, C, H, W] -> features [B, N, D]. Built with its section.
+
+    One whose section `has_tokens` has `with_tokens` too.
+    """
 
     def features(self, images: Tensor) -> Tensor:
         """Features [n, D] of images [n, C, H, W], in channels_last."""
+        raise NotImplementedError
+
+    def with_tokens(self, views: Tensor) -> tuple[Tensor, Tokens]:
+        """Features [B, N, D] of views [B, N, C, H, W], and tokens of their parts, [B, N, ...]."""
         raise NotImplementedError
 
     def blocks(self) -> list[nn.Module]:

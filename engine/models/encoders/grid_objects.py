@@ -4,9 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ....loaders.batch import each
 from ....loaders.grids.objects import FEATURES, Objects, find_objects
 from ..config import GridObjectsConfig
-from .base import ImageEncoder
+from ..quantisers.base import Quantiser
+from ..quantisers.config import CodesConfig
+from .base import ImageEncoder, Tokens
 
 ROUNDS = 16  # of the search for objects where the host cannot wait: as many as any grid of ARC-AGI-1 needs
 
@@ -24,6 +27,8 @@ class GridObjects(ImageEncoder):
         self.embedding = nn.Sequential(nn.Linear(FEATURES[config.features], width), nn.GELU(), nn.Linear(width, width))
         self.layers = nn.ModuleList(ObjectLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
+        codes = config.quantiser
+        self.quantiser = Quantiser(codes, width) if isinstance(codes, CodesConfig) else None
 
     @torch.no_grad()
     def objects(self, grids: Tensor) -> Objects:
@@ -44,9 +49,23 @@ class GridObjects(ImageEncoder):
         return torch.where(there, tokens, 0.0)
 
     def features(self, images: Tensor) -> Tensor:
-        objects = self.objects(images)
+        return self._encoded(images)[0]
+
+    def with_tokens(self, views: Tensor) -> tuple[Tensor, Tokens]:
+        """Features [B, N, D] of views [B, N, 1, S, S], and the tokens of their objects."""
+        return each(self._encoded(views.flatten(0, 1)), lambda x: x.unflatten(0, views.shape[:2]))
+
+    def _encoded(self, grids: Tensor) -> tuple[Tensor, Tokens]:
+        objects = self.objects(grids)
         tokens = self.tokens(objects)
-        return self.norm(tokens.sum(1) / objects.present.sum(1, keepdim=True).clamp(min=1))
+        found = Tokens(tokens, objects.present, objects.adjacent)
+        if self.quantiser is not None:
+            quantised = self.quantiser(tokens, objects.present)
+            tokens = quantised.tokens
+            found = Tokens(tokens, objects.present, objects.adjacent, *quantised[1:])
+        there = objects.present[..., None]
+        mean = torch.where(there, tokens, 0.0).sum(1) / there.sum(1).clamp(min=1)
+        return self.norm(mean.to(self.norm.weight.dtype)), found
 
 
 class ObjectLayer(nn.Module):
