@@ -31,6 +31,22 @@ class Mean(nn.Module):
         return self.scale * self.total.item() / self.count.item() if self.count.item() else math.nan
 
 
+class Largest(nn.Module):
+    """The largest of numbers that are not negative, and the same on all processes: only one of these may add them."""
+
+    value: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("value", torch.zeros(()))
+
+    def update(self, value: Tensor) -> None:
+        self.value.copy_(self.value.maximum(value.detach().to(self.value.dtype)))
+
+    def compute(self) -> float:
+        return self.value.item()
+
+
 class R2(nn.Module):
     """Coefficient of determination of each target dimension: 1 - residual / variance, over all items.
 

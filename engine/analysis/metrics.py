@@ -84,7 +84,10 @@ def _stream(measure: str, target: Literal["class", "action"] | None = None) -> l
 METRICS = (
     Metric("val_loss", "min", "ep_loss", "loss", of_objective=True, panel="loss"),
     Metric("val_loss_{term}", "min", "loss_{term}", of_objective=True),
+    Metric("share_{term}", of_objective=True),
     Metric("grad_norm", of_objective=True),
+    Metric("grad_norm_max", of_objective=True),
+    Metric("clipped", "min", of_objective=True),
     Metric("z_grad_norm_{term}", of_objective=True),
     Metric("pred_cosine_test", "max"),
     Metric("pred_cosine_centred_test", "max", None, "pred_cosine_centred", closing=True, panel="cosine", label="test"),
@@ -124,6 +127,7 @@ METRICS = (
     Metric("next_cf16", "max", title="next_cf16", closing=True, compared=True),
     Metric("next_top1", "max", title="next_top1", closing=True, compared=True),
     Metric("next_copy16"),
+    Metric("val_nce", "min", title="val_nce"),
     Metric("codes_perplexity", "max", title="codes_perplexity"),
     Metric("codes_active", "max", title="codes_active"),
     Metric("move_acc", "max", title="move_acc"),
@@ -141,7 +145,7 @@ METRICS = (
     Metric("subspace_stability_{sweep}", "max"),
 )
 
-OF_GRIDS = {"next_cf16", "next_top1", "next_copy16", "move_acc", "size_r2", "objects_r2", "colours_r2"}
+OF_GRIDS = {"next_cf16", "val_nce", "next_top1", "next_copy16", "move_acc", "size_r2", "objects_r2", "colours_r2"}
 OF_CODES = {"codes_perplexity", "codes_active"}
 
 # beginnings of the names of metrics that the untrained control does not have

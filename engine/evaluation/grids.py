@@ -1,5 +1,6 @@
 """What a network knows of grids and of the moves between them."""
 
+import math
 from collections.abc import Callable
 from statistics import fmean
 
@@ -21,6 +22,7 @@ from ..objectives.objective import Objective
 from .frozen import Progress, Rows, rows_of
 
 ALTERNATIVES = 15
+NEGATIVES, NCE_SCALE = 8703, 0.07
 FITTED, TESTED = 4000, 1000  # most sequences that probes are fitted to, and that are tested
 
 
@@ -43,6 +45,9 @@ def grid_scores(
       the grid before; of equally near ones each counts in part (chance is 6.25). The others are valid steps: where
       programs are of the origin's draws, some 11 percent can be told without knowing the action
     - next_copy16: the same with the grid before in the place of the prediction
+    - val_nce: cross-entropy of picking the true last grid by cosine, over 0.07, among it and 8,703 grids of training
+      programs, always the same ones: it compares networks of any objective (chance is ln 8704 = 9.07); NaN where
+      there are fewer
     - next_top1: percent that are nearest to the true last grid among those of all these sequences
     - move_acc: percent of moves that a ridge regression tells from z of two grids and their difference (chance is 10)
     - codes_perplexity, codes_active: perplexity of the codes of the tokens, if they have some, and percent of all codes
@@ -64,6 +69,10 @@ def grid_scores(
     def fitted(rows: Callable[[Rows], Tensor], target: str) -> Tensor:
         return ridge_regression(rows(train), train[target], held_out, rows(test))
 
+    others = train["compared"].flatten(0, 1)[:NEGATIVES]
+    logits = cosines(test["prediction"], torch.cat([test["target"], others])) / NCE_SCALE
+    own = logits[:, : len(test["target"])].diagonal()[:, None]
+    among = torch.cat([own, logits[:, len(test["target"]) :]], 1)
     similarity = torch.stack([objective.prediction.similarity(one, test["target"]) for one in test["prediction"]])
     equal = (test["grid"][:, None] == test["grid"]).all(-1)
     best = similarity >= similarity.amax(1, keepdim=True) - objective.prediction.resolution(test["target"])
@@ -71,6 +80,7 @@ def grid_scores(
     found = {
         "next_cf16": 100 * test["right"].double().mean().item(),
         "next_copy16": 100 * test["copied"].double().mean().item(),
+        "val_nce": (among.logsumexp(1) - own[:, 0]).mean().item() if len(others) == NEGATIVES else math.nan,
         "next_top1": 100 * ((best & equal).sum(1) / best.sum(1)).double().mean().item(),
         "move_acc": 100 * moves.double().mean().item(),
     }
@@ -79,6 +89,11 @@ def grid_scores(
     for name in ("size", "objects", "colours"):
         found[f"{name}_r2"] = r2_score(fitted(lambda rows: rows["z"], name), test[name])
     return found
+
+
+def cosines(x: Tensor, y: Tensor) -> Tensor:
+    """Cosines of all pairs of rows of [N, E] and [K, E]: [N, K]."""
+    return F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T
 
 
 def code_scores(codes: Tensor, num_codes: int) -> dict[str, float]:
@@ -128,6 +143,9 @@ def _features(
     }
     if output.tokens is not None and output.tokens.codes is not None:
         found["codes"] = output.tokens.codes.long()
+    if not nearest:
+        known = output.projections if model.target.joint and model.sharpening is None else None
+        found["compared"] = (_compared(model, views) if known is None else known).float()
     if nearest:
         key = words(loader.sampler.seed, COUNTERFACTUAL_STREAM, 0, batch.index, 1, 2)[:, 0]
         others = counterfactuals(grids[:, -2], batch.params[:, -1].long(), grids[:, -1], key, ALTERNATIVES)

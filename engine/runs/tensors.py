@@ -151,7 +151,9 @@ def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str
         load_optimizer(training.probe_optimizer, probes, "probe_optimizer", tensors["trainer"])
         if accelerator.is_main_process:  # it continues the saved sum, the others begin at zero
             for bank in METRIC_BANKS:
-                getattr(training, bank).load_state_dict(under(f"{bank}.", tensors["trainer"]))
+                metrics = getattr(training, bank)
+                # those that an older version did not have begin at zero
+                metrics.load_state_dict(metrics.state_dict() | under(f"{bank}.", tensors["trainer"]))
     except RuntimeError as error:
         raise InputError(f"its weights do not fit this network ({first_line(error)})", "run.resume") from None
     training.device_step.fill_(step)

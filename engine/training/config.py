@@ -81,11 +81,18 @@ class GateRule(Section):
     """Largest value allowed."""
     margin: float | None = None
     """Smallest excess over the untrained control that is allowed."""
+    over: Literal["epoch", "least", "most", "range", "rise", "epochs"] = "epoch"
+    """What is judged: the metric of an epoch (the final and the best one), or of all epochs its least or most value,
+    their difference (range), the largest ratio of a value to the least before it (rise), or how many there were."""
+    last: float = Field(default=1.0, gt=0, le=1)
+    """Share of the epochs that count, the last ones, where all epochs are judged."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.min is None and self.max is None and self.margin is None:
             raise InputError("needs min, max or margin", "metric")
+        if self.over != "epoch" and (self.margin is not None or self.minus is not None):
+            raise InputError("is judged by min and max alone, without minus", "over")
         return self
 
 

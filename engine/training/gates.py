@@ -1,6 +1,7 @@
 """What metrics decide: which epoch is the best, when to stop early, and whether the gates pass."""
 
 import math
+from itertools import accumulate
 
 from ...configs.errors import InputError
 from ..analysis.metrics import OF_THE_OBJECTIVE
@@ -50,22 +51,55 @@ def waited(before: Waiting, config: EarlyStopConfig, metrics: dict[str, float]) 
 def judge(rules: list[GateRule], metrics: dict[str, float], untrained: dict[str, float] | None) -> list[str]:
     """A sentence for each rule that does not hold in an epoch; NaN and missing values fail."""
     reasons = []
-    for rule in rules:
+    for rule in (rule for rule in rules if rule.over == "epoch"):
         name = rule.metric if rule.minus is None else f"{rule.metric} - {rule.minus}"
         value = _value(rule, metrics)
-        if math.isnan(value):
-            reasons.append(f"{name} is NaN")
-            continue
-        if rule.min is not None and value < rule.min:
-            reasons.append(f"{name} = {value:.4g}, at least {rule.min:g} is required")
-        if rule.max is not None and value > rule.max:
-            reasons.append(f"{name} = {value:.4g}, at most {rule.max:g} is required")
-        if rule.margin is not None:
+        reasons += _outside(name, value, rule)
+        if rule.margin is not None and not math.isnan(value):
             control = _value(rule, untrained or {})
             if not value - control >= rule.margin:  # a NaN control fails too
                 wanted = f"a margin of {rule.margin:g} is required"
                 reasons.append(f"{name} = {value:.4g}, untrained {control:.4g}: {wanted}")
     return reasons
+
+
+def judge_history(rules: list[GateRule], rows: list[dict[str, float]]) -> list[str]:
+    """A sentence for each rule about all epochs that does not hold, given their metrics in order.
+
+    Epochs that were not validated are left out.
+    """
+    reasons = []
+    for rule in (rule for rule in rules if rule.over != "epoch"):
+        found = [row[rule.metric] for row in rows if rule.metric in row]
+        known = [math.nan if value is None else value for value in found]  # as files hold it
+        known = known[len(known) - max(1, round(rule.last * len(known))) :] if known else []
+        reasons += _outside(f"{rule.metric} ({rule.over})", _of_history(rule, known), rule)
+    return reasons
+
+
+def _of_history(rule: GateRule, values: list[float]) -> float:
+    """What a rule judges of a metric's values; NaN if there are none, or one is NaN."""
+    if rule.over == "epochs":
+        return len(values)
+    if not values or any(math.isnan(value) for value in values):
+        return math.nan
+    least, most = min(values), max(values)
+    if rule.over == "rise":
+        pairs = zip(values, accumulate(values, min), strict=True)
+        return max(now / before if before > 0 else math.inf for now, before in pairs)
+    return {"least": least, "most": most, "range": most - least}[rule.over]
+
+
+def _outside(name: str, value: float, rule: GateRule) -> list[str]:
+    """A sentence if a value is not within the bounds of a rule; NaN never is."""
+    if math.isnan(value):
+        return [f"{name} is NaN"]
+    found = []
+    if rule.min is not None and value < rule.min:
+        found.append(f"{name} = {value:.4g}, at least {rule.min:g} is required")
+    if rule.max is not None and value > rule.max:
+        found.append(f"{name} = {value:.4g}, at most {rule.max:g} is required")
+    return found
 
 
 def _value(rule: GateRule, metrics: dict[str, float]) -> float:
@@ -74,9 +108,12 @@ def _value(rule: GateRule, metrics: dict[str, float]) -> float:
 
 
 def judge_epochs(
-    config: Config, epochs: dict[str, dict[str, float]], untrained: dict[str, float] | None
+    config: Config,
+    epochs: dict[str, dict[str, float]],
+    untrained: dict[str, float] | None,
+    rows: list[dict[str, float]],
 ) -> tuple[bool | None, list[str]]:
-    """Whether all epochs, by their titles, meet the rules, and why not.
+    """Whether all epochs, by their titles, meet the rules, and `rows`, metrics of all epochs, those about all; why not.
 
     Returns:
         True or False, or None if there are no rules; and a sentence for each rule that does not hold.
@@ -85,4 +122,5 @@ def judge_epochs(
     if not rules:
         return None, [f"no rules for {config.data.name}: nothing was judged"]
     reasons = [f"{title}: {reason}" for title, epoch in epochs.items() for reason in judge(rules, epoch, untrained)]
+    reasons += [f"all epochs: {reason}" for reason in judge_history(rules, rows)]
     return not reasons, reasons

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...kernels import AdamWEMA
 from ...loaders.batch import Batch, each
 from ...loaders.loader import Loaders
-from ..analysis.accumulators import Mean, MetricBank
+from ..analysis.accumulators import Largest, Mean, MetricBank
 from ..config import Config
 from ..evaluation.probes import OnlineProbes
 from ..models.heads import Sharpening
@@ -107,7 +107,8 @@ class TrainingStep:
         losses = self.objective.names
         by_term = train_model and not by_blocks  # else nothing sends a gradient through all of z
         norms = [f"z_grad_norm_{name}" for name in config.objective.of_features] if by_term else []
-        self.train_losses = MetricBank({name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms)}).to(device)
+        means = {name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms)}
+        self.train_losses = MetricBank({**means, "grad_norm_max": Largest(), "clipped": Mean(100)}).to(device)
         self.term_grad_norms: dict[str, Tensor] = {}  # latest measurement
         self.train_metrics = self.probes.metric_bank().to(device)
         # what can diverge in a step, in the order in which `_watch` sees it
@@ -186,6 +187,10 @@ class TrainingStep:
         terms, probe_losses = (_means([getattr(part, kind) for part in parts]) for kind in ("terms", "probe_losses"))
         for name, value in {"ep_loss": loss, **terms, "grad_norm": grad_norm}.items():
             self.train_losses[name].update(value * count, count)
+        if self.accelerator.is_main_process:
+            self.train_losses["grad_norm_max"].update(grad_norm)
+        limit = self.config.optim.clip_norm
+        self.train_losses["clipped"].update(grad_norm > limit if limit else torch.zeros_like(grad_norm), 1)
         outputs = {name: torch.cat([part.probe_outputs[name] for part in parts]) for name in parts[0].probe_outputs}
         self.probes.update(self.train_metrics, outputs, batch.labels, batch.actions)
         self._watch([*terms.values(), grad_norm, *probe_losses.values()])
@@ -266,6 +271,8 @@ class TrainingStep:
         """Metrics of the training steps since the last call."""
         metrics = self.train_losses.collect(self.accelerator).compute()
         metrics |= {name: value.item() for name, value in self.objective.figures().items()}
+        parts = {name: abs(term.weight * metrics[f"loss_{name}"]) for name, term in self.objective.terms.items()}
+        metrics |= {f"share_{name}": part / (sum(parts.values()) or 1.0) for name, part in parts.items()}
         metrics |= self.probes.values(self.train_metrics.collect(self.accelerator), "train")
         self.train_losses.reset()
         self.train_metrics.reset()

@@ -32,6 +32,7 @@ from ..runtime.distributed import check_agreement
 from ..runtime.failures import PEER_LOST, explain, sigbus_handler
 from ..runtime.interrupts import Interrupted, Interrupts
 from ..runtime.provenance import code_digest, commit, hardware, versions
+from .alarms import alarms, pinned_sigreg
 from .diagnostics import diagnose
 from .gates import check_rules, improves, judge_epochs, waited
 from .loading import open_loaders
@@ -143,6 +144,7 @@ class Trainer:
 
         # Trackers start before the untrained control, which can take minutes: one that cannot start says so now.
         self.trackers = Trackers(accelerator, config.tracking, folder, say)
+        self.pinned = pinned_sigreg(config, accelerator.num_processes, accelerator.device)
         self.untrained = None
         if config.control.enabled:
             self.untrained = untrained_control(config, self.loaders, accelerator, reporter, interrupts)
@@ -320,6 +322,8 @@ class Trainer:
                 say(line)
             for warning in collapse_warnings(metrics, config.diagnostics):
                 say(f"collapse? {warning}")
+            for line in alarms(self.metrics_file.rows, config, self.pinned) if self.metrics_file else ():
+                say(f"alarm: {line}")
             for name in config.model.crate_parts:
                 if (length := metrics[f"dictionary_step_{name}"]) > LONG_STEP:
                     limit = f"model.{name}.longest_step=1 limits it"
@@ -381,7 +385,8 @@ class Trainer:
         """Judge, summarise, draw; returns the exit code."""
         config, best, name = self.config, self.best, self.segments.name
         judged = {f"final {name}": self.final, f"best {name} {best.segment}": best.metrics}
-        passed, reasons = judge_epochs(config, judged, self.untrained)
+        rows = self.metrics_file.rows if self.metrics_file else []
+        passed, reasons = judge_epochs(config, judged, self.untrained, rows)
         if self.metrics_file:
             verdict = {"gate_pass": passed, "gate_reasons": reasons}
             summary = verdict | {

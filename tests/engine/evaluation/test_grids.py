@@ -1,5 +1,6 @@
 """Scores on grids: chance for a constant, everything for one who knows, and ties in parts."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from seqjepa.engine.config import compose
+from seqjepa.engine.evaluation import grids
 from seqjepa.engine.evaluation.grids import grid_scores
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.loading import open_loaders
@@ -27,7 +29,7 @@ def opened():
         given = model.eval(), training.objective, training.losses.spans, loaders.train, loaders.validation
         return grid_scores(*given, **more)
 
-    return training.model, measure
+    return training.model, measure, loaders
 
 
 class Cells(nn.Module):
@@ -43,7 +45,7 @@ class Cells(nn.Module):
 
     def forward(self, views, actions, inverse, spans):
         z = self.encoder(views)
-        result = SimpleNamespace(prediction=z[:, -1 - self.late], target=z[:, -1])
+        result = SimpleNamespace(prediction=z[:, -1 - self.late], target=z[:, -1], tokens=None, projections=None)
         return SimpleNamespace(float=lambda: result)
 
 
@@ -55,6 +57,27 @@ def test_a_constant_is_at_chance(opened):
     assert 100 / 64 <= found["next_top1"] < 100 / 16  # of 64, of which some are equal
     assert found["move_acc"] < 30
     assert found["size_r2"] < 0.05
+    assert math.isnan(found["val_nce"])  # there are not 8,703 grids
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
+def test_among_the_grids_of_training_a_prediction_is_picked_by_cosine(opened, monkeypatch, scale):
+    monkeypatch.setattr(grids, "NEGATIVES", 500)
+    found = opened[1](Cells(scale, late=1))["val_nce"]
+    if scale == 0:  # all alike: chance
+        assert found == pytest.approx(math.log(501), rel=1e-5)
+        return
+    loaders, lost = opened[2], []
+    others = torch.cat(
+        [batch.views.flatten(2) for batch in loaders.train.restricted(loaders.train.sampler.indices).epoch(0)]
+    )
+    others = nn.functional.pad(others.flatten(0, 1)[:500].double() * scale, (0, 1), value=1.0)
+    for batch in loaders.validation.epoch(0):
+        cells = nn.functional.pad(batch.views.flatten(2).double() * scale, (0, 1), value=1.0)
+        for before, last in zip(cells[:, -2], cells[:, -1], strict=True):
+            cosines = nn.functional.cosine_similarity(before, torch.cat([last[None], others]), dim=1)
+            lost.append(-(cosines / 0.07).log_softmax(0)[0].item())
+    assert found == pytest.approx(sum(lost) / len(lost), rel=1e-3)
 
 
 def test_who_knows_the_next_grid_is_right(opened):
@@ -71,7 +94,7 @@ def test_who_copies_scores_as_the_copy_does(opened):
 
 
 def test_actions_of_another_are_told_to_a_shuffled_network(opened):
-    model, measure = opened
+    model, measure, _ = opened
     seen, original = [], type(model).forward
 
     def forward(self, views, actions, *more):

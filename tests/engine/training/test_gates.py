@@ -7,7 +7,7 @@ import pytest
 from seqjepa.configs.errors import InputError
 from seqjepa.engine.config import Config
 from seqjepa.engine.training.config import GateRule
-from seqjepa.engine.training.gates import check_rules, judge
+from seqjepa.engine.training.gates import check_rules, judge, judge_history
 from seqjepa.engine.training.validation import metric_names
 
 METRICS = {"a": 0.5, "b": 0.2, "broken": math.nan}
@@ -58,3 +58,46 @@ def test_unknown_metrics_are_refused():
     with pytest.raises(InputError, match="linacc is not computed"):
         check_rules(Config.model_validate({"eval": {"best_metric": "linacc"}}), names)
     check_rules(Config(), names)
+
+
+HISTORY = [
+    {"epoch": 1, "a": 4.0},
+    {"epoch": 2, "a": 2.0},
+    {"epoch": 3},  # not validated
+    {"epoch": 4, "a": 3.0},
+    {"epoch": 5, "a": 2.5},
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"),
+    [
+        ({"over": "least"}, 2.0),
+        ({"over": "most"}, 4.0),
+        ({"over": "most", "last": 0.5}, 3.0),
+        ({"over": "range"}, 2.0),
+        ({"over": "range", "last": 0.5}, 0.5),
+        ({"over": "rise"}, 1.5),  # 3 over 2
+        ({"over": "rise", "last": 0.25}, 1.0),
+        ({"over": "epochs"}, 4),
+    ],
+)
+def test_rules_about_all_epochs(rule, value):
+    assert not judge_history([GateRule(metric="a", min=value, max=value, **rule)], HISTORY)
+    (said,) = judge_history([GateRule(metric="a", min=value + 0.01, **rule)], HISTORY)
+    assert said == f"a ({rule['over']}) = {value:.4g}, at least {value + 0.01:g} is required"
+    assert not judge([GateRule(metric="a", min=1e9, **rule)], METRICS, None)  # it is about no single epoch
+
+
+def test_a_history_with_nan_or_nothing_fails():
+    for over in ("least", "most", "range", "rise"):
+        for broken in (None, math.nan):  # as files hold it, and as it was measured
+            rows = [*HISTORY, {"epoch": 6, "a": broken}]
+            assert judge_history([GateRule(metric="a", max=1e9, over=over)], rows) == [f"a ({over}) is NaN"]
+        assert judge_history([GateRule(metric="b", max=1e9, over=over)], HISTORY) == [f"b ({over}) is NaN"]
+    assert judge_history([GateRule(metric="b", min=1, over="epochs")], HISTORY)
+
+
+def test_a_rule_about_all_epochs_has_no_margin():
+    with pytest.raises(ValueError, match="judged by min and max alone"):
+        GateRule(metric="a", margin=0.1, over="most")
