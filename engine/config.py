@@ -168,7 +168,7 @@ def check_method(config: Config) -> None:
     if most is not None and config.sequence.num_observed > most:
         raise InputError(
             f"is less than the {config.sequence.num_observed} observed views (sequence.num_observed)",
-            "model.aggregator.positions",
+            f"model.aggregator.{model.aggregator.limited_by}",
         )
     rate = config.objective.rate
     rows = config.data.batch_size // config.optim.accumulate

@@ -288,6 +288,11 @@ class AggregatorConfig(Kind):
         """
         return None
 
+    @property
+    def limited_by(self) -> str:
+        """The field that sets `most_views`."""
+        return "positions"
+
 
 class AttentiveConfig(AggregatorConfig):
     """An aggregator whose tokens attend to each other."""
@@ -327,6 +332,24 @@ class MeanConfig(AggregatorConfig):
     made_by = ".aggregators.mean:MeanToken"
 
     kind: Literal["mean"] = "mean"
+
+
+class WeightedConfig(AggregatorConfig):
+    """Weighted mean of the tokens, with weights of its own in each channel: a few numbers, learnt."""
+
+    made_by = ".aggregators.weighted:WeightedViews"
+
+    kind: Literal["weighted"] = "weighted"
+    longest: int = Field(default=7, ge=1, le=512)
+    """Number of views that have weights; no sequence may be longer."""
+
+    @property
+    def most_views(self) -> int:
+        return self.longest
+
+    @property
+    def limited_by(self) -> str:
+        return "longest"
 
 
 class CrateConfig(CrateLayers, AttentiveConfig):
@@ -585,9 +608,9 @@ class ModelConfig(Section):
         Field(discriminator="kind"),
     ] = ResNet18Config()
     neck: Annotated[NoNeckConfig | LinearNeckConfig, Field(discriminator="kind")] = NoNeckConfig()
-    aggregator: Annotated[TransformerConfig | MeanConfig | CrateConfig | TostConfig, Field(discriminator="kind")] = (
-        TransformerConfig()
-    )
+    aggregator: Annotated[
+        TransformerConfig | MeanConfig | WeightedConfig | CrateConfig | TostConfig, Field(discriminator="kind")
+    ] = TransformerConfig()
     predictor: Annotated[MLPPredictorConfig | CratePredictorConfig, Field(discriminator="kind")] = MLPPredictorConfig()
     projector: Annotated[NoProjectorConfig | MLPProjectorConfig, Field(discriminator="kind")] = NoProjectorConfig()
     inverse: Annotated[NoInverseConfig | MLPInverseConfig, Field(discriminator="kind")] = NoInverseConfig()

@@ -29,7 +29,8 @@ def test_layers_merge_left_to_right_then_overrides(tmp_path):
 
 @pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda p: p.stem)
 def test_every_config_composes(path):
-    base = [] if path.parent.name == "data" else ["configs/data/cifar10_rot.yaml"]
+    grids = path.stem.startswith("jepa") or path.stem.startswith("arc_")
+    base = [] if path.parent.name == "data" else [f"configs/data/{'arc_programs' if grids else 'cifar10_rot'}.yaml"]
     compose([*base, str(path)])
 
 

@@ -134,6 +134,10 @@ PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "target.kind=s
             ["objective.reading.length = 4: is longer than the 3 observed views"],
         ),
         (
+            ["model.aggregator.kind=weighted", "model.aggregator.longest=2"],
+            ["model.aggregator.longest = 2: is less than the 3 observed views"],
+        ),
+        (
             ["model.aggregator.time_embedding=true", "model.aggregator.positions=2"],
             ["model.aggregator.positions = 2: is less than the 3 observed views"],
         ),

@@ -1,6 +1,7 @@
 """The network: the paper's sizes, and what may and may not depend on what."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -22,6 +23,7 @@ from seqjepa.engine.models.config import (
     Span,
     StopGradientTargetConfig,
     TransformerConfig,
+    WeightedConfig,
 )
 from seqjepa.engine.models.seq_jepa import SeqJEPA
 from seqjepa.engine.objectives.config import (
@@ -295,6 +297,24 @@ def test_thirty_two_views():
     for aggregator in (MeanConfig(), TransformerConfig(num_layers=1, time_embedding=True, positions=31)):
         output = small(changed(aggregator=aggregator))(views, actions)
         assert output.agg.shape == (6, 24)
+
+
+def test_weighted_views_are_a_softmax_in_each_channel():
+    """Against a loop; equal tokens stay, a new network takes the mean, and a shorter sequence uses the last weights."""
+    aggregator = WeightedConfig(longest=5).build(6)
+    tokens = torch.randn(3, 4, 6)
+    torch.testing.assert_close(aggregator(tokens), tokens.mean(1))
+    with torch.no_grad():
+        for parameter in aggregator.parameters():
+            parameter.normal_()
+    assert sum(parameter.numel() for parameter in aggregator.parameters()) == 5 * 5 + 5
+    found = aggregator(tokens)
+    for row, channel in itertools.product(range(3), range(6)):
+        values = tokens[row, :, channel]
+        scores = [(aggregator.map[1 + w, 1:] * values).sum() + aggregator.bias[1 + w] for w in range(4)]
+        expected = (torch.stack(scores).softmax(0) * values).sum()
+        torch.testing.assert_close(found[row, channel], expected)
+    torch.testing.assert_close(aggregator(tokens[:, :1].expand(-1, 4, -1)), tokens[:, 0])
 
 
 def test_the_mean_aggregator_is_the_mean_of_the_tokens():
