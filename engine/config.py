@@ -1,5 +1,6 @@
 """The whole config: one strict model, validated once. It does not import torch, so that `--help` is instant."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -7,7 +8,7 @@ from pydantic import model_validator
 from ..configs.compose import Composed
 from ..configs.compose import compose as compose_as
 from ..configs.errors import InputError
-from ..configs.section import Schema
+from ..configs.section import Schema, Section
 from ..loaders.config import ActionsConfig, AffineConfig, AnySequence, DataConfig
 from ..loaders.streams.config import AnyStream, NoStreamConfig
 from .analysis.config import DiagnosticsConfig
@@ -46,6 +47,20 @@ class Config(Schema):
         """Gate rules of this task."""
         return self.gates.rules.get(self.data.name, [])
 
+    @property
+    def method_numbers(self) -> dict[str, float]:
+        """The numbers that a user of the method has to choose, by their dotted names.
+
+        They are those of the terms that have a weight, of the reading, the target, the codes and early stopping, but
+        not of the network or of the optimiser, which any method has.
+        """
+        parts: dict[str, Section] = {f"objective.{name}": term for name, term in self.objective.terms.items()}
+        parts |= {"objective.reading": self.objective.reading, "target": self.target}
+        parts |= {"model.encoder.quantiser": self.model.encoder.codes}
+        if self.early_stop.metric is not None:
+            parts["early_stop"] = self.early_stop
+        return {name: value for place, part in parts.items() for name, value in _numbers(part.model_dump(), place)}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.gates.enforce and not self.active_rules:
@@ -79,6 +94,15 @@ class Config(Schema):
             raise InputError("would leave out the last tasks; only null is allowed", "early_stop.metric")
         if self.eval.every != 1:
             raise InputError("every task is followed by a measurement of all tasks; only 1 is allowed", "eval.every")
+
+
+def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    """Numbers in a value, and in what it holds, by dotted names below `place`."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(inner, f"{place}.{name}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, value
 
 
 def compose(words: list[str], base: tuple[str, dict[str, Any]] | None = None) -> Composed[Config]:

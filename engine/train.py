@@ -43,6 +43,9 @@ def main(argv: list[str]) -> int:
     composed = compose(words, wandb_layer(os.environ))
     if "--print-config" in argv:
         print(dump(composed.config), end="")
+        numbers = composed.config.method_numbers
+        told = ", ".join(f"{name} = {value:g}" for name, value in numbers.items())
+        print(f"# {len(numbers)} numbers of the method: {told}")
         return DONE
     if speaks:
         for line in [*composed.notes, *overruled_of_wandb(composed.config.tracking, os.environ)]:

@@ -249,3 +249,18 @@ def test_margins_are_taken_seed_by_seed():
     table = record_table([row]).splitlines()
     assert table[2] == "| t, `r`, 1,000, 2 s | class, agg, % | 55.0 (7.1) |" + " +10.0 (0.0) |" * 3
     assert table[4].endswith("| R² of the action | 0.400 (0.141) |" + " +0.150 (0.071) |" * 3)
+
+
+def test_every_arm_on_grids_composes_and_the_table_shows_it():
+    bench = runpy.run_path(str(BENCH / "arc.py"))
+    for arms in bench["TABLES"].values():
+        for settings in arms.values():
+            compose([*bench["WORDS"], *settings])
+    scores = dict.fromkeys(bench["SHOWN"], 0.5)
+    runs = [{**scores, "steps": 300, "next_cf16": value} for value in (10.0, 20.0)]
+    coded = [{**scores, "steps": 280, "codes_active": 50.0, "codes_perplexity": 30.25}]
+    first, _, one, two = bench["table"]({"none": runs, "codes": coded}).splitlines()
+    assert first.split(" | ")[2:4] == ["next_cf16", "next_top1"]
+    assert one.startswith("| none | 300 | 15.0 (10.0 to 20.0) | 0.5 (0.5 to 0.5) |")
+    assert one.endswith("|  |  |")
+    assert two.endswith("| 50.0 | 30.2 |")

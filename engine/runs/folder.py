@@ -48,6 +48,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.figures = self.path / "figures"
         self.curves = self.figures / "curves.png"
+        self.terms = self.figures / "terms.png"
         self.stream = self.figures / "stream.png"
         self.bases = self.path / "diagnostics"  # of the factors' subspaces
         self._tracker_id = self.path / "tracker-id"

@@ -22,6 +22,7 @@ from ..models.white_box import LONG_STEP
 from ..reports.console import Reporter, Stopwatch, closing_block
 from ..reports.figures.curves import draw_curves
 from ..reports.figures.stream import draw_stream
+from ..reports.figures.terms import draw_terms
 from ..reports.trackers import Trackers, end_tracking
 from ..runs import tensors as files
 from ..runs.folder import RunFolder
@@ -408,7 +409,9 @@ class Trainer:
             write_atomically(self.folder.summary, to_json(summary, indent=1) + "\n")
             try:
                 draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves)
-                self.trackers.log_figure("curves", self.folder.curves, self.global_step)
+                draw_terms(self.metrics_file.rows, self.untrained, self.folder.terms)
+                for path in (self.folder.curves, self.folder.terms):
+                    self.trackers.log_figure(path.stem, path, self.global_step)
                 if self.tasks:
                     draw_stream(summary["stream"], self.folder.stream)
                     self.trackers.log_figure("stream", self.folder.stream, self.global_step)

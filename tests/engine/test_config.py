@@ -240,3 +240,14 @@ def test_numbers_without_a_point_are_numbers(tmp_path):
     optim = compose([str(tmp_path / "a.yaml"), "optim.clip_norm=+2.e+1"]).config.optim
     assert (optim.lr, optim.min_lr, optim.weight_decay) == (3e-4, 1e-6, 100.0)
     assert (optim.warmup_epochs, optim.clip_norm) == (0.5, 20.0)
+
+
+@pytest.mark.parametrize(("variant", "count"), [("jepa_lejepa", 4), ("jepa_production", 19)])
+def test_the_numbers_of_a_method_are_counted(variant, count):
+    """LeJEPA's are two weights, the slices of SIGReg and the views of context."""
+    numbers = compose(["configs/data/arc_programs.yaml", f"configs/variant/{variant}.yaml"]).config.method_numbers
+    assert len(numbers) == count
+    assert numbers["objective.reading.length"] == 3
+    assert numbers["objective.sigreg.weight"] == (0.3 if variant == "jepa_lejepa" else 0.0002)
+    assert ("target.decay" in numbers) == (variant == "jepa_production")
+    assert not [name for name in numbers if name.startswith(("optim", "objective.rate"))]

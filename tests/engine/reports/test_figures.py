@@ -6,6 +6,7 @@ from PIL import Image
 
 from seqjepa.engine.analysis.metrics import METRICS
 from seqjepa.engine.reports.figures.curves import draw_curves, epoch_axis, new_figure
+from seqjepa.engine.reports.figures.terms import draw_terms
 
 NAMES = ["ep_loss", *(metric.name for metric in METRICS if metric.panel)]
 BLUE = (31, 119, 180)  # matplotlib's C0
@@ -51,3 +52,19 @@ def test_no_finite_value_is_said(tmp_path, value):
         for left in (0, width // 2):
             centre = image[top + height // 5 : top + height // 3, left + width // 6 : left + width // 2 - width // 8]
             assert (centre < 150).sum() > 50
+
+
+def test_a_panel_of_terms_is_there_if_it_has_a_metric(tmp_path):
+    """Two, side by side: the blue term falls, and its share rises; below them nothing is drawn."""
+    rows = [{"epoch": n, "loss_a": 10.0 / n, "share_a": 0.1 * n, "share_b": None} for n in range(1, 9)]
+    draw_terms(rows, None, tmp_path / "terms.png")
+    blue = pixels(tmp_path / "terms.png", BLUE)
+    assert (blue[:, 0] < 0.55).all()
+    for left, falls in ((True, True), (False, False)):
+        points = np.array([point for point in blue if (point[1] < 0.5) == left and point[0] > 0.15])
+        first, last = points[points[:, 1].argmin()], points[points[:, 1].argmax()]
+        assert (last[0] > first[0]) == falls  # lower in the picture
+    image = np.asarray(Image.open(tmp_path / "terms.png").convert("L"))
+    assert (image[image.shape[0] * 6 // 10 :] > 250).all()
+    draw_terms([{"epoch": 1, "loss_a": None}], None, tmp_path / "nothing.png")
+    assert not len(pixels(tmp_path / "nothing.png", BLUE))
