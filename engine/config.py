@@ -169,6 +169,11 @@ def check_method(config: Config) -> None:
         )
     if model.memory.remembers and not config.stream.has_tasks:
         raise InputError("remembers the end of a task, and there are none; set stream.kind", "model.memory.kind")
+    if config.objective.balance.kind != "none":
+        if "rate" in terms:
+            raise InputError("is negative, which has no share that is left; only 0 is allowed", "objective.rate.weight")
+        if len(config.objective.balanced) < 2:
+            raise InputError("needs two terms of features that have a weight", "objective.balance.kind")
     if "coordinates" in reads:
         _check_groups(config)
     _check_tokens(config)
@@ -287,6 +292,8 @@ def _check_blocks(config: Config) -> None:
         raise InputError("a block has no aggregate; z or projections is allowed", "objective.rate.features")
     if target.sharpening.makes_distributions:
         raise InputError("heads compare projections; only none is allowed", "target.sharpening.kind")
+    if config.objective.balance.kind != "none":
+        raise InputError("no gradient passes through all of z; only none is allowed", "objective.balance.kind")
     if getattr(config.objective.prediction, "queue", 0):
         raise InputError("blocks have predictions of their own widths; only 0 is allowed", "objective.prediction.queue")
     if "prediction" not in config.objective.reads:

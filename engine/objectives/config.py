@@ -366,6 +366,40 @@ class WindowsReadingConfig(ReadingConfig):
         return [Span(target - self.length, target) for target in range(num_observed, self.length - 1, -1)]
 
 
+class BalanceConfig(Kind):
+    """What changes the weights of the terms while training."""
+
+
+class NoBalanceConfig(BalanceConfig):
+    """Weights are constant."""
+
+    kind: Literal["none"] = "none"
+
+    def build(self, terms: int) -> None:
+        """Nothing."""
+
+
+class GradNormConfig(BalanceConfig):
+    """Weights get factors that keep the terms' gradients in proportion to what each has still to learn (GradNorm)."""
+
+    made_by = ".balance:GradNorm"
+    of_training = True
+
+    kind: Literal["gradnorm"] = "gradnorm"
+    alpha: float = Field(default=1.5, ge=0)
+    """Exponent of the share of a loss that is left: 0 makes all gradients alike."""
+    every: int = Field(default=10, ge=1)
+    """Optimiser steps between measurements of the gradients, each of which costs about a backward pass per term."""
+    first: int = Field(default=5, ge=1)
+    """Measurements over which the first loss is averaged; factors stay 1 until then."""
+    rate: float = Field(default=0.1, gt=0, le=1)
+    """Share of what is missing by which a measurement moves the logarithm of the factors."""
+
+    def untrained(self) -> NoBalanceConfig:
+        """A network that is not trained has no gradients."""
+        return NoBalanceConfig()
+
+
 class ObjectiveConfig(Section):
     """What training minimises: the sum of all terms whose weight is not 0."""
 
@@ -388,6 +422,12 @@ class ObjectiveConfig(Section):
         ForwardReadingConfig | BothReadingConfig | PrefixesReadingConfig | WindowsReadingConfig,
         Field(discriminator="kind"),
     ] = ForwardReadingConfig()
+    balance: Annotated[NoBalanceConfig | GradNormConfig, Field(discriminator="kind")] = NoBalanceConfig()
+
+    @property
+    def balanced(self) -> list[str]:
+        """Names of the terms whose weights change while training."""
+        return self.of_features if self.balance.kind != "none" else []
 
     @property
     def every_term(self) -> dict[str, TermConfig]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from ..models.seq_jepa import Output
+from .balance import GradNorm
 from .config import ObjectiveConfig
 from .prediction import Prediction
 from .term import Term
@@ -30,12 +31,22 @@ class Objective(nn.Module):
         self.prediction: Prediction = config.prediction.build(width)
         self.others = nn.ModuleDict({name: t.build() for name, t in config.terms.items() if name != "prediction"})
         self.names = tuple(f"loss_{name}" for name in config.terms)
+        self.balanced = tuple(config.balanced)
+        self.balance: GradNorm | None = config.balance.build(len(self.balanced))
 
     @property
     def terms(self) -> dict[str, Term]:
         """The terms by name."""
         found: dict[str, Any] = {"prediction": self.prediction, **self.others}
         return {name: found[name] for name in (name.removeprefix("loss_") for name in self.names)}
+
+    def weights(self) -> dict[str, Tensor | float]:
+        """The present weight of each term, by name; those of balanced terms are 0-dim tensors."""
+        found: dict[str, Tensor | float] = {name: term.weight for name, term in self.terms.items()}
+        if self.balance is not None:
+            for name, factor in zip(self.balanced, self.balance.factors, strict=True):
+                found[name] = found[name] * factor
+        return found
 
     def comparable(self, prediction: Tensor) -> Tensor:
         """Predictions [B, E] in the form that is compared with targets, in float32."""
@@ -53,9 +64,8 @@ class Objective(nn.Module):
             output: output of the model.
             step: training step (int64, 0-dim, on the device), which seeds the random draws of a term.
         """
-        terms = self.terms
-        values = {name: term(output, step) for name, term in terms.items()}
-        total = torch.stack([terms[name].weight * value for name, value in values.items()]).sum()
+        values, weights = {name: term(output, step) for name, term in self.terms.items()}, self.weights()
+        total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
         return total, {f"loss_{name}": value for name, value in values.items()}
 
     def backward(self, total: Tensor, terms: dict[str, Tensor], send: Callable[[Tensor], None]) -> None:
@@ -75,4 +85,6 @@ class Objective(nn.Module):
 
     def figures(self) -> dict[str, Tensor]:
         """What the terms tell of themselves beside their values, 0-dim, by the name of the metric."""
-        return {name: value for term in self.terms.values() for name, value in term.figures().items()}
+        found = {name: value for term in self.terms.values() for name, value in term.figures().items()}
+        factors = () if self.balance is None else self.balance.factors
+        return found | {f"factor_{name}": factor for name, factor in zip(self.balanced, factors, strict=True)}

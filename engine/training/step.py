@@ -133,7 +133,8 @@ class TrainingStep:
             for parameter in self.model.local.ended(self.losses.units):
                 self.optimizer.state.pop(parameter, None)
             self.graphed = GraphedStep(self._step, self.accelerator.device) if self.graphed else None
-        if self.train_model and (step + 1) % self.config.run.log_every == 0:
+        periods = [self.config.run.log_every, *([balance.config.every] if (balance := self.objective.balance) else [])]
+        if self.train_model and any((step + 1) % period == 0 for period in periods):
             return self._step(batch, measure_gradients=True)
         return self._step(batch) if self.graphed is None else self.graphed(batch)
 
@@ -155,6 +156,10 @@ class TrainingStep:
             self.term_grad_norms = self._term_grad_norms(measured.output, micro)
             for name, norm in self.term_grad_norms.items():
                 self.train_losses[name].update(norm * len(batch.labels), len(batch.labels))
+            if self.objective.balance is not None:
+                norms = torch.stack([self.term_grad_norms[f"z_grad_norm_{name}"] for name in self.objective.balanced])
+                losses = torch.stack([_means([p.terms for p in parts])[f"loss_{n}"] for n in self.objective.balanced])
+                self.objective.balance.update(norms, joined_mean(losses.detach(), self.world))
         if self.model.local is not None:  # its several backward passes are not those of DDP
             average_gradients(self.losses, self.world)
         grad_norm = self._update() if self.train_model else torch.zeros_like(self.lr)
@@ -227,8 +232,9 @@ class TrainingStep:
             output = output._replace(tokens=tokens)
         _, terms = self.objective(output, self.device_step)
         term_grad_norms = {}
+        weights = self.objective.weights()
         for name in self.config.objective.of_features:
-            weighted = self.objective.terms[name].weight * terms[f"loss_{name}"]
+            weighted = weights[name] * terms[f"loss_{name}"]
             (gradient,) = torch.autograd.grad(weighted, z, retain_graph=True)
             square = gradient.float().square().sum()
             if self.world is not None:  # each differentiates its own mean, or all of what is joined
@@ -271,7 +277,8 @@ class TrainingStep:
         """Metrics of the training steps since the last call."""
         metrics = self.train_losses.collect(self.accelerator).compute()
         metrics |= {name: value.item() for name, value in self.objective.figures().items()}
-        parts = {name: abs(term.weight * metrics[f"loss_{name}"]) for name, term in self.objective.terms.items()}
+        weights = self.objective.weights()
+        parts = {name: abs(float(weight) * metrics[f"loss_{name}"]) for name, weight in weights.items()}
         metrics |= {f"share_{name}": part / (sum(parts.values()) or 1.0) for name, part in parts.items()}
         metrics |= self.probes.values(self.train_metrics.collect(self.accelerator), "train")
         self.train_losses.reset()

@@ -150,5 +150,6 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     moving = config.stream.factors if isinstance(config.stream, FactorsConfig) else [list(factors)]
     if config.sequence.num_observed == 1 or not all(set(of_task) & set(factors) for of_task in moving):
         names = {name for name in names if not name.startswith(("task_r2", "stream_r2"))}
-    figures = (name for term in config.objective.terms.values() for name in term.figure_names)
+    figures = [f"factor_{name}" for name in config.objective.balanced]
+    figures += (name for term in config.objective.terms.values() for name in term.figure_names)
     return names | {*config.model.aggregator.implementation().figure_names, *figures}

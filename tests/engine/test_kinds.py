@@ -60,6 +60,10 @@ NEEDS = {
         "model.encoder.quantiser.place=path",
     ),
     "objective.relational.weight=0.1": OBJECTS,
+    "objective.balance.kind=gradnorm": (
+        *(*PROJECTED, "target.kind=shared", "objective.variance.weight=0.1"),
+        *("objective.balance.every=1", "objective.balance.first=2"),
+    ),
     "model.subspaces.kind=group": ("objective.equivariance.weight=0.1",),
     "objective.equivariance.weight=0.1": ("model.subspaces.kind=group", "model.neck.kind=linear", "model.neck.dim=16"),
     "stream.kind=classes": STREAM,

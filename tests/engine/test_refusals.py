@@ -134,8 +134,12 @@ PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "target.kind=s
             ["objective.reading.length = 4: is longer than the 3 observed views"],
         ),
         (
-            ["model.aggregator.kind=weighted", "model.aggregator.longest=2"],
-            ["model.aggregator.longest = 2: is less than the 3 observed views"],
+            ["objective.balance.kind=gradnorm", "objective.rate.weight=0.1"],
+            ["objective.rate.weight = 0.1: is negative, which has no share that is left"],
+        ),
+        (
+            ["objective.balance.kind=gradnorm"],
+            ["objective.balance.kind = 'gradnorm': needs two terms of features that have a weight"],
         ),
         (
             ["model.aggregator.time_embedding=true", "model.aggregator.positions=2"],

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from seqjepa.configs.errors import InputError
 from seqjepa.configs.section import by_kind
+from seqjepa.engine.config import compose
 from seqjepa.engine.evaluation.probes import OnlineProbes
 from seqjepa.engine.models.config import (
     AnyTarget,
@@ -315,6 +317,8 @@ def test_weighted_views_are_a_softmax_in_each_channel():
         expected = (torch.stack(scores).softmax(0) * values).sum()
         torch.testing.assert_close(found[row, channel], expected)
     torch.testing.assert_close(aggregator(tokens[:, :1].expand(-1, 4, -1)), tokens[:, 0])
+    with pytest.raises(InputError, match="is less than the 3 observed views"):
+        compose(["model.aggregator.kind=weighted", "model.aggregator.longest=2"])
 
 
 def test_the_mean_aggregator_is_the_mean_of_the_tokens():
