@@ -59,9 +59,9 @@ variants: setup
 	$(BIN)/python bench/variants.py $(TIER) --data $(DATA) $(if $(filter lite,$(TIER)),--seeds 42 0 1)
 	$(BIN)/python -m seqjepa.engine.compare runs/variants/$(TIER)/* --against exp_a_ema_rate --out runs/variants/$(TIER).md
 
-# One worker for each of two cores; the tests of a file stay together and share their fixtures.
+# One worker for each of two cores; the tests of a file stay together and share their fixtures, in conftest's order.
 test: setup
-	$(BIN)/pytest -n 2 --dist loadscope
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/pytest -m slow
@@ -79,7 +79,7 @@ test-realdata: setup
 # The oldest Python, torch and triton that pyproject.toml allows; triton 3.6's interpreter fails with NumPy 2.4.
 FLOOR_PYTHON := $(shell command -v python3.11 || echo $(PYTHON))
 test-floor: $(VENV)-floor/.installed
-	$(VENV)-floor/bin/pytest -n 2 --dist loadscope
+	$(VENV)-floor/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 $(VENV)-floor/.installed: pyproject.toml
 	$(FLOOR_PYTHON) -m venv $(VENV)-floor

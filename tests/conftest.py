@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 # torch keeps compiled graphs on disk under an operation's name, and would run one of before the operation changed
@@ -18,6 +19,16 @@ import torch
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that take long first, so that no worker is left alone with one: those of many tests, then of few.
+
+    Modules of few tests start processes or compile; what is left for the end are quick ones.
+    """
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (0, -counts[item.path]) if counts[item.path] > 100 else (1, counts[item.path]))
+
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
