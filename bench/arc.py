@@ -3,9 +3,10 @@
     python bench/arc.py encoders run.threads=1
     python bench/arc.py codes --seconds 40 --seeds 42 0 1 run.threads=1
 
-The time of a step of each arm is measured first, and each gets as many steps as fit, so that its schedule ends with its
-time. Runs are written to runs/arc/<table>/<arm>-<seed>; the same command goes on where it stopped. The table has means
-over seeds, with ranges if there are several: steps, the scores of `grid_scores`, and, with codes, how many are used.
+The CPU time of a step of each arm is measured first, and each gets as many steps as fit, so that its schedule ends with
+its time. Runs are written to runs/arc/<table>/<arm>-<seed>; the same command goes on where it stopped. The table has
+means over seeds, with ranges if there are several: steps, the scores of `grid_scores`, and, with codes, how many are
+used.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ SHOWN = ("next_cf16", "next_top1", "move_acc", "size_r2", "objects_r2", "colours
 def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("table", choices=TABLES, help="what is compared")
-    parser.add_argument("--seconds", type=float, default=40.0, help="time of training (default: %(default)g)")
+    parser.add_argument("--seconds", type=float, default=40.0, help="CPU seconds of training (default: %(default)g)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="seeds of each arm (default: 42)")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings for all runs")
     args = parser.parse_intermixed_args()
@@ -94,17 +95,17 @@ def main() -> int:
 
 
 def step_seconds(words: list[str], steps: int = 8) -> float:
-    """Seconds of a training step, after a few that do not count."""
+    """CPU seconds of a training step, after a few that do not count."""
     config = compose([*words, "data.train_subset=1200", "data.val_subset=96", "control.enabled=false"]).config
     accelerator = build_accelerator(config.run, 1)
     loaders = open_loaders(config, accelerator)
     training, started = TrainingStep(config, loaders, accelerator), 0.0
     for step, batch in zip(range(steps + 3), loaders.train.epoch(0), strict=False):
         if step == 3:
-            started = time.perf_counter()
+            started = time.process_time()
         loss = training.step(batch, step)
     loss.item()
-    return (time.perf_counter() - started) / steps
+    return (time.process_time() - started) / steps
 
 
 def _summary(folder: Path) -> dict:

@@ -81,6 +81,8 @@ def _stream(measure: str, target: Literal["class", "action"] | None = None) -> l
     ]
 
 
+SIDES, FIGURES = ("prediction", "target"), ("rank", "isotropy", "variance", "gauss")
+EMBEDDINGS = tuple(f"{side}_{figure}" for side in SIDES for figure in FIGURES)
 METRICS = (
     Metric("val_loss", "min", "ep_loss", "loss", of_objective=True, panel="loss"),
     Metric("val_loss_{term}", "min", "loss_{term}", of_objective=True),
@@ -89,6 +91,8 @@ METRICS = (
     Metric("grad_norm_max", of_objective=True),
     Metric("clipped", "min", of_objective=True),
     Metric("z_grad_norm_{term}", of_objective=True),
+    # of a training batch every `run.log_every` steps, the mean over the epoch; `embedding_figures` describes them
+    *(Metric(name, "max", of_objective=True) for name in EMBEDDINGS),
     Metric("pred_cosine_test", "max"),
     Metric("pred_cosine_centred_test", "max", None, "pred_cosine_centred", closing=True, panel="cosine", label="test"),
     *_class_probe("online", closing=True, compared=True, panel="class", label="agg"),

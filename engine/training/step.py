@@ -12,19 +12,23 @@ from ...kernels import AdamWEMA
 from ...loaders.batch import Batch, each
 from ...loaders.loader import Loaders
 from ..analysis.accumulators import Largest, Mean, MetricBank
+from ..analysis.metrics import EMBEDDINGS, SIDES
+from ..analysis.spectra import embedding_figures
 from ..config import Config
 from ..evaluation.probes import OnlineProbes
 from ..models.heads import Sharpening
 from ..models.quantisers.base import Codebook
-from ..models.seq_jepa import Output, SeqJEPA
+from ..models.seq_jepa import Output, Reading, SeqJEPA
 from ..models.white_box import CrateLayer
 from ..objectives.objective import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
-from ..runtime.distributed import average_gradients, join_batch_norms, joined_mean, world
+from ..runtime.distributed import average_gradients, join_batch_norms, joined_mean, joined_rows, world
 from .forward import StepInputs, StepOutputs, TrainingForward
 from .optimizers import build_optimizer, learning_rate, set_rate
 from .segments import segments_of
+
+MOST_EMBEDDINGS = 4096  # rows of which figures are made
 
 
 class Diverged(Exception):
@@ -107,9 +111,11 @@ class TrainingStep:
         losses = self.objective.names
         by_term = train_model and not by_blocks  # else nothing sends a gradient through all of z
         norms = [f"z_grad_norm_{name}" for name in config.objective.of_features] if by_term else []
-        means = {name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms)}
+        embeddings = EMBEDDINGS if train_model else ()
+        means = {name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms, *embeddings)}
         self.train_losses = MetricBank({**means, "grad_norm_max": Largest(), "clipped": Mean(100)}).to(device)
         self.term_grad_norms: dict[str, Tensor] = {}  # latest measurement
+        self.latest: list[Reading] = []  # of the last step that measured gradients
         self.train_metrics = self.probes.metric_bank().to(device)
         # what can diverge in a step, in the order in which `_watch` sees it
         self.watched = (*losses, "grad_norm", *(probe.loss_name for probe in self.probes.active))
@@ -152,6 +158,8 @@ class TrainingStep:
                 if measured.total.requires_grad:  # not if there are no probes and the model is not trained
                     self.objective.backward(measured.total, measured.terms, self.accelerator.backward)
             parts.append(measured)
+        if measure_gradients:
+            self.latest = [Reading(*map(torch.Tensor.detach, r)) for part in parts for r in part.output.readings]
         if measure_gradients and self.model.local is None:
             self.term_grad_norms = self._term_grad_norms(measured.output, micro)
             for name, norm in self.term_grad_norms.items():
@@ -243,6 +251,16 @@ class TrainingStep:
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
         return term_grad_norms
+
+    def embeddings(self) -> dict[str, float]:
+        """Figures of the predictions and the targets of the last step that measured gradients; waits for the device."""
+        found = {}
+        for side in SIDES:
+            rows = joined_rows(torch.cat([getattr(reading, side) for reading in self.latest]), self.world)
+            for name, value in embedding_figures(rows[:MOST_EMBEDDINGS]).items():
+                self.train_losses[f"{side}_{name}"].update(value, 1)
+                found[f"{side}_{name}"] = value.item()
+        return found
 
     def end_task(self) -> None:
         """Remember the encoder as it is at the end of a task, if the model has a memory."""

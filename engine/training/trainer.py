@@ -286,7 +286,7 @@ class Trainer:
         lr = float(self.training.optimizer.param_groups[0]["lr"])  # of the last step
         values = {"step_loss": loss, "lr": lr, "sequences_per_second": recent.rate}
         values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
-        self.trackers.log(values, self.global_step)
+        self.trackers.log(values | self.training.embeddings(), self.global_step)
 
     def _end_segment(self, metrics: dict[str, float], validation: Validation | None, train_seconds: float) -> None:
         """Record a segment, show it, and save what is due; sweeps are made first, since their metrics are recorded."""

@@ -19,7 +19,7 @@ PANELS = (
     Panel("Terms, training", r"loss_(\w+)", "symlog"),
     Panel("Share of the objective", r"share_(\w+)"),
     Panel("Norm of gradients: all weights, and of each term at z", r"(?:z_)?(grad_norm\w*)", "log"),
-    Panel("Effective rank", r"effective_rank_(\w+)"),
+    Panel("Effective rank: test z and agg, and a batch's", r"(?:effective_rank_)?(z|agg|(?:prediction|target)_rank)"),
     Panel("Codes", r"codes_(\w+)"),
 )
 

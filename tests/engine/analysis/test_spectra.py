@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seqjepa.engine.analysis.config import DiagnosticsConfig
-from seqjepa.engine.analysis.spectra import Moments, collapse_warnings
+from seqjepa.engine.analysis.spectra import Moments, collapse_warnings, embedding_figures
 
 
 def figures(features, parts=3):
@@ -70,6 +70,25 @@ def test_nothing_to_say():
     assert constant["pair_cosine"] == pytest.approx(1)
     assert all(math.isnan(value) for value in figures(torch.ones(1, 4), parts=1).values())
     assert all(math.isnan(value) for value in figures(torch.full((4, 4), math.nan), parts=1).values())
+
+
+def test_figures_of_embeddings():
+    """Of a Gaussian with a known spectrum; of unit vectors; of a constant."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 4, generator=generator) * torch.tensor([4.0, 2.0, 1.0, 1.0]).sqrt()
+    found = {name: value.item() for name, value in embedding_figures(x).items()}
+    share = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    assert found["rank"] == pytest.approx(math.exp(-(share * share.log()).sum().item()), rel=0.02)
+    assert found["isotropy"] == pytest.approx(0.25, rel=0.05)
+    assert found["variance"] == pytest.approx(2.0, rel=0.02)
+    assert found["gauss"] > 0.9
+    unit = torch.nn.functional.normalize(torch.randn(20_000, 16, generator=generator).exp(), dim=1)
+    assert embedding_figures(unit)["variance"] < 1 / 16
+    assert embedding_figures(unit)["gauss"] < 0.5  # lognormal
+    constant = {name: value.item() for name, value in embedding_figures(torch.full((10, 4), 2.0)).items()}
+    assert constant["variance"] == 0
+    assert constant["isotropy"] == 1  # of nothing in any direction
+    assert all(math.isfinite(value) for value in constant.values())
 
 
 def test_warnings_name_the_feature_and_the_threshold():

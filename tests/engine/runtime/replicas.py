@@ -44,6 +44,8 @@ def train(words: list[str]) -> dict:
         loss = training.step(batch, step)
         losses.append(accelerator.reduce(loss, "mean").item())
         order += accelerator.gather(batch.index).tolist()
+        if (step + 1) % config.run.log_every == 0:
+            training.embeddings()
     return {
         "losses": losses,
         "order": order,
