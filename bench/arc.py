@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 import yaml
-from common import arm_folder, command_line, train_arms, with_range
+from common import arm_folder, command_line, train_arms, wait, with_range
 
 from seqjepa.engine.config import compose
 from seqjepa.engine.runtime.accelerator import build_accelerator
@@ -84,27 +84,40 @@ def main() -> int:
     for arm, settings in arms.items():
         if all((arm_folder(place, arm, seed) / "summary.json").exists() for seed in args.seeds):
             continue
-        steps = max(1, round(args.seconds / step_seconds([*words, *settings])))
-        print(f"{arm}: {steps} steps", flush=True)
-        epochs = -(-steps // 500)  # of which the last is validated
-        sized = (*settings, f"run.epochs={epochs}", f"data.train_subset={96 * round(steps / epochs)}")
+        sized = (*settings, *size(place / f"{arm.replace(' ', '-')}.json", args.seconds, [*words, *settings]))
         if code := train_arms(place, {arm: sized}, args.seeds, words, 1):
             return code
     print(table({arm: [_summary(arm_folder(place, arm, seed)) for seed in args.seeds] for arm in arms}))
     return 0
 
 
-def step_seconds(words: list[str], steps: int = 8) -> float:
+def size(path: Path, seconds: float, words: list[str]) -> list[str]:
+    """Settings of epochs and programs that take so many CPU seconds of training, measured once and kept in a file."""
+    if not path.exists():
+        batch = compose(words).config.data.batch_size
+        steps = max(1, round(seconds / step_seconds(words, batch)))
+        epochs = -(-steps * batch // 48_000)  # of which the last is validated
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = [f"run.epochs={epochs}", f"data.train_subset={batch * max(1, round(steps / epochs))}"]
+        path.write_text(json.dumps(found), encoding="utf-8")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    print(f"{path.stem}: {' '.join(found)}", flush=True)
+    return found
+
+
+def step_seconds(words: list[str], batch: int, steps: int = 8) -> float:
     """CPU seconds of a training step, after a few that do not count."""
-    config = compose([*words, "data.train_subset=1200", "data.val_subset=96", "control.enabled=false"]).config
+    few = [f"data.train_subset={batch * (steps + 3)}", "data.val_subset=96", "control.enabled=false"]
+    config = compose([*words, *few]).config
     accelerator = build_accelerator(config.run, 1)
     loaders = open_loaders(config, accelerator)
     training, started = TrainingStep(config, loaders, accelerator), 0.0
     for step, batch in zip(range(steps + 3), loaders.train.epoch(0), strict=False):
         if step == 3:
+            wait()
             started = time.process_time()
-        loss = training.step(batch, step)
-    loss.item()
+        training.step(batch, step)
+    wait()
     return (time.process_time() - started) / steps
 
 

@@ -247,6 +247,10 @@ def _check_tokens(config: Config) -> None:
         raise InputError(
             f"needs tokens; model.encoder.kind={encoder.kind} has none, grid_objects has", f"objective.{name}.weight"
         )
+    if terms and not config.objective.of_features:
+        raise InputError(
+            "leaves terms of tokens alone, and z untrained; give it a weight", "objective.prediction.weight"
+        )
     if "commitment" in terms and not codes.quantises:
         raise InputError("needs codes; set model.encoder.quantiser.kind", "objective.commitment.weight")
     if "usage" in terms and not codes.draws:

@@ -1,6 +1,5 @@
 """What a network knows of grids and of the moves between them."""
 
-import math
 from collections.abc import Callable
 from statistics import fmean
 
@@ -46,7 +45,7 @@ def grid_scores(
       programs are of the origin's draws, some 11 percent can be told without knowing the action
     - next_copy16: the same with the grid before in the place of the prediction
     - val_nce: cross-entropy of picking the true last grid by cosine, over 0.07, among it and 8,703 grids of training
-      programs, always the same ones: it compares networks of any objective (chance is ln 8704 = 9.07); NaN where
+      programs, always the same ones: it compares networks of any objective (chance is ln 8704 = 9.07); missing where
       there are fewer
     - next_top1: percent that are nearest to the true last grid among those of all these sequences
     - move_acc: percent of moves that a ridge regression tells from z of two grids and their difference (chance is 10)
@@ -80,10 +79,11 @@ def grid_scores(
     found = {
         "next_cf16": 100 * test["right"].double().mean().item(),
         "next_copy16": 100 * test["copied"].double().mean().item(),
-        "val_nce": (among.logsumexp(1) - own[:, 0]).mean().item() if len(others) == NEGATIVES else math.nan,
         "next_top1": 100 * ((best & equal).sum(1) / best.sum(1)).double().mean().item(),
         "move_acc": 100 * moves.double().mean().item(),
     }
+    if len(others) == NEGATIVES:
+        found["val_nce"] = (among.logsumexp(1) - own[:, 0]).mean().item()
     if "codes" in test:
         found |= code_scores(test["codes"], model.num_codes)
     for name in ("size", "objects", "colours"):

@@ -707,7 +707,8 @@ class EMATargetConfig(TargetConfig):
     schedule: Literal["constant", "cosine"] = "constant"
     """Decay over training: constant, or a cosine from `decay` to 1."""
     buffers: Literal["ignore", "copy", "average"] = "ignore"
-    """Batch-norm statistics of the teacher: its own (ignore), the encoder's (copy), or a moving average (average)."""
+    """Batch-norm statistics and codes of the teacher: its own (ignore), the encoder's (copy), or a moving average of
+    them (average)."""
 
     def untrained(self) -> Self:
         return type(self)(sharpening=self.sharpening)

@@ -57,8 +57,8 @@ class Output(NamedTuple):
         return self.projections.float()
 
     def float(self) -> Self:
-        """The same output in float32."""
-        return each(self, lambda x: x.float())
+        """The same output in float32, but for what are no numbers with a fraction."""
+        return each(self, lambda x: x.float() if x.is_floating_point() else x)
 
     def first(self, count: int) -> Self:
         """The output of the first `count` sequences."""

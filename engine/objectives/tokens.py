@@ -62,9 +62,12 @@ class Relational(Term):
     - squares_over_variance: the same over the variance of tokens, without a gradient through it; of degree two
     """
 
+    quantiles: Tensor
+
     def __init__(self, config: RelationalConfig):
         super().__init__(config)
         self.form, self.spread = config.form, config.spread
+        self.register_buffer("quantiles", torch.tensor(QUANTILES), persistent=False)
 
     def forward(self, output: Output, step: Tensor) -> Tensor:
         tokens = tokens_of(output)
@@ -88,7 +91,7 @@ class Relational(Term):
         count = pairs.sum(-1, keepdim=True)
         mean = (far.flatten(2).sum(-1, keepdim=True) / count.clamp(min=1)).detach()
         order = (far.flatten(2) / mean.clamp(min=1e-12)).masked_fill(pairs == 0, torch.inf).sort(-1).values
-        place = torch.tensor(QUANTILES, device=far.device) * (count - 1).clamp(min=0)  # [B, N, Q]
+        place = self.quantiles * (count - 1).clamp(min=0)  # [B, N, Q]
         below = place.floor().long()
         above = (below + 1).minimum((count.long() - 1).clamp(min=0))
         order = torch.where(order.isinf(), 0.0, order)

@@ -28,6 +28,12 @@ def joined_mean(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return sum_over_processes(x, name) / size if name else x
 
 
+def total_over(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Sum over the processes of each element, the same on all of them; `x` itself where there is one process."""
+    name, _ = name_of(group)
+    return sum_over_processes(x, name) if name else x
+
+
 def joined_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Rows of all processes in order of rank, [B, ...] to [processes * B, ...]; B is the same everywhere.
 

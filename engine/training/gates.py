@@ -27,7 +27,8 @@ def check_rules(config: Config, computed: set[str]) -> None:
             continue
         if name not in computed:
             raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field)
-        if margin is not None and name.startswith((*OF_THE_OBJECTIVE, "stream_")):
+        of_terms = {figure for term in config.objective.terms.values() for figure in term.figure_names}
+        if margin is not None and (name in of_terms or name.startswith((*OF_THE_OBJECTIVE, "stream_", "factor_"))):
             raise InputError(f"{name} has no untrained control; min and max are allowed", field)
 
 

@@ -16,7 +16,6 @@ from ..analysis.metrics import EMBEDDINGS, SIDES
 from ..analysis.spectra import embedding_figures
 from ..config import Config
 from ..evaluation.probes import OnlineProbes
-from ..models.heads import Sharpening
 from ..models.quantisers.base import Codebook
 from ..models.seq_jepa import Output, Reading, SeqJEPA
 from ..models.white_box import CrateLayer
@@ -55,9 +54,12 @@ class TrainingStep:
         joined = self.world if config.run.batch_statistics == "global" else None
         if joined is not None:
             join_batch_norms(model, joined)
+        if model.sharpening is not None:
+            model.sharpening.group = joined
         for part in model.modules():
-            if isinstance(part, Sharpening | Codebook):
-                part.group = joined
+            if isinstance(part, Codebook):  # one for all processes: their means would be of different codes
+                part.group = self.world
+                part.still = config.ablation.freeze_encoder or not train_model
         model.to(device).to(memory_format=torch.channels_last)
         if config.ablation.freeze_encoder:
             model.encoder.requires_grad_(False)

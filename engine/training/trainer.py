@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from safetensors import SafetensorError
 
 from ...configs.cli import DIVERGED, DONE, GATE_FAILED, MACHINE_FAILED
@@ -387,7 +387,9 @@ class Trainer:
         config, best, name = self.config, self.best, self.segments.name
         judged = {f"final {name}": self.final, f"best {name} {best.segment}": best.metrics}
         rows = self.metrics_file.rows if self.metrics_file else []
-        passed, reasons = judge_epochs(config, judged, self.untrained, rows)
+        judgement: list[Any] = [judge_epochs(config, judged, self.untrained, rows)]
+        broadcast_object_list(judgement)  # the others have no rows
+        passed, reasons = judgement[0]
         if self.metrics_file:
             verdict = {"gate_pass": passed, "gate_reasons": reasons}
             summary = verdict | {

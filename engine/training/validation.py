@@ -16,7 +16,7 @@ from ..analysis.groups import GroupReadings
 from ..analysis.metrics import expand
 from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
-from ..evaluation.grids import grid_scores
+from ..evaluation.grids import FITTED, NEGATIVES, grid_scores
 from ..models.seq_jepa import Output
 from ..models.white_box import CrateLayer
 from ..objectives.rate import normalized
@@ -137,6 +137,8 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     fields["task"] = list(map(str, range(1, config.stream.count + 1)))
     fields["ended"] = fields["task"][:-1]
     fields["grids"] = ["program"] if config.sequence.views == "grids" else []
+    train = min(config.data.train_subset or FITTED, FITTED)
+    few = {"val_nce"} if train * (config.sequence.num_observed + 1) < NEGATIVES else set()
     fields["codes"] = ["tokens"] if fields["grids"] and config.model.encoder.codes.quantises else []
     names = expand(targets, feature=("z", "agg"), **fields)
     if config.model.local.stops:  # no term sends a gradient through all of z
@@ -152,4 +154,4 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
         names = {name for name in names if not name.startswith(("task_r2", "stream_r2"))}
     figures = [f"factor_{name}" for name in config.objective.balanced]
     figures += (name for term in config.objective.terms.values() for name in term.figure_names)
-    return names | {*config.model.aggregator.implementation().figure_names, *figures}
+    return (names - few) | {*config.model.aggregator.implementation().figure_names, *figures}

@@ -138,6 +138,10 @@ PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "target.kind=s
             ["objective.rate.weight = 0.1: is negative, which has no share that is left"],
         ),
         (
+            ["objective.relational.weight=1"],
+            ["objective.relational.weight = 1: needs tokens; model.encoder.kind=convnet"],
+        ),
+        (
             ["objective.balance.kind=gradnorm"],
             ["objective.balance.kind = 'gradnorm': needs two terms of features that have a weight"],
         ),

@@ -25,11 +25,13 @@ class Codebook(nn.Module):
     """Codes of one part of the tokens. Built with its section and the part's width.
 
     Attributes:
-        group: processes whose tokens form one batch in training; None if each process has its own.
+        group: processes whose tokens form one batch in training; None if there is one.
+        still: whether codes stay what the first batch made them, as a network must that is not trained.
         differentiable: whether what stands for a token is a function of it, through which a gradient passes.
     """
 
     group: ProcessGroup | None = None
+    still = False
     differentiable = True
 
     def forward(self, x: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,10 +1,11 @@
 """Config of the codes of tokens. It does not import torch, so that `--help` is instant."""
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from ....configs.errors import InputError
 from ....configs.section import Kind
 
 
@@ -80,7 +81,7 @@ class EMAQuantiserConfig(CodesConfig):
     """Codes that are nearest to fewer tokens than this share of what each would have are drawn anew from the batch; 0
     keeps them."""
     redraw_every: int = Field(default=1, ge=1)
-    """Training batches from one such time to the next."""
+    """Forward passes in training, one for each micro-batch, from one such time to the next."""
 
     @property
     def num_codes(self) -> int:
@@ -93,8 +94,14 @@ class FSQQuantiserConfig(CodesConfig):
     made_by = ".fsq:FSQ"
 
     kind: Literal["fsq"] = "fsq"
-    levels: list[Annotated[int, Field(ge=2)]] = Field(default=[8, 6, 5], min_length=1)
-    """Levels of each number."""
+    levels: list[Annotated[int, Field(ge=2, le=1000)]] = Field(default=[8, 6, 5], min_length=1)
+    """Levels of each number; their product is the number of codes, at most 65,536."""
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        if self.num_codes > 2**16:
+            raise InputError(f"make {self.num_codes} codes; at most 65536 are allowed", "levels")
+        return self
 
     @property
     def num_codes(self) -> int:
@@ -113,9 +120,9 @@ class GumbelQuantiserConfig(CodesConfig):
     sharpness: float = Field(default=10.0, gt=0)
     """Logits are minus this times a squared distance, over the mean of these."""
     temperatures: list[Annotated[float, Field(gt=0)]] = Field(default=[1.0, 0.1], min_length=2, max_length=2)
-    """Temperature of the draw at first and at last; it changes linearly."""
+    """Temperature of the softmax through which gradients pass, at first and at last; it changes linearly."""
     temperature_steps: int = Field(default=4000, ge=1)
-    """Training batches until the last temperature."""
+    """Forward passes in training, one for each micro-batch, until the last temperature."""
 
     @property
     def num_codes(self) -> int:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ....loaders.draws import CODEBOOK_STREAM, words
-from ...runtime.distributed import joined_rows
+from ...runtime.distributed import joined_rows, total_over
 from .base import Codebook
 from .config import EMAQuantiserConfig
 
@@ -24,7 +24,7 @@ class EMACodebook(Codebook):
     codes: Tensor  # [K, d]
     counts: Tensor  # [K] moving averages of the number of tokens of each code
     sums: Tensor  # [K, d] and of their sum
-    batches: Tensor  # int64, 0-dim: how many were seen
+    batches: Tensor  # int64, 0-dim: forward passes in training so far
 
     def __init__(self, config: EMAQuantiserConfig, width: int):
         super().__init__()
@@ -38,14 +38,14 @@ class EMACodebook(Codebook):
         if not self.training:
             number = self.nearest(x)
             return self.codes[number], number, None
-        group = self.group
-        rows = joined_rows(x.detach().flatten(0, 1), group)
-        there = joined_rows(present.flatten()[:, None].float(), group)[:, 0]
+        rows, there = x.detach().flatten(0, 1), present.flatten().float()
         with torch.no_grad():
-            self._redraw(rows, there)
+            self._redraw(joined_rows(rows, self.group), joined_rows(there[:, None], self.group)[:, 0])
             number = self.nearest(x)
             stand = self.codes[number]  # a copy: the codes move
-            self._follow(rows, there)
+            if not self.still:
+                self._follow(rows, there, number.flatten())
+            self.batches.add_(1)
         return stand, number, None
 
     def nearest(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class EMACodebook(Codebook):
         """Put tokens of the batch [T, d] in the place of codes that are hardly used; all codes, in the first batch."""
         config, total = self.config, there.sum()
         fair = total / config.codes
-        due = self.batches % config.redraw_every == 0
+        due = (self.batches % config.redraw_every == 0) & (not self.still)
         dead = ((self.counts < config.redraw * fair) & due) | (self.batches == 0)
         dead = (dead & (total > 0))[:, None]
         index = torch.arange(config.codes, device=rows.device)
@@ -67,14 +67,15 @@ class EMACodebook(Codebook):
         self.counts.copy_(torch.where(dead[:, 0], fair, self.counts))
         self.sums.copy_(torch.where(dead, chosen * fair, self.sums))
 
-    def _follow(self, rows: Tensor, there: Tensor) -> None:
-        """Move the averages towards the tokens of the batch [T, d]."""
-        config, number = self.config, self.nearest(rows)
+    def _follow(self, rows: Tensor, there: Tensor, number: Tensor) -> None:
+        """Move the averages towards the tokens [T, d] of this process, and those of the others."""
+        config = self.config
         counts = torch.zeros_like(self.counts).index_add_(0, number, there)
         sums = torch.zeros_like(self.sums).index_add_(0, number, there[:, None] * rows)
+        # summed by process first: an order of sums that differs between processes would let their codes part
+        counts, sums = (total_over(part, self.group) for part in (counts, sums))
         self.counts.lerp_(counts, 1 - config.decay)
         self.sums.lerp_(sums, 1 - config.decay)
         total = self.counts.sum()
         smoothed = (self.counts + EPS) / (total + config.codes * EPS) * total
         self.codes.copy_(self.sums / smoothed.clamp(min=EPS)[:, None])
-        self.batches.add_(1)

@@ -171,20 +171,63 @@ def test_a_batch_without_parts_leaves_the_codes():
     assert book.codes.isfinite().all()
 
 
-def test_a_drawn_code_becomes_certain_as_it_cools():
-    """How often the draw is the nearest code, at the first and at the last temperature."""
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_gradients_pass_through_a_softmax_that_cools(share):
+    """Against the formula, at the temperature of that time; what is drawn does not depend on it."""
+    config = GumbelQuantiserConfig(size=12, sharpness=3.0, temperatures=[1.0, 0.2], temperature_steps=10)
     torch.manual_seed(0)
-    config = GumbelQuantiserConfig(size=12, sharpness=3.0, temperatures=[1.0, 0.01], temperature_steps=1)
-    quantiser = Quantiser(config, 8)
-    x, present = tokens(n=400)
-    nearest = quantiser.eval()(x, present).codes
-    quantiser.train()
-    first = quantiser(x, present).codes
-    soft = quantiser(100 * x, present)  # whatever the scale of tokens, logits stay in range
-    assert soft.shares.isfinite().all()
-    agree = (first == nearest)[present].float().mean()
-    assert 1 / 12 < agree < 1
-    assert quantiser.books[0].batches == 2
+    book = config.build(4).train()
+    x, present = torch.randn(20, 5, 4, requires_grad=True), torch.ones(20, 5, dtype=torch.bool)
+    book.batches.fill_(round(10 * share))
+    torch.manual_seed(1)
+    stand, number, likely = book(x, present)
+    torch.manual_seed(1)
+    noise = -torch.empty(20, 5, 12).exponential_().log()
+    far = (x[..., None, :] - book.codes).square().sum(-1)
+    logits = -3 * far / far.mean().detach()
+    soft = ((logits + noise) / (1 - 0.8 * share)).softmax(-1)
+    assert torch.equal(number, (logits + noise).argmax(-1))
+    torch.testing.assert_close(likely, logits.softmax(-1))
+    torch.testing.assert_close(stand, book.codes[number])
+    way = torch.randn(20, 5, 4)
+    (found,) = torch.autograd.grad((stand * way).sum(), x, retain_graph=True)
+    (expected,) = torch.autograd.grad(((soft @ book.codes.detach()) * way).sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_in_validation_how_likely_codes_are_does_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    book = GumbelQuantiserConfig(size=12).build(4)
+    x, present = torch.randn(20, 5, 4), torch.ones(20, 5, dtype=torch.bool)
+    for _ in range(3):
+        book.train()(x, present)
+    mean = (x[..., None, :] - book.codes).square().sum(-1).mean()
+    assert book.usual.item() == pytest.approx(mean.item(), rel=1e-4)
+    whole, part = book.eval()(x, present)[2], book(x[:3], present[:3])[2]
+    torch.testing.assert_close(whole[:3], part)
+
+
+@pytest.mark.parametrize("config", [KINDS[0], KINDS[2]], ids=lambda config: config.kind)
+def test_codes_of_a_network_that_is_not_trained_stay_those_of_the_first_batch(config):
+    torch.manual_seed(0)
+    quantiser = Quantiser(config, 8).train()
+    for book in quantiser.books:
+        book.still = True
+    quantiser(*tokens())
+    kept = {name: value.clone() for name, value in quantiser.state_dict().items() if not name.endswith("batches")}
+    for seed in range(1, 4):
+        quantiser(*tokens(seed=seed))
+    now = quantiser.state_dict()
+    if config.kind == "ema":
+        assert all(torch.equal(value, now[name]) for name, value in kept.items())
+        assert kept["books.0.codes"].abs().sum() > 0
+    else:
+        assert torch.equal(now["books.0.codes"], kept["books.0.codes"])
+
+
+def test_more_codes_than_can_be_counted_are_refused():
+    with pytest.raises(ValueError, match="make 1000000 codes; at most 65536 are allowed"):
+        FSQQuantiserConfig(levels=[1000, 1000])
 
 
 def test_scores_of_codes():

@@ -190,7 +190,10 @@ for _ in range(20):
     whole, part = alone(x, present), joined(x[rows], present[rows])
     assert torch.equal(whole[1][rows], part[1])
     for name, tensor in alone.state_dict().items():
-        assert torch.equal(tensor, joined.state_dict()[name]), name
+        torch.testing.assert_close(tensor, joined.state_dict()[name])
+        every = [torch.empty_like(tensor) for _ in range(size)]
+        dist.all_gather(every, joined.state_dict()[name])
+        assert all(torch.equal(other, every[0]) for other in every), name
 os._exit(0)
 """
 

@@ -44,24 +44,24 @@ def test_codes_that_are_no_longer_used():
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"), [("unit", True), ("unit and positive", True), ("one point", True), ("gauss", False)]
+    ("kind", "told"), [("unit", True), ("unit and positive", True), ("almost zero", True), ("gauss", False)]
 )
 def test_sigreg_that_does_not_move_the_projections(kind, told):
-    """Of unit length in 256 dimensions it is within a hundredth of its value for a point."""
+    """Of unit length in 256 dimensions it is within a hundredth of its value for zeros."""
     asked = config(*SIGREG, "model.projector.dim=256")
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     if "positive" in kind:
         x = x.relu()
     if "unit" in kind:
         x = torch.nn.functional.normalize(x, dim=1)
-    if kind == "one point":
+    if kind == "almost zero":
         x = torch.full_like(x, 1e-3)
     loss = sigreg(x, num_slices=64, seed=1).item()
     pinned = pinned_sigreg(asked, 1, torch.device("cpu"))
     found = alarms([{"epoch": 1, "loss_sigreg": loss, "share_sigreg": 0.5}], asked, pinned)
     assert bool(found) is told
     if told:
-        assert "as of projections that are all the same" in found[0]
+        assert "as of projections that are all zero" in found[0]
     assert pinned_sigreg(config(), 1, torch.device("cpu")) is None
 
 

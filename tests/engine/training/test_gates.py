@@ -5,7 +5,7 @@ import math
 import pytest
 
 from seqjepa.configs.errors import InputError
-from seqjepa.engine.config import Config
+from seqjepa.engine.config import Config, compose
 from seqjepa.engine.training.config import GateRule
 from seqjepa.engine.training.gates import check_rules, judge, judge_history
 from seqjepa.engine.training.validation import metric_names
@@ -96,6 +96,15 @@ def test_a_history_with_nan_or_nothing_fails():
             assert judge_history([GateRule(metric="a", max=1e9, over=over)], rows) == [f"a ({over}) is NaN"]
         assert judge_history([GateRule(metric="b", max=1e9, over=over)], HISTORY) == [f"b ({over}) is NaN"]
     assert judge_history([GateRule(metric="b", min=1, over="epochs")], HISTORY)
+
+
+def test_what_a_term_tells_of_itself_has_no_control():
+    words = ("objective.prediction.kind=infonce", "objective.prediction.queue=8")
+    config = compose(
+        ["tests/small.yaml", *words, "gates.rules.digits_affine=[{metric: infonce_queue, margin: 0.1}]"]
+    ).config
+    with pytest.raises(InputError, match="infonce_queue has no untrained control"):
+        check_rules(config, metric_names(config, 10, {"rotation": slice(0, 2)}))
 
 
 def test_a_rule_about_all_epochs_has_no_margin():
