@@ -65,6 +65,8 @@ def uneven_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Rows of all processes in order of rank, without gradient; each may have another number of them, or none."""
     if group is None:
         return x
+    if x.dtype == torch.bool:  # padding would make it int64, on the processes that pad
+        return uneven_rows(x.byte(), group).bool()
     counts: Any = gather(torch.tensor([len(x)], device=x.device))
     rows: Any = gather(pad_across_processes(x))
     parts = rows.tensor_split(group.size())
