@@ -116,6 +116,8 @@ class TrainingStep:
         embeddings = EMBEDDINGS if train_model else ()
         means = {name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms, *embeddings)}
         self.train_losses = MetricBank({**means, "grad_norm_max": Largest(), "clipped": Mean(100)}).to(device)
+        balance = self.objective.balance
+        self.measured_every = [config.run.log_every, *([] if balance is None else [balance.config.every])]  # in steps
         self.term_grad_norms: dict[str, Tensor] = {}  # latest measurement
         self.latest: list[Reading] = []  # of the last step that measured gradients
         self.train_metrics = self.probes.metric_bank().to(device)
@@ -141,8 +143,7 @@ class TrainingStep:
             for parameter in self.model.local.ended(self.losses.units):
                 self.optimizer.state.pop(parameter, None)
             self.graphed = GraphedStep(self._step, self.accelerator.device) if self.graphed else None
-        periods = [self.config.run.log_every, *([balance.config.every] if (balance := self.objective.balance) else [])]
-        if self.train_model and any((step + 1) % period == 0 for period in periods):
+        if self.train_model and any((step + 1) % period == 0 for period in self.measured_every):
             return self._step(batch, measure_gradients=True)
         return self._step(batch) if self.graphed is None else self.graphed(batch)
 
