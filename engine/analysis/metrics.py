@@ -135,6 +135,7 @@ METRICS = (
     Metric("codes_perplexity", "max", title="codes_perplexity"),
     Metric("codes_active", "max", title="codes_active"),
     Metric("move_acc", "max", title="move_acc"),
+    Metric("length_acc", "max", title="length_acc"),
     *(Metric(f"{name}_r2", "max", title=f"{name}_r2") for name in ("size", "objects", "colours")),
     # only with parts of kind=crate: the longest step of their sparse coding
     Metric("dictionary_step_{crate}"),
@@ -149,7 +150,8 @@ METRICS = (
     Metric("subspace_stability_{sweep}", "max"),
 )
 
-OF_GRIDS = {"next_cf16", "val_nce", "next_top1", "next_copy16", "move_acc", "size_r2", "objects_r2", "colours_r2"}
+OF_GRIDS = {"next_cf16", "next_top1", "next_copy16", "val_nce", "move_acc", "length_acc"}
+OF_GRIDS |= {"size_r2", "objects_r2", "colours_r2"}
 OF_CODES = {"codes_perplexity", "codes_active"}
 
 # beginnings of the names of metrics that the untrained control does not have

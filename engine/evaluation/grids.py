@@ -51,6 +51,8 @@ def grid_scores(
     - move_acc: percent of moves that a ridge regression tells from z of two grids and their difference (chance is 10)
     - codes_perplexity, codes_active: perplexity of the codes of the tokens, if they have some, and percent of all codes
       that occur; the mean over parts of a token
+    - length_acc: percent of sequences of which a ridge regression tells from z of the first and of another grid, and
+      their difference, how many moves lie between (chance is 100 over the number of moves)
     - size_r2, objects_r2, colours_r2: R² of height and width, of the logarithm of one plus the number of objects, and
       of the shares of the ten colours, by ridge regressions from z
     """
@@ -76,11 +78,13 @@ def grid_scores(
     equal = (test["grid"][:, None] == test["grid"]).all(-1)
     best = similarity >= similarity.amax(1, keepdim=True) - objective.prediction.resolution(test["target"])
     moves = fitted(lambda rows: rows["pair"], "move").argmax(1) == test["move"].argmax(1)
+    lengths = fitted(lambda rows: rows["ends"], "length").argmax(1) == test["length"].argmax(1)
     found = {
         "next_cf16": 100 * test["right"].double().mean().item(),
         "next_copy16": 100 * test["copied"].double().mean().item(),
         "next_top1": 100 * ((best & equal).sum(1) / best.sum(1)).double().mean().item(),
         "move_acc": 100 * moves.double().mean().item(),
+        "length_acc": 100 * lengths.double().mean().item(),
     }
     if len(others) == NEGATIVES:
         found["val_nce"] = (among.logsumexp(1) - own[:, 0]).mean().item()
@@ -125,6 +129,10 @@ def _features(
     # in single precision: in half, what is equally near would be told apart by roundings
     output = model(views, batch.actions.roll(1, 0) if shuffled else batch.actions, None, spans).float()
     z = model.encoder(views[:, :2]).float()
+    length = batch.index % (views.shape[1] - 1) + 1  # of the program from the first to another grid
+    end = model.encoder(views.gather(1, length[:, None, None, None, None].expand(-1, 1, *views.shape[2:])))[
+        :, 0
+    ].float()
     first = grids[:, 0]
     number = (components(first) == torch.arange(first[0].numel(), device=first.device).view(1, *first[0].shape)) & (
         (first != 0) & (first < 10)
@@ -133,6 +141,8 @@ def _features(
     found = {
         "z": z[:, 0],
         "pair": torch.cat([z[:, 0], z[:, 1], z[:, 1] - z[:, 0]], -1),
+        "ends": torch.cat([z[:, 0], end, end - z[:, 0]], -1),
+        "length": F.one_hot(length - 1, views.shape[1] - 1).float(),
         "move": F.one_hot(batch.params[:, 1, MOVE].long(), 10).float(),
         "size": torch.stack([height, width], -1).float(),
         "objects": number.flatten(1).sum(1, keepdim=True).float().log1p(),

@@ -23,6 +23,8 @@ class OptimConfig(Section):
     """Shape of the learning rate after the warm-up."""
     warmup_epochs: float = Field(default=0.0, ge=0, le=1e6)
     """Epochs of linear warm-up from 0."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Optimiser steps of the warm-up, in the place of warmup_epochs; null counts it in epochs."""
     weight_decay: float = Field(default=1e-3, ge=0)
     """AdamW's weight decay of weight matrices and kernels; biases, norms and the AGG token have none."""
     betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
@@ -40,6 +42,8 @@ class OptimConfig(Section):
     def _check(self) -> Self:
         if self.min_lr > self.lr:
             raise InputError(f"must be at most optim.lr = {self.lr:g}", "min_lr")
+        if self.warmup_steps is not None and self.warmup_epochs:
+            raise InputError(f"the warm-up lasts optim.warmup_epochs = {self.warmup_epochs:g} already", "warmup_steps")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError("each must be in [0, 1)", "betas")
         return self

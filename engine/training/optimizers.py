@@ -40,7 +40,7 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
 
     The first step of a warm-up is one part of it, not zero; the last step of a cosine is `min_lr`.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
     if step < warmup:
         return config.lr * (step + 1) / warmup
     if config.schedule == "constant":

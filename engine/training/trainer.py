@@ -397,6 +397,8 @@ class Trainer:
                 "best": best.metrics,
                 "untrained": self.untrained,
                 "best_epoch": best.segment,
+                "final_minus_best": self.final.get(config.eval.best_metric, math.nan)
+                - (math.nan if best.value is None else best.value),
                 "epochs": self.position.segment,
                 "stopped_early": self.stopped_early,
                 **({"stream": self.tasks.summary(self.metrics_file.rows)} if self.tasks else {}),

@@ -56,6 +56,7 @@ def test_a_constant_is_at_chance(opened):
     assert found["next_copy16"] == pytest.approx(100 / 16)
     assert 100 / 64 <= found["next_top1"] < 100 / 16  # of 64, of which some are equal
     assert found["move_acc"] < 30
+    assert found["length_acc"] == pytest.approx(100 / 3, abs=15)
     assert found["size_r2"] < 0.05
     assert "val_nce" not in found  # there are not 8,703 grids
 

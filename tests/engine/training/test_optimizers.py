@@ -58,6 +58,10 @@ def test_schedule():
     middle = 0.1 + 0.9 * (1 + math.cos(math.pi * 40 / 79)) / 2
     assert rates[60] == pytest.approx(middle)
     assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
+    in_steps = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=20)
+    assert [learning_rate(in_steps, step, 10, 100) for step in range(100)] == rates
+    with pytest.raises(ValueError, match=r"the warm-up lasts optim.warmup_epochs = 2 already"):
+        OptimConfig(warmup_epochs=2, warmup_steps=20)
 
 
 def test_constant_schedule_and_single_step():

@@ -55,6 +55,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
         "best",
         "untrained",
         "best_epoch",
+        "final_minus_best",
         "epochs",
         "stopped_early",
         "commit",
@@ -68,6 +69,8 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
     assert [line["epoch"] for line in lines] == [1, 2]
     diagnostics = {name for name in lines[-1] if name.startswith(("subspace_", "circle_"))}
     assert final["final"] == {k: v for k, v in lines[-1].items() if k not in ("epoch", "timing", *diagnostics)}
+    gap = final["final"]["online_r2_test"] - final["best"]["online_r2_test"]
+    assert final["final_minus_best"] == pytest.approx(gap)
     assert final["best"]["online_r2_test"] == max(line["online_r2_test"] for line in lines)
     assert float(block["online_r2_test"]) == pytest.approx(final["final"]["online_r2_test"], rel=1e-5)
     # every metric that gates may ask for is there, and no other
