@@ -19,7 +19,10 @@ class Target(nn.Module):
 
     joint = False
     detached = True
-    projector: nn.Module | None
+
+    def __init__(self):
+        super().__init__()
+        self.projector: nn.Module | None = None
 
     def features(self, encoder: nn.Module, views: Views) -> Tensor:
         """Features [B, N, D] of target views [B, N, ...] that are encoded by themselves."""

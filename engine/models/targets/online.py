@@ -17,7 +17,6 @@ class OnlineTarget(Target):
 
     def __init__(self, config: OnlineTargetConfig, encoder: nn.Module, projector: nn.Module | None = None):
         super().__init__()
-        self.projector = None
         self.joint = config.joint
         self.detached = config.detached
 
