@@ -413,9 +413,10 @@ class Trainer:
             write_atomically(self.folder.summary, to_json(summary, indent=1) + "\n")
             try:
                 draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves)
-                draw_terms(self.metrics_file.rows, self.untrained, self.folder.terms)
-                for path in (self.folder.curves, self.folder.terms):
-                    self.trackers.log_figure(path.stem, path, self.global_step)
+                self.trackers.log_figure("curves", self.folder.curves, self.global_step)
+                if len(config.objective.terms) > 1:
+                    draw_terms(self.metrics_file.rows, self.untrained, self.folder.terms)
+                    self.trackers.log_figure("terms", self.folder.terms, self.global_step)
                 if self.tasks:
                     draw_stream(summary["stream"], self.folder.stream)
                     self.trackers.log_figure("stream", self.folder.stream, self.global_step)

@@ -59,5 +59,5 @@ def test_replacing_a_run_removes_its_own_files_alone(here, tmp_path):
         path.write_text("mine")
     assert main(words) == 0
     assert names(disk) == {"epoch-0001", "best", "epoch-of-mine.txt", "other"}
-    assert names(paper) == {"curves.png", "terms.png", "mine.png"}
+    assert names(paper) == {"curves.png", "mine.png"}
     assert {path.read_text() for path in mine} == {"mine"}
