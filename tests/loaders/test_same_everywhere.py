@@ -93,6 +93,7 @@ torch.save([torch.cat(field) for field in zip(*batches)], out)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_one_of_which_started_again(kind, whole, tmp_path):
     parts = []
     for rank in range(2):

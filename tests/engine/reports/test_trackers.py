@@ -209,7 +209,7 @@ sys.exit(main(words))
 """
 
 
-@pytest.mark.parametrize("moment", ["training", "closing"])
+@pytest.mark.parametrize("moment", ["training", pytest.param("closing", marks=pytest.mark.slow)])
 def test_a_tracker_that_dies_does_not_take_the_run_along(tiny, tmp_path, moment):
     words = tiny("tracking.wandb=offline", "run.epochs=4", "run.log_every=2")
     command = [sys.executable, "-c", KILLED_TRACKER, moment, *words]
@@ -298,6 +298,7 @@ def serve():
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
 def test_online_a_restarted_run_goes_on_in_its_charts(tiny, tmp_path, serve, number):
     address, runs = serve(accepts=True)
@@ -340,7 +341,7 @@ def test_online_a_restarted_run_goes_on_in_its_charts(tiny, tmp_path, serve, num
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize("key", [KEY, "too-short-" + "c0ffee"])
+@pytest.mark.parametrize("key", [KEY, pytest.param("too-short-" + "c0ffee", marks=pytest.mark.slow)])
 def test_a_wrong_key_is_one_line_and_is_never_written(tiny, tmp_path, serve, key):
     """Neither in what is printed, nor in any file of the run; and no .env is read."""
     (tmp_path / ".env").write_text(f"WANDB_API_KEY={KEY}\nSECRET=c0ffee-from-a-file\n")

@@ -138,7 +138,7 @@ def whole(tiny_for_module, folder_of):
     return folder_of(words)
 
 
-SOME = ("in a step", "while tensors are written", "before old checkpoints go", "in a line of metrics")
+SOME = ("while tensors are written", "in a line of metrics")
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ os._exit(0)  # gloo's threads may abort an interpreter that is torn down: not wh
 @pytest.mark.parametrize(
     "words",
     [
-        ("optim.accumulate=1",),
+        pytest.param(("optim.accumulate=1",), marks=pytest.mark.slow),
         ("optim.accumulate=2",),
         ("run.batch_statistics=process", "optim.lr=0.0", "optim.min_lr=0.0"),
     ],

@@ -77,7 +77,9 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
     ("words", "step"),
     [
         ((*STREAM, *MEMORY, "stream.buffer.kind=coreset"), 6),
-        ((*STREAM, "stream.buffer.kind=coreset"), 4),  # the last of the first task: nothing is chosen yet
+        pytest.param(  # the last of the first task: nothing is chosen yet
+            (*STREAM, "stream.buffer.kind=coreset"), 4, marks=pytest.mark.slow
+        ),
         (ACTIONS, 6),
     ],
 )

@@ -41,7 +41,9 @@ def without(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("missing", [("class",), ("action",), ("class", "action")])
+@pytest.mark.parametrize(
+    "missing", [*(pytest.param((name,), marks=pytest.mark.slow) for name in ("class", "action")), ("class", "action")]
+)
 def test_what_cannot_be_asked_is_left_out(without, tiny, tmp_path, capsys, missing):
     without(*missing)
     words = tiny(*BEST)
