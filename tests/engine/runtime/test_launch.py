@@ -111,11 +111,13 @@ def test_two_processes_share_a_run(tiny, tmp_path):
         "--nproc_per_node=2",
         "engine/train.py",
     ]
-    words = tiny("model.aggregator.dropout=0.0", run="two")
+    # a rule about all epochs, whose metrics the main process alone has
+    gate = ("gates.enforce=true", "gates.rules.digits_affine=[{metric: val_loss, over: epochs, min: 2}]")
+    words = tiny("model.aggregator.dropout=0.0", *gate, run="two")
     result = finish([*command, *words], ACCELERATE_USE_CPU="1")
     assert result.returncode == 0, result.stderr
     assert "2 process(es)" in result.stdout
-    assert result.stdout.count("gate_pass") == 1
+    assert result.stdout.count("gate_pass: True") == 1
     assert main(tiny("model.aggregator.dropout=0.0", run="one")) == 0
     one, two = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two"))
     for name in ("ep_loss", "val_loss"):  # not to the last bits, which grow at this learning rate

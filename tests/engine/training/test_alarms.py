@@ -65,8 +65,7 @@ def test_sigreg_that_does_not_move_the_projections(kind, told):
     assert pinned_sigreg(config(), 1, torch.device("cpu")) is None
 
 
-def test_a_run_tells_of_steps_that_are_clipped_and_of_a_term_that_grows(tiny, tmp_path, capsys):
-    """A learning rate that is far too high, after a restart at the same weights with a sound one."""
+def test_a_run_tells_of_steps_that_are_clipped_and_of_shares(tiny, tmp_path, capsys):
     words = ("run.epochs=3", "optim.clip_norm=1e-3", "optim.lr=1e-3")
     assert main(tiny(*words)) == 0
     said = capsys.readouterr().out
