@@ -13,6 +13,7 @@ import gc
 import json
 import re
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--task", default="cifar100_aug", help="a file of configs/data")
     parser.add_argument("--variant", default="baseline", help="a file of configs/variant")
     parser.add_argument("--batch", type=int, help="sequences in a step: 512 on a GPU, 64 on a CPU")
+    parser.add_argument("--sizes", type=whole_numbers, metavar="N,N,...", help="batches whose throughput is measured too")
     parser.add_argument("--price", type=float, help="of an hour of this machine")
     parser.add_argument("--memory", type=float, default=24.0, help="GiB of the GPU that may be used")
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
@@ -151,7 +153,7 @@ def main() -> None:
         compose([*words, f"data.batch_size={batch}"])
     except InputError as error:
         parser.error(str(error))
-    found = measure(words, batch)
+    found = measure(words, batch, args.sizes or BATCHES["cuda" if on_gpu else "cpu"])
     found |= {"task": args.task, "variant": args.variant, "settings": args.settings, "memory_limit_gib": args.memory}
     variant = "" if args.variant == "baseline" else f"-{args.variant}"
     path = history(f"report-{args.task}{variant}-{found['compile']}", found["machine"], "json")
@@ -160,8 +162,13 @@ def main() -> None:
     print(f"bench/history/{path.name}")
 
 
-def measure(words: list[str], batch: int) -> dict:
-    """Measure everything that `show` prints."""
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Argument type: whole numbers with commas between them."""
+    return tuple(map(int, text.split(",")))
+
+
+def measure(words: list[str], batch: int, sizes: Sequence[int]) -> dict:
+    """Measure everything that `show` prints; of batches of other sizes, the throughput."""
     run = Run(words, batch)
     on_gpu = run.device.type == "cuda"
     started = time.perf_counter()
@@ -169,6 +176,7 @@ def measure(words: list[str], batch: int) -> dict:
     wait()
     first = time.perf_counter() - started  # with compilation
     step = seconds_of(run.step, 20 if on_gpu else 7)
+    print(f"a step of {batch} sequences takes {1e3 * step:.1f} ms; now its parts", flush=True)
     found = {
         "machine": torch.cuda.get_device_name() if on_gpu else cpu(),
         "device": run.device.type,
@@ -191,7 +199,7 @@ def measure(words: list[str], batch: int) -> dict:
         run.training._step(next(run.batches), measure_gradients=True)  # a logged step is not part of a CUDA graph
         found["peak_memory_gib"] = torch.cuda.max_memory_reserved() / GIB
     found["rates"] = {batch: batch / step}
-    for size in BATCHES[run.device.type]:
+    for size in sizes:
         if size != batch:
             del run
             gc.collect()  # a training step and its graph refer to each other

@@ -78,10 +78,15 @@ def _one_thread():
 
 
 def tiny_in(folder: Path):
-    """Words of a command line that trains a tiny network on 160 digits in a second; further words may follow."""
+    """Words of a command line that trains a tiny network on 160 digits in a second; further words may follow.
 
-    def words(*more: str, run: str = "run") -> list[str]:
-        return [*TINY, f"run.dir={folder / run}", f"control.cache={folder / 'untrained'}", *more]
+    Words in `other` may choose other kinds of parts; then the settings of the usual kinds are left out.
+    """
+
+    def words(*more: str, run: str = "run", other: tuple[str, ...] = ()) -> list[str]:
+        parts = tuple(f"{name[:-5]}." for name in (word.partition("=")[0] for word in other) if name.endswith(".kind"))
+        usual = [word for word in TINY if not word.startswith(parts)]
+        return [*usual, f"run.dir={folder / run}", f"control.cache={folder / 'untrained'}", *more, *other]
 
     return words
 

@@ -37,7 +37,7 @@ class Objective(nn.Module):
     @property
     def terms(self) -> dict[str, Term]:
         """The terms by name."""
-        found: dict[str, Any] = {"prediction": self.prediction, **self.others}
+        found: dict[str, Any] = {"prediction": self.prediction, **dict(self.others.items())}
         return {name: found[name] for name in (name.removeprefix("loss_") for name in self.names)}
 
     def weights(self) -> dict[str, Tensor | float]:

@@ -106,7 +106,7 @@ class Sequence(ABC):
     @property
     def action_dim(self) -> int:
         """Number A of dimensions of an action."""
-        return max((dims.stop for dims in self.factors.values()), default=0)
+        return max([0, *(dims.stop for dims in self.factors.values())])
 
     def sample(self, images: Tensor, words: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Views and parameters, as `render` and `params` give them; of a kind that draws both together, overridden.

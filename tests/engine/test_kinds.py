@@ -1,6 +1,7 @@
 """Every kind that a config can choose is trained, saved, resumed, evaluated and described."""
 
 import json
+import math
 
 import pytest
 
@@ -131,13 +132,15 @@ LONG |= {"stream.buffer.kind=reservoir", "stream.buffer.kind=balanced", "objecti
 LONG |= {word for word in CHOICES if chosen_by_default(word)} - {"target.kind=ema"}
 
 
+def trained_by(word, tiny):
+    """A command line that trains a tiny network with this choice."""
+    small = ("data.train_subset=64", "data.val_subset=16", "control.enabled=false", "gates.rules.digits_affine=[]")
+    return tiny(*small, other=(word, *NEEDS.get(word, ())))
+
+
 @pytest.mark.parametrize("word", [pytest.param(w, marks=[pytest.mark.slow] if w in LONG else []) for w in CHOICES])
 def test_a_kind_is_chosen_trained_resumed_and_evaluated(word, tiny, tmp_path, refused, capsys):
-    words = [word, *NEEDS.get(word, ())]
-    small = ("data.train_subset=64", "data.val_subset=16", "control.enabled=false", "gates.rules.digits_affine=[]")
-    places = tuple(f"{name[:-5]}." for name, _, _ in (each.partition("=") for each in words) if name.endswith(".kind"))
-    common = [known for known in tiny(*small) if not known.startswith(places)]  # settings of another kind
-    train = [*common, *words]
+    train = trained_by(word, tiny)
     assert main([*train, "run.epochs=1"]) == 0
     assert main([*train, "run.epochs=2", "run.resume=auto"]) == 0
     assert "resumed from" in capsys.readouterr().out
@@ -151,6 +154,17 @@ def test_a_kind_is_chosen_trained_resumed_and_evaluated(word, tiny, tmp_path, re
     assert evaluate([str(tmp_path / "run"), "eval.lengths=[1,2]", "eval.batch_size=16", "eval.renderings=1"]) == 0
     segment = "epoch" if rows[-1].get("task_cosine_1") is None else "segment"
     assert (tmp_path / "run" / "eval" / f"{segment}-0002-fast" / "eval.json").is_file()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("word", CHOICES)
+def test_gpu_a_kind_is_trained_resumed_and_evaluated(word, tiny, tmp_path):
+    train = [*trained_by(word, tiny), "run.device=cuda", "run.precision=bf16", "run.deterministic=false"]
+    assert main([*train, "run.epochs=1"]) == 0
+    assert main([*train, "run.epochs=2", "run.resume=auto"]) == 0
+    assert evaluate([str(tmp_path / "run"), "eval.lengths=[1,2]", "eval.batch_size=16", "eval.renderings=1"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [math.isfinite(row["val_loss"]) for row in rows] == [True, True]
 
 
 def another(word, section):
