@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--task", default="cifar100_aug", help="a file of configs/data")
     parser.add_argument("--variant", default="baseline", help="a file of configs/variant")
     parser.add_argument("--batch", type=int, help="sequences in a step: 512 on a GPU, 64 on a CPU")
-    parser.add_argument("--sizes", type=whole_numbers, metavar="N,N,...", help="batches whose throughput is measured too")
+    parser.add_argument("--sizes", type=whole_numbers, metavar="N,N,...", help="further batches that are timed")
     parser.add_argument("--price", type=float, help="of an hour of this machine")
     parser.add_argument("--memory", type=float, default=24.0, help="GiB of the GPU that may be used")
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
