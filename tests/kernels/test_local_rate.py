@@ -19,7 +19,7 @@ def definition(z, count, eps):
         members = z[(z - row).norm(dim=1).argsort(stable=True)[:count]]
         members = members - members.mean(0)
         scale = z.shape[1] / (count * eps)
-        rates.append(torch.logdet(torch.eye(z.shape[1], dtype=z.dtype) + scale * members.T @ members))
+        rates.append(torch.logdet(torch.eye(z.shape[1]).to(z) + scale * members.T @ members))
     return torch.stack(rates)
 
 
