@@ -182,6 +182,23 @@ class AugmentConfig(SequenceConfig):
         return self
 
 
+class ChangesConfig(Section):
+    """Changes of the grid on which a program begins. They are drawn anew in each epoch, and all views show them."""
+
+    symmetries: bool = False
+    """Whether it is turned and mirrored, in one of eight ways."""
+    colours: bool = False
+    """Whether the colours 1 to 9 change places."""
+    shift: int = Field(default=0, ge=0, le=30)
+    """Cells by which it is shifted at most, along rows and along columns; what comes in is 0."""
+    lost: Probability = 0.0
+    """How likely each object, connected cells of one colour, becomes 0."""
+    blank: Probability = 0.0
+    """How likely each cell becomes 0."""
+    noise: Probability = 0.0
+    """How likely each cell gets any of the ten colours."""
+
+
 class ProgramConfig(SequenceConfig):
     """Each view is what a move has made of the grid before it: mirrored, recoloured, cropped and so on."""
 
@@ -193,6 +210,7 @@ class ProgramConfig(SequenceConfig):
     draws: Literal["valid", "origin"] = "valid"
     """valid: moves that the grid allows, drawn again if they change nothing or leave next to nothing; origin: moves
     with any parameters, drawn again only if they change nothing."""
+    changes: ChangesConfig = ChangesConfig()
 
 
 AnySequence = Annotated[RotationConfig | AffineConfig | AugmentConfig | ProgramConfig, Field(discriminator="kind")]

@@ -22,6 +22,8 @@ DATASETS = {
     "imagefolder": ".folder:ImageFolder",
     "noise_grids": ".grids:NoiseGrids",
     "object_grids": ".grids:ObjectGrids",
+    "arc14": ".arc:Arc14",
+    "arc30": ".arc:Arc30",
 }
 
 

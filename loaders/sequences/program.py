@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ...configs.errors import InputError
 from ..config import ActionsConfig, ProgramConfig
+from ..grids.changes import changed
 from ..grids.moves import COLUMNS, MOVE, NAMES
 from ..grids.programs import ACTION_DIM, FACTORS, READS, draw_program, encode
 from .base import Sequence
@@ -21,7 +22,7 @@ def _lines(step: list[int]) -> list[str]:
 
 
 class Program(Sequence):
-    """View 0 is the grid itself, and each further view the grid after one more step.
+    """View 0 is the grid itself, changed if the section says so, and each further view the grid after one more step.
 
     Images are grids, [S, S, 1] of colours 0 to 9, with 10 outside; views have the same numbers. The parameters of a
     view are the step that has led to it, those of view 0 are all 0. Which steps make sense depends on the grid, so
@@ -42,7 +43,7 @@ class Program(Sequence):
             raise InputError("the actions of programs have their scale; only none is allowed", "actions.normalization")
 
     def sample(self, images: Tensor, words: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        grids = images[..., 0].long()
+        grids = changed(images[..., 0].long(), words[:, 0], self.config.changes)
         frames, steps = draw_program(grids, words[:, 0], self.num_views - 1, self.config.draws)
         start = torch.zeros_like(steps[:, :1])
         return frames[:, :, None].float(), torch.cat([start, steps], 1).float()

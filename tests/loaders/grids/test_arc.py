@@ -9,6 +9,7 @@ import pytest
 from seqjepa.configs.errors import InputError
 from seqjepa.loaders.grids.arc import on_canvas, read_tasks
 from seqjepa.loaders.grids.moves import OUTSIDE
+from seqjepa.loaders.images import find_dataset
 
 GRID = [[0, 1], [2, 3]]
 PAIR = {"input": GRID, "output": [[5]]}
@@ -77,3 +78,58 @@ def test_arc_agi_1_is_read_whole(split, pairs, tests):
     assert sum(len(task.demonstrations) for task in tasks) == pairs
     assert sum(len(task.tests) for task in tasks) == tests
     assert max(task.side for task in tasks) == 30
+
+
+def write_tasks(folder, *grids):
+    folder.mkdir(parents=True)
+    for number, grid in enumerate(grids):
+        pair = {"input": grid, "output": [[number % 10]]}
+        (folder / f"{number:02d}.json").write_text(json.dumps({"train": [pair, pair], "test": [pair]}))
+
+
+@pytest.fixture
+def opened():
+    def read(root, split="train", name="arc14"):
+        return find_dataset(name).read(root, split, False).pixels
+
+    return read
+
+
+def test_grids_are_read_once_and_splits_kept_apart(tmp_path, opened):
+    write_tasks(tmp_path / "training", GRID, GRID, [[1] * 15])
+    write_tasks(tmp_path / "evaluation", [[7, 7]])
+    train, test = (opened(tmp_path, split) for split in ("train", "test"))
+    wanted = on_canvas([GRID, [[0]], [[1]], [[2]]], 14)
+    assert train[..., 0].tolist() == wanted.tolist()  # a row of fifteen does not fit
+    assert test[..., 0].tolist() == on_canvas([[[7, 7]], [[0]]], 14).tolist()
+    assert opened(tmp_path, name="arc30").shape == (5, 30, 30, 1)
+
+
+def test_of_a_folder_without_splits_every_tenth_task_is_for_testing(tmp_path, opened):
+    write_tasks(tmp_path / "mine", *([[9, n % 10], [n // 10, 9]] for n in range(21)))
+    train, test = (opened(tmp_path, split) for split in ("train", "test"))
+    tested = on_canvas([[[9, n % 10], [n // 10, 9]] for n in (9, 19)] + [[[9]]], 14)
+    assert sorted(test[..., 0].tolist()) == sorted(tested.tolist())
+    assert len(train) == 19 + 9  # nineteen inputs, nine outputs
+
+
+@pytest.mark.parametrize(
+    ("folder", "grid", "problem"),
+    [
+        ("training", GRID, "has training/, but not evaluation/"),
+        ("evaluation", GRID, "has evaluation/, but not training/"),
+        ("mine", [[0] * 15], "none of the 1 train grids has at most 14 rows and columns"),
+        ("mine", [[10]], "has the colour 10"),
+        ("mine", None, "no .json files there"),
+    ],
+)
+def test_a_folder_without_grids_is_one_line(folder, grid, problem, tmp_path, opened):
+    if grid is not None:
+        (tmp_path / folder).mkdir()
+        content = {"train": [{"input": grid, "output": grid}], "test": [{"input": grid, "output": grid}]}
+        (tmp_path / folder / "a.json").write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        opened(tmp_path)
+    assert problem in str(error.value)
+    assert error.value.field == "data.root"
+    assert "\n" not in str(error.value)
