@@ -43,6 +43,39 @@ def test_codes_that_are_no_longer_used():
     assert said == "codes_perplexity is 14, less than half of what it was, 30"
 
 
+def epochs(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_tells_of_a_term_that_grows(tiny, tmp_path, capsys):
+    """Dimensions that the variance term spreads, and that correlate, because little is asked of their covariance."""
+    words = ("model.projector.kind=mlp", "model.projector.dim=64", "model.projector.hidden=16", "target.kind=shared")
+    words += ("objective.prediction.kind=mse", "objective.variance.weight=4", "objective.covariance.weight=0.4")
+    words += ("run.epochs=4", "optim.schedule=constant", "gates.rules.digits_affine=[]")
+    assert main(tiny(*words)) == 0
+    said, rows = capsys.readouterr().out, epochs(tmp_path)
+    least = [min(row["loss_covariance"] for row in rows[: n + 1]) for n in range(4)]
+    told = [r["share_covariance"] >= 0.05 and r["loss_covariance"] > 2 * v for r, v in zip(rows, least, strict=True)]
+    assert not told[1]
+    assert told[3]
+    assert said.count("alarm: loss_covariance is") == said.count("alarm: loss") == sum(told)
+
+
+def test_a_run_tells_of_codes_that_fall_out_of_use(tiny, tmp_path, capsys):
+    """Codes that follow slowly, and are never drawn anew, are left behind by tokens that move."""
+    words = ("sequence.kind=program", "data.dataset=object_grids", "actions.normalization=none")
+    words += ("model.encoder.kind=grid_objects", "model.encoder.dim=32", "model.encoder.num_layers=1")
+    codes = ("kind=ema", "codes=32", "redraw=0")
+    words += (*(f"model.encoder.quantiser.{setting}" for setting in codes), "objective.prediction.kind=infonce")
+    words += ("run.epochs=5", "optim.lr=3e-4", "optim.schedule=constant", "control.enabled=false")
+    assert main(tiny(other=words)) == 0
+    said, used = capsys.readouterr().out, [row["codes_perplexity"] for row in epochs(tmp_path)]
+    told = [now < max(used[: n + 1]) / 2 for n, now in enumerate(used)]
+    assert not told[1]
+    assert told[4]
+    assert said.count("alarm: codes_perplexity is") == sum(told)
+
+
 @pytest.mark.parametrize(
     ("kind", "told"), [("unit", True), ("unit and positive", True), ("almost zero", True), ("gauss", False)]
 )
@@ -70,8 +103,7 @@ def test_a_run_tells_of_steps_that_are_clipped_and_of_shares(tiny, tmp_path, cap
     assert main(tiny(*words)) == 0
     said = capsys.readouterr().out
     assert said.count("alarm: the gradient was clipped in 100 % of the steps (optim.clip_norm = 0.001)") == 3
-    found = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    for row in found:
+    for row in epochs(tmp_path):
         assert row["grad_norm_max"] >= row["grad_norm"] > 1e-3
         assert row["clipped"] == 100
         assert row["share_prediction"] == 1
