@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # Without these options Accelerate warns about each default that it uses.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: setup smoke circle gate30 variants test test-slow test-gpu test-realdata test-floor soak \
+.PHONY: setup smoke circle arc gate30 variants test test-slow test-gpu test-realdata test-floor soak \
 	bench bench-kernels bench-gpu lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
@@ -46,6 +46,10 @@ smoke: setup
 circle: setup
 	$(LAUNCH) engine/train.py configs/circle.yaml
 	$(LAUNCH) engine/evaluate.py runs/circle eval.subspace=true
+
+# Programs on grids: trains, and fails unless the gate passes; three minutes on two cores.
+arc: setup
+	$(LAUNCH) engine/train.py configs/data/arc_programs.yaml configs/tier/arc_smoke.yaml gates.enforce=true
 
 # Thirty epochs of CIFAR-100, then frozen probes; needs a GPU. DATA is a folder of CIFAR-100.
 gate30: setup

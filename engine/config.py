@@ -1,5 +1,6 @@
 """The whole config: one strict model, validated once. It does not import torch, so that `--help` is instant."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -61,6 +62,34 @@ class Config(Schema):
             parts["early_stop"] = self.early_stop
         return {name: value for place, part in parts.items() for name, value in _numbers(part.model_dump(), place)}
 
+    @property
+    def beside_lejepa(self) -> list[tuple[str, str, bool]]:
+        """What LeJEPA (arXiv 2511.08544) insists on or does without: a name, what is here, and whether it is alike."""
+        terms, queue = self.objective.terms, getattr(self.objective.prediction, "queue", 0)
+        codes = self.model.encoder.codes
+        helps = {
+            "no gradient through the target": self.target.detached,
+            "sharpened targets": self.target.sharpening.kind != "none",
+            "a queue": queue > 0,
+            "a learnt scale": bool(getattr(self.objective.prediction, "scale_limits", None)),
+            "codes in the path": getattr(codes, "place", "side") == "path",
+            "weights that are set by gradients": self.objective.balance.kind != "none",
+            "clipped gradients": self.optim.clip_norm is not None,
+            "early stopping": self.early_stop.metric is not None,
+        }
+        used = [name for name, there in helps.items() if there]
+        two = set(terms) == {"prediction", "sigreg"}
+        one = two and math.isclose(sum(term.weight for term in terms.values()), 1)
+        mse, teacher = self.objective.prediction.kind == "mse", isinstance(self.target, EMATargetConfig)
+        return [
+            ("terms", ", ".join(terms), two),
+            ("weights", f"λ = {self.objective.sigreg.weight:g}" if one else f"{len(terms)} numbers", one),
+            ("prediction", self.objective.prediction.kind, mse),
+            ("teacher", "EMA" if teacher else "none", not teacher),
+            ("heuristics", ", ".join(used) or "none", not used),
+            ("precision", self.run.precision, self.run.precision != "fp32"),
+        ]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.gates.enforce and not self.active_rules:
@@ -90,6 +119,10 @@ class Config(Schema):
         """Refuse what makes no sense where images arrive task by task."""
         if self.optim.schedule != "constant":
             raise InputError("would leave the last tasks no learning rate; only constant is allowed", "optim.schedule")
+        if self.data.fixed_views:
+            raise InputError(
+                "images of a stream have new views at each visit; only false is allowed", "data.fixed_views"
+            )
         if self.early_stop.metric is not None:
             raise InputError("would leave out the last tasks; only null is allowed", "early_stop.metric")
         if self.eval.every != 1:

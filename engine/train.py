@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int:
         numbers = composed.config.method_numbers
         told = ", ".join(f"{name} = {value:g}" for name, value in numbers.items())
         print(f"# {len(numbers)} numbers of the method: {told}")
+        for name, here, alike in composed.config.beside_lejepa:
+            print(f"# {'as in' if alike else 'unlike'} LeJEPA, {name}: {here}")
         return DONE
     if speaks:
         for line in [*composed.notes, *overruled_of_wandb(composed.config.tracking, os.environ)]:

@@ -1,5 +1,6 @@
 """Typed config of the data and the action sequences. It does not import torch, so that `--help` is instant."""
 
+import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -13,6 +14,57 @@ Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+class CurriculumConfig(Kind):
+    """Which part of the training images takes part in an epoch, the easiest ones first."""
+
+    def share(self, epoch: int) -> float:
+        """The share of the images that takes part in an epoch, counted from 0."""
+        raise NotImplementedError
+
+
+class NoCurriculumConfig(CurriculumConfig):
+    """All images take part from the start."""
+
+    kind: Literal["none"] = "none"
+
+    def share(self, epoch: int) -> float:
+        return 1.0
+
+
+class PhasesConfig(CurriculumConfig):
+    """The easiest third, then two thirds, then all; an epoch has the same number of steps in each phase."""
+
+    kind: Literal["phases"] = "phases"
+    epochs: list[Annotated[int, Field(ge=1)]] = Field(default=[20, 50], min_length=1)
+    """Numbers of epochs after which the next part of the images is added; n numbers make n + 1 parts."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.epochs != sorted(set(self.epochs)):
+            raise InputError("must ascend", "epochs")
+        return self
+
+    def share(self, epoch: int) -> float:
+        return (1 + sum(epoch >= end for end in self.epochs)) / (1 + len(self.epochs))
+
+
+class CompetenceConfig(CurriculumConfig):
+    """A share that grows with the square root of time (Platanios et al. 2019, arXiv 1903.09848, equation 7)."""
+
+    kind: Literal["competence"] = "competence"
+    epochs: int = Field(default=50, ge=1)
+    """Number of epochs after which all images take part."""
+    start: float = Field(default=0.33, gt=0, le=1)
+    """The share in the first epoch."""
+
+    def share(self, epoch: int) -> float:
+        squared = self.start**2
+        return min(1.0, math.sqrt(epoch * (1 - squared) / self.epochs + squared))
+
+
+AnyCurriculum = Annotated[NoCurriculumConfig | PhasesConfig | CompetenceConfig, Field(discriminator="kind")]
+
+
 class DataConfig(Section):
     """Which images to train on, how many, and in what batches."""
 
@@ -23,10 +75,11 @@ class DataConfig(Section):
     changed, that part changes too: cifar100_aug becomes imagefolder_aug, for which CIFAR-100's gates do not apply. A
     name that is set by an override, or in the same file as `dataset`, is kept."""
     dataset: Literal[tuple(DATASETS)] = "digits"  # pyright: ignore[reportInvalidTypeForm] - whatever is registered
-    """Source of the images: scikit-learn's digits (embedded), CIFAR-10, CIFAR-100, MNIST, or any ImageFolder."""
+    """Source of the images: scikit-learn's digits (embedded), CIFAR-10, CIFAR-100, MNIST, or any ImageFolder; or of the
+    grids on which programs begin: generated ones, or those of ARC's tasks, of up to 14 or 30 rows and columns."""
     root: str | None = None
     """Folder with train/ and test/, each with a folder for each class; or a .beton, or its folder; or the folder of
-    torchvision's files."""
+    torchvision's files; of ARC's tasks, the folder with training/ and evaluation/, or any with such JSON files."""
     loader: Literal["auto", "ffcv", "resident"] = "auto"
     """ffcv reads betons; resident keeps the images as uint8 on the device; auto is ffcv where `root` has betons."""
     download: bool = False
@@ -42,6 +95,17 @@ class DataConfig(Section):
     images; settings should be chosen by them. null validates on the test images."""
     subset_seed: int = Field(default=42, ge=0)
     """Seed of the subsets."""
+    fixed_views: bool = False
+    """Whether a training image has the same views in every epoch, instead of new ones."""
+    curriculum: AnyCurriculum = NoCurriculumConfig()
+
+    @model_validator(mode="after")
+    def _check_curriculum(self) -> Self:
+        if self.curriculum.kind != "none" and not self.fixed_views:
+            raise InputError(
+                "needs views of which one knows how easy they are: data.fixed_views=true", "curriculum.kind"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -41,9 +41,9 @@ def words(seed: int, stream: int, epoch: Tensor | int, index: Tensor, num_views:
     return torch.stack(lanes, dim=-1).flatten(-2)[..., :num_draws]
 
 
-def keys(seed: int, stream: int, index: np.ndarray, epoch: int = 0) -> np.ndarray:
+def keys(seed: int, stream: int, index: np.ndarray, epoch: int = 0, turn: int = 0) -> np.ndarray:
     """A random number of 63 bits for each position, int64 [N]; sorting by it draws an order, in which ties are rare."""
-    first, second, *_ = philox((seed, stream), (torch.from_numpy(index), 0, torch.tensor(0), epoch))
+    first, second, *_ = philox((seed, stream), (torch.from_numpy(index), turn, torch.tensor(0), epoch))
     return ((first << 31) ^ second).numpy()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..configs.errors import InputError
 from .batch import Batch, padded
-from .config import ActionsConfig, DataConfig, SequenceConfig
+from .config import ActionsConfig, CurriculumConfig, DataConfig, SequenceConfig
 from .draws import TRAIN_STREAM, VALIDATION_STREAM, words
 from .images import DATASETS, find_dataset
 from .images.base import SPLITS, Images
@@ -34,6 +34,7 @@ class SequenceLoader:
         std: standard deviation of the training pixels, in the same form.
         device: where everything happens.
         compiled: whether views are drawn and rendered by one compiled program, which has a fixed batch size.
+        fixed: whether training images have the same views in every epoch.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class SequenceLoader:
         std: tuple[float, ...],
         device: torch.device,
         compiled: bool = False,
+        fixed: bool = False,
     ):
         self.images = images
+        self.fixed = fixed
         self.sampler = sampler
         self.sequence = sequence
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=device).view(-1, 1, 1) for x in (mean, std))
@@ -64,7 +67,8 @@ class SequenceLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from batch `start` on; validation has the same draws in every epoch."""
-        number = torch.full((), epoch if self.sampler.train else 0, device=self.mean.device)
+        anew = self.sampler.train and not self.fixed
+        number = torch.full((), epoch if anew else 0, device=self.mean.device)
         size = self.sampler.local_batch_size
         for pixels, labels, index in self.images.batches(self.sampler.batches(epoch, start)):
             if len(index) == size or not self.compiled:
@@ -87,7 +91,7 @@ class SequenceLoader:
         """A loader of some of its images on this process alone, in the order and with the draws of this one."""
         other = copy.copy(self)
         alone = {"rank": 0, "num_processes": 1, "batch_size": self.sampler.local_batch_size, "drop_last": False}
-        other.sampler = replace(self.sampler, indices=positions, **alone)
+        other.sampler = replace(self.sampler, indices=positions, curriculum=None, **alone)
         other.compiled, other.program = False, SequenceLoader._views
         return other
 
@@ -97,6 +101,16 @@ class SequenceLoader:
         drawn = words(self.sampler.seed, stream, epoch, index, sequence.num_views, sequence.num_draws)
         views, params = sequence.sample(pixels, drawn, None if self.strength is None else self.strength[index])
         return ((views - self.mean) / self.std).contiguous(), sequence.actions(params), params
+
+    def begin_with_the_easiest(self, curriculum: CurriculumConfig) -> None:
+        """Leave it to a curriculum which images take part in an epoch; all programs are drawn once, to judge them."""
+        positions = self.sampler.indices
+        alone = self.restricted(positions)
+        every = (torch.stack([b.index, self.sequence.difficulty(b.views, b.params)]) for b in alone.epoch(0))
+        index, difficulty = torch.cat(list(every), 1).cpu().numpy()
+        known = dict(zip(index.tolist(), difficulty.tolist(), strict=True))
+        self.sampler.difficulty = np.array([known[position] for position in positions.tolist()])
+        self.sampler.curriculum = curriculum.share
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Each image once, without augmentation: normalised float32 [b, C, H, W], labels [b], index [b]."""
@@ -205,13 +219,16 @@ def build_loaders(
         if not (isinstance(source, BetonImages) and data.loader != "resident"):
             source = ResidentImages(source, device, sampler.indices)
         mean, std = images["train"].statistics()  # measured when the training images were read
-        return SequenceLoader(source, sampler, built, mean=mean, std=std, device=device, compiled=compiled)
+        how = {"device": device, "compiled": compiled, "fixed": data.fixed_views}
+        return SequenceLoader(source, sampler, built, mean=mean, std=std, **how)
 
     train_indices, validation_split, validation_indices = _chosen(
         data, *(len(images[split].labels) for split in SPLITS)
     )
     train = load("train", train_indices, train=True)
     validation = load(validation_split, validation_indices, train=False)
+    if data.curriculum.kind != "none":
+        train.begin_with_the_easiest(data.curriculum)
     arriving = None
     if isinstance(stream, TasksConfig):
         splits = [

@@ -1,6 +1,8 @@
 """Which images make up each batch, by epoch and process; every loader follows it."""
 
+import math
 import random
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
@@ -35,6 +37,8 @@ class Sampler:
         rank: number of this process.
         num_processes: number of processes that share each batch; each takes a contiguous part of each micro-batch.
         micro_batches: number of contiguous micro-batches into which a batch is split, before processes share it.
+        curriculum: which share of the images takes part in an epoch of training; None or 1 takes all.
+        difficulty: how hard each of the images is, int64 [N], if there is a curriculum.
 
     Raises:
         InputError: the batch is larger than the training images, or is not divisible by the number of processes.
@@ -49,6 +53,8 @@ class Sampler:
     rank: int = 0
     num_processes: int = 1
     micro_batches: int = 1
+    curriculum: Callable[[int], float] | None = None
+    difficulty: np.ndarray | None = None
 
     def __post_init__(self):
         size, available = self.batch_size, len(self.indices)
@@ -70,10 +76,21 @@ class Sampler:
         return full if self.drop_last else full + bool(rest)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Positions in the order of the epoch, int64 [N], the same on every process."""
+        """Positions in the order of the epoch, int64 [N], the same on every process; the easiest are repeated."""
         if not self.train:
             return self.indices
-        return self.indices[np.argsort(keys(self.seed, ORDER_STREAM, self.indices, epoch), kind="stable")]
+        active, turns = self.active(epoch), []
+        while sum(map(len, turns)) < len(self.indices):
+            turns.append(active[np.argsort(keys(self.seed, ORDER_STREAM, active, epoch, len(turns)), kind="stable")])
+        return np.concatenate(turns)[: len(self.indices)]
+
+    def active(self, epoch: int) -> np.ndarray:
+        """Positions that take part in the epoch: all, or the easiest, of equally easy ones those that come first."""
+        share = 1.0 if self.curriculum is None else self.curriculum(epoch)
+        if share >= 1 or self.difficulty is None:
+            return self.indices
+        easiest = np.argsort(self.difficulty, kind="stable")
+        return self.indices[np.sort(easiest[: math.ceil(share * len(self.indices))])]
 
     def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
         """This process's part of each batch of the epoch, from batch `start` on; a part may be empty."""

@@ -134,6 +134,8 @@ METRICS = (
     Metric("val_nce", "min", title="val_nce"),
     Metric("codes_perplexity", "max", title="codes_perplexity"),
     Metric("codes_active", "max", title="codes_active"),
+    Metric("codes_colour", "max", title="codes_colour"),
+    Metric("codes_colour_chance"),
     Metric("move_acc", "max", title="move_acc"),
     Metric("length_acc", "max", title="length_acc"),
     *(Metric(f"{name}_r2", "max", title=f"{name}_r2") for name in ("size", "objects", "colours")),
@@ -152,7 +154,7 @@ METRICS = (
 
 OF_GRIDS = {"next_cf16", "next_top1", "next_copy16", "val_nce", "move_acc", "length_acc"}
 OF_GRIDS |= {"size_r2", "objects_r2", "colours_r2"}
-OF_CODES = {"codes_perplexity", "codes_active"}
+OF_CODES = {"codes_perplexity", "codes_active", "codes_colour", "codes_colour_chance"}
 
 # beginnings of the names of metrics that the untrained control does not have
 OF_THE_OBJECTIVE = tuple(FIELD.sub("", name) for metric in METRICS if metric.of_objective for name in metric.names)

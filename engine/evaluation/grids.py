@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from statistics import fmean
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +10,14 @@ from torch import Tensor
 
 from ...loaders.batch import Batch
 from ...loaders.draws import COUNTERFACTUAL_STREAM, words
-from ...loaders.grids.moves import MOVE, counts, sizes
+from ...loaders.grids.moves import MOVE, NUM_COLOURS, counts, sizes
 from ...loaders.grids.objects import components
 from ...loaders.grids.programs import counterfactuals
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import r2_score
 from ..analysis.regressions import held_out_rows, ridge_regression
 from ..models.config import Span
+from ..models.encoders.grid_objects import GridObjects
 from ..models.seq_jepa import SeqJEPA
 from ..objectives.objective import Objective
 from .frozen import Progress, Rows, rows_of
@@ -51,6 +53,8 @@ def grid_scores(
     - move_acc: percent of moves that a ridge regression tells from z of two grids and their difference (chance is 10)
     - codes_perplexity, codes_active: perplexity of the codes of the tokens, if they have some, and percent of all codes
       that occur; the mean over parts of a token
+    - codes_colour, codes_colour_chance: percent of objects that have the commonest colour of those with their code, and
+      the same after the codes were dealt out at random
     - length_acc: percent of sequences of which a ridge regression tells from z of the first and of another grid, and
       their difference, how many moves lie between (chance is 100 over the number of moves)
     - size_r2, objects_r2, colours_r2: R² of height and width, of the logarithm of one plus the number of objects, and
@@ -90,6 +94,10 @@ def grid_scores(
         found["val_nce"] = (among.logsumexp(1) - own[:, 0]).mean().item()
     if "codes" in test:
         found |= code_scores(test["codes"], model.num_codes)
+        there = test["colour"] >= 0
+        codes, colour = test["first_codes"][there], test["colour"][there]
+        order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0)).to(codes.device)
+        found |= {"codes_colour": purity(codes, colour), "codes_colour_chance": purity(codes[order], colour)}
     for name in ("size", "objects", "colours"):
         found[f"{name}_r2"] = r2_score(fitted(lambda rows: rows["z"], name), test[name])
     return found
@@ -112,6 +120,15 @@ def code_scores(codes: Tensor, num_codes: int) -> dict[str, float]:
         perplexities.append(torch.special.entr(shares).sum().exp().item())
         active.append(100 * (counts > 0).double().mean().item())
     return {"codes_perplexity": fmean(perplexities), "codes_active": fmean(active)}
+
+
+def purity(codes: Tensor, colour: Tensor) -> float:
+    """Percent of tokens whose colour [M] is the commonest of those with their code [M, G], int64; the mean over G."""
+    shares = []
+    for part in codes.T:
+        cells = torch.bincount(part * NUM_COLOURS + colour, minlength=NUM_COLOURS * (int(codes.max()) + 1))
+        shares.append(100 * (cells.view(-1, NUM_COLOURS).amax(1).sum() / len(colour)).item())
+    return fmean(shares)
 
 
 def _features(
@@ -153,6 +170,11 @@ def _features(
     }
     if output.tokens is not None and output.tokens.codes is not None:
         found["codes"] = output.tokens.codes.long()
+        found["first_codes"] = found["codes"][:, 0]  # of view 0, whose objects are looked up again for their colours
+        objects = cast(GridObjects, model.encoder).objects(views[:, 0])
+        slots, empty = objects.slots.flatten(1), first.new_zeros(len(first), objects.present.shape[1] + 1)
+        colour = empty.scatter_(1, slots, first.flatten(1))[:, :-1]
+        found["colour"] = torch.where(objects.present, colour, -1)
     if not nearest:
         known = output.projections if model.target.joint and model.sharpening is None else None
         found["compared"] = (_compared(model, views) if known is None else known).float()

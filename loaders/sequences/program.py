@@ -6,7 +6,7 @@ from torch import Tensor
 from ...configs.errors import InputError
 from ..config import ActionsConfig, ProgramConfig
 from ..grids.changes import changed
-from ..grids.moves import COLUMNS, MOVE, NAMES
+from ..grids.moves import COLUMNS, MOVE, NAMES, OUTSIDE
 from ..grids.programs import ACTION_DIM, FACTORS, READS, draw_program, encode
 from .base import Sequence
 
@@ -47,6 +47,17 @@ class Program(Sequence):
         frames, steps = draw_program(grids, words[:, 0], self.num_views - 1, self.config.draws)
         start = torch.zeros_like(steps[:, :1])
         return frames[:, :, None].float(), torch.cat([start, steps], 1).float()
+
+    def difficulty(self, views: Tensor, params: Tensor) -> Tensor:
+        """A thousand for each step that changes the grid, up to a hundred for the share of cells that change from the
+        first grid to the last, and five hundred if its height or width does."""
+        grids = views[:, :, 0].round().long()
+        first, last = grids[:, 0], grids[:, -1]
+        steps = (grids[:, 1:] != grids[:, :-1]).flatten(2).any(2).sum(1)
+        cells = (first != OUTSIDE).flatten(1).sum(1)
+        moved = ((first != last) & (first != OUTSIDE)).flatten(1).sum(1)
+        resized = ((first == OUTSIDE) != (last == OUTSIDE)).flatten(1).any(1)
+        return 1000 * steps + 100 * moved // cells + 500 * resized
 
     def unchanged(self, images: Tensor) -> Tensor:
         return images.permute(0, 3, 1, 2).float()

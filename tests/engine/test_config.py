@@ -242,6 +242,23 @@ def test_numbers_without_a_point_are_numbers(tmp_path):
     assert (optim.warmup_epochs, optim.clip_norm) == (0.5, 20.0)
 
 
+def test_a_method_is_put_beside_lejepa():
+    def beside(*words):
+        rows = compose(
+            ["configs/data/arc_programs.yaml", "configs/variant/jepa_lejepa.yaml", *words]
+        ).config.beside_lejepa
+        return {name: here for name, here, alike in rows if not alike}
+
+    assert beside() == {}
+    assert beside("objective.sigreg.weight=0.2") == {"weights": "2 numbers"}  # 0.7 and 0.2 are no shares of one
+    assert beside("optim.clip_norm=1", "run.precision=fp32") == {"heuristics": "clipped gradients", "precision": "fp32"}
+    analysed = beside("configs/variant/jepa_production.yaml")
+    assert analysed["teacher"] == "EMA"
+    assert analysed["terms"] == "prediction, sigreg, commitment, relational"
+    helps = ("no gradient through the target", "a queue", "a learnt scale", "codes in the path", "early stopping")
+    assert analysed["heuristics"] == ", ".join(helps)
+
+
 @pytest.mark.parametrize(("variant", "count"), [("jepa_lejepa", 4), ("jepa_production", 19)])
 def test_the_numbers_of_a_method_are_counted(variant, count):
     """LeJEPA's are two weights, the slices of SIGReg and the views of context."""

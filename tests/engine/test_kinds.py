@@ -11,6 +11,7 @@ from seqjepa.engine.config import Config
 from seqjepa.engine.evaluate import main as evaluate
 from seqjepa.engine.objectives.config import ReadingConfig, ScaleConfig, ScopeConfig, TermConfig
 from seqjepa.engine.train import USAGE, main
+from seqjepa.loaders.config import CurriculumConfig
 
 PROJECTED = ("model.projector.kind=mlp", "model.projector.dim=8", "model.projector.hidden=16")
 STREAM = ("stream.tasks=2", "stream.steps=2", "optim.schedule=constant", "eval.every=1")
@@ -61,6 +62,8 @@ NEEDS = {
         "model.encoder.quantiser.place=path",
     ),
     "objective.relational.weight=0.1": OBJECTS,
+    "data.curriculum.kind=phases": (*OBJECTS, "data.fixed_views=true", "data.curriculum.epochs=[1]"),
+    "data.curriculum.kind=competence": (*OBJECTS, "data.fixed_views=true"),
     "objective.balance.kind=gradnorm": (
         *(*PROJECTED, "target.kind=shared", "objective.variance.weight=0.1"),
         *("objective.balance.every=1", "objective.balance.first=2"),
@@ -194,4 +197,6 @@ def test_a_kind_names_a_class_of_its_own_room(word):
         assert section.implementation().__module__.startswith(f"{room}.")
     else:
         assert issubclass(section, Built)
-        assert "build" in vars(section) or issubclass(section, (ScaleConfig, ScopeConfig, ReadingConfig))
+        assert "build" in vars(section) or issubclass(
+            section, (ScaleConfig, ScopeConfig, ReadingConfig, CurriculumConfig)
+        )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from seqjepa.engine.evaluation.grids import code_scores
+from seqjepa.engine.evaluation.grids import code_scores, purity
 from seqjepa.engine.models.quantisers.base import Quantiser
 from seqjepa.engine.models.quantisers.config import EMAQuantiserConfig, FSQQuantiserConfig, GumbelQuantiserConfig
 from seqjepa.engine.models.quantisers.ema import EMACodebook
@@ -235,3 +235,11 @@ def test_scores_of_codes():
     found = code_scores(codes, 8)
     assert found["codes_perplexity"] == pytest.approx((4 + 1) / 2)
     assert found["codes_active"] == pytest.approx((50 + 12.5) / 2)
+
+
+def test_purity_of_codes():
+    """Code 0 has colours 1 1 2, code 1 has 3; a second part has one code for all, of which two of four are 1."""
+    codes, colour = torch.tensor([[0, 5], [0, 5], [0, 5], [1, 5]]), torch.tensor([1, 1, 2, 3])
+    assert purity(codes[:, :1], colour) == 75
+    assert purity(codes, colour) == pytest.approx((75 + 50) / 2)
+    assert purity(torch.arange(4)[:, None], colour) == 100
