@@ -45,6 +45,7 @@ class RunFolder:
         self.path = Path(run.dir or f"runs/{run.name}").expanduser()
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
         self.metrics = self.path / "metrics.jsonl"
+        self.steps = self.path / "steps.jsonl"
         self.summary = self.path / "summary.json"
         self.figures = self.path / "figures"
         self.curves = self.figures / "curves.png"
@@ -172,8 +173,10 @@ class RunFolder:
                 write_atomically(self._tracker_id, own.wandb_id)
             elif not self._tracker_id.exists():  # already now: a run that is killed before it saves keeps its id too
                 write_atomically(self._tracker_id, secrets.token_hex(4))
-            if home and not own and home.name == "checkpoints" and (home.parent / "metrics.jsonl").is_file():
-                shutil.copyfile(home.parent / "metrics.jsonl", self.metrics)  # MetricsFile drops its later epochs
+            if home and not own and home.name == "checkpoints":
+                for place in (self.metrics, self.steps):
+                    if (home.parent / place.name).is_file():
+                        shutil.copyfile(home.parent / place.name, place)  # their later epochs and steps will be dropped
         except OSError as error:
             place = error.filename or self.path
             raise InputError(f"{place}: cannot be written ({error.strerror})", "run.dir") from None
@@ -201,5 +204,6 @@ class RunFolder:
             for name in ("figures", "diagnostics", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
+            self.steps.unlink(missing_ok=True)
         if self.run.resume != "auto":
             self._tracker_id.unlink(missing_ok=True)

@@ -1,24 +1,25 @@
-"""metrics.jsonl: one line of JSON for each epoch of a run."""
+"""metrics.jsonl and steps.jsonl: a line of JSON for each epoch of a run, and for each step that is logged."""
 
 import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...configs.files import naming, to_json, write_atomically
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The epochs of a metrics.jsonl, each a mapping of names to numbers; none if there is no file.
+def read_rows(path: Path, key: Literal["epoch", "step"] = "epoch") -> list[dict[str, Any]]:
+    """The epochs of a metrics.jsonl, or the steps of a steps.jsonl, each a mapping of names to numbers.
 
-    Other lines are left out: a crash may have cut the last one short, and any may have been damaged since.
+    There are none if there is no file. Other lines are left out: a crash may have cut the last one short, and any may
+    have been damaged since.
     """
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if _numbers(row) and type(row.get("epoch")) is int and _numbers(row.get("timing", {})):
+            if _numbers(row) and type(row.get(key)) is int and _numbers(row.get("timing", {})):
                 rows.append(row)
     return rows
 
@@ -51,7 +52,30 @@ class MetricsFile:
 
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        with naming(self.path), self.path.open("a") as file:
-            file.write(to_json(row) + "\n")
-            file.flush()
+        _append(self.path, row, at_once=True)
+
+
+class StepsFile:
+    """Writes steps.jsonl. Its last lines may be lost if the machine fails; nothing else depends on them.
+
+    Args:
+        path: path of the file.
+        steps: number of steps so far; lines of later ones, which a resumed run repeats, are dropped.
+    """
+
+    def __init__(self, path: Path, steps: int):
+        self.path = path
+        kept = [row for row in read_rows(path, "step") if row["step"] <= steps]
+        write_atomically(path, "".join(to_json(row) + "\n" for row in kept))
+
+    def append(self, row: dict[str, Any]) -> None:
+        _append(self.path, row, at_once=False)
+
+
+def _append(path: Path, row: dict[str, Any], *, at_once: bool) -> None:
+    """Add a line; it is on the disk `at_once`, or when the system finds time."""
+    with naming(path), path.open("a") as file:
+        file.write(to_json(row) + "\n")
+        file.flush()
+        if at_once:
             os.fsync(file.fileno())

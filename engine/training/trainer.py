@@ -26,7 +26,7 @@ from ..reports.figures.terms import draw_terms
 from ..reports.trackers import Trackers, end_tracking
 from ..runs import tensors as files
 from ..runs.folder import RunFolder
-from ..runs.metrics_file import MetricsFile
+from ..runs.metrics_file import MetricsFile, StepsFile
 from ..runs.state import Best, Position, Waiting
 from ..runtime.accelerator import build_accelerator, crowded, overruled
 from ..runtime.distributed import check_agreement
@@ -159,8 +159,9 @@ class Trainer:
         set_seed(config.run.seed, device_specific=True)
         if resumed:
             self._restore(resumed)
-        self.metrics_file = None
+        self.metrics_file, self.steps_file = None, None
         if accelerator.is_main_process:
+            self.steps_file = StepsFile(folder.steps, self.global_step)
             self.metrics_file = MetricsFile(folder.metrics, self.position.segment)
             if self.metrics_file.lost:
                 epochs = ", ".join(map(str, self.metrics_file.lost))
@@ -284,9 +285,13 @@ class Trainer:
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"
         self.reporter.advance(amount=0, status=status)
         lr = float(self.training.optimizer.param_groups[0]["lr"])  # of the last step
-        values = {"step_loss": loss, "lr": lr, "sequences_per_second": recent.rate}
+        values = {"step_loss": loss, "lr": lr}
         values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
-        self.trackers.log(values | self.training.embeddings(), self.global_step)
+        values |= self.training.embeddings()
+        timing = {"sequences_per_second": recent.rate}
+        self.trackers.log(values | timing, self.global_step)
+        if self.steps_file:
+            self.steps_file.append({"step": self.global_step, **values, "timing": timing})
 
     def _end_segment(self, metrics: dict[str, float], validation: Validation | None, train_seconds: float) -> None:
         """Record a segment, show it, and save what is due; sweeps are made first, since their metrics are recorded."""

@@ -1,6 +1,7 @@
 """Whole runs on real digits: what they write, how they stop, resume, diverge and are judged."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from seqjepa.engine.config import compose
+from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.train import main
 from seqjepa.engine.training import diagnostics
 from seqjepa.engine.training import step as step_module
@@ -138,6 +140,32 @@ def test_an_interrupted_run_reaches_the_same_weights(
     assert_same_checkpoint(folder / "epoch-0002", tmp_path / "whole" / "checkpoints" / "epoch-0002")
     ours, theirs = (summary(tmp_path / run) for run in ("cut", "whole"))
     assert {k: v for k, v in ours.items() if k != "timing"} == {k: v for k, v in theirs.items() if k != "timing"}
+
+
+def logged(run: Path):
+    return [{k: v for k, v in row.items() if k != "timing"} for row in read_rows(run / "steps.jsonl", "step")]
+
+
+def test_steps_are_logged_once_however_often_a_run_was_stopped(tiny, tmp_path, interrupt_at, monkeypatch):
+    words = ("run.log_every=2", "run.epochs=3", "checkpoint.keep=3")
+    assert main(tiny(*words, run="whole")) == 0
+    whole = logged(tmp_path / "whole")
+    assert [row["step"] for row in whole] == list(range(2, 16, 2))
+    assert all(math.isfinite(value) for row in whole for value in row.values())
+    assert {"step_loss", "lr", "prediction_rank", "target_rank"} <= whole[0].keys()
+    interrupt_at(7)
+    assert main(tiny(*words, run="cut")) == 143
+    monkeypatch.undo()
+    assert logged(tmp_path / "cut") == whole[: len(logged(tmp_path / "cut"))]
+    with (tmp_path / "cut" / "steps.jsonl").open("a") as file:
+        file.write('{"step": 14, "step_loss": 0.0}\n{"step": 9')  # of a process that was killed later on
+    assert main(tiny(*words, "run.resume=auto", run="cut")) == 0
+    assert logged(tmp_path / "cut") == whole
+    first = tmp_path / "whole" / "checkpoints" / "epoch-0001"
+    assert main(tiny(*words, f"run.resume={first}", run="other")) == 0
+    assert logged(tmp_path / "other") == whole
+    assert main(tiny(*words, "run.overwrite=true", run="other")) == 0
+    assert logged(tmp_path / "other") == whole
 
 
 @pytest.mark.gpu
