@@ -137,7 +137,9 @@ def main() -> None:
     parser.add_argument("--task", default="cifar100_aug", help="a file of configs/data")
     parser.add_argument("--variant", default="baseline", help="a file of configs/variant")
     parser.add_argument("--batch", type=int, help="sequences in a step: 512 on a GPU, 64 on a CPU")
-    parser.add_argument("--sizes", type=whole_numbers, metavar="N,N,...", help="further batches that are timed")
+    parser.add_argument(
+        "--sizes", type=whole_numbers, metavar="N,N,...", help="batches to time, in the place of the usual five"
+    )
     parser.add_argument("--price", type=float, help="of an hour of this machine")
     parser.add_argument("--memory", type=float, default=24.0, help="GiB of the GPU that may be used")
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
@@ -149,11 +151,13 @@ def main() -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, args.memory * GIB / total))
     words = [f"configs/data/{args.task}.yaml", "configs/tier/paper.yaml", f"configs/variant/{args.variant}.yaml"]
     words += args.settings
+    sizes = args.sizes or BATCHES["cuda" if on_gpu else "cpu"]
     try:
-        compose([*words, f"data.batch_size={batch}"])
+        for size in (batch, *sizes):
+            compose([*words, f"data.batch_size={size}"])
     except InputError as error:
         parser.error(str(error))
-    found = measure(words, batch, args.sizes or BATCHES["cuda" if on_gpu else "cpu"])
+    found = measure(words, batch, sizes)
     found |= {"task": args.task, "variant": args.variant, "settings": args.settings, "memory_limit_gib": args.memory}
     variant = "" if args.variant == "baseline" else f"-{args.variant}"
     path = history(f"report-{args.task}{variant}-{found['compile']}", found["machine"], "json")

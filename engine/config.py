@@ -57,7 +57,7 @@ class Config(Schema):
         """
         parts: dict[str, Section] = {f"objective.{name}": term for name, term in self.objective.terms.items()}
         parts |= {"objective.reading": self.objective.reading, "target": self.target}
-        parts |= {"model.encoder.quantiser": self.model.encoder.codes}
+        parts |= {"model.encoder.quantiser": self.model.encoder.codes, "data.curriculum": self.data.curriculum}
         if self.early_stop.metric is not None:
             parts["early_stop"] = self.early_stop
         return {name: value for place, part in parts.items() for name, value in _numbers(part.model_dump(), place)}
@@ -76,18 +76,20 @@ class Config(Schema):
             "weights that are set by gradients": self.objective.balance.kind != "none",
             "clipped gradients": self.optim.clip_norm is not None,
             "early stopping": self.early_stop.metric is not None,
+            "a curriculum": self.data.curriculum.kind != "none",
         }
         used = [name for name, there in helps.items() if there]
         two = set(terms) == {"prediction", "sigreg"}
         one = two and math.isclose(sum(term.weight for term in terms.values()), 1)
+        precision = self.run.precision
         mse, teacher = self.objective.prediction.kind == "mse", isinstance(self.target, EMATargetConfig)
         return [
             ("terms", ", ".join(terms), two),
-            ("weights", f"λ = {self.objective.sigreg.weight:g}" if one else f"{len(terms)} numbers", one),
+            ("weights", f"λ = {self.objective.sigreg.weight:g}" if one else f"one for each of {len(terms)} terms", one),
             ("prediction", self.objective.prediction.kind, mse),
             ("teacher", "EMA" if teacher else "none", not teacher),
             ("heuristics", ", ".join(used) or "none", not used),
-            ("precision", self.run.precision, self.run.precision != "fp32"),
+            ("precision", {"auto": "bf16 where the device has it"}.get(precision, precision), precision != "fp32"),
         ]
 
     @model_validator(mode="after")
@@ -107,6 +109,9 @@ class Config(Schema):
             raise InputError("leaves one sequence per micro-batch; batch norm needs at least two", "optim.accumulate")
         if self.data.train_subset is not None and self.data.batch_size > self.data.train_subset:
             raise InputError(f"is larger than data.train_subset = {self.data.train_subset}", "data.batch_size")
+        if self.data.curriculum.kind != "none" and not self.sequence.graded:
+            problem = f"sequence.kind={self.sequence.kind} does not tell hard views from easy ones"
+            raise InputError(f"{problem}; only none is allowed", "data.curriculum.kind")
         if self.stream.has_tasks:
             self._check_stream()
         if self.tracking.wandb != "disabled" and len(self.tracking.run_name or self.run.name) > LONGEST:

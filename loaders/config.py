@@ -15,7 +15,10 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class CurriculumConfig(Kind):
-    """Which part of the training images takes part in an epoch, the easiest ones first."""
+    """Which part of the training images takes part in an epoch, the easiest ones first.
+
+    An epoch always has the same number of steps; those that take part come several times.
+    """
 
     def share(self, epoch: int) -> float:
         """The share of the images that takes part in an epoch, counted from 0."""
@@ -32,16 +35,16 @@ class NoCurriculumConfig(CurriculumConfig):
 
 
 class PhasesConfig(CurriculumConfig):
-    """The easiest third, then two thirds, then all; an epoch has the same number of steps in each phase."""
+    """Equal parts, from the easiest on, are added one after the other."""
 
     kind: Literal["phases"] = "phases"
-    epochs: list[Annotated[int, Field(ge=1)]] = Field(default=[20, 50], min_length=1)
+    epochs: list[int] = [20, 50]
     """Numbers of epochs after which the next part of the images is added; n numbers make n + 1 parts."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
-        if self.epochs != sorted(set(self.epochs)):
-            raise InputError("must ascend", "epochs")
+        if not self.epochs or self.epochs != sorted({max(1, epoch) for epoch in self.epochs}):
+            raise InputError("must be one or several ascending numbers >= 1", "epochs")
         return self
 
     def share(self, epoch: int) -> float:
@@ -130,6 +133,8 @@ class SequenceConfig(Kind):
     """What a view is."""
     reversible: ClassVar[bool] = True
     """Whether there is a way back from each view to the one before."""
+    graded: ClassVar[bool] = False
+    """Whether it is known how hard a sequence is, so that a curriculum can begin with easy ones."""
 
     num_observed: int = Field(default=3, ge=1, le=63)
     """Number M of observed views; the target is one more view."""
@@ -247,7 +252,10 @@ class AugmentConfig(SequenceConfig):
 
 
 class ChangesConfig(Section):
-    """Changes of the grid on which a program begins. They are drawn anew in each epoch, and all views show them."""
+    """Changes of the grid on which a program begins, in training and in validation; all views show them.
+
+    They are drawn anew for each view 0, so that a grid changes alike in each epoch if `data.fixed_views` is set.
+    """
 
     symmetries: bool = False
     """Whether it is turned and mirrored, in one of eight ways."""
@@ -269,6 +277,7 @@ class ProgramConfig(SequenceConfig):
     made_by = ".sequences.program:Program"
     views = "grids"
     reversible = False
+    graded = True
 
     kind: Literal["program"] = "program"
     draws: Literal["valid", "origin"] = "valid"

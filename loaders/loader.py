@@ -1,6 +1,8 @@
 """The loader that training iterates over: it turns images into batches of action sequences, all on the device."""
 
 import copy
+import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -103,14 +105,27 @@ class SequenceLoader:
         return ((views - self.mean) / self.std).contiguous(), sequence.actions(params), params
 
     def begin_with_the_easiest(self, curriculum: CurriculumConfig) -> None:
-        """Leave it to a curriculum which images take part in an epoch; all programs are drawn once, to judge them."""
+        """Leave it to a curriculum which images take part in an epoch.
+
+        Raises:
+            InputError: in its first epoch they would be fewer than a batch.
+        """
+        sampler = self.sampler
+        sampler.curriculum = curriculum.share
+        first, size = math.ceil(curriculum.share(0) * len(sampler.indices)), sampler.batch_size
+        if first < size:
+            problem = f"begins with {first} of {len(sampler.indices)} images, fewer than the {size} of a batch"
+            raise InputError(problem, "data.curriculum.kind")
+        sampler.difficulty = functools.cache(self._difficulty)
+
+    def _difficulty(self) -> np.ndarray:
+        """How hard the views of each image are, which are all drawn once: int64 [N], in the order of the indices."""
         positions = self.sampler.indices
-        alone = self.restricted(positions)
-        every = (torch.stack([b.index, self.sequence.difficulty(b.views, b.params)]) for b in alone.epoch(0))
-        index, difficulty = torch.cat(list(every), 1).cpu().numpy()
-        known = dict(zip(index.tolist(), difficulty.tolist(), strict=True))
-        self.sampler.difficulty = np.array([known[position] for position in positions.tolist()])
-        self.sampler.curriculum = curriculum.share
+        known = {}
+        for batch in self.restricted(positions).epoch(0):
+            hard = self.sequence.difficulty(batch.views, batch.params)
+            known |= zip(batch.index.tolist(), hard.tolist(), strict=True)
+        return np.array([known[position] for position in positions.tolist()])
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Each image once, without augmentation: normalised float32 [b, C, H, W], labels [b], index [b]."""

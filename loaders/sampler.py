@@ -38,7 +38,7 @@ class Sampler:
         num_processes: number of processes that share each batch; each takes a contiguous part of each micro-batch.
         micro_batches: number of contiguous micro-batches into which a batch is split, before processes share it.
         curriculum: which share of the images takes part in an epoch of training; None or 1 takes all.
-        difficulty: how hard each of the images is, int64 [N], if there is a curriculum.
+        difficulty: gives how hard each of the images is, int64 [N]; it is called where a curriculum leaves some out.
 
     Raises:
         InputError: the batch is larger than the training images, or is not divisible by the number of processes.
@@ -54,7 +54,7 @@ class Sampler:
     num_processes: int = 1
     micro_batches: int = 1
     curriculum: Callable[[int], float] | None = None
-    difficulty: np.ndarray | None = None
+    difficulty: Callable[[], np.ndarray] | None = None
 
     def __post_init__(self):
         size, available = self.batch_size, len(self.indices)
@@ -79,17 +79,17 @@ class Sampler:
         """Positions in the order of the epoch, int64 [N], the same on every process; the easiest are repeated."""
         if not self.train:
             return self.indices
-        active, turns = self.active(epoch), []
-        while sum(map(len, turns)) < len(self.indices):
-            turns.append(active[np.argsort(keys(self.seed, ORDER_STREAM, active, epoch, len(turns)), kind="stable")])
-        return np.concatenate(turns)[: len(self.indices)]
+        active, wanted = self.active(epoch), len(self.indices)
+        turns = -(-wanted // max(1, len(active)))
+        orders = [keys(self.seed, ORDER_STREAM, active, epoch, turn) for turn in range(max(1, turns))]
+        return np.concatenate([active[np.argsort(order, kind="stable")] for order in orders])[:wanted]
 
     def active(self, epoch: int) -> np.ndarray:
         """Positions that take part in the epoch: all, or the easiest, of equally easy ones those that come first."""
         share = 1.0 if self.curriculum is None else self.curriculum(epoch)
         if share >= 1 or self.difficulty is None:
             return self.indices
-        easiest = np.argsort(self.difficulty, kind="stable")
+        easiest = np.argsort(self.difficulty(), kind="stable")
         return self.indices[np.sort(easiest[: math.ceil(share * len(self.indices))])]
 
     def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:

@@ -138,7 +138,7 @@ def test_a_report_counts_and_times_every_part_of_a_step(monkeypatch, capsys):
     small = ("model.encoder.kind=convnet", "model.encoder.width=8", "model.aggregator.kind=mean")
     small += ("model.predictor.hidden=8", "model.action_dim=8", "probes.hidden=8")
     words = ["configs/data/cifar10_rot.yaml", "target.kind=stop_gradient", *small, "data.root=none"]
-    found = report.measure(words, 4)
+    found = report.measure(words, 4, report.BATCHES["cpu"])
     assert all(seconds > 0 for name, seconds in found["parts"].items() if name != "backward")
     assert found["rates"].keys() == {2, 4}
     # the encoder's four views: a forward, a weight gradient, and an input gradient except for the first layer

@@ -135,7 +135,7 @@ METRICS = (
     Metric("codes_perplexity", "max", title="codes_perplexity"),
     Metric("codes_active", "max", title="codes_active"),
     Metric("codes_colour", "max", title="codes_colour"),
-    Metric("codes_colour_chance"),
+    Metric("codes_colour_chance", title="codes_colour_chance"),
     Metric("move_acc", "max", title="move_acc"),
     Metric("length_acc", "max", title="length_acc"),
     *(Metric(f"{name}_r2", "max", title=f"{name}_r2") for name in ("size", "objects", "colours")),

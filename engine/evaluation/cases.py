@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from ...configs.compose import compose
 from ...configs.errors import InputError
+from ...loaders.config import NoCurriculumConfig
 from ...loaders.loader import Loaders, build_loaders
 from ...loaders.sequences import build_sequence
 from ..config import Config
@@ -45,7 +46,8 @@ class Case(NamedTuple):
         if accelerator.num_processes > 1:
             raise InputError(f"{accelerator.num_processes} processes: the evaluation runs in one (--num_processes 1)")
         torch.set_float32_matmul_precision("highest")  # regressions and neighbours need more than TF32's ten bits
-        data = config.data.model_copy(update={"batch_size": config.eval.batch_size})
+        anew = {"fixed_views": False, "curriculum": NoCurriculumConfig()}  # probes see as many views as of any run
+        data = config.data.model_copy(update={"batch_size": config.eval.batch_size, **anew})
         sequence = config.sequence.model_copy(update={"num_observed": num_observed})
         where = {"seed": config.run.seed, "device": accelerator.device}
         loaders = build_loaders(data, sequence, config.actions, drop_last=False, **where)

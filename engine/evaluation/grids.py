@@ -1,5 +1,6 @@
 """What a network knows of grids and of the moves between them."""
 
+import math
 from collections.abc import Callable
 from statistics import fmean
 from typing import cast
@@ -53,8 +54,8 @@ def grid_scores(
     - move_acc: percent of moves that a ridge regression tells from z of two grids and their difference (chance is 10)
     - codes_perplexity, codes_active: perplexity of the codes of the tokens, if they have some, and percent of all codes
       that occur; the mean over parts of a token
-    - codes_colour, codes_colour_chance: percent of objects that have the commonest colour of those with their code, and
-      the same after the codes were dealt out at random
+    - codes_colour, codes_colour_chance: percent of the objects of view 0 (those that have a slot) whose colour is the
+      commonest of those with their code, and the same after the codes were dealt out at random
     - length_acc: percent of sequences of which a ridge regression tells from z of the first and of another grid, and
       their difference, how many moves lie between (chance is 100 over the number of moves)
     - size_r2, objects_r2, colours_r2: R² of height and width, of the logarithm of one plus the number of objects, and
@@ -123,7 +124,12 @@ def code_scores(codes: Tensor, num_codes: int) -> dict[str, float]:
 
 
 def purity(codes: Tensor, colour: Tensor) -> float:
-    """Percent of tokens whose colour [M] is the commonest of those with their code [M, G], int64; the mean over G."""
+    """Percent of tokens whose colour [M] is the commonest of those with their code [M, G], int64; the mean over G.
+
+    NaN if there are no tokens.
+    """
+    if not len(colour):
+        return math.nan
     shares = []
     for part in codes.T:
         cells = torch.bincount(part * NUM_COLOURS + colour, minlength=NUM_COLOURS * (int(codes.max()) + 1))

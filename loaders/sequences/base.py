@@ -9,7 +9,6 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ...configs.errors import InputError
 from ..config import ActionsConfig, SequenceConfig
 from ..draws import STATISTICS_STREAM, words
 
@@ -112,13 +111,9 @@ class Sequence(ABC):
     def difficulty(self, views: Tensor, params: Tensor) -> Tensor:
         """How hard sequences of these views and parameters are, as whole numbers, int64 [B].
 
-        Raises:
-            InputError: the kind does not say.
+        Only a kind whose section is `graded` says so.
         """
-        raise InputError(
-            f"sequence.kind={self.config.kind} does not tell hard views from easy ones; only none is allowed",
-            "data.curriculum.kind",
-        )
+        raise NotImplementedError
 
     def sample(self, images: Tensor, words: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Views and parameters, as `render` and `params` give them; of a kind that draws both together, overridden.

@@ -250,8 +250,12 @@ def test_a_method_is_put_beside_lejepa():
         return {name: here for name, here, alike in rows if not alike}
 
     assert beside() == {}
-    assert beside("objective.sigreg.weight=0.2") == {"weights": "2 numbers"}  # 0.7 and 0.2 are no shares of one
+    assert beside("objective.sigreg.weight=0.2") == {
+        "weights": "one for each of 2 terms"
+    }  # 0.7 and 0.2 are no shares of one
     assert beside("optim.clip_norm=1", "run.precision=fp32") == {"heuristics": "clipped gradients", "precision": "fp32"}
+    easy_first = beside("data.fixed_views=true", "data.curriculum.kind=competence")
+    assert easy_first == {"heuristics": "a curriculum"}
     analysed = beside("configs/variant/jepa_production.yaml")
     assert analysed["teacher"] == "EMA"
     assert analysed["terms"] == "prediction, sigreg, commitment, relational"

@@ -19,7 +19,13 @@ CPU = torch.device("cpu")
 def sampler(share, number=90, **settings):
     difficulty = np.random.default_rng(0).integers(0, 5, number)
     made = Sampler(
-        np.arange(number) * 2, batch_size=10, seed=3, train=True, curriculum=share, difficulty=difficulty, **settings
+        np.arange(number) * 2,
+        batch_size=10,
+        seed=3,
+        train=True,
+        curriculum=share,
+        difficulty=lambda: difficulty,
+        **settings,
     )
     return made, dict(zip(made.indices.tolist(), difficulty.tolist(), strict=True))
 
@@ -28,8 +34,9 @@ def test_phases_add_part_after_part():
     shares = [PhasesConfig(epochs=[2, 5]).share(epoch) for epoch in range(7)]
     assert shares == [1 / 3] * 2 + [2 / 3] * 3 + [1.0] * 2
     assert [PhasesConfig(epochs=[1]).share(epoch) for epoch in range(2)] == [0.5, 1.0]
-    with pytest.raises(ValueError, match="must ascend"):
-        PhasesConfig(epochs=[5, 2])
+    for wrong in ([5, 2], [2, 2], [0, 2], []):
+        with pytest.raises(ValueError, match="must be one or several ascending numbers >= 1"):
+            PhasesConfig(epochs=wrong)
 
 
 def test_competence_grows_with_the_root_of_time():
@@ -119,13 +126,29 @@ def test_easy_programs_come_first():
     assert len(by_index(with_it.restricted(with_it.sampler.indices[:60]).epoch(0))) == 60  # probes see all
 
 
+def test_programs_are_judged_only_where_some_are_left_out(monkeypatch):
+    train = loaders(fixed_views=True, curriculum=CompetenceConfig(epochs=1)).train
+    judged = []
+    monkeypatch.setattr(
+        type(train.sequence), "difficulty", lambda self, views, params: judged.append(1) or views[:, 0, 0, 0, 0]
+    )
+    assert len(by_index(train.epoch(1))) == 200
+    assert not judged
+    assert len(by_index(train.epoch(0))) == 66
+    once = len(judged)
+    assert once
+    list(train.epoch(0))
+    assert len(judged) == once
+
+
 def test_what_cannot_be_judged_is_refused():
     with pytest.raises(ValueError, match=r"data\.fixed_views=true"):
         DataConfig(curriculum=PhasesConfig())
     words = ["tests/small.yaml", "data.fixed_views=true", "data.curriculum.kind=competence"]
-    config = compose(words).config
     with pytest.raises(InputError, match=r"sequence\.kind=affine does not tell hard views from easy ones"):
-        build_loaders(config.data, config.sequence, config.actions, seed=0, device=CPU)
+        compose(words)
     stream = ["stream.kind=classes", "stream.tasks=2", "optim.schedule=constant", "eval.every=1"]
     with pytest.raises(InputError, match="new views at each visit"):
         compose(["tests/small.yaml", "data.fixed_views=true", *stream])
+    with pytest.raises(InputError, match="begins with 18 of 200 images, fewer than the 20 of a batch"):
+        loaders(fixed_views=True, curriculum=CompetenceConfig(start=0.09))

@@ -1,5 +1,6 @@
 """The same thousand samples, whoever draws them: batch size, loader, processes, a restart, the compiler."""
 
+import json
 import subprocess
 import sys
 
@@ -17,7 +18,8 @@ from seqjepa.loaders.write import main as write
 
 CPU = torch.device("cpu")
 KINDS = by_kind(AnySequence)
-OFTEN = {"augment": {"blur": [0.5, 0.5], "solarize": [0.5, 0.5]}}
+CHANGES = {"symmetries": True, "colours": True, "shift": 2, "lost": 0.2, "blank": 0.1, "noise": 0.1}
+OFTEN = {"augment": {"blur": [0.5, 0.5], "solarize": [0.5, 0.5]}, "program": {"changes": CHANGES}}
 EPOCH = 3
 # bicubic and bilinear weights, and blends of colours, in float32: other batch sizes sum them in another order
 TOLERANCE = 1e-4
@@ -75,7 +77,7 @@ def test_ffcv(kind, whole, batch, tmp_path_factory):
 
 
 SHARE = """
-import sys, torch
+import json, sys, torch
 from seqjepa.configs.section import by_kind
 from seqjepa.loaders.config import ActionsConfig, AnySequence, DataConfig
 from seqjepa.loaders.batch import Batch
@@ -84,8 +86,7 @@ from seqjepa.loaders.loader import build_loaders
 kind, rank, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 dataset, actions = ("object_grids", "none") if kind == "program" else ("digits", "standard")
 data = DataConfig(dataset=dataset, batch_size=256, train_subset=1024)
-settings = {"blur": [0.5, 0.5], "solarize": [0.5, 0.5]} if kind == "augment" else {}
-sequence = by_kind(AnySequence)[kind](**settings)
+sequence = by_kind(AnySequence)[kind](**json.loads(sys.argv[4]))
 split = {"rank": rank, "num_processes": 2, "device": torch.device("cpu")}
 loaders = build_loaders(data, sequence, ActionsConfig(normalization=actions), seed=11, **split)
 batches = list(loaders.train.epoch(3, start=2 * rank))  # process 1 was stopped after two batches, and goes on
@@ -98,7 +99,8 @@ def test_two_processes_one_of_which_started_again(kind, whole, tmp_path):
     parts = []
     for rank in range(2):
         out = tmp_path / f"{rank}.pt"
-        subprocess.run([sys.executable, "-c", SHARE, kind, str(rank), str(out)], check=True, timeout=600)
+        words = (kind, str(rank), str(out), json.dumps(OFTEN.get(kind, {})))
+        subprocess.run([sys.executable, "-c", SHARE, *words], check=True, timeout=600)
         parts.append(Batch(*torch.load(out)))
         assert_same(parts[-1], whole)
     assert [len(part.index) for part in parts] == [512, 256]

@@ -143,3 +143,34 @@ def test_candidates_are_compared_as_targets_are(words):
     model.forward = knows.__get__(model)
     given = training.objective, training.losses.spans, loaders.train, loaders.validation
     assert grid_scores(model, *given)["next_cf16"] > 85  # ties of grids that look alike count in parts
+
+
+@pytest.mark.parametrize("change", ["", "blank=1.0"])
+def test_codes_that_are_the_colours_of_objects_are_pure(change, monkeypatch):
+    """An object's colour is told by its features; there are fewer slots than objects, or no object at all."""
+    codes = ("kind=ema", "codes=10")
+    words = [*(f"model.encoder.quantiser.{setting}" for setting in codes), "model.encoder.slots=4"]
+    words += [f"sequence.changes.{change}"] if change else []
+    config = compose([*GRIDS, "run.precision=fp32", "data.batch_size=32", *words]).config
+    accelerator = build_accelerator(config.run, 1)
+    loaders = open_loaders(config, accelerator)
+    training = TrainingStep(config, loaders, accelerator)
+    encoder = training.model.encoder
+    encode = type(encoder)._encoded
+
+    def coloured(self, grids):
+        features, found = encode(self, grids)
+        objects = self.objects(grids)
+        colour = objects.features[..., 10:20].argmax(-1)
+        return features, found._replace(codes=torch.where(objects.present, colour, -1)[..., None])
+
+    monkeypatch.setattr(type(encoder), "_encoded", coloured)
+    given = training.model.eval(), training.objective, training.losses.spans, loaders.train, loaders.validation
+    found = grid_scores(*given)
+    if change:
+        assert math.isnan(found["codes_colour"])
+        assert math.isnan(found["codes_colour_chance"])
+    else:
+        assert found["codes_colour"] == 100
+        assert found["codes_colour_chance"] < 40
+        assert found["codes_active"] == 90  # no object is black

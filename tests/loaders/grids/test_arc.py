@@ -101,8 +101,16 @@ def test_grids_are_read_once_and_splits_kept_apart(tmp_path, opened):
     train, test = (opened(tmp_path, split) for split in ("train", "test"))
     wanted = on_canvas([GRID, [[0]], [[1]], [[2]]], 14)
     assert train[..., 0].tolist() == wanted.tolist()  # a row of fifteen does not fit
-    assert test[..., 0].tolist() == on_canvas([[[7, 7]], [[0]]], 14).tolist()
+    assert test[..., 0].tolist() == on_canvas([[[7, 7]]], 14).tolist()  # its output is one to train on
     assert opened(tmp_path, name="arc30").shape == (5, 30, 30, 1)
+
+
+def test_a_folder_above_the_splits_is_refused(tmp_path, opened):
+    """Its tasks for evaluation would be trained on."""
+    for split in ("training", "evaluation"):
+        write_tasks(tmp_path / "data" / split, GRID)
+    with pytest.raises(InputError, match=f"training/ and evaluation/ are in {tmp_path}/data, which is to be given"):
+        opened(tmp_path)
 
 
 def test_of_a_folder_without_splits_every_tenth_task_is_for_testing(tmp_path, opened):
@@ -121,6 +129,7 @@ def test_of_a_folder_without_splits_every_tenth_task_is_for_testing(tmp_path, op
         ("mine", [[0] * 15], "none of the 1 train grids has at most 14 rows and columns"),
         ("mine", [[10]], "has the colour 10"),
         ("mine", None, "no .json files there"),
+        ("", None, "no such folder"),
     ],
 )
 def test_a_folder_without_grids_is_one_line(folder, grid, problem, tmp_path, opened):
@@ -129,7 +138,7 @@ def test_a_folder_without_grids_is_one_line(folder, grid, problem, tmp_path, ope
         content = {"train": [{"input": grid, "output": grid}], "test": [{"input": grid, "output": grid}]}
         (tmp_path / folder / "a.json").write_text(json.dumps(content))
     with pytest.raises(InputError) as error:
-        opened(tmp_path)
+        opened(tmp_path if folder else tmp_path / "nowhere")
     assert problem in str(error.value)
     assert error.value.field == "data.root"
     assert "\n" not in str(error.value)
