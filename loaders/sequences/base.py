@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..batch import Views
 from ..config import ActionsConfig, SequenceConfig
 from ..draws import STATISTICS_STREAM, words
 
@@ -108,7 +109,7 @@ class Sequence(ABC):
         """Number A of dimensions of an action."""
         return max([0, *(dims.stop for dims in self.factors.values())])
 
-    def difficulty(self, views: Tensor, params: Tensor) -> Tensor:
+    def difficulty(self, views: Views, params: Tensor) -> Tensor:
         """How hard sequences of these views and parameters are, as whole numbers, int64 [B].
 
         Only a kind whose section is `graded` says so.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ...configs.errors import InputError
+from ..batch import Views
 from ..config import ActionsConfig, ProgramConfig
 from ..grids.changes import changed
 from ..grids.moves import COLUMNS, MOVE, NAMES, OUTSIDE
@@ -48,9 +49,10 @@ class Program(Sequence):
         start = torch.zeros_like(steps[:, :1])
         return frames[:, :, None].float(), torch.cat([start, steps], 1).float()
 
-    def difficulty(self, views: Tensor, params: Tensor) -> Tensor:
+    def difficulty(self, views: Views, params: Tensor) -> Tensor:
         """A thousand for each step that changes the grid, up to a hundred for the share of cells that change from the
         first grid to the last, and five hundred if its height or width does."""
+        assert isinstance(views, Tensor)
         grids = views[:, :, 0].round().long()
         first, last = grids[:, 0], grids[:, -1]
         steps = (grids[:, 1:] != grids[:, :-1]).flatten(2).any(2).sum(1)
