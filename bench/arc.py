@@ -26,6 +26,7 @@ from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep
 
 WORDS = ["configs/data/arc_programs.yaml", "configs/tier/arc_smoke.yaml"]
+WORDS += ["data.fixed_views=false", "data.curriculum.kind=none"]  # new programs in each epoch, of any difficulty
 CODES = "model.encoder.quantiser."
 PATH = (f"{CODES}place=path", "objective.commitment.weight=0.25")
 TEACHER = ("target.kind=ema", "target.decay=0.99", "objective.sigreg.weight=0.001")

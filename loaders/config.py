@@ -38,17 +38,17 @@ class PhasesConfig(CurriculumConfig):
     """Equal parts, from the easiest on, are added one after the other."""
 
     kind: Literal["phases"] = "phases"
-    epochs: list[int] = [20, 50]
+    until: list[int] = [20, 50]
     """Numbers of epochs after which the next part of the images is added; n numbers make n + 1 parts."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
-        if not self.epochs or self.epochs != sorted({max(1, epoch) for epoch in self.epochs}):
-            raise InputError("must be one or several ascending numbers >= 1", "epochs")
+        if not self.until or self.until != sorted({max(1, epoch) for epoch in self.until}):
+            raise InputError("must be one or several ascending numbers >= 1", "until")
         return self
 
     def share(self, epoch: int) -> float:
-        return (1 + sum(epoch >= end for end in self.epochs)) / (1 + len(self.epochs))
+        return (1 + sum(epoch >= end for end in self.until)) / (1 + len(self.until))
 
 
 class CompetenceConfig(CurriculumConfig):

@@ -62,7 +62,7 @@ NEEDS = {
         "model.encoder.quantiser.place=path",
     ),
     "objective.relational.weight=0.1": OBJECTS,
-    "data.curriculum.kind=phases": (*OBJECTS, "data.fixed_views=true", "data.curriculum.epochs=[1]"),
+    "data.curriculum.kind=phases": (*OBJECTS, "data.fixed_views=true", "data.curriculum.until=[1]"),
     "data.curriculum.kind=competence": (*OBJECTS, "data.fixed_views=true"),
     "objective.balance.kind=gradnorm": (
         *(*PROJECTED, "target.kind=shared", "objective.variance.weight=0.1"),

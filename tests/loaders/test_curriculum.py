@@ -31,12 +31,12 @@ def sampler(share, number=90, **settings):
 
 
 def test_phases_add_part_after_part():
-    shares = [PhasesConfig(epochs=[2, 5]).share(epoch) for epoch in range(7)]
+    shares = [PhasesConfig(until=[2, 5]).share(epoch) for epoch in range(7)]
     assert shares == [1 / 3] * 2 + [2 / 3] * 3 + [1.0] * 2
-    assert [PhasesConfig(epochs=[1]).share(epoch) for epoch in range(2)] == [0.5, 1.0]
+    assert [PhasesConfig(until=[1]).share(epoch) for epoch in range(2)] == [0.5, 1.0]
     for wrong in ([5, 2], [2, 2], [0, 2], []):
         with pytest.raises(ValueError, match="must be one or several ascending numbers >= 1"):
-            PhasesConfig(epochs=wrong)
+            PhasesConfig(until=wrong)
 
 
 def test_competence_grows_with_the_root_of_time():
@@ -114,7 +114,7 @@ def test_views_are_fixed_if_asked(fixed):
 
 
 def test_easy_programs_come_first():
-    curriculum = PhasesConfig(epochs=[1])
+    curriculum = PhasesConfig(until=[1])
     with_it, plain = (loaders(fixed_views=True, **more).train for more in ({"curriculum": curriculum}, {}))
     views = by_index(plain.epoch(0))
     hard = {i: int(plain.sequence.difficulty(v[None], torch.empty(0))) for i, v in views.items()}
