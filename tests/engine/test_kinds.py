@@ -63,7 +63,7 @@ NEEDS = {
     ),
     "objective.relational.weight=0.1": OBJECTS,
     "data.curriculum.kind=phases": (*OBJECTS, "data.fixed_views=true", "data.curriculum.until=[1]"),
-    "data.curriculum.kind=competence": (*OBJECTS, "data.fixed_views=true"),
+    "data.curriculum.kind=competence": (*OBJECTS, "data.fixed_views=true", "data.curriculum.start=0.5"),
     "objective.balance.kind=gradnorm": (
         *(*PROJECTED, "target.kind=shared", "objective.variance.weight=0.1"),
         *("objective.balance.every=1", "objective.balance.first=2"),
