@@ -1,4 +1,4 @@
-"""Compares runs: `python -m seqjepa.engine.compare runs/variants/quick/* --out results.md`.
+"""Compares runs: `seqjepa compare runs/variants/quick/* --out results.md`.
 
 Runs whose configs differ only in the seed share a row: the mean, and in brackets the standard deviation over seeds.
 """
@@ -111,11 +111,8 @@ class Group(NamedTuple):
 @command("no file was half written")
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m seqjepa.engine.compare", description=str(__doc__).split("\n")[2])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--out", type=Path, help="Markdown file to write; a figure of the curves goes beside it")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help=f"default: {', '.join(DEFAULT_METRICS)}")
-    parser.add_argument("--against", metavar="NAME", help="row to subtract from the others, seed by seed")
+    parser = argparse.ArgumentParser(prog="seqjepa compare", description=str(__doc__).split("\n")[2])
+    add_words(parser)
     args = parser.parse_args(argv)
     if args.out and args.out.suffix == ".png":
         raise InputError(f"--out {args.out}: must name the Markdown file; the figure is the .png beside it")
@@ -145,6 +142,14 @@ def main(argv: list[str]) -> int:
             raise InputError(f"{args.out}: cannot be written ({error.strerror})") from None
     print(text, end="")
     return DONE
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Give a parser what the command takes."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", type=Path, help="Markdown file to write; a figure of the curves goes beside it")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help=f"default: {', '.join(DEFAULT_METRICS)}")
+    parser.add_argument("--against", metavar="NAME", help="row to subtract from the others, seed by seed")
 
 
 def read_run(path: Path) -> Run:

@@ -1,5 +1,6 @@
-"""Frozen-probe evaluation: `accelerate launch engine/evaluate.py RUN_OR_CHECKPOINT ... eval.lengths=[1,3,5]`."""
+"""Frozen-probe evaluation: `seqjepa eval RUN_OR_CHECKPOINT ... eval.lengths=[1,3,5]`, or by `accelerate launch`."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ from seqjepa.configs.errors import InputError, out_of_memory
 from seqjepa.configs.help import field_lines
 
 HELP = """\
-usage: accelerate launch engine/evaluate.py RUN_OR_CHECKPOINT [...] [section.key=value ...]
+usage: seqjepa eval RUN_OR_CHECKPOINT [...] [section.key=value ...]
 
 Fits probes on a frozen network, and on its untrained control: how well do their features predict class and action?
-  accelerate launch engine/evaluate.py runs/cifar100-quick eval.lengths=[1,2,3,4,5,6,7,8]
-  accelerate launch engine/evaluate.py runs/cifar100-quick/checkpoints/best eval.protocol=paper
+  seqjepa eval runs/cifar100-quick eval.lengths=[1,2,3,4,5,6,7,8]
+  seqjepa eval runs/cifar100-quick/checkpoints/best eval.protocol=paper
 
 A run folder stands for its newest checkpoint. The checkpoint's config applies; section.key=value words override it
 (data.root, eval.*). Results (eval.json, lengths.png, factors.png) go to eval/<checkpoint>-<protocol> in the run, or to
@@ -27,8 +28,8 @@ eval.protocol=both by how well the two protocols agree.
 Settings (defaults):
 {settings}
 
-Exit codes: 0 done, 2 bad input, 4 machine failure, 128 + signal when
-interrupted (`accelerate launch` turns every failure into 1)."""
+Exit codes: 0 done, 2 bad input, 4 machine failure, 128 + signal when interrupted
+(`accelerate launch engine/evaluate.py` does the same, and turns every failure into 1)."""
 
 
 @command("what was finished is written")
@@ -63,6 +64,15 @@ def main(argv: list[str]) -> int:
         print(f"{cause}; what was finished is written", file=sys.stderr)
         return MACHINE_FAILED
     return DONE
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Give a parser what the command takes, for the completion of a shell's tab key."""
+    from seqjepa.configs.completion import complete_words
+    from seqjepa.engine.config import Config
+
+    parser.add_argument("--help", action="store_true")
+    complete_words(parser, "words", Config)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Train seq-JEPA: `accelerate launch engine/train.py configs/data/cifar10_rot.yaml configs/tier/quick.yaml`."""
+"""Train seq-JEPA: `seqjepa train configs/data/cifar10_rot.yaml configs/tier/quick.yaml`, or by `accelerate launch`."""
 
+import argparse
 import os
 import sys
 
@@ -7,24 +8,38 @@ import sys
 sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.dirname(os.path.realpath(__file__))]
 
 from seqjepa.configs.cli import DONE, check_options, command, located
-from seqjepa.configs.compose import dump
+from seqjepa.configs.compose import Composed, dump
+from seqjepa.configs.errors import InputError, shown
 from seqjepa.configs.help import help_page
 from seqjepa.engine.config import Config, compose
 from seqjepa.engine.reports.config import overruled_of_wandb, wandb_layer
 
 PARENT = os.getppid()  # before any slow import: a launcher that dies during one must be noticed
 DEFAULT_CONFIG = "configs/smoke.yaml"
+MOST_PROCESSES = 64  # of one machine
 USAGE = """\
-usage: accelerate launch engine/train.py [CONFIG.yaml ...] [section.key=value ...] [--print-config] [--help]
+usage: seqjepa train [CONFIG.yaml ...] [section.key=value ...] [--processes N] [--print-config] [--help]
 
 Trains seq-JEPA. YAML files are merged from left to right, then the overrides; the default file is configs/smoke.yaml.
-  accelerate launch engine/train.py configs/data/cifar10_rot.yaml configs/tier/quick.yaml data.root=data/cifar10
+  seqjepa train configs/data/cifar10_rot.yaml configs/tier/quick.yaml data.root=data/cifar10
 
+--processes N    train in N processes on this machine, one for each GPU (default: 1)
 --print-config   show the resolved config and stop
 --help           show this page and stop
 
 Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 machine failure (disk, memory),
-128 + signal when interrupted (`accelerate launch` turns every failure into 1)."""
+128 + signal when interrupted. `accelerate launch engine/train.py` does the same, and turns every failure into 1."""
+
+
+def resolve(words: list[str]) -> Composed[Config]:
+    """The config that files and overrides make, over what W&B's own environment asks for; without files the smoke run.
+
+    Raises:
+        InputError: a file, a key or a value cannot be used.
+    """
+    if all("=" in word for word in words):
+        words = [DEFAULT_CONFIG, *words]
+    return compose(words, wandb_layer(os.environ))
 
 
 @command("nothing was trained")  # once it trains, the run handles signals itself
@@ -33,22 +48,21 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(help_page(USAGE, Config))
         return DONE
-    check_options(argv, "--help", "--print-config")
-    words = [word for word in argv if word != "--print-config"]
+    processes, words = _processes(argv)
+    check_options(words, "--help", "--processes", "--print-config")
+    printing, words = "--print-config" in words, [word for word in words if word != "--print-config"]
     speaks = os.environ.get("RANK", "0") in ("", "0")
-    if all("=" in word for word in words):
-        if words == argv and speaks:
-            print(f"no config given: training {DEFAULT_CONFIG} (--help lists what can be set)")
-        words = [DEFAULT_CONFIG, *words]
-    composed = compose(words, wandb_layer(os.environ))
-    if "--print-config" in argv:
-        print(dump(composed.config), end="")
-        numbers = composed.config.method_numbers
-        told = ", ".join(f"{name} = {value:g}" for name, value in numbers.items())
-        print(f"# {len(numbers)} numbers of the method: {told}")
-        for name, here, alike in composed.config.beside_lejepa:
-            print(f"# {'as in' if alike else 'unlike'} LeJEPA, {name}: {here}")
+    if speaks and not printing and all("=" in word for word in words):
+        print(f"no config given: training {DEFAULT_CONFIG} (--help lists what can be set)")
+    composed = resolve(words)
+    if printing:
+        _print_config(composed.config)
         return DONE
+    if processes > 1:
+        from seqjepa.engine.runtime.launcher import launch
+
+        sys.stdout.flush()
+        return launch(processes, "seqjepa.engine.train", words)
     if speaks:
         for line in [*composed.notes, *overruled_of_wandb(composed.config.tracking, os.environ)]:
             print(line)
@@ -57,6 +71,38 @@ def main(argv: list[str]) -> int:
 
     with located(composed):
         return train(composed.config, PARENT)
+
+
+def _processes(argv: list[str]) -> tuple[int, list[str]]:
+    """The number that follows --processes, and the other words."""
+    if "--processes" not in argv:
+        return 1, argv
+    place = argv.index("--processes")
+    number = argv[place + 1] if place + 1 < len(argv) else "nothing"
+    if not number.isdecimal() or not 1 <= int(number) <= MOST_PROCESSES:
+        raise InputError(f"--processes {shown(number)}: must be from 1 to {MOST_PROCESSES}")
+    if int(number) > 1 and os.environ.get("RANK"):
+        raise InputError(f"--processes {number}: a launcher has started this process, and says how many there are")
+    return int(number), argv[:place] + argv[place + 2 :]
+
+
+def _print_config(config: Config) -> None:
+    print(dump(config), end="")
+    numbers = config.method_numbers
+    told = ", ".join(f"{name} = {value:g}" for name, value in numbers.items())
+    print(f"# {len(numbers)} numbers of the method: {told}")
+    for name, here, alike in config.beside_lejepa:
+        print(f"# {'as in' if alike else 'unlike'} LeJEPA, {name}: {here}")
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Give a parser what the command takes, for the completion of a shell's tab key."""
+    from seqjepa.configs.completion import complete_words
+
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--help", action="store_true")
+    complete_words(parser, "words", Config)
 
 
 if __name__ == "__main__":

@@ -155,10 +155,16 @@ class Loaders:
     train: SequenceLoader
     validation: SequenceLoader
     sequence: Sequence
-    num_classes: int | None  # None if the images have no classes; labels are zeros then
+    image_size: tuple[int, int]  # (H, W)
+    classes: list[str]  # names; empty if the images have no classes, and labels are zeros then
     fingerprint: str  # of the images of both splits, equal for both loaders
     kind: str  # ffcv or resident
     stream: Stream | None = None  # the order in which training images arrive; None if all are there from the start
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None if the images have none."""
+        return len(self.classes) or None
 
 
 def build_loaders(
@@ -212,7 +218,7 @@ def build_loaders(
         }
         images = {split: BetonImages(*open_beton(layout.betons, dataset, split), **reading) for split in SPLITS}
     elif data.loader == "ffcv":
-        wanted = "ffcv reads betons, and data.root holds none; python -m seqjepa.loaders.write SOURCE OUT makes them"
+        wanted = "ffcv reads betons, and data.root holds none; `seqjepa write SOURCE OUT` makes them"
         raise InputError(wanted, "data.loader")
     else:
         images = {split: open_images(dataset, layout, split, data.download) for split in SPLITS}
@@ -263,7 +269,8 @@ def build_loaders(
         validation=validation,
         sequence=built,
         stream=arriving,
-        num_classes=len(images["train"].classes) or None,
+        image_size=(images["train"].size[0], images["train"].size[1]),
+        classes=list(images["train"].classes),
         fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),
         kind="ffcv" if isinstance(train.images, BetonImages) else "resident",
     )

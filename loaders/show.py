@@ -1,4 +1,4 @@
-"""Draw a contact sheet of action sequences: `python -m seqjepa.loaders.show CONFIG.yaml --out sheet.png`.
+"""Draw a contact sheet of action sequences: `seqjepa show CONFIG.yaml --out sheet.png`.
 
 Each row is the sequence of one image: the observed views, then the target. The move from each view to the
 next is printed between them, before normalisation, one line per factor. section.key=value overrides the config.
@@ -101,11 +101,8 @@ def _read(words: list[str]) -> Composed[_Config]:
 def main(argv: list[str]) -> int:
     """Run the command line and return 0, 2 for bad input, or 4 if memory runs out."""
     summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.show", description=summary, epilog=details)
-    parser.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and section.key=value")
-    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="PNG file to write (default: sheet.png)")
-    parser.add_argument("--rows", type=int, default=6, help=f"number of sequences, up to {MOST_ROWS} (default: 6)")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the draws (default: 42)")
+    parser = argparse.ArgumentParser(prog="seqjepa show", description=summary, epilog=details)
+    add_words(parser)
     args = parser.parse_intermixed_args(argv)
     if not 1 <= args.rows <= MOST_ROWS:
         raise InputError(f"--rows {args.rows}: must be from 1 to {MOST_ROWS}")
@@ -137,6 +134,14 @@ def main(argv: list[str]) -> int:
         return MACHINE_FAILED
     print(args.out)
     return DONE
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Give a parser what the command takes."""
+    parser.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and section.key=value")
+    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="PNG file to write (default: sheet.png)")
+    parser.add_argument("--rows", type=int, default=6, help=f"number of sequences, up to {MOST_ROWS} (default: 6)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the draws (default: 42)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write betons, the files of FFCV: `python -m seqjepa.loaders.write SOURCE OUT`.
+"""Write betons, the files of FFCV: `seqjepa write SOURCE OUT`.
 
 SOURCE is a folder with train/ and test/, each with a folder for each class; or the name of a dataset, with its own
 files in --root. OUT receives train.beton and test.beton, each with a sidecar that describes it.
@@ -130,12 +130,8 @@ def _frame(images: Images) -> tuple[bytes, np.ndarray, int, bytes]:
 def main(argv: list[str]) -> int:
     """Run the command line and return 0, 2 for bad input, or 4 if memory runs out."""
     summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m seqjepa.loaders.write", description=summary, epilog=details)
-    parser.add_argument("source", help=f"a folder with train/ and test/, or one of {', '.join(DATASETS)}")
-    parser.add_argument("out", type=Path, help="folder for train.beton and test.beton")
-    parser.add_argument("--root", help="folder of the dataset's own files, if SOURCE is its name")
-    parser.add_argument("--download", action="store_true", help="let torchvision download what --root lacks")
-    parser.add_argument("--dataset", help="dataset in the folder (default: the folder's name, or else imagefolder)")
+    parser = argparse.ArgumentParser(prog="seqjepa write", description=summary, epilog=details)
+    add_words(parser)
     args = parser.parse_args(argv)
     # torch is imported only here, so that --help is instant
     from .images.base import SPLITS
@@ -174,6 +170,15 @@ def main(argv: list[str]) -> int:
         print("out of memory; use smaller images; finished betons are kept", file=sys.stderr)
         return MACHINE_FAILED
     return DONE
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Give a parser what the command takes."""
+    parser.add_argument("source", help=f"a folder with train/ and test/, or one of {', '.join(DATASETS)}")
+    parser.add_argument("out", type=Path, help="folder for train.beton and test.beton")
+    parser.add_argument("--root", help="folder of the dataset's own files, if SOURCE is its name")
+    parser.add_argument("--download", action="store_true", help="let torchvision download what --root lacks")
+    parser.add_argument("--dataset", help="dataset in the folder (default: the folder's name, or else imagefolder)")
 
 
 if __name__ == "__main__":

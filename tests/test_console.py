@@ -11,7 +11,14 @@ import yaml
 from seqjepa.engine.reports.console import Reporter
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("engine/train.py", "engine/evaluate.py", "engine/compare.py", "loaders/show.py", "loaders/write.py")
+COMMANDS = (
+    "engine/train.py",
+    "engine/evaluate.py",
+    "engine/compare.py",
+    "engine/export.py",
+    "loaders/show.py",
+    "loaders/write.py",
+)
 ASCII = os.environ | {"PYTHONIOENCODING": "ascii"}
 SPEAK = """
 import sys

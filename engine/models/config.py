@@ -634,6 +634,14 @@ class ModelConfig(Section):
         """D, the width of z."""
         return self.neck.width(self.encoder.num_features)
 
+    def build_encoder(self) -> Any:
+        """The encoder with its neck: a module from views [B, N, ...] to features [B, N, D]."""
+        from .heads import NeckedEncoder
+
+        encoder = self.encoder.build()
+        neck = self.neck.build(self.encoder.num_features)
+        return encoder if neck is None else NeckedEncoder(encoder, neck)
+
     @property
     def token_width(self) -> int:
         """T: a token is a view's features and, if the aggregator receives them, an embedded action."""

@@ -53,6 +53,19 @@ class Settled(Section):
     compile: str
 
 
+class PixelFacts(Section):
+    """The images that a network was trained on, as whoever uses its encoder needs to know them."""
+
+    mean: list[float]
+    """Mean of the training pixels in [0, 1], for each channel; 0 for grids, whose colours are not normalised."""
+    std: list[float]
+    """Their standard deviation."""
+    size: list[int] = Field(min_length=2, max_length=2)
+    """Height and width."""
+    classes: list[str]
+    """Names of the classes; empty if there are none."""
+
+
 class TrainingState(Section):
     """The content of state.json, apart from older versions' names."""
 
@@ -73,6 +86,8 @@ class TrainingState(Section):
     commit: str | None
     config: dict[str, Any]
     settled: Settled | None = None
+    """Missing in older records."""
+    pixels: PixelFacts | None = None
     """Missing in older records."""
 
     def notice(self, path: Path) -> str | None:

@@ -35,8 +35,8 @@ class Interrupts:
     def __init__(self, parent: int):
         self.received: int | None = None  # number of the first signal
         self.received_at = 0.0
-        # `accelerate launch` sets this variable; any other parent, such as a shell, may end while the run goes on
-        self.launcher = parent if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
+        # launchers set these variables; any other parent, such as a shell, may end while the run goes on
+        self.launcher = parent if {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
         self._previous: dict[int, Any] = {}
         self.new_pace()
 

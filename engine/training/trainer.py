@@ -361,6 +361,12 @@ class Trainer:
             "commit": self.commit,
             "config": self.config.model_dump(),
             "settled": self.settled.model_dump(),
+            "pixels": {
+                "mean": self.loaders.train.mean.flatten().tolist(),
+                "std": self.loaders.train.std.flatten().tolist(),
+                "size": list(self.loaders.image_size),
+                "classes": self.loaders.classes,
+            },
         }
         self.training.share_buffers()
         checkpoints = self.folder.checkpoints

@@ -54,7 +54,7 @@ class Sidecar:
         """Read a sidecar, or raise an InputError if the file is missing, cannot be read, or is no sidecar."""
         with readable(path, "data.root"):
             if not path.exists():
-                raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root")
+                raise InputError(f"{path}: missing; `seqjepa write` makes it", "data.root")
             if not path.is_file():  # reading a pipe would never end
                 raise InputError(f"{path}: not a sidecar (not a file)", "data.root")
             text = path.read_bytes()
@@ -98,7 +98,7 @@ def open_beton(folder: Path, dataset: Dataset, split: str) -> tuple[Path, Sideca
     path = folder / f"{split}.beton"
     with readable(path, "data.root"):
         if not path.is_file():
-            raise InputError(f"{path}: missing; python -m seqjepa.loaders.write makes it", "data.root")
+            raise InputError(f"{path}: missing; `seqjepa write` makes it", "data.root")
         sidecar = Sidecar.read(sidecar_path(path))
         with path.open("rb") as file:
             header = file.read(16)  # uint16 version, uint16 fields, uint32 page size, uint64 samples

@@ -1,0 +1,39 @@
+"""Encoders of ours that timm does not have; importing this module registers them, if timm is installed.
+
+After `import seqjepa.engine.timm_models`, `timm.create_model("resnet18_cifar")` is timm's ResNet-18 with the stem for
+small images, whose weights have the names of ours.
+"""
+
+import importlib.util
+from typing import Any
+
+from torch import nn
+
+OF_KINDS = {"resnet18": "resnet18_cifar"}  # timm's name of an encoder of this kind
+
+
+def architecture(encoder: Any) -> str | None:
+    """The name by which timm builds an encoder, after this module was imported; None if it cannot."""
+    model = encoder.description.model
+    return OF_KINDS.get(model.encoder.kind) if model.neck.kind == "none" else None
+
+
+if importlib.util.find_spec("timm") is not None:
+    from timm.models import build_model_with_cfg, register_model
+    from timm.models.resnet import BasicBlock, ResNet
+
+    class ResNetCIFAR(ResNet):
+        """timm's ResNet with a 3x3 convolution and no max-pooling at the start."""
+
+        def __init__(self, **settings: Any):
+            super().__init__(**settings)
+            self.conv1 = nn.Conv2d(settings.get("in_chans", 3), 64, kernel_size=3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+
+    @register_model
+    def resnet18_cifar(pretrained: bool = False, **settings: Any) -> ResNetCIFAR:
+        """ResNet-18 with the stem for small images."""
+        settings.setdefault("num_classes", 0)
+        return build_model_with_cfg(
+            ResNetCIFAR, "resnet18_cifar", pretrained, block=BasicBlock, layers=(2, 2, 2, 2), **settings
+        )

@@ -1,0 +1,197 @@
+"""`seqjepa export`: the folder, each format loaded by its own reader, the card, and what is refused."""
+
+import importlib
+import json
+import os
+
+import pytest
+import torch
+import yaml
+
+import seqjepa
+from seqjepa.engine.export import main
+
+IMAGES = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+RESNET = ("model.encoder.kind=resnet18",)
+READERS = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("timm", "onnxscript", "onnxruntime")),
+    reason="needs seqjepa[export]",
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_for_module):
+    """A run of a convnet and one of a ResNet-18."""
+    small = ("data.train_subset=64", "data.batch_size=32", "data.val_subset=32", "run.epochs=1")
+    convnet = seqjepa.train(*tiny_for_module(run="convnet"))
+    resnet = seqjepa.train(*tiny_for_module(*small, run="resnet", other=RESNET))
+    return {"convnet": convnet.folder, "resnet18": resnet.folder}
+
+
+@pytest.mark.parametrize("kind", ["convnet", "resnet18"])
+def test_the_exported_encoder_is_that_of_the_run(kind, runs, tmp_path, capsys):
+    assert main([str(runs[kind]), "--out", str(tmp_path / "out")]) == 0
+    assert "loaded again" in capsys.readouterr().out
+    one, two = seqjepa.load_encoder(runs[kind]), seqjepa.load_encoder(tmp_path / "out")
+    with torch.inference_mode():
+        assert torch.equal(one(IMAGES), two(IMAGES))
+    assert (one.image_size, one.classes, one.num_features) == (two.image_size, two.classes, two.num_features)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("README.md", "config.json", "curves.png", "model.safetensors", "training.yaml")
+    }
+
+
+@READERS
+@pytest.mark.filterwarnings("ignore")  # of torch's exporters
+@pytest.mark.slow
+def test_three_loaders_one_output(runs, tmp_path):
+    import onnxruntime
+    import timm
+
+    import seqjepa.engine.timm_models
+
+    out = tmp_path / "out"
+    assert main([str(runs["resnet18"]), "--out", str(out), "--format", "timm", "onnx", "pt2"]) == 0
+    ours = seqjepa.load_encoder(out)
+    by_timm = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    data = timm.data.resolve_model_data_config(by_timm)
+    assert list(data["mean"]) == ours.mean.flatten().tolist()
+    mean, std = (torch.tensor(data[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    session = onnxruntime.InferenceSession(str(out / "encoder.onnx"))
+    program = torch.export.load(out / "encoder.pt2").module()
+    with torch.inference_mode():
+        wanted = ours(IMAGES)
+        for found in (
+            by_timm((IMAGES - mean) / std),
+            torch.from_numpy(session.run(None, {"images": IMAGES.numpy()})[0]),
+            program(IMAGES),
+        ):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@READERS
+def test_timms_resnet_has_the_names_and_the_outputs_of_ours():
+    import timm
+
+    from seqjepa.engine.models.config import ModelConfig
+
+    torch.manual_seed(0)
+    ours = ModelConfig().build_encoder().eval()
+    theirs = timm.create_model("resnet18_cifar").eval()
+    theirs.load_state_dict(ours.state_dict())  # strict
+    with torch.inference_mode():
+        images = IMAGES.contiguous(memory_format=torch.channels_last)  # as ours makes them
+        assert torch.equal(theirs(images), ours(IMAGES[:, None])[:, 0])
+
+
+@READERS
+@pytest.mark.filterwarnings("ignore")  # of torch's exporters
+def test_a_graph_takes_any_number_of_images(runs, tmp_path):
+    assert main([str(runs["convnet"]), "--out", str(tmp_path / "out"), "--format", "pt2"]) == 0
+    program = torch.export.load(tmp_path / "out" / "encoder.pt2").module()
+    encoder = seqjepa.load_encoder(runs["convnet"])
+    for count in (1, 2, 9):
+        images = torch.rand(count, 3, 24, 24)
+        torch.testing.assert_close(program(images), encoder(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_card_has_results_beside_the_control_and_nothing_of_this_machine(runs, tmp_path):
+    out = tmp_path / "out"
+    assert main([str(runs["convnet"]), "--out", str(out), "--license", "cc-by-4.0"]) == 0
+    text = (out / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["license"] == "cc-by-4.0"
+    assert front["pipeline_tag"] == "image-feature-extraction"
+    result = seqjepa.Result(runs["convnet"])
+    for name in ("online_linacc_test", "online_r2_test", "online_r2_rotation_test"):
+        assert f"| {name} | {result.metrics[name]:.4g} | {result.untrained[name]:.4g} |" in text
+    assert "2505.03176" in text
+    assert "[B, 16]" in text  # four times the width of 4
+    for path in out.iterdir():
+        if path.suffix != ".png":
+            assert str(tmp_path.parent).encode() not in path.read_bytes()
+
+
+def test_the_recipe_trains_again(runs, tmp_path):
+    """The exported config, with a folder of its own, gives the same features."""
+    assert main([str(runs["convnet"]), "--out", str(tmp_path / "out")]) == 0
+    again = seqjepa.train(tmp_path / "out" / "training.yaml", f"run.dir={tmp_path / 'again'}")
+    one, two = seqjepa.load_encoder(again.folder), seqjepa.load_encoder(runs["convnet"])
+    assert torch.equal(one(IMAGES), two(IMAGES))
+
+
+def refuse(words, capsys, *parts):
+    capsys.readouterr()
+    assert main(list(map(str, words))) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert all(part in said for part in parts), said
+
+
+def test_what_is_refused_is_one_line_and_leaves_nothing(runs, tmp_path, capsys):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").touch()
+    refuse([runs["convnet"], "--out", full], capsys, "new or empty")
+    refuse([runs["convnet"], "--out", full / "mine"], capsys, "new or empty")
+    refuse([tmp_path, "--out", tmp_path / "out"], capsys, "neither a run")
+    refuse([runs["convnet"], "--out", tmp_path / "out", "--format", "timm"], capsys, "timm has no convnet")
+    refuse([runs["convnet"], "--out", "/proc/out"], capsys, "cannot be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_package_that_is_missing_is_named(runs, tmp_path, capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    words = [runs["convnet"], "--out", tmp_path / "out", "--format", "onnx"]
+    refuse(words, capsys, "onnxruntime is missing", "seqjepa[export]")
+
+
+def test_a_file_that_gives_other_features_is_refused(runs, tmp_path, capsys, monkeypatch):
+    import seqjepa.engine.export as module
+
+    def wrong(encoder, images, path):
+        return lambda images: 1.001 * encoder(images)
+
+    monkeypatch.setattr(module, "_by_export", wrong)
+    refuse([runs["convnet"], "--out", tmp_path / "out", "--format", "pt2"], capsys, "gives other features")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_push_that_fails_keeps_the_folder(runs, tmp_path, capsys, monkeypatch):
+    import huggingface_hub
+
+    def fail(self, *args, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
+    refuse([runs["convnet"], "--out", tmp_path / "out", "--push", "me/mine"], capsys, "no network", "is whole")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_grids_are_exported_too(tmp_path, capsys):
+    grids = [
+        *("configs/data/arc_programs.yaml", "configs/tier/arc_smoke.yaml", "run.epochs=1", "run.threads=1"),
+        *("data.train_subset=96", "data.val_subset=48", "data.batch_size=48", "data.curriculum.kind=none"),
+        *("eval.every=1", "tracking.wandb=disabled", f"run.dir={tmp_path / 'run'}", "gates.rules={}"),
+        f"control.cache={tmp_path / 'untrained'}",
+    ]
+    result = seqjepa.train(*grids)
+    refuse([result.folder, "--out", tmp_path / "no", "--format", "pt2"], capsys, "sees grids")
+    assert main([str(result.folder), "--out", str(tmp_path / "out")]) == 0
+    encoder = seqjepa.load_encoder(tmp_path / "out")
+    colours = torch.randint(0, 10, (2, 9, 9))
+    assert encoder(colours).shape == (2, encoder.num_features)
+    with pytest.raises(ValueError, match=r"integers \[B, H, W\]"):
+        encoder(torch.rand(2, 3, 9, 9))
+
+
+def test_the_folder_has_the_permissions_of_others(runs, tmp_path):
+    mask = os.umask(0o022)
+    try:
+        assert main([str(runs["convnet"]), "--out", str(tmp_path / "out")]) == 0
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["seqjepa"]

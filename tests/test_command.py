@@ -1,0 +1,154 @@
+"""The command `seqjepa`: its words, its exit codes, several processes, and the tab key."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import seqjepa
+from seqjepa.__main__ import COMMANDS, main
+from seqjepa.configs.completion import suggestions
+from seqjepa.engine.config import Config
+
+SEQJEPA = str(Path(sys.executable).parent / "seqjepa")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_a_help_page_of_that_name(name, capsys):
+    try:
+        code = main([name, "--help"])
+    except SystemExit as end:  # argparse's way
+        code = end.code
+    assert code == 0
+    assert capsys.readouterr().out.startswith(f"usage: seqjepa {name}")
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["--verbose"]])
+def test_other_words_are_refused_in_a_line(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in (COMMANDS if words == ["trian"] else ["COMMAND"]))
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"seqjepa {seqjepa.__version__}\n"
+
+
+def test_help_needs_no_torch(run_process, python):
+    code = "import sys\nfrom seqjepa.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert main(['train', '--help']) == 0\nassert not {'torch', 'argcomplete'} & set(sys.modules)"
+    assert run_process(python, "-c", code).returncode == 0
+
+
+def test_it_trains_evaluates_and_exports(tiny, folder_of, tmp_path, capsys):
+    words = tiny("run.epochs=1")
+    assert main(["train", *words]) == 0
+    assert main(["eval", str(folder_of(words)), "eval.lengths=[1]", "eval.renderings=1"]) == 0
+    assert main(["compare", str(folder_of(words))]) == 0
+    assert main(["export", str(folder_of(words)), "--out", str(tmp_path / "out")]) == 0
+    assert main(["train", *words, "data.dataset=mnist", "data.root=/nowhere"]) == 2
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("number", ["two", "0", "65", "-1"])
+def test_a_number_of_processes_that_cannot_be(number, refused, tiny):
+    refused(["--processes", number, *tiny()], f"--processes {number}: must be from 1 to 64")
+
+
+def test_a_launchers_process_starts_no_more(refused, tiny, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    refused(["--processes", "2", *tiny()], "a launcher has started this process")
+
+
+def test_two_processes_end_with_the_exit_code_of_a_gate(tiny, folder_of):
+    """`accelerate launch` would make it 1 for every failure, after a traceback; here it is 1 for the gate alone."""
+    words = tiny("gates.enforce=true", "run.epochs=1")
+    ended = subprocess.run([SEQJEPA, "train", "--processes", "2", *words], capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert seqjepa.Result(folder_of(words)).gate_pass is False
+    words += ["data.dataset=mnist", "data.root=/nowhere", "run.overwrite=true"]
+    ended = subprocess.run([SEQJEPA, "train", "--processes", "2", *words], capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 2, ended.stderr
+
+
+def test_two_processes_save_when_they_are_stopped(tiny, folder_of):
+    words = tiny("run.epochs=1000", "eval.every=1000", "checkpoint.every=1000", "control.max_epochs=1")
+    run = folder_of(words)
+    training = subprocess.Popen([SEQJEPA, "train", "--processes", "2", *words], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < end and training.poll() is None:
+        time.sleep(0.1)
+    os.kill(training.pid, signal.SIGTERM)
+    _, said = training.communicate(timeout=120)
+    assert training.returncode == 128 + signal.SIGTERM, said
+    assert any("-step-" in path.name or path.name.startswith("epoch-") for path in (run / "checkpoints").iterdir())
+
+
+def test_a_killed_process_is_the_machines_failure(monkeypatch, capfd, tmp_path):
+    from seqjepa.engine.runtime.launcher import launch
+
+    (tmp_path / "dies.py").write_text("import os, signal, sys\nos.kill(os.getpid(), getattr(signal, sys.argv[1]))\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert launch(1, "dies", ["SIGKILL"]) == 4
+    assert "process 0 was ended by SIGKILL" in capfd.readouterr().err
+
+
+def test_the_tab_key_knows_files_settings_and_values():
+    assert suggestions("configs/tier/min", Config) == ["configs/tier/minutes.yaml"]
+    assert suggestions("run.epo", Config) == ["run.epochs="]
+    assert suggestions("run.device=c", Config) == ["run.device=cpu", "run.device=cuda"]
+    assert "model.encoder.kind=resnet18" in suggestions("model.encoder.kind=", Config)
+    assert suggestions("model.encoder.quantiser.ki", Config) == ["model.encoder.quantiser.kind="]
+    assert suggestions("run.deterministic=t", Config) == ["run.deterministic=true"]
+    assert suggestions("run.epochs=", Config) == []
+
+
+def test_every_setting_can_be_completed():
+    """Whatever a config prints is suggested: the names come from another place than those of --print-config."""
+    from seqjepa.configs.section import leaves
+    from seqjepa.engine.config import compose
+
+    config = compose(["configs/smoke.yaml"]).config.model_dump()
+    known = {word.removesuffix("=") for word in suggestions("", Config) if word.endswith("=")}
+    free = ("gates.rules.", "objective.terms")  # named by the user
+    missing = {name for name in leaves(config) if name not in known and not name.startswith(free)}
+    assert not {name for name in missing if not any(part in known for part in _above(name))}
+
+
+def _above(name):
+    """The settings that hold this one, if they are free-form mappings."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def test_the_shells_completion_works(tmp_path):
+    """As bash calls it: argcomplete writes what fits to file descriptor 8."""
+    line = "seqjepa train configs/tier/arc_s"
+    environment = os.environ | {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n=",
+    }
+    subprocess.run([SEQJEPA], env=environment, timeout=60, check=True)
+    assert (tmp_path / "out").read_text().strip() == "configs/tier/arc_smoke.yaml"
+
+
+def test_each_command_lists_its_words_for_completion():
+    import argparse
+
+    for module, _ in COMMANDS.values():
+        parser = argparse.ArgumentParser(add_help=False)
+        importlib.import_module(f"seqjepa.{module}").add_words(parser)
+        assert parser._actions
