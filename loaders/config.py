@@ -81,8 +81,12 @@ class DataConfig(Section):
     """Source of the images: scikit-learn's digits (embedded), CIFAR-10, CIFAR-100, MNIST, or any ImageFolder; or of the
     grids on which programs begin: generated ones, or those of ARC's tasks, of up to 14 or 30 rows and columns."""
     root: str | None = None
-    """Folder with train/ and test/, each with a folder for each class; or a .beton, or its folder; or the folder of
-    torchvision's files; of ARC's tasks, the folder with training/ and evaluation/, or any with such JSON files."""
+    """Folder with train/ and test/ (or val/), each with a folder for each class or with images alone; for imagefolder
+    also without test/, and then some images are held out; or a .beton, or its folder; or the folder of torchvision's
+    files; of ARC's tasks, the folder with training/ and evaluation/, or any with such JSON files."""
+    size: int | None = Field(default=None, ge=8, le=1024)
+    """Height and width in pixels to which image files are brought: the largest square in the middle of each, resized
+    with antialiasing. null takes files of one size as they are."""
     loader: Literal["auto", "ffcv", "resident"] = "auto"
     """ffcv reads betons; resident keeps the images as uint8 on the device; auto is ffcv where `root` has betons."""
     download: bool = False
@@ -95,7 +99,8 @@ class DataConfig(Section):
     """Number of test images, drawn with `subset_seed` + 1; null takes all."""
     held_out: int | None = Field(default=None, ge=1)
     """Number of training images, drawn with `subset_seed` + 2, that are not trained on and take the place of the test
-    images; settings should be chosen by them. null validates on the test images."""
+    images; settings should be chosen by them. null validates on the test images, and on a tenth of the images where a
+    folder has no test/ or val/."""
     subset_seed: int = Field(default=42, ge=0)
     """Seed of the subsets."""
     fixed_views: bool = False

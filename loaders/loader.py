@@ -141,6 +141,12 @@ class SequenceLoader:
         size = self.sampler.local_batch_size  # the most that an FFCV reader takes at a time
         return self.images.batches(np.split(order, range(size, len(order), size)))
 
+    def labels(self) -> np.ndarray:
+        """Class of each image of the subset, int64 [n]."""
+        return np.asarray(self.images.labels.cpu() if isinstance(self.images.labels, Tensor) else self.images.labels)[
+            self.sampler.indices
+        ]
+
     def redrawn(self) -> "SequenceLoader":
         """A loader of the same images whose sequences are drawn from another seed."""
         other = copy.copy(self)
@@ -160,6 +166,7 @@ class Loaders:
     fingerprint: str  # of the images of both splits, equal for both loaders
     kind: str  # ffcv or resident
     stream: Stream | None = None  # the order in which training images arrive; None if all are there from the start
+    notice: str | None = None  # a line about the images that the user should read
 
     @property
     def num_classes(self) -> int | None:
@@ -221,7 +228,11 @@ def build_loaders(
         wanted = "ffcv reads betons, and data.root holds none; `seqjepa write SOURCE OUT` makes them"
         raise InputError(wanted, "data.loader")
     else:
-        images = {split: open_images(dataset, layout, split, data.download) for split in SPLITS}
+        here = ("train",) if layout.alone else SPLITS
+        images = {split: open_images(dataset, layout, split, data.download, data.size) for split in here}
+        images = {"test": images["train"], **images}
+    if layout.betons and data.size is not None:
+        raise InputError("betons are read as they are; image files in folders can be resized", "data.size")
     check_alike(layout.root, images)
     built = build_sequence(sequence, images["train"].size, actions, device)
 
@@ -243,9 +254,11 @@ def build_loaders(
         how = {"device": device, "compiled": compiled, "fixed": data.fixed_views}
         return SequenceLoader(source, sampler, built, mean=mean, std=std, **how)
 
-    train_indices, validation_split, validation_indices = _chosen(
-        data, *(len(images[split].labels) for split in SPLITS)
-    )
+    count, notice = len(images["train"].labels), None
+    if layout.alone and data.held_out is None:
+        data = data.model_copy(update={"held_out": min(max(1, count // 10), data.val_subset or count)})
+        notice = f"{layout.root}: no test/ or val/; {data.held_out} of {count} images are held out to validate on"
+    train_indices, validation_split, validation_indices = _chosen(data, count, len(images["test"].labels))
     train = load("train", train_indices, train=True)
     validation = load(validation_split, validation_indices, train=False)
     if data.curriculum.kind != "none":
@@ -269,6 +282,7 @@ def build_loaders(
         validation=validation,
         sequence=built,
         stream=arriving,
+        notice=notice,
         image_size=(images["train"].size[0], images["train"].size[1]),
         classes=list(images["train"].classes),
         fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),

@@ -156,8 +156,12 @@ def main(argv: list[str]) -> int:
         layout = find_layout(dataset, root)
         if layout.betons:
             raise InputError(f"{root}: holds betons already")
+        if layout.alone:
+            raise InputError(f"{root}: needs train/ and test/ (or val/)")
         images = {split: open_images(dataset, layout, split, args.download) for split in SPLITS}
         check_alike(layout.root, images)
+        if not images["train"].classes:
+            raise InputError(f"{root}: has no folders of classes, which betons need")
         for split in SPLITS:
             path = args.out / f"{split}.beton"
             sidecar = write_beton(images[split], path, split=split, train=images["train"])

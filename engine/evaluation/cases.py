@@ -51,6 +51,8 @@ class Case(NamedTuple):
         sequence = config.sequence.model_copy(update={"num_observed": num_observed})
         where = {"seed": config.run.seed, "device": accelerator.device}
         loaders = build_loaders(data, sequence, config.actions, drop_last=False, **where)
+        if loaders.notice:
+            say(loaders.notice)
         if self.state.images != loaders.fingerprint:
             say("these are not the images that the network was trained on")
         return accelerator, loaders

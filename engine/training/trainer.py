@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -87,6 +88,11 @@ def train(config: Config, parent: int) -> int:
         finally:
             end_tracking(accelerator, reporter.say)
             accelerator.end_training()  # closes the process group
+
+
+def share_of_the_largest(labels: np.ndarray) -> float:
+    """The share of the class that most labels (int64 [N]) name."""
+    return float(np.bincount(labels).max() / len(labels))
 
 
 class Trainer:
@@ -174,6 +180,13 @@ class Trainer:
             f"{len(loaders.validation.sampler.indices)} test images, {loaders.kind} loader, "
             f"{self.settled.device}, {self.settled.precision}, {self.settled.processes} process(es)"
         )
+        if loaders.notice:
+            say(loaders.notice)
+        labels = loaders.validation.labels()
+        if loaders.num_classes is None and config.sequence.views == "images":
+            say("the images have no classes: accuracies are left out")
+        elif loaders.num_classes and (majority := share_of_the_largest(labels)) > 1.5 / loaders.num_classes:
+            say(f"the largest class has {100 * majority:.1f} % of the test images: so much is right without looking")
         if loaders.stream:
             say(f"a stream of {len(self.segments)} tasks, {self.segments.start(len(self.segments))} steps")
         if kept := buffer_size(loaders):

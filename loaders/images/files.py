@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ...configs.errors import InputError, first_line, readable, shown
 
@@ -20,18 +20,24 @@ TOO_LARGE = "images of up to 89 million pixels are read"
 class ImageFiles:
     """Image files as an array of shape (N, H, W, 3) that decodes a slice when it is indexed.
 
+    Args:
+        paths: of the files.
+        size: height and width to which each is brought: the largest square in its middle, resized with antialiasing.
+            None takes files of one size as they are.
+
     Raises:
         InputError: a file is not an image with 8 bits per channel, or differs in size from the first.
     """
 
-    def __init__(self, paths: list[str]):
+    def __init__(self, paths: list[str], size: int | None = None):
         self.paths = paths
+        self.size = size
         with _bombs_ignored():
             try:
-                height, width, _ = _decode(paths[0]).shape
+                height, width, _ = _decode(paths[0], size).shape
             except MemoryError:  # the header has the size; reading all pixels raises the error for users
                 with _opened(paths[0]) as image:
-                    width, height = image.size
+                    width, height = (size, size) if size else image.size
         self.shape = (len(paths), height, width, 3)
 
     def identities(self) -> list[tuple[int, int]]:
@@ -44,10 +50,10 @@ class ImageFiles:
         pixels = np.empty((len(paths), *self.shape[1:]), np.uint8)
 
         def place(position: int) -> None:
-            image = _decode(paths[position])
+            image = _decode(paths[position], self.size)
             if image.shape != pixels.shape[1:]:
                 given, expected = (f"{width}x{height}" for height, width, _ in (image.shape, pixels.shape[1:]))
-                problem = f"{given} pixels, the others have {expected}; resize them to one size"
+                problem = f"{given} pixels, the others have {expected}; data.size=64 would bring all to 64x64"
                 raise InputError(f"{shown(paths[position])}: {problem}", "data.root")
             pixels[position] = image
 
@@ -71,10 +77,13 @@ def _bombs_ignored() -> warnings.catch_warnings:
     return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
 
 
-def _decode(path: str) -> np.ndarray:
-    """Pixels of an image file, uint8 [H, W, 3]."""
+def _decode(path: str, size: int | None) -> np.ndarray:
+    """Pixels of an image file, uint8 [H, W, 3], brought to a size if there is one."""
     with _opened(path) as image:
-        return np.asarray(image.convert("RGB"))
+        if size is None:
+            return np.asarray(image.convert("RGB"))
+        image.draft("RGB", (size, size))  # a JPEG is decoded at a half, a quarter or an eighth, but not below the size
+        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Class folders: train/ and test/, each with a folder of images for each class."""
+"""Folders of image files, with a folder for each class, or without classes."""
 
 import contextlib
 import os
@@ -18,35 +18,41 @@ KEPT_ASIDE |= {"__macosx"}
 
 
 class ImageFolder(Dataset):
-    """Any images of one size, in class folders. Every dataset can be read from those; this one has no other files."""
+    """Any images. Every dataset can be read from train/ and test/; this one has no other files.
+
+    Without test/ or val/, some of the images of train/, or of the folder itself, are held out.
+    """
 
     def read(self, root: Path | None, split: str, download: bool) -> Images:
         exists = root is not None and root.is_dir()
-        problem = "needs train/ and test/, each with a folder for each class" if exists else "no such folder"
-        raise InputError(f"{root}: {problem}", "data.root")
+        raise InputError(f"{root}: {'has test images and no train/' if exists else 'no such folder'}", "data.root")
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Find the images of a split, in the order of torchvision's ImageFolder.
 
-    Hidden files and folders, files without an image's extension, files outside of a class's folder and links to a
-    folder that was already read are passed over. A line on stderr counts them, and the images that links repeat.
+    A folder that has images and no folders is a set without classes. Hidden files and folders, files without an image's
+    extension, files outside of a class's folder and links to a folder that was already read are passed over. A line on
+    stderr counts them, and the images that links repeat.
 
     Args:
-        folder: the split's, with a folder for each class.
+        folder: the split's, with a folder for each class, or with images.
 
     Returns:
-        Names of the classes, path of each image, class of each image (int64 [N]).
+        Names of the classes, path of each image, class of each image (int64 [N]; zeros without classes).
 
     Raises:
-        InputError: there is no class, a class has no image, a folder or an image belongs to two classes, a folder
-            cannot be read, or an entry is neither a file nor a folder.
+        InputError: there are neither classes nor images, a class has no image, a folder or an image belongs to two
+            classes, a folder cannot be read, or an entry is neither a file nor a folder.
     """
     walk = _Walk(folder)
     classes, outside = walk.read(str(folder), None)
+    if not classes and outside:
+        walk.report(folder, len(outside))
+        return [], outside, np.zeros(len(outside), np.int64)
     walk.others += outside
     if not classes:
-        raise InputError(f"{folder}: holds no folder of a class", "data.root")
+        raise InputError(f"{folder}: holds neither folders of classes nor images", "data.root")
     paths, labels = [], []
     for label, top in enumerate(classes):
         images, folders = {}, [top]

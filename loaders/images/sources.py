@@ -8,7 +8,9 @@ from ...configs.errors import InputError, shown
 from .base import SPLITS, Dataset, Images
 from .beton import BetonImages
 from .files import ImageFiles
-from .folder import list_images
+from .folder import ImageFolder, list_images
+
+OF_TEST = ("test", "val", "valid", "validation")  # folders of images that are not trained on; the first that is there
 
 
 class Layout(NamedTuple):
@@ -16,7 +18,13 @@ class Layout(NamedTuple):
 
     root: Path | None
     betons: Path | None = None  # folder of train.beton and test.beton
-    class_folders: bool = False  # whether train/ and test/ are there
+    train: Path | None = None  # folder of training images, if they are files
+    test: Path | None = None  # folder of the images to validate on, if there is one
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one set of images, of which some are held out."""
+        return self.train is not None and self.test is None
 
 
 def find_layout(dataset: Dataset, root: str | None) -> Layout:
@@ -39,26 +47,37 @@ def find_layout(dataset: Dataset, root: str | None) -> Layout:
             path = path.parent
         if any((path / f"{split}.beton").exists() for split in SPLITS):
             return Layout(path, betons=path)
-        return Layout(path, class_folders=all((path / split).is_dir() for split in SPLITS))
+        train, test = path / "train", next((path / name for name in OF_TEST if (path / name).is_dir()), None)
+        if train.is_dir() and (test or isinstance(dataset, ImageFolder)):
+            return Layout(path, train=train, test=test)
+        if isinstance(dataset, ImageFolder) and path.is_dir() and test is None:
+            return Layout(path, train=path)
+        return Layout(path)
     except OSError as error:
         raise InputError(f"{root}: cannot be read ({error.strerror})", "data.root") from None
 
 
-def open_images(dataset: Dataset, layout: Layout, split: str, download: bool = False) -> Images:
-    """Find the images of one split; those in class folders are decoded later, part by part.
+def open_images(
+    dataset: Dataset, layout: Layout, split: str, download: bool = False, size: int | None = None
+) -> Images:
+    """Find the images of one split; those in files are decoded later, part by part.
 
     Args:
         dataset: the dataset to which they belong.
         layout: a layout without betons, which `seqjepa.loaders.images.beton` reads.
         split: train or test.
         download: whether missing files may be downloaded.
+        size: pixels of a side to which image files are brought; None takes them as they are.
 
     Raises:
         InputError: missing, empty or unreadable files, or images that are not the dataset's.
     """
-    if layout.root is not None and layout.class_folders:
-        classes, paths, labels = list_images(layout.root / split)
-        images = Images(dataset, ImageFiles(paths), labels, classes)
+    folder = layout.train if split == "train" else layout.test
+    if folder is not None:
+        classes, paths, labels = list_images(folder)
+        images = Images(dataset, ImageFiles(paths, size), labels, classes)
+    elif size is not None:
+        raise InputError(f"{dataset.name} is read as it is; image files in folders can be resized", "data.size")
     else:
         images = dataset.read(layout.root, split, download)
     dataset.check(layout.root, images.size, len(images.classes))
@@ -68,6 +87,8 @@ def open_images(dataset: Dataset, layout: Layout, split: str, download: bool = F
 def check_alike(root: Path | None, images: Mapping[str, Images | BetonImages]) -> None:
     """Refuse splits that differ in classes or image size, or that share an image file."""
     train, test = (images[split] for split in SPLITS)
+    if train is test:  # a part of them is held out
+        return
     for name, one, other in (("train", train, test), ("test", test, train)):
         if only := sorted(set(one.classes) - set(other.classes)):
             some = ", ".join(map(shown, only[:3])) + (", ..." if len(only) > 3 else "")

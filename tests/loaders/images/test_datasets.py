@@ -71,7 +71,6 @@ def refuse(match, dataset, root):
 def test_refuses_what_is_not_there(tmp_path, folder):
     refuse("cifar10 needs a folder", "cifar10", None)
     refuse("no such folder", "imagefolder", tmp_path / "nowhere")
-    refuse("needs train/ and test/", "imagefolder", tmp_path / "train")
     refuse("data.download=true fetches it", "cifar10", tmp_path / "nowhere")
     refuse("data.download=true fetches it", "mnist", tmp_path / "nowhere")
     refuse("no such file", "cifar10", tmp_path / "train.beton")

@@ -299,7 +299,7 @@ def test_classes_without_images_and_splits_that_differ_are_refused(folder, tiny,
     shutil.rmtree(folder / "train" / "cat")
     refused(words(), f"{folder}: train and test differ in classes: test alone has cat")
     shutil.rmtree(folder / "train" / "dog")
-    refused(words(), f"{folder}/train: holds no folder of a class")
+    refused(words(), f"{folder}/train: holds neither folders of classes nor images")
 
 
 def test_betons_are_written_of_the_same_images_or_refused_in_the_same_words(folder, tmp_path, capsys):
