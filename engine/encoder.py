@@ -123,6 +123,12 @@ def load_encoder(place: str | Path) -> Encoder:
     return Encoder(model.encoder, Description(model=config.model, pixels=state.pixels)).eval()
 
 
+def exported(encoder: Encoder) -> nn.Module:
+    """The module of an encoder whose weights an exported folder has, under the names that its library gives them."""
+    network: Any = encoder.network
+    return getattr(network, "exported", network)
+
+
 def read_network(checkpoint: Path) -> tuple[SeqJEPA, TrainingState, Config]:
     """The network of a checkpoint, its record, and its config.
 
@@ -143,7 +149,7 @@ def _read_export(folder: Path) -> Encoder:
         said: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         description = Description.model_validate(said["seqjepa"]["encoder"])
         encoder = Encoder(description.model.build_encoder(), description)
-        load_model(encoder.network, load_file(folder / WEIGHTS))
+        load_model(exported(encoder), load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         said = first_line(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         raise InputError(f"{folder}: not a folder that `seqjepa export` made ({said})") from None

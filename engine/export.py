@@ -89,7 +89,7 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
     import torch
     from torch.testing import make_tensor
 
-    from .encoder import CONFIG, WEIGHTS, load_encoder
+    from .encoder import CONFIG, WEIGHTS, exported, load_encoder
     from .runs.tensors import save_tensors
     from .timm_models import architecture
 
@@ -104,13 +104,15 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
     named = architecture(encoder)
     if "timm" in formats and named is None:
         kind = encoder.description.model.encoder.kind
-        raise InputError(f"--format timm: timm has no {kind}; leave --format out, and load it by seqjepa.load_encoder")
-    save_tensors(encoder.network.state_dict(), folder / WEIGHTS)
+        how = "leave --format out, and load it by seqjepa.load_encoder"
+        raise InputError(f"--format timm: timm cannot build this {kind} encoder; {how}")
+    save_tensors(exported(encoder).state_dict(), folder / WEIGHTS)
     said: dict[str, Any] = {"seqjepa": {"encoder": encoder.description.model_dump(mode="json")}}
     if named is not None:
         pixels = encoder.description.pixels
         said |= {
-            "architecture": named,
+            "architecture": named[0],
+            "model_args": named[1],
             "num_classes": 0,
             "num_features": encoder.num_features,
             "pretrained_cfg": {

@@ -12,10 +12,21 @@ from torch import nn
 OF_KINDS = {"resnet18": "resnet18_cifar"}  # timm's name of an encoder of this kind
 
 
-def architecture(encoder: Any) -> str | None:
-    """The name by which timm builds an encoder, after this module was imported; None if it cannot."""
+def architecture(encoder: Any) -> tuple[str, dict[str, Any]] | None:
+    """The name by which timm builds an encoder, after this module was imported, and the arguments that it needs.
+
+    None if timm cannot build it.
+    """
     model = encoder.description.model
-    return OF_KINDS.get(model.encoder.kind) if model.neck.kind == "none" else None
+    if model.neck.kind != "none":
+        return None
+    if model.encoder.kind == "timm":
+        from .models.encoders.from_timm import arguments
+
+        changed = isinstance(getattr(encoder.network.exported, "maxpool", None), nn.Identity)  # the stem, by us
+        return None if changed else (model.encoder.name, arguments(model.encoder.name, model.encoder.input_size))
+    name = OF_KINDS.get(model.encoder.kind)
+    return None if name is None else (name, {})
 
 
 if importlib.util.find_spec("timm") is not None:

@@ -1,5 +1,6 @@
 """Config of the network and of the source of its targets, and what it can be asked to predict."""
 
+import importlib.util
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -96,6 +97,49 @@ class ConvNetConfig(EncoderConfig):
     @property
     def block_widths(self) -> list[int]:
         return [self.width, self.width, 2 * self.width, 4 * self.width]
+
+
+class TimmConfig(EncoderConfig):
+    """A network of timm by its name, such as resnet50 or vit_small_patch16_224, from random weights."""
+
+    made_by = ".encoders.from_timm:TimmEncoder"
+
+    kind: Literal["timm"] = "timm"
+    name: str = "resnet50"
+    """Name of the network; timm.list_models() has all."""
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    """cifar: a 3x3 convolution, and no max-pooling, in the place of a ResNet's first layers; imagenet: as timm builds
+    them; auto is cifar where input_size is at most 64 and the network is a ResNet."""
+    input_size: int | None = Field(default=None, ge=8, le=1024)
+    """Height and width of the images in pixels, which a ViT must know; null takes images of any size."""
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        if importlib.util.find_spec("timm") is None:
+            raise InputError("timm is not installed; pip install timm brings it", "kind")
+        try:
+            _ = self.num_features
+        except InputError as error:
+            raise InputError(str(error), str(error.field).rpartition(".")[2]) from None
+        return self
+
+    @property
+    def num_features(self) -> int:
+        from .encoders.from_timm import width
+
+        return width(self.name, self.stem, self.input_size)
+
+    def check_images(self, size: tuple[int, int]) -> None:
+        from .encoders.from_timm import needs_a_size
+
+        wanted = self.input_size
+        if wanted is None and needs_a_size(self.name):
+            raise InputError(
+                f"{self.name} must know it; the images are {size[1]}x{size[0]}", "model.encoder.input_size"
+            )
+        if wanted is not None and size != (wanted, wanted):
+            problem = f"images are {size[1]}x{size[0]} pixels, not {wanted}x{wanted}"
+            raise InputError(problem, "model.encoder.input_size")
 
 
 class CrateEncoderConfig(CrateLayers, EncoderConfig):
@@ -604,7 +648,13 @@ class ModelConfig(Section):
     """The network; the defaults are the CIFAR setting of the paper's appendix."""
 
     encoder: Annotated[
-        ResNet18Config | ConvNetConfig | CrateEncoderConfig | GridObjectsConfig | GridConvNetConfig | GridCellsConfig,
+        ResNet18Config
+        | ConvNetConfig
+        | TimmConfig
+        | CrateEncoderConfig
+        | GridObjectsConfig
+        | GridConvNetConfig
+        | GridCellsConfig,
         Field(discriminator="kind"),
     ] = ResNet18Config()
     neck: Annotated[NoNeckConfig | LinearNeckConfig, Field(discriminator="kind")] = NoNeckConfig()

@@ -48,8 +48,6 @@ def test_three_loaders_one_output(runs, tmp_path):
     import onnxruntime
     import timm
 
-    import seqjepa.engine.timm_models
-
     out = tmp_path / "out"
     assert main([str(runs["resnet18"]), "--out", str(out), "--format", "timm", "onnx", "pt2"]) == 0
     ours = seqjepa.load_encoder(out)
@@ -72,6 +70,8 @@ def test_three_loaders_one_output(runs, tmp_path):
 @READERS
 def test_timms_resnet_has_the_names_and_the_outputs_of_ours():
     import timm
+
+    importlib.import_module("seqjepa.engine.timm_models")  # which registers it
 
     from seqjepa.engine.models.config import ModelConfig
 
@@ -135,7 +135,7 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(runs, tmp_path, capsys):
     refuse([runs["convnet"], "--out", full], capsys, "new or empty")
     refuse([runs["convnet"], "--out", full / "mine"], capsys, "new or empty")
     refuse([tmp_path, "--out", tmp_path / "out"], capsys, "neither a run")
-    refuse([runs["convnet"], "--out", tmp_path / "out", "--format", "timm"], capsys, "timm has no convnet")
+    refuse([runs["convnet"], "--out", tmp_path / "out", "--format", "timm"], capsys, "timm cannot build this convnet")
     refuse([runs["convnet"], "--out", "/proc/out"], capsys, "cannot be written")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 

@@ -21,6 +21,7 @@ OBJECTS = (*GRIDS, "model.encoder.kind=grid_objects", "model.encoder.dim=16", "m
 NEEDS = {
     "model.projector.kind=mlp": (*PROJECTED, "target.kind=shared"),
     "model.encoder.kind=resnet18": ("data.train_subset=32", "data.batch_size=16", "data.val_subset=16"),
+    "model.encoder.kind=timm": ("model.encoder.name=test_resnet", "model.encoder.input_size=24"),
     "target.sharpening.kind=softmax": ("target.sharpening.center_momentum=0.5",),
     "objective.prediction.kind=cross_entropy": ("target.sharpening.kind=softmax",),
     "objective.rate.scale.kind=eps": ("objective.rate.weight=0.1",),

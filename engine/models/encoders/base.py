@@ -23,6 +23,11 @@ class ImageEncoder(nn.Module):
     One whose section `has_tokens` has `with_tokens` too.
     """
 
+    @property
+    def exported(self) -> nn.Module:
+        """The module whose weights are exported: itself, or a library's network that it holds."""
+        return self
+
     def features(self, images: Tensor) -> Tensor:
         """Features [n, D] of images [n, C, H, W], in channels_last."""
         raise NotImplementedError

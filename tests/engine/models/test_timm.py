@@ -1,0 +1,113 @@
+"""Encoders of timm: shapes, stems, what is refused, and the way out by export."""
+
+import pytest
+import timm
+import torch
+
+import seqjepa
+from seqjepa.configs.errors import InputError
+from seqjepa.engine.config import compose
+from seqjepa.engine.encoder import Description, Encoder
+from seqjepa.engine.export import main as export
+from seqjepa.engine.export import write
+from seqjepa.engine.models.config import ModelConfig
+from seqjepa.engine.models.encoders.from_timm import build, width
+from seqjepa.engine.runs.state import PixelFacts
+
+
+def encoder(**settings):
+    return ModelConfig.model_validate({"encoder": {"kind": "timm", **settings}})
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("test_resnet", 32), ("test_vit", 32), ("test_convnext", 64), ("test_efficientnet", 32), ("resnet18", 32)],
+)
+def test_the_width_is_that_of_the_features(name, side):
+    config = encoder(name=name, input_size=side)
+    features = config.build_encoder()(torch.rand(2, 3, 3, side, side))
+    assert features.shape == (2, 3, config.num_features)
+
+
+def test_parameters_are_timms_own():
+    ours = encoder(name="test_vit", input_size=32).build_encoder()
+    theirs = timm.create_model("test_vit", num_classes=0, img_size=32)
+    assert {name: tensor.shape for name, tensor in ours.exported.state_dict().items()} == {
+        name: tensor.shape for name, tensor in theirs.state_dict().items()
+    }
+
+
+def test_the_stem_for_small_images_keeps_the_resolution():
+    """Four maps of 32 pixels: three halvings are left of five, so the last maps have 4 x 4 places, not 1 x 1."""
+    last = {}
+    for stem in ("cifar", "imagenet"):
+        network = build("resnet18", stem, 32).eval()
+        last[stem] = network.forward_features(torch.rand(1, 3, 32, 32)).shape[-1]
+    assert last == {"cifar": 4, "imagenet": 1}
+    small, large = (build("resnet18", "auto", side) for side in (32, 96))
+    assert (small.conv1.stride, large.conv1.stride) == ((1, 1), (2, 2))
+
+
+def test_resnet18_with_the_small_stem_is_ours_bit_for_bit():
+    ours = ModelConfig().build_encoder().eval()
+    theirs = encoder(name="resnet18", stem="cifar").build_encoder().eval()
+    theirs.exported.load_state_dict(ours.state_dict())
+    views = torch.rand(2, 2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(ours(views), theirs(views))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("name=resnet5",), "did you mean"),
+        (("name=xyzzy",), "timm.list_models"),
+        (("name=test_vit", "stem=cifar"), "has no stem"),
+        (("name=test_vit", "input_size=17"), "test_vit"),
+        (("name=test_vit", "input_size=4"), "input_size"),
+    ],
+)
+def test_what_timm_cannot_build_is_one_line(words, said):
+    with pytest.raises(InputError, match=said) as raised:
+        compose(["model.encoder.kind=timm", *(f"model.encoder.{word}" for word in words)])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_vit_must_know_the_size_of_the_images(tiny, refused):
+    other = ("model.encoder.kind=timm", "model.encoder.name=test_vit")
+    refused(tiny(other=other), "model.encoder.input_size", "the images are 24x24")
+    refused(tiny("model.encoder.input_size=32", other=other), "images are 24x24 pixels, not 32x32")
+
+
+def test_the_width_takes_no_memory():
+    assert width("vit_giant_patch14_224", "auto", 224) == 1408  # a billion parameters
+
+
+def test_it_trains_and_timm_loads_what_is_exported(tiny, tmp_path):
+    other = ("model.encoder.kind=timm", "model.encoder.name=test_resnet", "model.encoder.stem=imagenet")
+    result = seqjepa.train(*tiny("run.epochs=1", other=other))
+    out = tmp_path / "out"
+    assert export([str(result.folder), "--out", str(out), "--format", "timm"]) == 0
+    same_by_timm(out, 24)
+
+
+def test_timm_loads_a_vit_for_images_of_its_size(tmp_path):
+    pixels = PixelFacts(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4], size=[32, 32], classes=[])
+    model = encoder(name="test_vit", input_size=32)
+    write(Encoder(model.build_encoder(), Description(model=model, pixels=pixels)).eval(), tmp_path, ["timm"])
+    same_by_timm(tmp_path, 32)
+
+
+def same_by_timm(folder, side):
+    """The features of a folder by timm are those by seqjepa; training moved none of timm's names."""
+    ours, theirs = seqjepa.load_encoder(folder), timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.rand(3, 3, side, side)
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs((images - ours.mean) / ours.std), ours(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_stem_that_timm_does_not_have_is_refused(tmp_path):
+    pixels = PixelFacts(mean=[0.5] * 3, std=[0.2] * 3, size=[32, 32], classes=[])
+    model = encoder(name="resnet18", stem="cifar")
+    with pytest.raises(InputError, match="timm cannot build this timm"):
+        write(Encoder(model.build_encoder(), Description(model=model, pixels=pixels)).eval(), tmp_path, ["timm"])
