@@ -6,6 +6,7 @@ Runs whose configs differ only in the seed share a row: the mean, and in bracket
 import argparse
 import json
 import math
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -116,6 +117,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.out and args.out.suffix == ".png":
         raise InputError(f"--out {args.out}: must name the Markdown file; the figure is the .png beside it")
+    if args.list:
+        print(to_index([run for path in args.runs for run in find_runs(path)]), end="")
+        return DONE
     runs = [read_run(path) for path in args.runs]
     for run in runs:
         if not run.rows:
@@ -146,10 +150,57 @@ def main(argv: list[str]) -> int:
 
 def add_words(parser: argparse.ArgumentParser) -> None:
     """Give a parser what the command takes."""
+    parser.add_argument("--list", action="store_true", help="list the runs in these folders, and compare nothing")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--out", type=Path, help="Markdown file to write; a figure of the curves goes beside it")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help=f"default: {', '.join(DEFAULT_METRICS)}")
     parser.add_argument("--against", metavar="NAME", help="row to subtract from the others, seed by seed")
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The runs in a folder and in the folders in it, oldest first; a line on stderr names those that cannot be read.
+
+    Raises:
+        InputError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{shown(folder)}: no such folder")
+    found = []
+    # what begins with a dot, and what stands in a run, is none
+    for where, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        if "config.yaml" in files:
+            names.clear()
+            try:
+                found.append(read_run(Path(where)))
+            except InputError as error:
+                print(error, file=sys.stderr)
+    if not found:
+        raise InputError(f"{shown(folder)}: no run is in it")
+    return sorted(found, key=lambda run: (run.path / "config.yaml").stat().st_mtime)
+
+
+def to_index(runs: list[Run]) -> str:
+    """A Markdown table with a line for each run: where it stands, its best metric beside the control, its gate."""
+    rows = [["run", "task", "epochs", "metric", "last", "untrained", "gate", "hours", "commit"], ["---"] * 9]
+    for run in runs:
+        metric = run.config["eval"]["best_metric"]
+        last, control = run.final(metric), run.untrained.get(metric)
+        verdicts = {True: "passed", False: "failed", None: "none"}
+        rows.append(
+            [
+                str(run.path),
+                run.config["data"]["name"],
+                f"{run.rows[-1]['epoch'] if run.rows else 0} of {run.config['run']['epochs']}",
+                metric,
+                f"{last:.4g}",
+                "-" if control is None else f"{control:.4g}",
+                verdicts[run.summary["gate_pass"]] if run.summary else "not ended",
+                f"{run.seconds / 3600:.2f}",
+                (run.summary or {}).get("commit") or "-",
+            ]
+        )
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
 
 def read_run(path: Path) -> Run:

@@ -1,5 +1,7 @@
 """The whole config: one strict model, validated once. It does not import torch, so that `--help` is instant."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from typing import Any, Self
@@ -9,7 +11,7 @@ from pydantic import model_validator
 from ..configs.compose import Composed
 from ..configs.compose import compose as compose_as
 from ..configs.errors import InputError
-from ..configs.section import Schema, Section
+from ..configs.section import Schema, Section, leaves
 from ..loaders.config import ActionsConfig, AffineConfig, AnySequence, DataConfig
 from ..loaders.streams.config import AnyStream, NoStreamConfig
 from .analysis.config import DiagnosticsConfig
@@ -47,6 +49,16 @@ class Config(Schema):
     def active_rules(self) -> list[GateRule]:
         """Gate rules of this task."""
         return self.gates.rules.get(self.data.name, [])
+
+    def named(self) -> Self:
+        """This config, with a name for its run if that is to be found: the same one for the same experiment."""
+        if self.run.name != "auto":
+            return self
+        fields = leaves(self.model_dump(mode="json"))
+        deciding = {name: value for name, value in fields.items() if not self.is_free(name) or name == "run.epochs"}
+        checksum = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        run = self.run.model_copy(update={"name": f"{self.data.name}-{checksum[:10]}"})
+        return self.model_copy(update={"run": run})
 
     @property
     def method_numbers(self) -> dict[str, float]:

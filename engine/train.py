@@ -39,7 +39,8 @@ def resolve(words: list[str]) -> Composed[Config]:
     """
     if all("=" in word for word in words):
         words = [DEFAULT_CONFIG, *words]
-    return compose(words, wandb_layer(os.environ))
+    composed = compose(words, wandb_layer(os.environ))
+    return composed._replace(config=composed.config.named())
 
 
 @command("nothing was trained")  # once it trains, the run handles signals itself

@@ -81,6 +81,7 @@ def test_two_processes_end_with_the_exit_code_of_a_gate(tiny, folder_of):
     assert ended.returncode == 2, ended.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_save_when_they_are_stopped(tiny, folder_of):
     words = tiny("run.epochs=1000", "eval.every=1000", "checkpoint.every=1000", "control.max_epochs=1")
     run = folder_of(words)

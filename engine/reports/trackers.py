@@ -99,7 +99,12 @@ class Trackers:
                     tensorboard.add_text(name, str(value))
 
     def log_figure(self, name: str, path: Path, step: int) -> None:
-        """Log a PNG at an optimiser step, to W&B alone."""
+        """Log a PNG at an optimiser step."""
+        if board := self._tracker("tensorboard"):
+            from matplotlib.image import imread  # the figure was drawn by matplotlib, which is loaded
+
+            with _surviving(self.accelerator, self.say):
+                board.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
         if run := self._tracker("wandb"):
             import wandb
 

@@ -169,3 +169,19 @@ def test_the_encoder_of_a_config_has_its_neck():
     config = ModelConfig.model_validate({"encoder": {"kind": "convnet"}, "neck": {"kind": "linear", "dim": 7}})
     views = torch.rand(2, 3, 3, 24, 24)
     assert config.build_encoder()(views).shape == (2, 3, 7)
+
+
+# -- run.name=auto
+
+
+def test_a_name_of_its_own_for_each_experiment(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in tiny("run.epochs=1", "run.name=auto") if not word.startswith("run.dir=")]
+    one = seqjepa.train(*words)
+    assert one.folder.parent.name == "runs"
+    assert one.folder.name.startswith("digits_affine-")
+    other = seqjepa.train(*words, "optim.lr=0.002")
+    assert other.folder != one.folder
+    # what does not decide what is learnt has the same folder, where the run is found finished
+    again = seqjepa.train(*words, "run.resume=auto", "tracking.project=other")
+    assert again.folder == one.folder

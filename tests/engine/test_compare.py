@@ -15,6 +15,7 @@ from seqjepa.configs.compose import dump
 from seqjepa.engine import compare
 from seqjepa.engine.compare import differences, draw, group, main, read_run, to_markdown
 from seqjepa.engine.config import compose
+from seqjepa.engine.train import main as train
 
 
 @pytest.fixture
@@ -228,3 +229,25 @@ def test_a_name_is_shown_as_it_is(make, tmp_path):
 
     assert len(legend(tmp_path / "one.png")) == 1
     assert len(legend(tmp_path / "figure.png")) == 4
+
+
+def test_a_list_of_all_runs(tiny, tmp_path, capsys):
+    """Beside the untrained control; what is no run is passed over, and what cannot be read is named."""
+    done = tiny("run.epochs=1", "run.name='a|b'", run="runs/deep/one")
+    assert train(done) == 0
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "config.yaml").write_text("x")
+    capsys.readouterr()
+    assert main(["--list", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr()
+    heading, _, row = said.out.splitlines()
+    cells = dict(zip(heading.split(" | "), row.split(" | "), strict=True))
+    run = read_run(tmp_path / "runs" / "deep" / "one")
+    assert cells["| run"].endswith("runs/deep/one")
+    assert cells["epochs"] == "1 of 1"
+    assert cells["last"] == f"{run.final(cells['metric']):.4g}"
+    assert float(cells["untrained"]) == pytest.approx(run.untrained[cells["metric"]], rel=1e-3)
+    assert cells["gate"] in ("passed", "failed", "none")
+    assert "broken: not the folder of a run" in said.err
+    for folder in (tmp_path / "nowhere", tmp_path / "runs" / "deep" / "one" / "checkpoints"):
+        assert main(["--list", str(folder)]) == 2
