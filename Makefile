@@ -61,7 +61,7 @@ gate30: setup
 TIER := quick
 variants: setup
 	$(BIN)/python bench/variants.py $(TIER) --data $(DATA) $(if $(filter lite,$(TIER)),--seeds 42 0 1)
-	$(BIN)/python -m seqjepa.engine.compare runs/variants/$(TIER)/* --against exp_a_ema_rate --out runs/variants/$(TIER).md
+	$(BIN)/seqjepa compare runs/variants/$(TIER)/* --against exp_a_ema_rate --out runs/variants/$(TIER).md
 
 # One worker for each of two cores; the tests of a file stay together and share their fixtures, in conftest's order.
 test: setup

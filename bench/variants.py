@@ -4,7 +4,7 @@
     python bench/variants.py lite --data data/cifar10 --seeds 42 0 1
 
 Runs are written to runs/variants/<tier>/<name>-<seed>. Given again, the same command skips finished runs and continues
-stopped ones. `python -m seqjepa.engine.compare runs/variants/quick/*` makes the table.
+stopped ones. `seqjepa compare runs/variants/quick/*` makes the table.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A new metric is computed in one place and has one entry in `METRICS`, from which the table of an epoch, the last lines
 of a run, its curves, the comparison of runs and the check of gates follow. It does not import torch, so
-that `python -m seqjepa.engine.compare --help` is quick.
+that `seqjepa compare --help` is quick.
 """
 
 import re

@@ -1,0 +1,47 @@
+"""Links between the pages lead somewhere, the README is short, and its configs and commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from seqjepa.__main__ import COMMANDS
+from seqjepa.engine.config import compose
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[bck]*/README.md")])
+LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
+
+
+def anchors(page):
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in LINK.findall(text):
+        file, _, anchor = target.partition("#")
+        place = (page.parent / file).resolve() if file else page
+        assert place.exists(), target
+        if anchor:
+            assert anchor in anchors(place), target
+
+
+def test_the_readme_is_at_most_eighty_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_configs_of_a_page_exist(page):
+    """Each `seqjepa train` of a code block composes, and every other word after seqjepa is a command."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        words = line.partition("  #")[0].split()
+        if words[:1] != ["seqjepa"]:
+            continue
+        assert words[1] in COMMANDS, line
+        if words[1] == "train" and not any(word.startswith(("configs/...", "...")) for word in words):
+            compose([word for word in words[2:] if not word.startswith("--")])
