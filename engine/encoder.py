@@ -17,6 +17,7 @@ from ..configs.section import Section
 from ..loaders.sequences import build_sequence
 from .config import Config
 from .models.config import ModelConfig
+from .models.heads import build_encoder
 from .models.seq_jepa import SeqJEPA
 from .runs.checkpoints import find_checkpoint
 from .runs.state import PixelFacts, TrainingState
@@ -148,7 +149,7 @@ def _read_export(folder: Path) -> Encoder:
     try:
         said: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         description = Description.model_validate(said["seqjepa"]["encoder"])
-        encoder = Encoder(description.model.build_encoder(), description)
+        encoder = Encoder(build_encoder(description.model), description)
         load_model(exported(encoder), load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         said = first_line(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"

@@ -125,15 +125,11 @@ class TimmConfig(EncoderConfig):
 
     @property
     def num_features(self) -> int:
-        from .encoders.from_timm import width
-
-        return width(self.name, self.stem, self.input_size)
+        return self.implementation().width(self.name, self.stem, self.input_size)
 
     def check_images(self, size: tuple[int, int]) -> None:
-        from .encoders.from_timm import needs_a_size
-
         wanted = self.input_size
-        if wanted is None and needs_a_size(self.name):
+        if wanted is None and self.implementation().needs_a_size(self.name):
             raise InputError(
                 f"{self.name} must know it; the images are {size[1]}x{size[0]}", "model.encoder.input_size"
             )
@@ -683,14 +679,6 @@ class ModelConfig(Section):
     def num_features(self) -> int:
         """D, the width of z."""
         return self.neck.width(self.encoder.num_features)
-
-    def build_encoder(self) -> Any:
-        """The encoder with its neck: a module from views [B, N, ...] to features [B, N, D]."""
-        from .heads import NeckedEncoder
-
-        encoder = self.encoder.build()
-        neck = self.neck.build(self.encoder.num_features)
-        return encoder if neck is None else NeckedEncoder(encoder, neck)
 
     @property
     def token_width(self) -> int:

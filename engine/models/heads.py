@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from ...loaders.batch import Views
 from ..runtime.distributed import joined_mean
-from .config import LinearNeckConfig, MLPInverseConfig, MLPProjectorConfig, SoftmaxSharpeningConfig
+from .config import LinearNeckConfig, MLPInverseConfig, MLPProjectorConfig, ModelConfig, SoftmaxSharpeningConfig
 from .encoders.base import Tokens
 
 
@@ -54,6 +54,13 @@ class NeckedEncoder(nn.Module):
 
     def _through(self, features: Tensor) -> Tensor:
         return self.neck(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+
+
+def build_encoder(config: ModelConfig) -> Any:
+    """The encoder with its neck, if it has one: a module from views [B, N, ...] to features [B, N, D]."""
+    encoder = config.encoder.build()
+    neck = config.neck.build(config.encoder.num_features)
+    return encoder if neck is None else NeckedEncoder(encoder, neck)
 
 
 class MLPProjector(nn.Module):

@@ -14,7 +14,7 @@ from ...loaders.sequences import ActionSpace
 from .aggregators.base import Aggregator
 from .config import ModelConfig, Span, TargetConfig
 from .encoders.base import Tokens
-from .heads import ActionEmbedding, Sharpening
+from .heads import ActionEmbedding, Sharpening, build_encoder
 from .memory import EncoderMemory, Recalled
 from .subspaces import Coordinates
 from .targets.base import Target
@@ -84,7 +84,7 @@ class SeqJEPA(nn.Module):
         action_width = config.action_dim * config.predictor_action
         self.has_tokens = config.encoder.has_tokens
         self.num_codes = config.encoder.codes.num_codes  # K; 0 if tokens have none
-        self.encoder: Any = config.build_encoder()
+        self.encoder: Any = build_encoder(config)
         self.action_embedding = ActionEmbedding(actions.dim, config.action_dim) if uses_actions else None
         self.aggregator: Aggregator = config.aggregator.build(self.token_width)
         self.predictor = config.predictor.build(self.token_width, action_width, self.prediction_width)

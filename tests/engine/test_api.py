@@ -10,6 +10,7 @@ import torch
 import seqjepa
 from seqjepa.engine.evaluation.cases import open_case
 from seqjepa.engine.models.config import ModelConfig
+from seqjepa.engine.models.heads import build_encoder
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ def test_an_older_checkpoint_is_told_of(trained, tmp_path):
 def test_the_encoder_of_a_config_has_its_neck():
     config = ModelConfig.model_validate({"encoder": {"kind": "convnet"}, "neck": {"kind": "linear", "dim": 7}})
     views = torch.rand(2, 3, 3, 24, 24)
-    assert config.build_encoder()(views).shape == (2, 3, 7)
+    assert build_encoder(config)(views).shape == (2, 3, 7)
 
 
 # -- run.name=auto

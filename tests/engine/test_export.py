@@ -74,9 +74,10 @@ def test_timms_resnet_has_the_names_and_the_outputs_of_ours():
     importlib.import_module("seqjepa.engine.timm_models")  # which registers it
 
     from seqjepa.engine.models.config import ModelConfig
+    from seqjepa.engine.models.heads import build_encoder
 
     torch.manual_seed(0)
-    ours = ModelConfig().build_encoder().eval()
+    ours = build_encoder(ModelConfig()).eval()
     theirs = timm.create_model("resnet18_cifar").eval()
     theirs.load_state_dict(ours.state_dict())  # strict
     with torch.inference_mode():

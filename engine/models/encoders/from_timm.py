@@ -15,21 +15,6 @@ from .base import ImageEncoder
 SMALL = 64  # pixels of a side up to which stem=auto is the one for small images
 
 
-class TimmEncoder(ImageEncoder):
-    """A network of timm, without its classifier and with its own pooling, from random weights."""
-
-    def __init__(self, config: TimmConfig):
-        super().__init__()
-        self.network = build(config.name, config.stem, config.input_size)
-
-    @property
-    def exported(self) -> nn.Module:
-        return self.network
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.network(images)
-
-
 def build(name: str, stem: str, side: int | None) -> Any:
     """A network of timm.
 
@@ -100,3 +85,22 @@ def _takes_a_size(name: str) -> bool:
     except (ValueError, AssertionError, RuntimeError):
         return True
     return True
+
+
+class TimmEncoder(ImageEncoder):
+    """A network of timm, without its classifier and with its own pooling, from random weights."""
+
+    # its section asks for these without importing torch
+    width = staticmethod(width)
+    needs_a_size = staticmethod(needs_a_size)
+
+    def __init__(self, config: TimmConfig):
+        super().__init__()
+        self.network = build(config.name, config.stem, config.input_size)
+
+    @property
+    def exported(self) -> nn.Module:
+        return self.network
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.network(images)

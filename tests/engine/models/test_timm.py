@@ -12,6 +12,7 @@ from seqjepa.engine.export import main as export
 from seqjepa.engine.export import write
 from seqjepa.engine.models.config import ModelConfig
 from seqjepa.engine.models.encoders.from_timm import build, width
+from seqjepa.engine.models.heads import build_encoder
 from seqjepa.engine.runs.state import PixelFacts
 
 
@@ -25,12 +26,12 @@ def encoder(**settings):
 )
 def test_the_width_is_that_of_the_features(name, side):
     config = encoder(name=name, input_size=side)
-    features = config.build_encoder()(torch.rand(2, 3, 3, side, side))
+    features = build_encoder(config)(torch.rand(2, 3, 3, side, side))
     assert features.shape == (2, 3, config.num_features)
 
 
 def test_parameters_are_timms_own():
-    ours = encoder(name="test_vit", input_size=32).build_encoder()
+    ours = build_encoder(encoder(name="test_vit", input_size=32))
     theirs = timm.create_model("test_vit", num_classes=0, img_size=32)
     assert {name: tensor.shape for name, tensor in ours.exported.state_dict().items()} == {
         name: tensor.shape for name, tensor in theirs.state_dict().items()
@@ -49,8 +50,8 @@ def test_the_stem_for_small_images_keeps_the_resolution():
 
 
 def test_resnet18_with_the_small_stem_is_ours_bit_for_bit():
-    ours = ModelConfig().build_encoder().eval()
-    theirs = encoder(name="resnet18", stem="cifar").build_encoder().eval()
+    ours = build_encoder(ModelConfig()).eval()
+    theirs = build_encoder(encoder(name="resnet18", stem="cifar")).eval()
     theirs.exported.load_state_dict(ours.state_dict())
     views = torch.rand(2, 2, 3, 32, 32)
     with torch.inference_mode():
@@ -94,7 +95,7 @@ def test_it_trains_and_timm_loads_what_is_exported(tiny, tmp_path):
 def test_timm_loads_a_vit_for_images_of_its_size(tmp_path):
     pixels = PixelFacts(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4], size=[32, 32], classes=[])
     model = encoder(name="test_vit", input_size=32)
-    write(Encoder(model.build_encoder(), Description(model=model, pixels=pixels)).eval(), tmp_path, ["timm"])
+    write(Encoder(build_encoder(model), Description(model=model, pixels=pixels)).eval(), tmp_path, ["timm"])
     same_by_timm(tmp_path, 32)
 
 
@@ -110,4 +111,4 @@ def test_a_stem_that_timm_does_not_have_is_refused(tmp_path):
     pixels = PixelFacts(mean=[0.5] * 3, std=[0.2] * 3, size=[32, 32], classes=[])
     model = encoder(name="resnet18", stem="cifar")
     with pytest.raises(InputError, match="timm cannot build this timm"):
-        write(Encoder(model.build_encoder(), Description(model=model, pixels=pixels)).eval(), tmp_path, ["timm"])
+        write(Encoder(build_encoder(model), Description(model=model, pixels=pixels)).eval(), tmp_path, ["timm"])
