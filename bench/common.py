@@ -170,7 +170,8 @@ def loaders_of(images: Images, config: Config, device: torch.device, *, compiled
         indices = np.arange(len(images.labels))
         sampler = Sampler(indices, batch_size=config.data.batch_size, seed=config.run.seed, train=train)
         both.append(SequenceLoader(store, sampler, sequence, mean=mean, std=std, device=device, compiled=compiled))
-    return Loaders(*both, sequence, len(images.classes), images.fingerprint(), "resident")
+    size = images.size[0], images.size[1]
+    return Loaders(*both, sequence, size, images.classes, images.fingerprint(), "resident")
 
 
 def wait() -> None:

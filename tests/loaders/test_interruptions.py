@@ -19,11 +19,11 @@ import sys
 from seqjepa.loaders.images import files
 from {module} import main
 
-def telling(path, decode=files._decode, paths=[]):
+def telling(path, size, decode=files._decode, paths=[]):
     paths.append(path)
     if len(paths) == 4:
         print("decoding", flush=True)
-    return decode(path)
+    return decode(path, size)
 
 files._decode = telling
 sys.exit(main())

@@ -27,7 +27,7 @@ def without(monkeypatch):
         loaders = build_loaders(*args, **kwargs)
         for loader in (loaders.train, loaders.validation):
             loader.images.labels.zero_()
-        return replace(loaders, num_classes=None)
+        return replace(loaders, classes=[])
 
     def make(*targets):
         if "class" in targets:
