@@ -39,13 +39,19 @@ class Result:
 
     folder: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+
     @functools.cached_property
     def summary(self) -> dict[str, Any]:
         """Content of summary.json: gate, final, best and untrained metrics, timing."""
         try:
-            return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+            if missing := {"final", "untrained", "gate_pass"} - summary.keys():
+                raise ValueError(f"summary.json lacks {', '.join(sorted(missing))}")
+        except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"{self.folder}: not the folder of a finished run ({error})") from None
+        return summary
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -94,6 +100,9 @@ def train(*words: str | Path) -> Result:
         RunFailed: training diverged, or memory or disk ran out; what was printed says where it can be resumed.
         KeyboardInterrupt: a signal stopped the run, which has saved.
     """
+    for word in words:
+        if not isinstance(word, str | Path) or str(word).startswith("-"):
+            raise InputError(f"{word!r}: must be the name of a YAML file, or section.key=value")
     composed: Any = resolve([str(word) for word in words])
     config: Config = composed.config
     from .training.trainer import train as run

@@ -22,13 +22,11 @@ from ..configs.errors import InputError, first_line, shown
 from ..configs.files import write_atomically
 from ..configs.section import leaves
 from .analysis.metrics import METRICS, better
-from .config import Config
+from .config import ALSO_COMPARED, Config
 from .reports.figures.curves import epoch_axis, new_figure
 from .runs.metrics_file import read_rows
 
 DEFAULT_METRICS = tuple(metric.name for metric in METRICS if metric.compared)
-# a resumed run may change these fields, but runs that differ in them are not seeds of one experiment
-ALSO_COMPARED = ("run.epochs", "run.precision", "optim.accumulate", "early_stop.")
 
 
 class RunSettings(BaseModel):
@@ -184,13 +182,15 @@ def to_index(runs: list[Run]) -> str:
     """A Markdown table with a line for each run: where it stands, its best metric beside the control, its gate."""
     rows = [["run", "task", "epochs", "metric", "last", "untrained", "gate", "hours", "commit"], ["---"] * 9]
     for run in runs:
-        metric = run.config["eval"]["best_metric"]
+        metric, task = (
+            run.config.get(part, {}).get(key, "-") for part, key in (("eval", "best_metric"), ("data", "name"))
+        )
         last, control = run.final(metric), run.untrained.get(metric)
         verdicts = {True: "passed", False: "failed", None: "none"}
         rows.append(
             [
                 str(run.path),
-                run.config["data"]["name"],
+                task,
                 f"{run.rows[-1]['epoch'] if run.rows else 0} of {run.config['run']['epochs']}",
                 metric,
                 f"{last:.4g}",

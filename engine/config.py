@@ -22,6 +22,9 @@ from .reports.config import LONGEST, TrackingConfig
 from .runtime.config import CheckpointConfig, RunConfig
 from .training.config import AblationConfig, ControlConfig, EarlyStopConfig, GateRule, GatesConfig, OptimConfig
 
+# a resumed run may change these fields, but runs that differ in them are not seeds of one experiment
+ALSO_COMPARED = ("run.epochs", "run.precision", "optim.accumulate", "early_stop.")
+
 
 class Config(Schema):
     """Everything that defines a run."""
@@ -55,7 +58,11 @@ class Config(Schema):
         if self.run.name != "auto":
             return self
         fields = leaves(self.model_dump(mode="json"))
-        deciding = {name: value for name, value in fields.items() if not self.is_free(name) or name == "run.epochs"}
+        deciding = {
+            name: value
+            for name, value in fields.items()
+            if not self.is_free(name) or name.startswith((*ALSO_COMPARED, "data.root"))
+        }
         checksum = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
         run = self.run.model_copy(update={"name": f"{self.data.name}-{checksum[:10]}"})
         return self.model_copy(update={"run": run})

@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         if self.sees == "grids":
             if images.ndim != 3 or images.is_floating_point():
                 raise ValueError(f"grids are {images.dtype} {list(images.shape)}: integers [B, H, W] are expected")
-            pixels = images[:, None].float()
+            pixels = images[:, None].to(self.mean.dtype)
         else:
             pixels = self._checked(images)
         return self.network(((pixels - self.mean) / self.std)[:, None])[:, 0].float()
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
             low, high = images.aminmax()
             if low < -1e-3 or high > 1 + 1e-3:
                 raise ValueError(f"images are from {low:.3g} to {high:.3g}: from 0 to 1 is expected, or uint8")
-        return images.expand(-1, channels, -1, -1)
+        return images.to(self.mean.dtype).expand(-1, channels, -1, -1)
 
 
 def load_encoder(place: str | Path) -> Encoder:

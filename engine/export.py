@@ -34,7 +34,10 @@ def main(argv: list[str]) -> int:
     # torch is imported only here, so that --help is instant
     from .encoder import load_encoder
     from .reports.card import card
+    from .runs.checkpoints import find_checkpoint
 
+    if find_checkpoint(args.run) is None:
+        raise InputError(f"{shown(args.run)}: neither a run with a checkpoint nor a checkpoint")
     encoder = load_encoder(args.run)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,11 +104,12 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
         images = torch.randint(0, 10, (4, height, width))
     else:
         images = make_tensor((4, len(encoder.mean), height, width), dtype=torch.float32, device="cpu", low=0, high=1)
-    named = architecture(encoder)
+    named, kind = architecture(encoder), encoder.description.model.encoder.kind
     if "timm" in formats and named is None:
-        kind = encoder.description.model.encoder.kind
         how = "leave --format out, and load it by seqjepa.load_encoder"
-        raise InputError(f"--format timm: timm cannot build this {kind} encoder; {how}")
+        own = kind != "timm"
+        reason = f"has no {kind} encoder" if own else "builds it without model.neck and model.encoder.stem=cifar"
+        raise InputError(f"--format timm: timm {reason}; {how}")
     save_tensors(exported(encoder).state_dict(), folder / WEIGHTS)
     said: dict[str, Any] = {"seqjepa": {"encoder": encoder.description.model_dump(mode="json")}}
     if named is not None:
@@ -120,7 +124,7 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
                 "mean": pixels.mean,
                 "std": pixels.std,
                 "num_classes": 0,
-                "fixed_input_size": False,
+                "fixed_input_size": kind == "timm" and encoder.description.model.encoder.fixed_size,
                 "crop_pct": 1.0,
             },
         }
@@ -173,10 +177,19 @@ def _by_timm(folder: Path, encoder: Any) -> Features:
 def _by_export(encoder: Any, images: Any, path: Path) -> Features:
     import torch
 
-    # a batch of one or more images of this size
-    shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
-    torch.export.save(torch.export.export(encoder, (images,), dynamic_shapes=shapes), path)
+    torch.export.save(_graph(encoder, images), path)
     return torch.export.load(path).module()
+
+
+def _graph(encoder: Any, images: Any) -> Any:
+    """The encoder as a graph for any number of images of this size, without the places of its source on this machine."""
+    import torch
+
+    graph = torch.export.export(encoder, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}})
+    for module in graph.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return graph
 
 
 def _by_onnx(encoder: Any, images: Any, path: Path) -> Features:
@@ -184,7 +197,7 @@ def _by_onnx(encoder: Any, images: Any, path: Path) -> Features:
     import torch
 
     torch.onnx.export(
-        encoder,
+        _graph(encoder, images),
         (images,),
         path,
         dynamo=True,
@@ -192,7 +205,6 @@ def _by_onnx(encoder: Any, images: Any, path: Path) -> Features:
         external_data=False,
         input_names=["images"],
         output_names=["features"],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
     )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images.numpy()})[0]

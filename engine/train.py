@@ -53,8 +53,10 @@ def main(argv: list[str]) -> int:
     check_options(words, "--help", "--processes", "--print-config")
     printing, words = "--print-config" in words, [word for word in words if word != "--print-config"]
     speaks = os.environ.get("RANK", "0") in ("", "0")
-    if speaks and not printing and all("=" in word for word in words):
-        print(f"no config given: training {DEFAULT_CONFIG} (--help lists what can be set)")
+    if all("=" in word for word in words):
+        if speaks and not printing:
+            print(f"no config given: training {DEFAULT_CONFIG} (--help lists what can be set)")
+        words = [DEFAULT_CONFIG, *words]
     composed = resolve(words)
     if printing:
         _print_config(composed.config)
@@ -84,7 +86,10 @@ def _processes(argv: list[str]) -> tuple[int, list[str]]:
         raise InputError(f"--processes {shown(number)}: must be from 1 to {MOST_PROCESSES}")
     if int(number) > 1 and os.environ.get("RANK"):
         raise InputError(f"--processes {number}: a launcher has started this process, and says how many there are")
-    return int(number), argv[:place] + argv[place + 2 :]
+    rest = argv[:place] + argv[place + 2 :]
+    if "--processes" in rest:
+        raise InputError("--processes is given twice")
+    return int(number), rest
 
 
 def _print_config(config: Config) -> None:

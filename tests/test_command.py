@@ -64,6 +64,10 @@ def test_a_number_of_processes_that_cannot_be(number, refused, tiny):
     refused(["--processes", number, *tiny()], f"--processes {number}: must be from 1 to 64")
 
 
+def test_a_number_of_processes_is_given_once(refused, tiny):
+    refused(["--processes", "2", "--processes", "2", *tiny()], "--processes is given twice")
+
+
 def test_a_launchers_process_starts_no_more(refused, tiny, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     refused(["--processes", "2", *tiny()], "a launcher has started this process")

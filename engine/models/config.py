@@ -127,9 +127,14 @@ class TimmConfig(EncoderConfig):
     def num_features(self) -> int:
         return self.implementation().width(self.name, self.stem, self.input_size)
 
+    @property
+    def fixed_size(self) -> bool:
+        """Whether timm builds the network for images of one size."""
+        return self.implementation().needs_a_size(self.name)
+
     def check_images(self, size: tuple[int, int]) -> None:
         wanted = self.input_size
-        if wanted is None and self.implementation().needs_a_size(self.name):
+        if wanted is None and self.fixed_size:
             raise InputError(
                 f"{self.name} must know it; the images are {size[1]}x{size[0]}", "model.encoder.input_size"
             )

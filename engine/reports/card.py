@@ -11,6 +11,7 @@ from ...configs.section import PATHS
 from ..analysis.metrics import METRICS
 from ..runs.checkpoints import find_checkpoint
 from ..runs.checksums import Damaged
+from ..runs.metrics_file import read_rows
 from ..runs.tensors import check
 
 FIGURES = ("curves.png", "terms.png")
@@ -35,15 +36,18 @@ def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
             state = None
     home = checkpoint.parent.parent if checkpoint and checkpoint.parent.name == "checkpoints" else run
     config: dict[str, Any] = state.config if state else {}
+    front = {
+        "library_name": "seqjepa",
+        "pipeline_tag": "image-feature-extraction",
+        "license": licence,
+        "tags": ["self-supervised-learning", "seq-jepa", "jepa"],
+    }
     name = config.get("run", {}).get("name", run.name)
     data = config.get("data", {})
     height, width = encoder.image_size
     lines = [
         "---",
-        "library_name: seqjepa",
-        "pipeline_tag: image-feature-extraction",
-        f"license: {licence}",
-        "tags: [self-supervised-learning, seq-jepa, jepa]",
+        yaml.safe_dump(front, sort_keys=False).rstrip(),
         "---",
         "",
         f"# {name}",
@@ -68,16 +72,17 @@ def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
         "",
     ]
     if state:
+        command = f"seqjepa train {RECIPE}" + (" data.root=..." if data.get("root") else "")
         lines += [
             "## Recipe",
             "",
             f"{state.position.segment} of {config['run']['epochs']} epochs, seed {config['run']['seed']}, "
-            f"code {state.commit or 'unknown'}. `seqjepa train {RECIPE} data.root=...` repeats it.",
+            f"code {state.commit or 'unknown'}. `{command}` repeats it.",
             "",
         ]
         recipe = yaml.safe_dump(_without_paths(config), sort_keys=False, allow_unicode=True)
         (folder / RECIPE).write_text(recipe, encoding="utf-8")
-    lines += _results(home)
+    lines += _results(home, state.position.segment if state else 0)
     for figure in FIGURES:
         if (home / "figures" / figure).is_file():
             shutil.copyfile(home / "figures" / figure, folder / figure)
@@ -92,35 +97,36 @@ def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without the files and folders of this machine."""
-    kept = {name: value for name, value in config.items() if name not in PATHS}
+    """A config without the files and folders of this machine, and without leave to replace a run."""
+    kept = {name: value for name, value in config.items() if name not in (*PATHS, "overwrite")}
     return {name: _without_paths(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
-def _results(home: Path) -> list[str]:
-    """The metrics of the last epoch beside the untrained control's, and the verdict of the gates."""
+def _results(home: Path, epoch: int) -> list[str]:
+    """The metrics of a checkpoint's epoch beside the untrained control's, and the verdict of the gates on the run."""
     try:
         summary = json.loads((home / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ["## Results", "", "The run has not ended.", ""]
-    final, untrained = summary["final"], summary["untrained"] or {}
-    chosen = [metric.name for metric in METRICS if metric.compared and metric.name in final]
-    chosen += [
-        name for name in final if name.startswith("online_r2_") and name.endswith("_test") and "loss" not in name
-    ]
-    rows = [f"| {name} | {_number(final[name])} | {_number(untrained.get(name))} |" for name in dict.fromkeys(chosen)]
-    verdict = {True: "The gates passed.", False: "The gates failed:", None: "No gates apply to these data."}
+        untrained, verdict, reasons = summary["untrained"] or {}, summary["gate_pass"], summary["gate_reasons"]
+        rows, last = read_rows(home / "metrics.jsonl"), summary["epochs"] == epoch
+        found = summary["final"] if last else next(row for row in rows if row["epoch"] == epoch)
+        hardware = summary["timing"]["hardware"]
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return ["## Results", "", "The run has no metrics of this epoch beside those of its untrained control.", ""]
+    names = [metric.name for metric in METRICS if metric.compared]
+    names += [name for name in found if name.startswith("online_r2_") and name.endswith("_test") and "loss" not in name]
+    cells = [(name, found.get(name), untrained.get(name)) for name in dict.fromkeys(names) if name in found]
+    said = {True: "The gates passed.", False: "The gates failed:", None: "No gates apply to these data."}
+    judged = [said[verdict], *(f"- {reason}" for reason in reasons)] if last else ["The gates judged a later epoch."]
     return [
         "## Results",
         "",
-        f"Last epoch, beside the same probes on the untrained network; on {summary['timing']['hardware']}.",
+        f"Epoch {epoch}, beside the same probes on the untrained network; on {hardware}.",
         "",
         "| metric | trained | untrained |",
         "| --- | --- | --- |",
-        *rows,
+        *(f"| {name} | {_number(value)} | {_number(control)} |" for name, value, control in cells),
         "",
-        verdict[summary["gate_pass"]],
-        *[f"- {reason}" for reason in summary["gate_reasons"]],
+        *judged,
         "",
     ]
 

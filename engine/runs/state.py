@@ -56,9 +56,9 @@ class Settled(Section):
 class PixelFacts(Section):
     """The images that a network was trained on, as whoever uses its encoder needs to know them."""
 
-    mean: list[float]
+    mean: list[float] = Field(min_length=1)
     """Mean of the training pixels in [0, 1], for each channel; 0 for grids, whose colours are not normalised."""
-    std: list[float]
+    std: list[float] = Field(min_length=1)
     """Their standard deviation."""
     size: list[int] = Field(min_length=2, max_length=2)
     """Height and width."""

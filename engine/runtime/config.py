@@ -14,8 +14,8 @@ class RunConfig(Operation):
     fixed = frozenset({"seed", "batch_statistics"})
 
     name: str = "run"
-    """Name of the run; auto makes one of the task and a checksum of all that decides what is learnt, so that other
-    settings have another folder, and the same ones, with run.resume=auto, go on."""
+    """Name of the run; auto makes one of the task and a checksum of all that decides what is learnt and of data.root,
+    so that other settings have another folder, and the same ones, with run.resume=auto, go on."""
     dir: str | None = None
     """Folder of the run; null is runs/<name>."""
     epochs: int = Field(default=1, ge=1)

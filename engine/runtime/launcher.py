@@ -22,8 +22,6 @@ def launch(processes: int, module: str, words: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # its reports of a page repeat what the processes have said themselves
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as all launchers do; run.threads decides
     config = LaunchConfig(
         min_nodes=1,
@@ -34,6 +32,7 @@ def launch(processes: int, module: str, words: list[str]) -> int:
         rdzv_endpoint="localhost:0",  # a free port
         max_restarts=0,
     )
+    logging.disable(logging.CRITICAL)  # its reports of a page repeat what the processes have said themselves
     try:
         elastic_launch(config, sys.executable)("-m", module, *words)
     except ChildFailedError as error:
@@ -45,4 +44,6 @@ def launch(processes: int, module: str, words: list[str]) -> int:
         return failure.exitcode
     except SignalException as stop:
         return 128 + stop.sigval
+    finally:
+        logging.disable(logging.NOTSET)
     return DONE

@@ -76,7 +76,7 @@ def open_images(
     if folder is not None:
         classes, paths, labels = list_images(folder)
         images = Images(dataset, ImageFiles(paths, size), labels, classes)
-    elif size is not None:
+    elif size is not None and not isinstance(dataset, ImageFolder):
         raise InputError(f"{dataset.name} is read as it is; image files in folders can be resized", "data.size")
     else:
         images = dataset.read(layout.root, split, download)

@@ -11,6 +11,7 @@ import seqjepa
 from seqjepa.engine.evaluation.cases import open_case
 from seqjepa.engine.models.config import ModelConfig
 from seqjepa.engine.models.heads import build_encoder
+from seqjepa.engine.train import resolve
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,12 @@ def test_bad_input_is_an_exception_with_one_line(tiny):
         seqjepa.train(*tiny("optim.lr=fast"))
     assert "\n" not in str(raised.value)
     assert isinstance(raised.value, ValueError)
+
+
+@pytest.mark.parametrize("word", ["--help", 3, ["run.epochs=1"]])
+def test_words_that_are_none_are_refused(word):
+    with pytest.raises(seqjepa.InputError, match=r"YAML file, or section\.key=value"):
+        seqjepa.train(word)
 
 
 def test_divergence_is_an_exception(tiny):
@@ -117,7 +124,9 @@ def test_an_encoder_moves_with_its_statistics(trained):
     images = torch.rand(2, 3, 24, 24)
     wanted = encoder(images)
     assert "mean" not in encoder.state_dict()
-    torch.testing.assert_close(encoder.double()(images.double()), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(images.double()), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder.double()(images), wanted, rtol=1e-4, atol=1e-5)
+    assert encoder.bfloat16()(images).dtype == torch.float32
 
 
 @pytest.mark.parametrize("place", ["nowhere at all", "/nowhere", ""])
@@ -181,8 +190,9 @@ def test_a_name_of_its_own_for_each_experiment(tiny, tmp_path, monkeypatch):
     one = seqjepa.train(*words)
     assert one.folder.parent.name == "runs"
     assert one.folder.name.startswith("digits_affine-")
-    other = seqjepa.train(*words, "optim.lr=0.002")
-    assert other.folder != one.folder
+    others = ("optim.lr=0.002", "run.precision=bf16", "data.root=elsewhere", "optim.accumulate=2", "run.seed=1")
+    names = {resolve([*words, word]).config.run.name for word in others}
+    assert len(names | {one.folder.name}) == 6
     # what does not decide what is learnt has the same folder, where the run is found finished
     again = seqjepa.train(*words, "run.resume=auto", "tracking.project=other")
     assert again.folder == one.folder

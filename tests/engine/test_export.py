@@ -3,6 +3,9 @@
 import importlib
 import json
 import os
+import shutil
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ import yaml
 import seqjepa
 from seqjepa.engine.export import main
 
+ROOT = Path(__file__).resolve().parents[2]
 IMAGES = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 RESNET = ("model.encoder.kind=resnet18",)
 READERS = pytest.mark.skipif(
@@ -96,6 +100,46 @@ def test_a_graph_takes_any_number_of_images(runs, tmp_path):
         torch.testing.assert_close(program(images), encoder(images), rtol=1e-5, atol=1e-5)
 
 
+@READERS
+@pytest.mark.filterwarnings("ignore")  # of torch's exporters
+def test_graphs_name_no_place_of_this_machine(runs, tmp_path):
+    """torch keeps the line of source of each operation, with its path."""
+    out = tmp_path / "out"
+    assert main([str(runs["convnet"]), "--out", str(out), "--format", "pt2", "onnx"]) == 0
+    with zipfile.ZipFile(out / "encoder.pt2") as archive:
+        contents = [archive.read(name) for name in archive.namelist()]
+    for content in (*contents, (out / "encoder.onnx").read_bytes()):
+        assert str(ROOT).encode() not in content
+        assert b"site-packages" not in content
+    session = importlib.import_module("onnxruntime").InferenceSession(str(out / "encoder.onnx"))
+    images = torch.rand(5, 3, 24, 24)  # another number than it was made with
+    (found,) = session.run(None, {"images": images.numpy()})
+    torch.testing.assert_close(
+        torch.from_numpy(found), seqjepa.load_encoder(out)(images), rtol=1e-5, atol=1e-5, check_stride=False
+    )
+
+
+def test_a_card_has_the_results_of_its_own_epoch(runs, tmp_path):
+    first = runs["convnet"] / "checkpoints" / "epoch-0001"
+    assert main([str(first), "--out", str(tmp_path / "out"), "--license", "a: b"]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["license"] == "a: b"
+    rows = [json.loads(line) for line in (runs["convnet"] / "metrics.jsonl").read_text().splitlines()]
+    assert f"| online_r2_test | {rows[0]['online_r2_test']:.4g} |" in text
+    assert "later epoch" in text
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "x", '{"gate_pass": true, "untrained": null}'])
+def test_a_damaged_summary_is_no_result(content, runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["convnet"], run)
+    (run / "summary.json").write_text(content)
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 0
+    assert "no metrics of this epoch" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(seqjepa.InputError, match="not the folder of a finished run"):
+        _ = seqjepa.Result(str(run)).metrics
+
+
 def test_the_card_has_results_beside_the_control_and_nothing_of_this_machine(runs, tmp_path):
     out = tmp_path / "out"
     assert main([str(runs["convnet"]), "--out", str(out), "--license", "cc-by-4.0"]) == 0
@@ -136,7 +180,8 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(runs, tmp_path, capsys):
     refuse([runs["convnet"], "--out", full], capsys, "new or empty")
     refuse([runs["convnet"], "--out", full / "mine"], capsys, "new or empty")
     refuse([tmp_path, "--out", tmp_path / "out"], capsys, "neither a run")
-    refuse([runs["convnet"], "--out", tmp_path / "out", "--format", "timm"], capsys, "timm cannot build this convnet")
+    refuse([tmp_path / "nowhere", "--out", tmp_path / "out"], capsys, "neither a run")
+    refuse([runs["convnet"], "--out", tmp_path / "out", "--format", "timm"], capsys, "timm has no convnet encoder")
     refuse([runs["convnet"], "--out", "/proc/out"], capsys, "cannot be written")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 

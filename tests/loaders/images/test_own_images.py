@@ -156,7 +156,7 @@ def test_what_cannot_be_resized_or_read(tmp_path, tiny, refused):
     refused(tiny(*FOLDER, f"data.root={empty}"), "neither folders of classes nor images")
     only_test = tmp_path / "only"
     photographs(only_test / "test" / "cat", 2)
-    refused(tiny(*FOLDER, f"data.root={only_test}"), "has test images and no train/")
+    refused(tiny(*FOLDER, f"data.root={only_test}", "data.size=24"), "has test images and no train/")
     refused(tiny(*FOLDER, f"data.root={tmp_path / 'nowhere'}"), "no such folder")
     mixed = photographs(tmp_path / "mixed", 200)
     refused(tiny(*FOLDER, f"data.root={mixed}"), "data.size=64 would bring all to 64x64")
