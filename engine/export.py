@@ -182,7 +182,7 @@ def _by_export(encoder: Any, images: Any, path: Path) -> Features:
 
 
 def _graph(encoder: Any, images: Any) -> Any:
-    """The encoder as a graph for any number of images of this size, without the places of its source on this machine."""
+    """The encoder as a graph for any number of images of this size, without the places of its source."""
     import torch
 
     graph = torch.export.export(encoder, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}})
