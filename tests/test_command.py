@@ -74,13 +74,18 @@ def test_a_launchers_process_starts_no_more(refused, tiny, monkeypatch):
 
 
 def test_two_processes_end_with_the_exit_code_of_a_gate(tiny, folder_of):
-    """`accelerate launch` would make it 1 for every failure, after a traceback; here it is 1 for the gate alone."""
+    """In a line, where `accelerate launch` prints a traceback of its own."""
     words = tiny("gates.enforce=true", "run.epochs=1")
     ended = subprocess.run([SEQJEPA, "train", "--processes", "2", *words], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1, ended.stderr
     assert "Traceback" not in ended.stderr
     assert seqjepa.Result(folder_of(words)).gate_pass is False
-    words += ["data.dataset=mnist", "data.root=/nowhere", "run.overwrite=true"]
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_exit_code_of_bad_input(tiny):
+    """Found by the processes, not before they start."""
+    words = tiny("data.dataset=mnist", "data.root=/nowhere")
     ended = subprocess.run([SEQJEPA, "train", "--processes", "2", *words], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 2, ended.stderr
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import seqjepa
+from seqjepa.__main__ import main
 from seqjepa.engine.evaluation.cases import open_case
 from seqjepa.engine.models.config import ModelConfig
 from seqjepa.engine.models.heads import build_encoder
@@ -27,9 +28,9 @@ def test_a_result_has_metrics_paths_and_the_model(trained):
     assert not trained.model.training
 
 
-def test_the_same_words_train_the_same_network(trained, tiny, run_process, python, folder_of):
+def test_the_command_trains_the_same_network(trained, tiny, folder_of):
     words = tiny()
-    assert run_process(python, "-m", "seqjepa", "train", *words).returncode == 0
+    assert main(["train", *words]) == 0
     other = seqjepa.Result(folder_of(words))
     for one, two in zip(trained.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(one, two)

@@ -25,15 +25,20 @@ READERS = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def runs(tiny_for_module):
-    """A run of a convnet and one of a ResNet-18."""
+    """A run of a convnet."""
+    return {"convnet": seqjepa.train(*tiny_for_module(run="convnet")).folder}
+
+
+@pytest.fixture(scope="module")
+def resnet(tiny_for_module):
+    """A run of a ResNet-18."""
     small = ("data.train_subset=64", "data.batch_size=32", "data.val_subset=32", "run.epochs=1")
-    convnet = seqjepa.train(*tiny_for_module(run="convnet"))
-    resnet = seqjepa.train(*tiny_for_module(*small, run="resnet", other=RESNET))
-    return {"convnet": convnet.folder, "resnet18": resnet.folder}
+    return seqjepa.train(*tiny_for_module(*small, run="resnet", other=RESNET)).folder
 
 
-@pytest.mark.parametrize("kind", ["convnet", "resnet18"])
-def test_the_exported_encoder_is_that_of_the_run(kind, runs, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["convnet", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_the_exported_encoder_is_that_of_the_run(kind, runs, request, tmp_path, capsys):
+    runs = runs if kind == "convnet" else {kind: request.getfixturevalue("resnet")}
     assert main([str(runs[kind]), "--out", str(tmp_path / "out")]) == 0
     assert "loaded again" in capsys.readouterr().out
     one, two = seqjepa.load_encoder(runs[kind]), seqjepa.load_encoder(tmp_path / "out")
@@ -48,12 +53,12 @@ def test_the_exported_encoder_is_that_of_the_run(kind, runs, tmp_path, capsys):
 @READERS
 @pytest.mark.filterwarnings("ignore")  # of torch's exporters
 @pytest.mark.slow
-def test_three_loaders_one_output(runs, tmp_path):
+def test_three_loaders_one_output(resnet, tmp_path):
     import onnxruntime
     import timm
 
     out = tmp_path / "out"
-    assert main([str(runs["resnet18"]), "--out", str(out), "--format", "timm", "onnx", "pt2"]) == 0
+    assert main([str(resnet), "--out", str(out), "--format", "timm", "onnx", "pt2"]) == 0
     ours = seqjepa.load_encoder(out)
     by_timm = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     data = timm.data.resolve_model_data_config(by_timm)

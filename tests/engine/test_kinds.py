@@ -127,7 +127,7 @@ def test_all_are_found():
     }
 
 
-LONG = {f"model.encoder.kind={kind}" for kind in ("resnet18", "grid_cells", "grid_convnet")}
+LONG = {f"model.encoder.kind={kind}" for kind in ("resnet18", "timm", "grid_cells", "grid_convnet")}
 LONG |= {f"model.encoder.quantiser.kind={kind}" for kind in ("none", "fsq", "gumbel")}
 LONG |= {"objective.commitment.weight=0.1", "objective.relational.weight=0.1", "model.aggregator.kind=weighted"}
 LONG |= {"stream.buffer.kind=reservoir", "stream.buffer.kind=balanced", "objective.distillation.weight=0.1"}
