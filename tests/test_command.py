@@ -73,6 +73,7 @@ def test_a_launchers_process_starts_no_more(refused, tiny, monkeypatch):
     refused(["--processes", "2", *tiny()], "a launcher has started this process")
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_exit_code_of_a_gate(tiny, folder_of):
     """In a line, where `accelerate launch` prints a traceback of its own."""
     words = tiny("gates.enforce=true", "run.epochs=1")
