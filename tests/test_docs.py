@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from seqjepa.__main__ import COMMANDS
 from seqjepa.engine.config import compose
@@ -45,3 +46,9 @@ def test_commands_and_configs_of_a_page_exist(page):
         assert words[1] in COMMANDS, line
         if words[1] == "train" and not any(word.startswith(("configs/...", "...")) for word in words):
             compose([word for word in words[2:] if not word.startswith("--")])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.stem)
+def test_workflows_are_yaml_with_jobs(path):
+    for job in yaml.safe_load(path.read_text())["jobs"].values():
+        assert all({"run", "uses"} & step.keys() for step in job["steps"])
