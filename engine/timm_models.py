@@ -1,12 +1,13 @@
-"""Encoders of ours that timm does not have; importing this module registers them, if timm is installed.
+"""Encoders of ours that timm does not have; importing this module registers them.
 
 After `import seqjepa.engine.timm_models`, `timm.create_model("resnet18_cifar")` is timm's ResNet-18 with the stem for
 small images, whose weights have the names of ours.
 """
 
-import importlib.util
 from typing import Any
 
+from timm.models import build_model_with_cfg, register_model
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 OF_KINDS = {"resnet18": "resnet18_cifar"}  # timm's name of an encoder of this kind
@@ -29,22 +30,18 @@ def architecture(encoder: Any) -> tuple[str, dict[str, Any]] | None:
     return None if name is None else (name, {})
 
 
-if importlib.util.find_spec("timm") is not None:
-    from timm.models import build_model_with_cfg, register_model
-    from timm.models.resnet import BasicBlock, ResNet
+class ResNet18CIFAR(ResNet):
+    """timm's ResNet-18 with a 3x3 convolution and no max-pooling at the start."""
 
-    class ResNetCIFAR(ResNet):
-        """timm's ResNet with a 3x3 convolution and no max-pooling at the start."""
+    def __init__(self, **settings: Any):
+        block: Any = BasicBlock  # which timm declares as an instance
+        super().__init__(block, (2, 2, 2, 2), **settings)
+        self.conv1 = nn.Conv2d(settings.get("in_chans", 3), 64, kernel_size=3, padding=1, bias=False)
+        self.maxpool = nn.Identity()
 
-        def __init__(self, **settings: Any):
-            super().__init__(**settings)
-            self.conv1 = nn.Conv2d(settings.get("in_chans", 3), 64, kernel_size=3, padding=1, bias=False)
-            self.maxpool = nn.Identity()
 
-    @register_model
-    def resnet18_cifar(pretrained: bool = False, **settings: Any) -> ResNetCIFAR:
-        """ResNet-18 with the stem for small images."""
-        settings.setdefault("num_classes", 0)
-        return build_model_with_cfg(
-            ResNetCIFAR, "resnet18_cifar", pretrained, block=BasicBlock, layers=(2, 2, 2, 2), **settings
-        )
+@register_model
+def resnet18_cifar(pretrained: bool = False, **settings: Any) -> ResNet18CIFAR:
+    """ResNet-18 with the stem for small images."""
+    settings.setdefault("num_classes", 0)
+    return build_model_with_cfg(ResNet18CIFAR, "resnet18_cifar", pretrained, **settings)

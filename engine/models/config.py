@@ -1,6 +1,5 @@
 """Config of the network and of the source of its targets, and what it can be asked to predict."""
 
-import importlib.util
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -115,8 +114,6 @@ class TimmConfig(EncoderConfig):
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:
-        if importlib.util.find_spec("timm") is None:
-            raise InputError("timm is not installed; pip install timm brings it", "kind")
         try:
             _ = self.num_features
         except InputError as error:

@@ -39,7 +39,7 @@ def hardware(accelerator: Accelerator) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
     found = {"python": platform.python_version()}
-    for name in ("seqjepa", "torch", "torchvision", "triton", "accelerate", "ffcv"):
+    for name in ("seqjepa", "torch", "torchvision", "timm", "triton", "accelerate", "ffcv"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

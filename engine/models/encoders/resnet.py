@@ -1,24 +1,25 @@
 """ResNet-18 for small images."""
 
-from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from typing import Any
 
+from torch import Tensor, nn
+
+from ...timm_models import ResNet18CIFAR
 from ..config import ResNet18Config
 from .base import ImageEncoder
 
 
-class ResNet18(ImageEncoder, ResNet):
-    """ResNet-18 with the CIFAR stem (3x3 convolution, no max-pooling) and no classifier."""
+class ResNet18(ImageEncoder, ResNet18CIFAR):
+    """timm's ResNet-18 with the CIFAR stem (3x3 convolution, no max-pooling) and no classifier."""
 
     def __init__(self, config: ResNet18Config):
-        super().__init__(BasicBlock, [2, 2, 2, 2], zero_init_residual=True)
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
-        self.maxpool = nn.Identity()
+        super().__init__()
         self.fc = nn.Identity()
 
     def blocks(self) -> list[nn.Module]:
-        first, *others = (block for layer in (self.layer1, self.layer2, self.layer3, self.layer4) for block in layer)
-        return [nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool, first), *others]
+        layers: list[Any] = [self.layer1, self.layer2, self.layer3, self.layer4]
+        first, *others = (block for layer in layers for block in layer)
+        return [nn.Sequential(self.conv1, self.bn1, self.act1, self.maxpool, first), *others]
 
     def features(self, images: Tensor) -> Tensor:
-        return ResNet.forward(self, images)
+        return ResNet18CIFAR.forward(self, images)

@@ -3,6 +3,9 @@
 import pytest
 import timm
 import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 import seqjepa
 from seqjepa.configs.errors import InputError
@@ -56,6 +59,28 @@ def test_resnet18_with_the_small_stem_is_ours_bit_for_bit():
     views = torch.rand(2, 2, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(ours(views), theirs(views))
+
+
+def test_resnet18_is_drawn_and_computes_as_torchvisions_to_the_bit():
+    """Earlier versions were torchvision's class; their runs and checkpoints stay what they were."""
+    torch.manual_seed(5)
+    theirs = torchvision.models.ResNet(BasicBlock, [2, 2, 2, 2], zero_init_residual=True)
+    theirs.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    theirs.maxpool, theirs.fc = nn.Identity(), nn.Identity()
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    ours = build_encoder(ModelConfig())
+    assert torch.equal(torch.rand(1), after)  # as many random numbers were drawn
+    weights, others = ours.state_dict(), theirs.state_dict()
+    assert list(weights) == list(others)
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    images = torch.rand(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    features, expected = ours.features(images), theirs(images)
+    assert torch.equal(features, expected)
+    features.square().sum().backward()
+    expected.square().sum().backward()
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    assert all(torch.equal(one.grad, other.grad) for one, other in pairs)
 
 
 @pytest.mark.parametrize(
