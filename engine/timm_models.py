@@ -7,8 +7,9 @@ small images, whose weights have the names of ours.
 from typing import Any
 
 from timm.models import build_model_with_cfg, register_model
-from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
+
+from .models.encoders.resnet import ResNet18CIFAR
 
 OF_KINDS = {"resnet18": "resnet18_cifar"}  # timm's name of an encoder of this kind
 
@@ -28,16 +29,6 @@ def architecture(encoder: Any) -> tuple[str, dict[str, Any]] | None:
         return None if changed else (model.encoder.name, arguments(model.encoder.name, model.encoder.input_size))
     name = OF_KINDS.get(model.encoder.kind)
     return None if name is None else (name, {})
-
-
-class ResNet18CIFAR(ResNet):
-    """timm's ResNet-18 with a 3x3 convolution and no max-pooling at the start."""
-
-    def __init__(self, **settings: Any):
-        block: Any = BasicBlock  # which timm declares as an instance
-        super().__init__(block, (2, 2, 2, 2), **settings)
-        self.conv1 = nn.Conv2d(settings.get("in_chans", 3), 64, kernel_size=3, padding=1, bias=False)
-        self.maxpool = nn.Identity()
 
 
 @register_model

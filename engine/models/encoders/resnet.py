@@ -2,15 +2,25 @@
 
 from typing import Any
 
+from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from ...timm_models import ResNet18CIFAR
 from ..config import ResNet18Config
 from .base import ImageEncoder
 
 
+class ResNet18CIFAR(ResNet):
+    """timm's ResNet-18 with a 3x3 convolution and no max-pooling at the start."""
+
+    def __init__(self, **settings: Any):
+        block: Any = BasicBlock  # which timm declares as an instance
+        super().__init__(block, (2, 2, 2, 2), **settings)
+        self.conv1 = nn.Conv2d(settings.get("in_chans", 3), 64, kernel_size=3, padding=1, bias=False)
+        self.maxpool = nn.Identity()
+
+
 class ResNet18(ImageEncoder, ResNet18CIFAR):
-    """timm's ResNet-18 with the CIFAR stem (3x3 convolution, no max-pooling) and no classifier."""
+    """ResNet-18 with the stem for small images and no classifier."""
 
     def __init__(self, config: ResNet18Config):
         super().__init__()
