@@ -71,7 +71,7 @@ AnyCurriculum = Annotated[NoCurriculumConfig | PhasesConfig | CompetenceConfig, 
 class DataConfig(Section):
     """Which images to train on, how many, and in what batches."""
 
-    free = frozenset({"root", "loader", "download"})
+    free = frozenset({"root", "loader", "cache", "download"})
 
     name: str = "digits_affine"
     """Name of the task, by which `gates.rules` are chosen. If it begins with the name of a dataset and `dataset` is
@@ -87,8 +87,18 @@ class DataConfig(Section):
     size: int | None = Field(default=None, ge=8, le=1024)
     """Height and width in pixels to which image files are brought: the largest square in the middle of each, resized
     with antialiasing. null takes files of one size as they are."""
-    loader: Literal["auto", "ffcv", "resident"] = "auto"
-    """ffcv reads betons; resident keeps the images as uint8 on the device; auto is ffcv where `root` has betons."""
+    decoder: Literal["pillow", "torchcodec"] = "pillow"
+    """What decodes JPEG files: Pillow, which reads large ones at a fraction of their size, or torchcodec, about twice
+    as fast where that does not help. Their pixels differ by rounding."""
+    loader: Literal["auto", "resident", "mapped", "files", "ffcv"] = "auto"
+    """Where the images are during training. resident: as uint8 on the device; mapped: decoded in one file on the disk,
+    which all processes of a machine share through its cache; files: image files are decoded for each batch; ffcv: in
+    betons. All give the same sequences. auto: ffcv where `root` has betons; else resident if they take at most half of
+    the GPU's free memory, or a quarter of the host's for all processes together; else mapped if they take at most half
+    of the host's memory; else files."""
+    cache: str | None = None
+    """Folder in which mapped keeps decoded images, and files the mean, deviation and checksum; null is seqjepa in
+    $XDG_CACHE_HOME, or in ~/.cache."""
     download: bool = False
     """Whether torchvision may download CIFAR or MNIST into `root`."""
     batch_size: int = Field(default=64, ge=2)

@@ -17,8 +17,9 @@ from .draws import TRAIN_STREAM, VALIDATION_STREAM, words
 from .images import DATASETS, find_dataset
 from .images.base import SPLITS, Images
 from .images.beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
-from .images.resident import ResidentImages
+from .images.cache import Cache
 from .images.sources import check_alike, find_layout, open_images
+from .images.stores import Store, open_store, prepare, suited
 from .sampler import Sampler, subset
 from .sequences import Sequence, build_sequence
 from .streams.config import NoStreamConfig, StreamConfig, TasksConfig
@@ -29,7 +30,7 @@ class SequenceLoader:
     """Yields the batches of an epoch.
 
     Args:
-        images: on the device, or in betons.
+        images: on the device, on the host, or in betons.
         sampler: order and sharding; a training sampler makes a training loader.
         sequence: draws and renders the views.
         mean: mean of the training pixels, for each channel, in [0, 1].
@@ -41,7 +42,7 @@ class SequenceLoader:
 
     def __init__(
         self,
-        images: ResidentImages | BetonImages,
+        images: Store,
         sampler: Sampler,
         sequence: Sequence,
         *,
@@ -163,8 +164,8 @@ class Loaders:
     sequence: Sequence
     image_size: tuple[int, int]  # (H, W)
     classes: list[str]  # names; empty if the images have no classes, and labels are zeros then
-    fingerprint: str  # of the images of both splits, equal for both loaders
-    kind: str  # ffcv or resident
+    fingerprint: str  # of the images of both splits, equal for all loaders
+    kind: str  # resident, mapped, files or ffcv
     stream: Stream | None = None  # the order in which training images arrive; None if all are there from the start
     notice: str | None = None  # a line about the images that the user should read
 
@@ -185,7 +186,7 @@ def build_loaders(
     rank: int = 0,
     num_processes: int = 1,
     micro_batches: int = 1,
-    threads: int = 1,
+    threads: int | None = None,
     drop_last: bool = True,
     compiled: bool = False,
 ) -> Loaders:
@@ -201,7 +202,7 @@ def build_loaders(
         rank: number of this process.
         num_processes: number of processes that share each batch.
         micro_batches: number of micro-batches into which a training batch is split.
-        threads: number of FFCV's threads.
+        threads: number of threads that read images; None is one of FFCV's, or a few more than cores that decode files.
         drop_last: whether training leaves out an incomplete last batch.
         compiled: whether one compiled program draws and renders the views.
 
@@ -220,7 +221,7 @@ def build_loaders(
             raise InputError(f"{layout.root}: betons need ffcv, which is not installed; {INSTALL_HINT}", "data.root")
         reading = {
             "batch_size": -(-data.batch_size // num_processes),
-            "threads": threads,
+            "threads": threads or 1,
             "device": torch.device("cpu") if data.loader == "resident" else device,
         }
         images = {split: BetonImages(*open_beton(layout.betons, dataset, split), **reading) for split in SPLITS}
@@ -229,15 +230,29 @@ def build_loaders(
         raise InputError(wanted, "data.loader")
     else:
         here = ("train",) if layout.alone else SPLITS
-        images = {split: open_images(dataset, layout, split, data.download, data.size) for split in here}
+        how = (data.download, data.size, data.decoder, threads)
+        images = {split: open_images(dataset, layout, split, *how) for split in here}
         images = {"test": images["train"], **images}
     if layout.betons and data.size is not None:
         raise InputError("betons are read as they are; image files in folders can be resized", "data.size")
     check_alike(layout.root, images)
     built = build_sequence(sequence, images["train"].size, actions, device)
 
+    count, notices = len(images["train"].labels), []
+    if layout.alone and data.held_out is None:
+        data = data.model_copy(update={"held_out": min(max(1, count // 10), data.val_subset or count)})
+        notices.append(
+            f"{layout.root}: no test/ or val/; {data.held_out} of {count} images are held out to validate on"
+        )
+    train_indices, validation_split, validation_indices = _chosen(data, count, len(images["test"].labels))
+    taken = [(images["train"], len(train_indices)), (images[validation_split], len(validation_indices))]
+    kind = data.loader
+    if kind == "auto":
+        used = [(split, count) for split, count in taken if isinstance(split, Images)]
+        kind = suited(used, device) if used else "ffcv"
+    notices += prepare(kind, images, Cache(data.cache))
+
     def load(split: str, indices: np.ndarray, *, train: bool) -> SequenceLoader:
-        source = images[split]
         sampler = Sampler(
             indices,
             batch_size=data.batch_size,
@@ -248,17 +263,11 @@ def build_loaders(
             num_processes=num_processes,
             micro_batches=micro_batches if train else 1,
         )
-        if not (isinstance(source, BetonImages) and data.loader != "resident"):
-            source = ResidentImages(source, device, sampler.indices)
+        store = open_store(kind, images[split], device, sampler.indices)
         mean, std = images["train"].statistics()  # measured when the training images were read
         how = {"device": device, "compiled": compiled, "fixed": data.fixed_views}
-        return SequenceLoader(source, sampler, built, mean=mean, std=std, **how)
+        return SequenceLoader(store, sampler, built, mean=mean, std=std, **how)
 
-    count, notice = len(images["train"].labels), None
-    if layout.alone and data.held_out is None:
-        data = data.model_copy(update={"held_out": min(max(1, count // 10), data.val_subset or count)})
-        notice = f"{layout.root}: no test/ or val/; {data.held_out} of {count} images are held out to validate on"
-    train_indices, validation_split, validation_indices = _chosen(data, count, len(images["test"].labels))
     train = load("train", train_indices, train=True)
     validation = load(validation_split, validation_indices, train=False)
     if data.curriculum.kind != "none":
@@ -282,11 +291,11 @@ def build_loaders(
         validation=validation,
         sequence=built,
         stream=arriving,
-        notice=notice,
+        notice="; ".join(notices) or None,
         image_size=(images["train"].size[0], images["train"].size[1]),
         classes=list(images["train"].classes),
         fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),
-        kind="ffcv" if isinstance(train.images, BetonImages) else "resident",
+        kind=kind,
     )
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
+import io
 import os
 import shutil
 import sys
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +33,20 @@ PAGE = 1 << 23  # bytes; a beton consists of pages, and no image crosses the end
 LARGEST_SIDE = 2**16 - 1  # FFCV keeps it in 16 bits
 
 
-def write_beton(images: Images, path: Path, *, split: str, train: Images | None = None) -> Sidecar:
+def write_beton(
+    images: Images, path: Path, *, split: str, train: Images | None = None, jpeg: int | None = None
+) -> Sidecar:
     """Write a split as a beton with its sidecar; both appear whole or not at all.
+
+    The bytes are those of FFCV's own writer, which hands each image to another process, for which it waits forever when
+    the disk is full.
 
     Args:
         images: the split, which is read part by part.
         path: the beton, NAME.beton.
         split: train or test.
         train: the training images, whose mean and standard deviation the sidecar gets; None takes `images`.
+        jpeg: quality, 1 to 100, of the JPEGs that are stored; None stores the pixels.
 
     Raises:
         InputError: the images are larger than FFCV can store.
@@ -47,25 +56,36 @@ def write_beton(images: Images, path: Path, *, split: str, train: Images | None 
     height, width = images.size
     if max(height, width) > LARGEST_SIDE:
         raise InputError(f"images are {width}x{height}, a beton takes at most {LARGEST_SIDE} pixels a side")
-    head, places, end, tail = _frame(images)
-    file_size = end + len(tail)
+    size = height * width * 3  # that of an image's pixels
+    page = max(PAGE, 1 << (size - 1).bit_length())
+    begin = _begin(len(images.labels), page)
     path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if free < file_size:
-        needed = f"{file_size >> 20} MiB are needed, {free >> 20} are free"
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed}", str(path))
+    free, needed = shutil.disk_usage(path.parent).free, begin + page * -(-len(images.labels) // (page // size))
+    if jpeg is None and free < needed:
+        missing = f"{needed >> 20} MiB are needed, {free >> 20} are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {missing}", str(path))
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as file:
-            file.write(head)
-            for place, image in zip(places.tolist(), chain.from_iterable(images.parts()), strict=True):
-                file.write(bytes(place - file.tell()))  # zeros
-                file.write(np.ascontiguousarray(image).data)
-            file.write(bytes(end - file.tell()))
+            places, sizes, place = [], [], begin
+            for image in _encoded(images.parts(), jpeg):
+                if place // page != (place + len(image) - 1) // page:  # no image crosses the end of a page
+                    place = -(-place // page) * page
+                file.seek(place)
+                file.write(image)
+                places.append(place)
+                sizes.append(len(image))
+                place += len(image)
+            end = -(-place // page) * page
+            head, tail = _frame(images, page, np.array(places), np.array(sizes), end, jpeg)
+            file.seek(end)
             file.write(tail)
+            file.seek(0)
+            file.write(head)
             file.flush()
             os.fsync(file.fileno())
         mean, std = (train or images).statistics()
+        pixels = images.fingerprint()
         sidecar = Sidecar(
             source=images.dataset.name,
             split=split,
@@ -74,8 +94,9 @@ def write_beton(images: Images, path: Path, *, split: str, train: Images | None 
             classes=[os.fsencode(name).decode(errors="backslashreplace") for name in images.classes],  # JSON is text
             mean=list(mean),
             std=list(std),
-            pixels_sha256=images.fingerprint(),
-            file_size=file_size,
+            # JPEGs are other images than the ones that they were made of
+            pixels_sha256=pixels if jpeg is None else hashlib.sha256(f"{pixels} jpeg {jpeg}".encode()).hexdigest(),
+            file_size=end + len(tail),
             file_sha256=file_sha256(partial),
         )
         sidecar.write(sidecar_path(partial))
@@ -91,27 +112,58 @@ def write_beton(images: Images, path: Path, *, split: str, train: Images | None 
     return sidecar
 
 
-def _frame(images: Images) -> tuple[bytes, np.ndarray, int, bytes]:
-    """All of a beton except its images, byte for byte as FFCV's own writer writes it.
+def _encoded(parts: Iterable[np.ndarray], jpeg: int | None) -> Iterator[bytes | memoryview]:
+    """The bytes of each image: its pixels, or a JPEG."""
+    from PIL import Image
 
-    That writer hands each image to another process, for which it waits forever when the disk is full.
+    def encode(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=jpeg)
+        return buffer.getvalue()
 
-    Returns:
-        What comes before the images, the place of each image in the file, the place where the images end, what follows.
+    if jpeg is None:
+        for part in parts:
+            yield from (np.ascontiguousarray(image).data.cast("B") for image in part)
+        return
+    pool = ThreadPoolExecutor()
+    try:
+        for part in parts:
+            yield from pool.map(encode, part)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(count: int, page: int) -> int:
+    """The place of the first image in a beton: the first page after what describes the images."""
+    from ffcv import types
+    from ffcv.fields import IntField, RGBImageField
+
+    bytes_of_each = types.get_metadata_type([RGBImageField(), IntField()]).itemsize
+    head = types.HeaderType.itemsize + 2 * types.FieldDescType.itemsize + count * bytes_of_each
+    return -(-head // page) * page
+
+
+def _frame(
+    images: Images, page: int, places: np.ndarray, sizes: np.ndarray, end: int, jpeg: int | None
+) -> tuple[bytes, bytes]:
+    """What stands in a beton before the images, and after them.
+
+    Args:
+        images: the split.
+        page: bytes of a page.
+        places: of each image in the file, int64 [N].
+        sizes: bytes of each image, int64 [N].
+        end: the place where the images end.
+        jpeg: quality of the JPEGs; None if pixels are stored.
     """
     from ffcv import types
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.rgb_image import IMAGE_MODES
 
     count, (height, width) = len(images.labels), images.size
-    size = height * width * 3
-    page = max(PAGE, 1 << (size - 1).bit_length())
     header = np.zeros(1, types.HeaderType)
     fields = np.zeros(2, types.FieldDescType)
     samples = np.zeros(count, types.get_metadata_type([RGBImageField(), IntField()]))
-    begin = -(-(header.nbytes + fields.nbytes + samples.nbytes) // page) * page
-    pages, slots = np.divmod(np.arange(count), page // size)
-    places, end = begin + pages * page + slots * size, begin + (int(pages[-1]) + 1) * page
     header["version"], header["num_fields"], header["num_samples"] = types.CURRENT_VERSION, len(fields), count
     header["page_size"], header["alloc_table_ptr"] = page, end
     numbers = {kind: number for number, kind in types.TYPE_ID_HANDLER.items()}
@@ -119,11 +171,12 @@ def _frame(images: Images) -> tuple[bytes, np.ndarray, int, bytes]:
         field["type_id"] = numbers[kind]
         field["name"][: len(name)] = list(name)
     image = samples["f0"]
-    image["mode"], image["height"], image["width"], image["data_ptr"] = IMAGE_MODES["raw"], height, width, places
+    image["mode"] = IMAGE_MODES["raw" if jpeg is None else "jpg"]
+    image["height"], image["width"], image["data_ptr"] = height, width, places
     samples["f1"] = images.labels
     table = np.zeros(count, types.ALLOC_TABLE_TYPE)
-    table["sample_id"], table["ptr"], table["size"] = np.arange(count), places, size
-    return header.tobytes() + fields.tobytes() + samples.tobytes(), places, end, table.tobytes()
+    table["sample_id"], table["ptr"], table["size"] = np.arange(count), places, sizes
+    return header.tobytes() + fields.tobytes() + samples.tobytes(), table.tobytes()
 
 
 @command("finished betons are kept, and no beton is half-written")
@@ -148,6 +201,10 @@ def main(argv: list[str]) -> int:
             name, root = args.source, args.root
         else:
             raise InputError(f"{args.source}: neither a folder nor one of {', '.join(DATASETS)}")
+        if args.jpeg is not None and not 1 <= args.jpeg <= 100:
+            raise InputError(f"--jpeg {args.jpeg}: a quality of 1 to 100 is allowed")
+        if args.size is not None and args.size < 8:
+            raise InputError(f"--size {args.size}: 8 pixels or more are allowed")
         if name not in DATASETS:
             raise InputError(f"--dataset {name}: one of {', '.join(DATASETS)} is allowed")
         dataset = find_dataset(name)
@@ -158,13 +215,13 @@ def main(argv: list[str]) -> int:
             raise InputError(f"{root}: holds betons already")
         if layout.alone:
             raise InputError(f"{root}: needs train/ and test/ (or val/)")
-        images = {split: open_images(dataset, layout, split, args.download) for split in SPLITS}
+        images = {split: open_images(dataset, layout, split, args.download, args.size) for split in SPLITS}
         check_alike(layout.root, images)
         if not images["train"].classes:
             raise InputError(f"{root}: has no folders of classes, which betons need")
         for split in SPLITS:
             path = args.out / f"{split}.beton"
-            sidecar = write_beton(images[split], path, split=split, train=images["train"])
+            sidecar = write_beton(images[split], path, split=split, train=images["train"], jpeg=args.jpeg)
             print(f"{path}: {sidecar.count} images of {name}, {sidecar.file_size / 1e6:.1f} MB")
     except (InputError, OSError) as error:
         raise InputError(str(error)) from None  # without the name of a setting, since this command has none
@@ -182,6 +239,12 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="folder for train.beton and test.beton")
     parser.add_argument("--root", help="folder of the dataset's own files, if SOURCE is its name")
     parser.add_argument("--download", action="store_true", help="let torchvision download what --root lacks")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="bring image files to this height and width, as data.size does"
+    )
+    parser.add_argument(
+        "--jpeg", type=int, metavar="QUALITY", help="store JPEGs instead of pixels: about a tenth of the size at 90"
+    )
     parser.add_argument("--dataset", help="dataset in the folder (default: the folder's name, or else imagefolder)")
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from rich.progress import track
@@ -83,6 +83,13 @@ class TorchvisionDataset(Dataset):
         return Images(self, pixels, np.asarray(stored.targets, np.int64), list(stored.classes))
 
 
+class Measures(NamedTuple):
+    """What a pass over all images found."""
+
+    fingerprint: str  # SHA-256 of pixels and labels
+    counts: np.ndarray  # int64 [C, 256]: how often each value occurs in each channel
+
+
 @dataclass(eq=False)
 class Images:
     """One split of a dataset, in memory or in files that are decoded part by part."""
@@ -91,8 +98,7 @@ class Images:
     pixels: np.ndarray | ImageFiles  # uint8 [N, H, W, C]; C is 3, or 1 for grids
     labels: np.ndarray  # int64 [N]
     classes: list[str]  # name of each class
-    # SHA-256 of the pixels, and how often each value occurs in each channel (int64 [C, 256]), once they have been read
-    _measured: Any = field(default=None, init=False, repr=False)
+    measures: Measures | None = field(default=None, init=False, repr=False)  # once all pixels have been read
 
     @property
     def size(self) -> tuple[int, int]:
@@ -117,14 +123,15 @@ class Images:
             for row, channel in zip(counts, np.moveaxis(part, -1, 0), strict=True):
                 row += np.bincount(channel.ravel(), minlength=256)
             yield part
-        self._measured = digest, counts
+        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        self.measures = Measures(digest.hexdigest(), counts)
 
     def statistics(self) -> Statistics:
         """Published mean and standard deviation of the pixels, or else the measured ones, of at least 0.001."""
         if self.dataset.statistics:
             return self.dataset.statistics
         mean, std = [], []
-        for counts in self._measure()[1].tolist():  # Python's integers: nothing is rounded before the division
+        for counts in self.measured().counts.tolist():  # Python's integers: nothing is rounded before the division
             number, total, squares = (sum(n * value**power for value, n in enumerate(counts)) for power in (0, 1, 2))
             mean.append(total / (255 * number))
             std.append(max(math.sqrt(number * squares - total**2) / (255 * number), 1e-3))
@@ -132,12 +139,12 @@ class Images:
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels and labels: the same images in the same order, however they were stored."""
-        digest = self._measure()[0].copy()
-        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
-        return digest.hexdigest()
+        return self.measured().fingerprint
 
-    def _measure(self) -> Any:
-        if self._measured is None:
+    def measured(self) -> Measures:
+        """What a pass over all images finds; it is made once."""
+        if self.measures is None:
             for _ in self.parts():
                 pass
-        return self._measured
+        assert self.measures is not None
+        return self.measures

@@ -1,14 +1,16 @@
 """Image files that are decoded when they are indexed."""
 
 import contextlib
+import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ...configs.errors import InputError, first_line, readable, shown
 
@@ -24,17 +26,24 @@ class ImageFiles:
         paths: of the files.
         size: height and width to which each is brought: the largest square in its middle, resized with antialiasing.
             None takes files of one size as they are.
+        decoder: pillow, or torchcodec for JPEG files.
+        threads: number of threads that decode; None takes a few more than the machine has cores.
 
     Raises:
-        InputError: a file is not an image with 8 bits per channel, or differs in size from the first.
+        InputError: a file is not an image with 8 bits per channel, or differs in size from the first; or torchcodec
+            is not installed.
     """
 
-    def __init__(self, paths: list[str], size: int | None = None):
+    def __init__(self, paths: list[str], size: int | None = None, decoder: str = "pillow", threads: int | None = None):
         self.paths = paths
         self.size = size
+        self.decoder = decoder
+        self.threads = threads
+        if decoder == "torchcodec" and importlib.util.find_spec("torchcodec") is None:
+            raise InputError("torchcodec is not installed; pip install torchcodec brings it", "data.decoder")
         with _bombs_ignored():
             try:
-                height, width, _ = _decode(paths[0], size).shape
+                height, width, _ = self._decode(paths[0]).shape
             except MemoryError:  # the header has the size; reading all pixels raises the error for users
                 with _opened(paths[0]) as image:
                     width, height = (size, size) if size else image.size
@@ -44,27 +53,62 @@ class ImageFiles:
         """Device and inode of each file: equal for links to one file."""
         return [identity(os.stat(path)) for path in self.paths]
 
+    def recipe(self) -> tuple[int | None, str, str]:
+        """What decides the pixels, besides the files: size, decoder and its version."""
+        return self.size, self.decoder, metadata.version(self.decoder)
+
     def __getitem__(self, part: slice) -> np.ndarray:
         """Pixels of some of the images, uint8 [n, H, W, 3]."""
-        paths = self.paths[part]
-        pixels = np.empty((len(paths), *self.shape[1:]), np.uint8)
+        positions = range(len(self.paths))[part]
+        pixels = np.empty((len(positions), *self.shape[1:]), np.uint8)
+        self.decode(positions, pixels)
+        return pixels
 
-        def place(position: int) -> None:
-            image = _decode(paths[position], self.size)
-            if image.shape != pixels.shape[1:]:
-                given, expected = (f"{width}x{height}" for height, width, _ in (image.shape, pixels.shape[1:]))
+    def decode(self, positions: Sequence[int], out: np.ndarray) -> None:
+        """Write the pixels of the images at n positions to `out`, uint8 [n, H, W, 3]."""
+
+        def place(row: int, position: int) -> None:
+            image = self._decode(self.paths[position])
+            if image.shape != out.shape[1:]:
+                given, expected = (f"{width}x{height}" for height, width, _ in (image.shape, out.shape[1:]))
                 problem = f"{given} pixels, the others have {expected}; data.size=64 would bring all to 64x64"
-                raise InputError(f"{shown(paths[position])}: {problem}", "data.root")
-            pixels[position] = image
+                raise InputError(f"{shown(self.paths[position])}: {problem}", "data.root")
+            out[row] = image
 
-        pool = ThreadPoolExecutor()
+        pool = ThreadPoolExecutor(self.threads)
         try:
             with _bombs_ignored():
-                for _ in pool.map(place, range(len(paths))):
+                for _ in pool.map(place, range(len(positions)), positions):
                     pass
         finally:  # an interrupt waits for the images that are being decoded, not for all
             pool.shutdown(cancel_futures=True)
-        return pixels
+
+    def _decode(self, path: str) -> np.ndarray:
+        """Pixels of an image file, uint8 [H, W, 3], brought to the size if there is one."""
+        with _opened(path) as image:
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1  # torchcodec would turn the others
+            if self.decoder == "torchcodec" and image.format == "JPEG" and upright:
+                return _by_torchcodec(path, self.size)
+            if self.size is None:
+                return np.asarray(image.convert("RGB"))
+            size = self.size, self.size
+            image.draft("RGB", size)  # a JPEG is decoded at a half, a quarter or an eighth, but not below the size
+            return np.asarray(ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC))
+
+
+def _by_torchcodec(path: str, size: int | None) -> np.ndarray:
+    """Pixels of a JPEG, uint8 [H, W, 3]: decoded at its full size, then cut and resized."""
+    import torch.nn.functional as F
+    from torchcodec.decoders import decode_jpeg  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
+
+    pixels: Any = decode_jpeg(path)  # [3, H, W]
+    if size is not None:
+        height, width = pixels.shape[1:]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = pixels[None, :, top : top + side, left : left + side]
+        pixels = F.interpolate(square, (size, size), mode="bicubic", antialias=True)[0]
+    return pixels.permute(1, 2, 0).numpy()
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:
@@ -75,15 +119,6 @@ def identity(status: os.stat_result) -> tuple[int, int]:
 def _bombs_ignored() -> warnings.catch_warnings:
     """Silences Pillow's warning of large images, for which `_opened` has an error of one line."""
     return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-
-
-def _decode(path: str, size: int | None) -> np.ndarray:
-    """Pixels of an image file, uint8 [H, W, 3], brought to a size if there is one."""
-    with _opened(path) as image:
-        if size is None:
-            return np.asarray(image.convert("RGB"))
-        image.draft("RGB", (size, size))  # a JPEG is decoded at a half, a quarter or an eighth, but not below the size
-        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def enough_memory(shape: tuple[int, int, int, int], device: str = "cpu") -> Iter
         count, height, width, _ = shape
         raise InputError(
             f"{count} images of {width}x{height} pixels are {math.prod(shape) / 2**30:.3g} GiB, more memory than "
-            f"{device} has left; use betons with data.loader=ffcv, which stay on the disk, a smaller "
-            "data.train_subset or data.val_subset, or smaller images",
+            f"{device} has left; data.loader=mapped keeps them on the disk, or take a smaller data.train_subset, "
+            "data.val_subset or data.size",
             "data.root",
         ) from None

@@ -58,7 +58,13 @@ def find_layout(dataset: Dataset, root: str | None) -> Layout:
 
 
 def open_images(
-    dataset: Dataset, layout: Layout, split: str, download: bool = False, size: int | None = None
+    dataset: Dataset,
+    layout: Layout,
+    split: str,
+    download: bool = False,
+    size: int | None = None,
+    decoder: str = "pillow",
+    threads: int | None = None,
 ) -> Images:
     """Find the images of one split; those in files are decoded later, part by part.
 
@@ -68,6 +74,8 @@ def open_images(
         split: train or test.
         download: whether missing files may be downloaded.
         size: pixels of a side to which image files are brought; None takes them as they are.
+        decoder: what decodes image files, pillow or torchcodec.
+        threads: number of threads that decode image files; None takes a few more than the machine has cores.
 
     Raises:
         InputError: missing, empty or unreadable files, or images that are not the dataset's.
@@ -75,7 +83,7 @@ def open_images(
     folder = layout.train if split == "train" else layout.test
     if folder is not None:
         classes, paths, labels = list_images(folder)
-        images = Images(dataset, ImageFiles(paths, size), labels, classes)
+        images = Images(dataset, ImageFiles(paths, size, decoder, threads), labels, classes)
     elif size is not None and not isinstance(dataset, ImageFolder):
         raise InputError(f"{dataset.name} is read as it is; image files in folders can be resized", "data.size")
     else:

@@ -19,13 +19,13 @@ import sys
 from seqjepa.loaders.images import files
 from {module} import main
 
-def telling(path, size, decode=files._decode, paths=[]):
+def telling(images, path, decode=files.ImageFiles._decode, paths=[]):
     paths.append(path)
     if len(paths) == 4:
         print("decoding", flush=True)
-    return decode(path, size)
+    return decode(images, path)
 
-files._decode = telling
+files.ImageFiles._decode = telling
 sys.exit(main())
 """
 

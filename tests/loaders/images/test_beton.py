@@ -1,6 +1,7 @@
 """Betons: FFCV gives the images that the resident loader gives, and damaged files are refused before it opens them."""
 
 import filecmp
+import io
 import json
 import os
 import warnings
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from image_data import read_images
+from PIL import Image
 
 from seqjepa.configs.errors import InputError
 from seqjepa.loaders.config import AffineConfig, DataConfig, RotationConfig
@@ -131,6 +133,27 @@ def test_files_equal_those_of_the_writer_in_ffcv(shape, tmp_path):
         assert np.array_equal(classes.numpy(), labels[part])
 
 
+def test_betons_of_jpegs_are_read_as_pillow_reads_them(tmp_path):
+    """Smooth images, which JPEGs keep to a few gray levels, in places that differ for each; FFCV's decoder rounds."""
+    rows, columns = np.mgrid[0:90, 0:70]
+    waves = [np.sin(rows / (7 + n)) + np.cos(columns / (5 + n)) for n in range(900)]
+    pixels = np.stack([np.stack([127 + 60 * w, 127 - 60 * w, 90 + 30 * w], -1).astype(np.uint8) for w in waves])
+    images = Images(FOLDER, pixels, np.arange(900) % 3, ["a", "b", "c"])
+    plain = write_beton(images, tmp_path / "plain.beton", split="train")
+    sidecar = write_beton(images, path := tmp_path / "train.beton", split="train", jpeg=90)
+    assert sidecar.file_size < plain.file_size / 2
+    assert sidecar.pixels_sha256 != plain.pixels_sha256
+    store = BetonImages(path, sidecar, batch_size=64, threads=1, device=CPU)
+    parts = np.split(np.random.default_rng(1).permutation(900), range(64, 900, 64))
+    for (read, classes, _), part in zip(store.batches(parts), parts, strict=True):
+        assert np.array_equal(classes.numpy(), images.labels[part])
+        for ours, position in zip(read.numpy().astype(int), part, strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels[position]).save(buffer, "JPEG", quality=90)
+            assert abs(ours - np.asarray(Image.open(buffer)).astype(int)).max() <= 8
+            assert abs(ours - pixels[position].astype(int)).mean() < 3
+
+
 def test_images_that_ffcv_cannot_describe_are_refused_before_anything_is_written(tmp_path):
     pixels = np.broadcast_to(np.uint8(0), (2, 1, 2**16, 3))
     with pytest.raises(InputError, match="images are 65536x1, a beton takes at most 65535 pixels a side"):
@@ -245,6 +268,9 @@ def test_asking_for_ffcv_without_betons():
         (["nowhere"], "neither a folder nor one of digits"),
         (["cifar10", "--root", "nowhere"], "no cifar10 there"),
         (["mnist"], "mnist needs a folder"),
+        (["digits", "--jpeg", "101"], "--jpeg 101: a quality of 1 to 100 is allowed"),
+        (["digits", "--size", "7"], "--size 7: 8 pixels or more are allowed"),
+        (["digits", "--size", "32"], "digits is read as it is"),
     ],
 )
 def test_writer_refuses_in_one_line(words, message, tmp_path, capsys):

@@ -113,8 +113,11 @@ def test_images_larger_than_memory(tmp_path, tiny, refused):
         for number in range(1, 400):
             shutil.copy(tmp_path / split / "a" / "0.png", tmp_path / split / "a" / f"{number}.png")  # of 18 KB
     words = tiny("data.dataset=imagefolder", f"data.root={tmp_path}", "data.batch_size=4", "data.train_subset=null")
+    words.append("data.loader=resident")
     with memory_left(4 << 30):
-        told = "data.root: 400 images of 2000x3000 pixels are 6.71 GiB, more memory than cpu has left; use betons"
+        told = (
+            "data.root: 400 images of 2000x3000 pixels are 6.71 GiB, more memory than cpu has left; data.loader=mapped"
+        )
         refused(words, told)
 
 
