@@ -6,7 +6,7 @@ memory that a process holds beyond a process that has opened nothing. The second
 of whole trainings on all images, with one and with four processes, beyond the same trainings on --few images.
 
 `--make DATA` first fills FOLDER with JPEGs of --width x --height pixels, enlarged from cifar10 and
-cifar100 in DATA, up to 100,000 for training.
+cifar100 in DATA; where these are too few, they are also mirrored.
 """
 
 from __future__ import annotations
@@ -73,18 +73,18 @@ def make(data: Path, folder: Path, count: int, width: int, height: int) -> None:
             dataset = find_dataset(name)
             images = open_images(dataset, find_layout(dataset, str(data / name)), split)
             sources.append((name, images.pixels[:]))
-        items = [(source, number) for source in sources for number in range(len(source[1]))]
-        chosen = np.random.default_rng(0).permutation(len(items))[:wanted]
+        items = [(*source, number) for source in sources for number in range(len(source[1]))]
 
         def save(position: int, split: str = split, items: list = items) -> None:
-            (name, pixels), number = items[position]
-            path = folder / split / name / f"{number}.jpg"
+            turn, place = divmod(position, len(items))
+            name, pixels, number = items[place]
+            path = folder / split / name / f"{number}-{turn}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            enlarged = Image.fromarray(pixels[number]).resize((width, height), Image.Resampling.BICUBIC)
-            enlarged.save(path, quality=90)
+            image = Image.fromarray(pixels[number] if turn % 2 == 0 else pixels[number][:, ::-1])
+            image.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
 
         with ThreadPoolExecutor() as pool:
-            list(pool.map(save, chosen.tolist()))
+            list(pool.map(save, np.random.default_rng(0).permutation(max(wanted, len(items)))[:wanted].tolist()))
 
 
 def rates(args: argparse.Namespace, place: Path) -> list[dict]:

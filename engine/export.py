@@ -1,5 +1,7 @@
 """Write the encoder of a run to a folder that other code loads: `seqjepa export RUN --out DIR`.
 
+Or that of a checkpoint by the authors of seq-JEPA: `seqjepa export --from-reference FILE --out DIR DATA.yaml`.
+
 The folder gets model.safetensors, config.json and a model card, README.md. `seqjepa.load_encoder(DIR)` reads it; so
 does timm, if the encoder is one that timm knows: `import seqjepa.engine.timm_models, timm`, then
 `timm.create_model("local-dir:DIR", pretrained=True)`. Each file is loaded once more and compared with the encoder.
@@ -33,12 +35,23 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--out {shown(args.out)}: exists; name a folder that is new or empty")
     # torch is imported only here, so that --help is instant
     from .encoder import load_encoder
-    from .reports.card import card
+    from .reports.card import card, card_of_reference
     from .runs.checkpoints import find_checkpoint
 
-    if find_checkpoint(args.run) is None:
-        raise InputError(f"{shown(args.run)}: neither a run with a checkpoint nor a checkpoint")
-    encoder = load_encoder(args.run)
+    reference, run = None, Path()
+    if args.from_reference:
+        from .reference import read_reference, write_checkpoint
+
+        pixels = {name: value for name in ("mean", "std") if (value := getattr(args, name)) is not None}
+        reference = read_reference(args.from_reference, args.words, pixels, args.size)
+        encoder = reference.encoder
+    else:
+        if len(args.words) != 1:
+            raise InputError(f"{len(args.words)} runs were given; export takes one, or --from-reference FILE")
+        run = Path(args.words[0]).expanduser()
+        if find_checkpoint(run) is None:
+            raise InputError(f"{shown(run)}: neither a run with a checkpoint nor a checkpoint")
+        encoder = load_encoder(run)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         # beside its place and renamed, so that what stands there is whole
@@ -46,7 +59,14 @@ def main(argv: list[str]) -> int:
             folder = Path(partial) / "whole"
             folder.mkdir()
             checked = write(encoder, folder, args.format)
-            (folder / "README.md").write_text(card(args.run, encoder, folder, args.license), encoding="utf-8")
+            if reference is None:
+                text = card(run, encoder, folder, args.license)
+            else:
+                text = card_of_reference(args.from_reference.stem, encoder, args.license)
+                place = folder / "checkpoints" / f"epoch-{reference.epoch:04d}"
+                if problem := write_checkpoint(reference, place):
+                    print(f"{args.from_reference}: {problem}", file=sys.stderr)
+            (folder / "README.md").write_text(text, encoding="utf-8")
             if args.out.exists():
                 args.out.rmdir()
             shutil.move(folder, args.out)
@@ -62,7 +82,13 @@ def main(argv: list[str]) -> int:
 
 def add_words(parser: argparse.ArgumentParser) -> None:
     """Give a parser what the command takes."""
-    parser.add_argument("run", type=Path, help="folder of a run (its newest checkpoint) or of a checkpoint")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="RUN",
+        help="folder of a run (its newest checkpoint) or of a checkpoint; with --from-reference, config files and "
+        "settings as of `seqjepa train` that say what it was trained on",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     parser.add_argument(
         "--format",
@@ -71,6 +97,20 @@ def add_words(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="timm: refuse what timm cannot load; onnx, pt2: also write a graph (needs seqjepa[export])",
     )
+    parser.add_argument(
+        "--from-reference",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint of the authors' code, instead of a run; --out also gets a checkpoint for `seqjepa eval`",
+    )
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        parser.add_argument(
+            f"--{name}",
+            nargs="+",
+            type=float,
+            help=f"with --from-reference: the {what} of its images, if it is not the published one of data.dataset",
+        )
+    parser.add_argument("--size", type=int, help="with --from-reference: height and width of its images")
     parser.add_argument("--license", default="apache-2.0", help="of the weights, for the card (default: apache-2.0)")
     parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to the Hugging Face Hub")
 

@@ -53,7 +53,7 @@ class Case(NamedTuple):
         loaders = build_loaders(data, sequence, config.actions, drop_last=False, **where)
         if loaders.notice:
             say(loaders.notice)
-        if self.state.images != loaders.fingerprint:
+        if self.state.images not in ("unknown", loaders.fingerprint):
             say("these are not the images that the network was trained on")
         return accelerator, loaders
 

@@ -16,6 +16,12 @@ from ..runs.tensors import check
 
 FIGURES = ("curves.png", "terms.png")
 RECIPE = "training.yaml"
+CITATION = [
+    "## Citation",
+    "",
+    "seq-JEPA: Autoregressive Predictive Learning of Invariant-Equivariant World Models, arXiv 2505.03176.",
+    "",
+]
 
 
 def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
@@ -36,39 +42,15 @@ def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
             state = None
     home = checkpoint.parent.parent if checkpoint and checkpoint.parent.name == "checkpoints" else run
     config: dict[str, Any] = state.config if state else {}
-    front = {
-        "library_name": "seqjepa",
-        "pipeline_tag": "image-feature-extraction",
-        "license": licence,
-        "tags": ["self-supervised-learning", "seq-jepa", "jepa"],
-    }
     name = config.get("run", {}).get("name", run.name)
     data = config.get("data", {})
     height, width = encoder.image_size
     lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False).rstrip(),
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"An encoder ({encoder.description.model.encoder.kind}, {encoder.num_features} features) that was trained by"
-        " seqjepa, a trainer of seq-JEPA (arXiv 2505.03176) and its relatives, without labels.",
-        "",
-        "```python",
-        "import seqjepa",
-        "",
-        'encoder = seqjepa.load_encoder("PATH OF THIS FOLDER, OR USER/NAME")',
-        f"features = encoder(images)  # [B, {encoder.num_features}]; uint8, or floating-point from 0 to 1"
-        if encoder.sees == "images"
-        else f"features = encoder(grids)  # [B, {encoder.num_features}]; integers from 0 to 9, [B, H, W]",
-        "```",
-        "",
+        *_beginning(name, encoder, licence, "seqjepa, a trainer of seq-JEPA (arXiv 2505.03176) and its relatives,"),
         "## Data",
         "",
         f"{data.get('name', 'unknown')}: {data.get('dataset', 'unknown')}, {width} x {height}, "
-        f"{len(encoder.classes)} classes, which only probes saw. "
-        f"Mean {_numbers(encoder.description.pixels.mean)}, std {_numbers(encoder.description.pixels.std)}.",
+        f"{len(encoder.classes)} classes, which only probes saw. {_statistics(encoder)}",
         "",
     ]
     if state:
@@ -87,13 +69,59 @@ def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
         if (home / "figures" / figure).is_file():
             shutil.copyfile(home / "figures" / figure, folder / figure)
             lines += [f"![{figure.removesuffix('.png')}]({figure})", ""]
-    lines += [
-        "## Citation",
+    return "\n".join([*lines, *CITATION])
+
+
+def card_of_reference(name: str, encoder: Any, licence: str) -> str:
+    """A model card of an encoder that the authors' code trained.
+
+    Args:
+        name: of the file with its weights.
+        encoder: the `Encoder`.
+        licence: of the weights, as the Hub names it.
+    """
+    height, width = encoder.image_size
+    lines = _beginning(name, encoder, licence, "the code of seq-JEPA's authors (github.com/hafezgh/seq-jepa)")
+    lines += ["## Data", "", f"Images of {width} x {height}. {_statistics(encoder)}", ""]
+    return "\n".join([*lines, *CITATION])
+
+
+def _beginning(name: str, encoder: Any, licence: str, trainer: str) -> list[str]:
+    """What the Hub reads, what it is, and how it is used."""
+    front = {
+        "library_name": "seqjepa",
+        "pipeline_tag": "image-feature-extraction",
+        "license": licence,
+        "tags": ["self-supervised-learning", "seq-jepa", "jepa"],
+    }
+    features = f"[B, {encoder.num_features}]"
+    if encoder.sees == "images":
+        use = f"features = encoder(images)  # {features}; uint8, or floating-point from 0 to 1"
+    else:
+        use = f"features = encoder(grids)  # {features}; integers from 0 to 9, [B, H, W]"
+    kind = encoder.description.model.encoder.kind
+    return [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).rstrip(),
+        "---",
         "",
-        "seq-JEPA: Autoregressive Predictive Learning of Invariant-Equivariant World Models, arXiv 2505.03176.",
+        f"# {name}",
+        "",
+        f"An encoder ({kind}, {encoder.num_features} features) that was trained by {trainer} without labels.",
+        "",
+        "```python",
+        "import seqjepa",
+        "",
+        'encoder = seqjepa.load_encoder("PATH OF THIS FOLDER, OR USER/NAME")',
+        use,
+        "```",
         "",
     ]
-    return "\n".join(lines)
+
+
+def _statistics(encoder: Any) -> str:
+    pixels = encoder.description.pixels
+    return f"Mean {_numbers(pixels.mean)}, std {_numbers(pixels.std)}."
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class TrainingState(Section):
     train_seconds: float = Field(ge=0)
     """The same without validation."""
     images: str
-    """Fingerprint of the images."""
+    """Fingerprint of the images; unknown in what other code trained."""
     wandb_id: str | None = Field(pattern=r"^[\w-]{1,128}$")
     commit: str | None
     config: dict[str, Any]
