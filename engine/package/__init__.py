@@ -35,7 +35,11 @@ def __getattr__(name: str) -> Any:
 
         return version("seqjepa")
     if name in _PLACES:
-        return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+        try:
+            return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            missing = f"seqjepa.{name} needs {error.name}, which is not installed: pip install 'seqjepa[train]'"
+            raise ImportError(missing, name=error.name) from error
     raise AttributeError(f"module 'seqjepa' has no attribute {name!r}")
 
 

@@ -4,11 +4,10 @@
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 from importlib.metadata import version
-
-from seqjepa.configs.console import open_console
 
 COMMANDS = {
     "train": ("engine.train", "train a network"),
@@ -22,6 +21,11 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code; each command's help lists them."""
+    if missing := next((name for name in ("accelerate", "pydantic") if importlib.util.find_spec(name) is None), None):
+        print(f"error: {missing} is not installed; pip install 'seqjepa[train]' brings it", file=sys.stderr)
+        return 2
+    from seqjepa.configs.console import open_console
+
     open_console()
     words = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(

@@ -1,14 +1,16 @@
 """The folder of a run: what is in it, and what a new run may do with it."""
 
+import contextlib
 import errno
 import functools
-import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from ...configs.compose import compose, dump
 from ...configs.errors import InputError, readable
@@ -17,12 +19,6 @@ from ...configs.section import Schema, leaves
 from ..runtime.config import RunConfig
 from .checkpoints import Checkpoints, find_checkpoint
 from .state import TrainingState
-
-try:
-    import fcntl
-except ModuleNotFoundError:
-    needed = "locks of files and signals that this system's Python does not have"
-    raise InputError(f"training needs {needed}: Linux and macOS are supported, and WSL on Windows") from None
 
 # settings of one start of a run: the next start may have others, and need not mention it
 OF_THE_START = {"run.resume", "run.overwrite"}
@@ -53,7 +49,7 @@ class RunFolder:
         self.stream = self.figures / "stream.png"
         self.bases = self.path / "diagnostics"  # of the factors' subspaces
         self._tracker_id = self.path / "tracker-id"
-        self._held: int | None = None  # file descriptor of the lock
+        self._lock_file = FileLock(self.path / ".lock", blocking=False)
         self._existed = False  # whether the folder was there when it was entered
 
     def __enter__(self) -> Self:
@@ -64,8 +60,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._held is not None:
-            os.close(self._held)
+        self._lock_file.release()
 
     def _lock(self) -> None:
         """Keep other runs out of the folder; the system releases the lock when this process ends, however it ends.
@@ -73,17 +68,20 @@ class RunFolder:
         Raises:
             InputError: another run uses it.
         """
-        if self._held is not None or not self.main:
+        if self._lock_file.is_locked or not self.main:
             return
         try:
-            self._held = held = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(held)
-            self._held = None
+            self._lock_file.acquire()
+            with contextlib.suppress(
+                PermissionError
+            ):  # another user's; filelock lets only its maker write to a new one
+                (self.path / ".lock").chmod(self.path.stat().st_mode & 0o666)
+        except Timeout:
             raise InputError(f"{self.path}: another run is training in it", "run.dir") from None
+        except NotImplementedError:  # a disk without locks
+            return
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a disk without locks
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise InputError(f"{self.path}: cannot be written ({error.strerror})", "run.dir") from None
 
     @property

@@ -68,6 +68,9 @@ def sigbus_handler(line: Callable[[], str]) -> Iterator[None]:
     Args:
         line: makes the line, at the time of the fault.
     """
+    if not hasattr(signal, "SIGBUS"):  # Windows, where a mapped file cannot shrink
+        yield
+        return
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handler(number: int) -> None:

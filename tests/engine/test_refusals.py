@@ -203,8 +203,8 @@ def test_refuses_folders_that_cannot_be_written(tiny, tmp_path, refused):
     refused(tiny(f"control.cache={tmp_path / 'file'}"), "control.cache", "cannot be made")
 
 
-def test_a_python_without_posix_is_refused_in_a_line(tiny, tmp_path, run_process):
-    """What Windows' Python lacks is taken away."""
+def test_a_python_without_posix_trains(tiny, tmp_path, run_process):
+    """What Windows' Python lacks is taken away; that it trains on Windows is not shown by this."""
     without = """
 import signal, sys
 
@@ -215,7 +215,7 @@ class Without:
 
 sys.meta_path.insert(0, Without())
 sys.modules.pop("fcntl", None)
-for name in ("SIGHUP", "SIGBUS", "SIGALRM", "SIGKILL"):
+for name in ("SIGHUP", "SIGBUS", "SIGALRM", "SIGKILL", "setitimer"):
     delattr(signal, name)
 import seqjepa.kernels
 from seqjepa.engine.train import main
@@ -223,7 +223,5 @@ from seqjepa.engine.train import main
 sys.exit(main(sys.argv[1:]))
 """
     done = run_process(sys.executable, "-W", "ignore", "-c", without, *tiny())
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "Linux and macOS are supported, and WSL on Windows" in done.stderr
-    assert not (tmp_path / "run").exists()
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "summary.json").exists()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_data import write_images
 
 from seqjepa.engine.runs.checkpoints import find_checkpoint
 from seqjepa.engine.runs.metrics_file import MetricsFile, read_rows
@@ -391,23 +392,19 @@ def test_disk_full_while_a_beton_is_written(small_disk):
 FILLS_MEANWHILE = """
 import shutil, sys
 from seqjepa.loaders.write import main
-real, looks = shutil.disk_usage, []
-
-def usage(path):
-    looks.append(path)
-    return real(path) if len(looks) > 1 else real("/")._replace(free=1 << 40)
-
-shutil.disk_usage = usage
+real = shutil.disk_usage
+shutil.disk_usage = lambda path: real("/")._replace(free=1 << 40)
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @needs_root
-def test_a_disk_that_fills_while_a_beton_is_written(small_disk):
+def test_a_disk_that_fills_while_a_beton_is_written(small_disk, tmp_path):
     """There seemed to be room; FFCV's writer would wait for ever."""
+    source = write_images(tmp_path / "images", count=1000, size=(64, 64))  # 25 MB of pixels
     pytest.importorskip("ffcv")
     before = set(os.listdir("/dev/shm"))
-    command = [sys.executable, "-c", FILLS_MEANWHILE, "digits", str(small_disk)]
+    command = [sys.executable, "-c", FILLS_MEANWHILE, str(source), str(small_disk)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     said = [line for line in result.stderr.splitlines() if "error: " in line]
