@@ -52,3 +52,18 @@ def test_commands_and_configs_of_a_page_exist(page):
 def test_workflows_are_yaml_with_jobs(path):
     for job in yaml.safe_load(path.read_text())["jobs"].values():
         assert all({"run", "uses"} & step.keys() for step in job["steps"])
+
+
+def test_the_sweep_sets_settings_that_there_are():
+    """As W&B's agent writes them, name=value: every value that it may choose composes with the rest of its command."""
+    sweep = yaml.safe_load((ROOT / "configs" / "launch" / "sweep.yaml").read_text())
+    interpreter, program, command, *words, arguments = sweep["command"]
+    assert [interpreter, program, command, arguments] == ["${env}", "seqjepa", "train", "${args_no_hyphens}"]
+    tracked, metric = sweep["metric"]["name"].split("/")
+    assert (tracked, metric) == ("val", "online_r2_test")
+    for name, choice in sweep["parameters"].items():
+        for value in choice.get("values", [choice.get("min"), choice.get("max")]):
+            config = compose([*words, f"{name}={value}"]).config
+            for part in name.split("."):
+                config = getattr(config, part)
+            assert config == value

@@ -99,6 +99,47 @@ def test_every_module_imports_from_the_wheel(installed, run_process, python, tmp
     assert epochs == 60
 
 
+OF_TRAINING = [
+    "torchvision",
+    "timm",
+    "accelerate",
+    "psutil",
+    "pydantic",
+    "yaml",
+    "PIL",
+    "filelock",
+    "safetensors",
+    "rich",
+]
+OF_TRAINING += ["sklearn", "scipy", "matplotlib", "wandb", "argcomplete", "annotated_types"]
+
+
+def test_the_base_installation_has_the_kernels_and_says_what_the_rest_needs(installed, python, tmp_path):
+    """All that `seqjepa[train]` brings is taken away; torch itself needs filelock, which it has imported by then."""
+    import subprocess
+
+    site, _ = installed
+    hide = f"import sys, torch\nfor name in {OF_TRAINING}: sys.modules[name] = None\n"
+    environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def run(code):
+        command = [python, "-W", "ignore", "-c", hide + code]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    used = run(
+        "from seqjepa.kernels import AdamWEMA, coding_rate, ema_update_, sigreg\n"
+        "from seqjepa.kernels.drop_in.simdino import MCRLoss\n"
+        "z = torch.randn(8, 4, requires_grad=True); coding_rate(z, eps=0.5).backward(); print(z.grad.shape)"
+    )
+    assert (used.returncode, used.stdout) == (0, "torch.Size([8, 4])\n"), used.stderr
+    told = run("from seqjepa.__main__ import main; sys.exit(main(['train']))")
+    assert told.returncode == 2
+    assert told.stderr == "error: accelerate is not installed; pip install 'seqjepa[train]' brings it\n"
+    told = run("import seqjepa; seqjepa.train()")
+    assert told.stderr.splitlines()[-1].startswith("ImportError: seqjepa.train needs ")
+    assert "pip install 'seqjepa[train]'" in told.stderr
+
+
 def test_configs_travel(installed):
     _, names = installed
     ours = {f"seqjepa/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}

@@ -27,6 +27,8 @@ class TrackingConfig(Operation):
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Mode of Weights & Biases."""
+    trackio: bool = False
+    """Whether Trackio records the run too, in its database on this machine."""
     tensorboard: bool = False
     """Whether TensorBoard files are written too."""
     project: str = "seqjepa"

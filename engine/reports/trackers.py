@@ -1,7 +1,8 @@
-"""Experiment trackers: W&B and TensorBoard, through Accelerate."""
+"""Experiment trackers: W&B, Trackio and TensorBoard, through Accelerate."""
 
 import contextlib
 import importlib.util
+import io
 import math
 import os
 import re
@@ -18,7 +19,11 @@ from ...configs.section import leaves
 from ..runs.folder import RunFolder
 from .config import TrackingConfig
 
-NAMES = {"wandb": "W&B", "tensorboard": "TensorBoard (pip install tensorboard)"}
+NAMES = {
+    "wandb": "W&B",
+    "trackio": "Trackio (pip install trackio)",
+    "tensorboard": "TensorBoard (pip install tensorboard)",
+}
 
 
 class Trackers:
@@ -34,7 +39,7 @@ class Trackers:
         self.say = say
         settings, wandb_id = folder.config.model_dump(), folder.tracker_id
         asked: list[Any] = ["wandb"] if tracking.wandb != "disabled" else []
-        asked += ["tensorboard"] if tracking.tensorboard else []
+        asked += [name for name in ("trackio", "tensorboard") if getattr(tracking, name)]
         accelerator.log_with = wanted = [name for name in asked if importlib.util.find_spec(name)]
         for name in asked:
             if name not in wanted:
@@ -56,7 +61,15 @@ class Trackers:
                         "mode": mode,
                         "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),
                     }
-                accelerator.init_trackers(tracking.project, init_kwargs=kwargs)
+                kwargs["trackio"] = {
+                    "name": tracking.run_name or folder.run.name,
+                    "group": tracking.group,
+                    "config": leaves(settings),
+                    "resume": "allow",
+                    "embed": False,
+                }
+                with contextlib.redirect_stdout(io.StringIO()):  # Trackio prints a page
+                    accelerator.init_trackers(tracking.project, init_kwargs=kwargs)
                 break
             except Exception as error:  # wandb's errors for a missing key, network or project share no base class
                 accelerator.trackers = []  # drops the tracker that failed halfway
@@ -78,28 +91,42 @@ class Trackers:
             place = shlex.quote(run.settings.wandb_dir.rstrip("/"))
             say(f"W&B is offline: wandb sync {place}/offline-run-* uploads the run")
 
+        if self._tracker("trackio"):
+            say(f"trackio show --project {shlex.quote(tracking.project)} draws the run")
+
     def _tracker(self, name: str) -> Any:
-        """W&B's run or TensorBoard's writer; None on other processes, and if it is left out."""
+        """W&B's or Trackio's run, or TensorBoard's writer; None on other processes, and if it is left out."""
         here = self.accelerator.is_main_process
         return next((found.tracker for found in self.accelerator.trackers if here and found.name == name), None)
 
-    def log(self, values: dict[str, Any], step: int) -> None:
-        """Log finite scalars at an optimiser step."""
+    def log(self, step: int, epoch: int | None = None, **groups: dict[str, Any]) -> None:
+        """Log finite scalars at an optimiser step, and the epoch, if one has ended.
+
+        Args:
+            step: number of optimiser steps done.
+            epoch: number of epochs done.
+            groups: values by name; the name of their group comes before theirs: train/, val/, system/.
+        """
+        values = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+        values |= {"epoch": epoch}
         finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
         with _surviving(self.accelerator, self.say):
             self.accelerator.log(finite, step=step)
 
-    def summarise(self, values: dict[str, Any]) -> None:
-        """Record the verdict of the run beside its charts."""
+    def summarise(self, values: dict[str, Any], step: int) -> None:
+        """Record values that a run has once, beside its charts."""
         with _surviving(self.accelerator, self.say):
             if wandb := self._tracker("wandb"):
                 wandb.summary.update(values)
+            if trackio := self._tracker("trackio"):  # which has no place for them
+                trackio.log({name: value for name, value in values.items() if value is not None}, step=step)
             if tensorboard := self._tracker("tensorboard"):
                 for name, value in values.items():
                     tensorboard.add_text(name, str(value))
 
-    def log_figure(self, name: str, path: Path, step: int) -> None:
-        """Log a PNG at an optimiser step."""
+    def log_figure(self, path: Path, step: int) -> None:
+        """Log a PNG at an optimiser step, as figures/ and its name."""
+        name = f"figures/{path.stem}"
         if board := self._tracker("tensorboard"):
             from matplotlib.image import imread  # the figure was drawn by matplotlib, which is loaded
 
@@ -110,6 +137,11 @@ class Trackers:
 
             with _surviving(self.accelerator, self.say):
                 run.log({name: wandb.Image(str(path))}, step=step)
+        if run := self._tracker("trackio"):
+            import trackio
+
+            with _surviving(self.accelerator, self.say):
+                run.log({name: trackio.Image(str(path))}, step=step)
 
 
 @contextlib.contextmanager
@@ -125,7 +157,7 @@ def _surviving(accelerator: Accelerator, say: Callable[[str], None]) -> Iterator
 
 def end_tracking(accelerator: Accelerator, say: Callable[[str], None]) -> None:
     """Let the trackers write what they have buffered, and end them."""
-    with _surviving(accelerator, say):
+    with _surviving(accelerator, say), contextlib.redirect_stdout(io.StringIO()):  # Trackio prints a line
         for tracker in accelerator.trackers:
             tracker.finish()
     accelerator.trackers = []

@@ -162,6 +162,7 @@ class Trainer:
         self.tasks = TaskMeasures(self.training, self.loaders) if self.loaders.stream else None
         if self.tasks and self.untrained is not None:
             self.untrained |= self.tasks.untrained
+        self.trackers.summarise({f"control/{name}": value for name, value in (self.untrained or {}).items()}, 0)
         set_seed(config.run.seed, device_specific=True)
         if resumed:
             self._restore(resumed)
@@ -302,7 +303,7 @@ class Trainer:
         values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
         values |= self.training.embeddings()
         timing = {"sequences_per_second": recent.rate}
-        self.trackers.log(values | timing, self.global_step)
+        self.trackers.log(self.global_step, train=values, system=timing)
         if self.steps_file:
             self.steps_file.append({"step": self.global_step, **values, "timing": timing})
 
@@ -330,10 +331,12 @@ class Trainer:
             timing["diagnostics_time"] = seconds
         if self.metrics_file:
             self.metrics_file.append({"epoch": number, **metrics, **swept, "timing": timing})
-        untrained = {f"untrained_{name}": value for name, value in (self.untrained or {}).items()}
-        self.trackers.log({"epoch": number, **metrics, **swept, **untrained, **timing}, self.global_step)
+        of_tasks = {name for name in metrics if name.startswith(("task_", "stream_"))}
+        val = {name: metrics[name] for name in of_tasks | set(validation.metrics if validation else ())}
+        train = {name: value for name, value in metrics.items() if name not in val}
+        self.trackers.log(self.global_step, number, train=train, val=val | swept, system=timing)
         for path in figures:
-            self.trackers.log_figure(path.stem, path, self.global_step)
+            self.trackers.log_figure(path, self.global_step)
         if validation:
             title = f"{self.segments.name} {number}/{len(self.segments)}  {rate:.0f} sequences/s"
             self.reporter.epoch(title, metrics, self.untrained)
@@ -437,17 +440,17 @@ class Trainer:
             write_atomically(self.folder.summary, to_json(summary, indent=1) + "\n")
             try:
                 draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves)
-                self.trackers.log_figure("curves", self.folder.curves, self.global_step)
+                self.trackers.log_figure(self.folder.curves, self.global_step)
                 if len(config.objective.terms) > 1:
                     draw_terms(self.metrics_file.rows, self.untrained, self.folder.terms)
-                    self.trackers.log_figure("terms", self.folder.terms, self.global_step)
+                    self.trackers.log_figure(self.folder.terms, self.global_step)
                 if self.tasks:
                     draw_stream(summary["stream"], self.folder.stream)
-                    self.trackers.log_figure("stream", self.folder.stream, self.global_step)
+                    self.trackers.log_figure(self.folder.stream, self.global_step)
             except OSError as error:  # no reason to fail a run that has everything else
                 where = shown(error.filename or self.folder.curves)
                 self.reporter.say(f"curves are not drawn: {where} cannot be written ({error.strerror})")
-            self.trackers.summarise(verdict | {"best_epoch": best.segment})
+            self.trackers.summarise(verdict | {"best_epoch": best.segment}, self.global_step)
             for reason in reasons:
                 self.reporter.say(f"gate: {reason}")
             self.reporter.say(closing_block(str(self.folder.path), summary))

@@ -105,6 +105,47 @@ def test_wandbs_environment_comes_before_the_defaults(tiny, tmp_path):
     assert not (tmp_path / "run" / "wandb").exists()
 
 
+def test_charts_are_grouped_and_the_control_is_a_value_and_no_curve(tiny, tmp_path):
+    """In W&B's own file, as it is uploaded."""
+    words = [word for word in tiny("run.epochs=2", "run.log_every=1") if not word.startswith("tracking.wandb=")]
+    result = subprocess.run([*TRAIN, *words], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    names = {name.partition("/")[0] for row in history(path) for name in row if not name.startswith("_")}
+    assert names == {"train", "val", "system", "figures", "epoch"}
+    rows = [row for row in history(path) if "epoch" in row]
+    written = [json.loads(line) for line in lines(tmp_path / "run" / "metrics.jsonl")]
+    for row, line in zip(rows, written, strict=True):
+        assert row["val/online_r2_test"] == line["online_r2_test"]
+        assert row["train/online_r2_train"] == line["online_r2_train"]
+        assert row["system/ep_time"] == line["timing"]["ep_time"]
+    said = [update for record in records(path) for update in record.summary.update]
+    summary = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in said}
+    untrained = json.loads((tmp_path / "run" / "summary.json").read_text())["untrained"]
+    assert summary["control/online_r2_test"] == untrained["online_r2_test"]
+
+
+def test_trackio_has_the_same_values(tiny, tmp_path):
+    pytest.importorskip("trackio")
+    words = tiny("run.epochs=2", "tracking.trackio=true", "run.name='größe 1'")
+    given = environment(tmp_path, TRACKIO_DIR=str(tmp_path / "trackio"))
+    result = subprocess.run([*TRAIN, *words], cwd=ROOT, env=given, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "trackio show --project seqjepa draws the run" in result.stdout
+    assert "dashboard" not in result.stdout
+    code = (
+        "import json, trackio\nfrom trackio.sqlite_storage import SQLiteStorage\n"
+        "(run,) = trackio.Api().runs('seqjepa')\n"
+        "print(json.dumps([run.name, SQLiteStorage.get_logs('seqjepa', run.name)]))"
+    )
+    read = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
+    name, rows = json.loads(read.stdout.splitlines()[-1])
+    assert name == "größe 1"
+    written = [json.loads(line)["online_r2_test"] for line in lines(tmp_path / "run" / "metrics.jsonl")]
+    assert [row["val/online_r2_test"] for row in rows if "val/online_r2_test" in row] == written
+    assert sum("control/online_r2_test" in row for row in rows) == 1
+
+
 @pytest.mark.parametrize(
     ("variables", "field", "value"),
     [
@@ -332,10 +373,12 @@ def test_online_a_restarted_run_goes_on_in_its_charts(tiny, tmp_path, serve, num
         assert logged == list(range(1, 31))
     written = {row["epoch"]: row for row in map(json.loads, lines(run / "metrics.jsonl"))}
     for row in rows:
-        if "online_r2_test" in row:
-            assert row["online_r2_test"] == written[row["epoch"]]["online_r2_test"]
-            assert "untrained_online_r2_test" in row
-    assert rows[-1]["online_r2_test"] == written[30]["online_r2_test"]
+        assert all(name.startswith(("_", "train/", "val/", "system/", "figures/", "epoch")) for name in row)
+        if "val/online_r2_test" in row:
+            assert row["val/online_r2_test"] == written[row["epoch"]]["online_r2_test"]
+    assert rows[-1]["val/online_r2_test"] == written[30]["online_r2_test"]
+    untrained = json.loads((run / "summary.json").read_text())["untrained"]
+    assert files["wandb-summary.json"][-1]["control/online_r2_test"] == untrained["online_r2_test"]
     assert files["wandb-summary.json"][-1]["best_epoch"] == json.loads((run / "summary.json").read_text())["best_epoch"]
     for path in run.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path

@@ -201,8 +201,8 @@ def test_tensorboard_files_hold_the_metrics(tiny, tmp_path):
     (events,) = (tmp_path / "run" / "tensorboard" / "seqjepa").glob("events*")
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
-    assert "curves" in accumulator.Tags()["images"]
-    logged = [event.value for event in accumulator.Scalars("online_r2_test")]
+    assert "figures/curves" in accumulator.Tags()["images"]
+    logged = [event.value for event in accumulator.Scalars("val/online_r2_test")]
     written = [
         json.loads(line)["online_r2_test"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
