@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: setup smoke circle arc gate30 variants test test-slow test-gpu test-realdata test-floor soak \
-	bench bench-kernels bench-gpu lint clean
+	bench bench-kernels bench-gpu docs lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
 
@@ -108,10 +108,18 @@ bench-gpu: setup
 	$(BIN)/python bench/kernel_table.py --repetitions 20
 	$(BIN)/python bench/draw.py
 
+# The site of the documentation, in site/; runs the notebook. A dead link fails it.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/build.py
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install -qq -e '.[docs]'
+	@touch $@
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
 clean:
-	rm -rf $(VENV) $(VENV)-floor runs
+	rm -rf $(VENV) $(VENV)-floor runs site

@@ -24,7 +24,7 @@ def help_page(usage: str, schema: type[BaseModel]) -> str:
     )
     lines = [usage, "", *textwrap.wrap("Configs: " + ", ".join(files), WIDTH, subsequent_indent=" " * 9)]
     for name, field in schema.model_fields.items():
-        lines += ["", f"{name}: {_doc(field)}", *_section_lines(name, field)]
+        lines += ["", f"{name}: {about(field)}", *section_lines(name, field)]
     return "\n".join(lines)
 
 
@@ -34,7 +34,7 @@ def field_lines(section: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
         yield from _field_lines(f"{section}.{key}", field)
 
 
-def _section_lines(name: str, field: FieldInfo) -> Iterator[str]:
+def section_lines(name: str, field: FieldInfo) -> Iterator[str]:
     """Lines on a field that holds a section, of one kind or of several."""
     kinds = by_kind(field.annotation)
     if not kinds:
@@ -52,8 +52,8 @@ def _section_lines(name: str, field: FieldInfo) -> Iterator[str]:
 def _field_lines(name: str, field: FieldInfo, only: str = "") -> Iterator[str]:
     """Lines on a field: its default and what it allows, then what it means; or on the sections in it."""
     if kinds_of(field.annotation):
-        yield from _wrapped(f"{name}: {_doc(field)}", 2)
-        yield from _section_lines(name, field)
+        yield from _wrapped(f"{name}: {about(field)}", 2)
+        yield from section_lines(name, field)
         return
     # as it would be written in a config
     default = {"None": "null", "True": "true", "False": "false"}.get(str(field.default), field.default)
@@ -61,7 +61,7 @@ def _field_lines(name: str, field: FieldInfo, only: str = "") -> Iterator[str]:
     yield from _wrapped(field.description or "", 6)
 
 
-def _doc(field: FieldInfo) -> str:
+def about(field: FieldInfo) -> str:
     """The description of a field that holds a section: its own, or else that of the section or of its kinds' base."""
     section = kinds_of(field.annotation)[0]
     kinds = tuple(by_kind(field.annotation).values())

@@ -1,5 +1,6 @@
 """Images on the device, in a memory-mapped file and in image files: the same batches, shared and bounded memory."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -254,7 +255,10 @@ def test_batches_are_read_ahead(folder):
 
 def test_torchcodec_decodes_as_pillow_does(tmp_path):
     """The same JPEG to within rounding, and one that is turned by its metadata as it lies in the file."""
-    pytest.importorskip("torchcodec")
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except (ImportError, RuntimeError) as error:  # it is built for some versions of torch
+        pytest.skip(f"torchcodec: {error}")
     waves = np.add.outer(np.sin(np.arange(60) / 7), np.cos(np.arange(90) / 11))
     pixels = np.stack([127 + 60 * waves, 127 - 60 * waves, 100 + 20 * waves], -1).astype(np.uint8)
     turned = Image.Exif()

@@ -1,0 +1,98 @@
+"""Builds the site of the documentation in site/: `make docs`, or `python docs/build.py` with `seqjepa[docs]`.
+
+Its pages are those of the repository, where they stand, so that their links lead to each other. Added are the reference
+of all settings, from their sections, and of the Python API, from its docstrings; and the notebook, executed. A link that
+leads nowhere fails the build, and so does a cell of the notebook.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from seqjepa.configs.help import about, section_lines
+from seqjepa.engine.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+# modules and packages of the reference, by heading
+API = {
+    "From Python": ["seqjepa.engine.api", "seqjepa.engine.encoder"],
+    "Kernels": ["coding_rate", "local_rate", "sigreg", "token_statistics", "ema", "adamw_ema"],
+    "Drop-in losses": ["mcr2", "simdino", "simdinov2", "emp_ssl", "lightly", "lejepa", "eb_jepa", "seq_jepa"],
+    "Data": ["seqjepa.loaders.loader", "seqjepa.loaders.batch", "seqjepa.loaders.sampler"],
+    "Network": ["seqjepa.engine.models.seq_jepa"],
+}
+PACKAGES = {"Kernels": "seqjepa.kernels.", "Drop-in losses": "seqjepa.kernels.drop_in."}
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as place:
+        pages, package = Path(place) / "pages", Path(place) / "package" / "seqjepa"
+        copy_repository(pages)
+        (pages / "reference").mkdir()
+        (pages / "reference" / "config.md").write_text(settings(), encoding="utf-8")
+        (pages / "reference" / "api.md").write_text(api(), encoding="utf-8")
+        execute(pages / "docs" / "first_steps.ipynb", Path(place))
+        # where the reference finds the docstrings: as an installation would have the modules
+        shutil.copytree(ROOT / "engine" / "package", package)
+        for name in ("configs", "engine", "kernels", "loaders"):
+            (package / name).symlink_to(ROOT / name)
+        given = {
+            "PAGES": str(pages),
+            "SITE": str(ROOT / "site"),
+            "PACKAGE": str(package.parent),
+            "NO_MKDOCS_2_WARNING": "1",
+        }
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(ROOT / "docs/mkdocs.yml")]
+        return subprocess.run(command, env=os.environ | given, check=False).returncode
+
+
+def copy_repository(pages: Path) -> None:
+    """Copy what git knows: pages, and the files that they link to."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in listed.stdout.decode().split("\0")[:-1]:
+        if (ROOT / name).is_file() and not name.startswith("."):
+            (pages / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, pages / name)
+
+
+def settings() -> str:
+    """The reference of all settings: a part for each section, as `seqjepa train --help` prints it."""
+    lines = [
+        "# Settings",
+        "",
+        "Every setting with its default, what it allows, and what it means: `section.key=value`.",
+        "",
+    ]
+    for name, field in Config.model_fields.items():
+        lines += [f"## {name}", "", about(field), "", "```text", *section_lines(name, field), "```", ""]
+    return "\n".join(lines)
+
+
+def api() -> str:
+    """The reference of the Python API: what mkdocstrings replaces by docstrings."""
+    lines = ["# Python", ""]
+    for heading, modules in API.items():
+        lines += [f"## {heading}", ""]
+        for module in modules:
+            lines += [f"::: {PACKAGES.get(heading, '')}{module}", ""]
+    return "\n".join(lines)
+
+
+def execute(notebook: Path, place: Path) -> None:
+    """Run a notebook where it makes no files in the repository, and put a page with its results in its place."""
+    words = ["--to", "markdown", "--execute", "--output-dir", str(notebook.parent), str(notebook)]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "TERM": "dumb"}
+    work = place / "work"
+    work.mkdir()
+    subprocess.run(
+        [sys.executable, "-m", "nbconvert", *words, "--log-level=ERROR"], cwd=work, env=environment, check=True
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
