@@ -1,8 +1,8 @@
 """Builds the site of the documentation in site/: `make docs`, or `python docs/build.py` with `seqjepa[docs]`.
 
 Its pages are those of the repository, where they stand, so that their links lead to each other. Added are the reference
-of all settings, from their sections, and of the Python API, from its docstrings; and the notebook, executed. A link that
-leads nowhere fails the build, and so does a cell of the notebook.
+of all settings, from their sections, and of the Python API, from its docstrings; and the notebook, executed. A link
+that leads nowhere fails the build, and so does a cell of the notebook.
 """
 
 import os

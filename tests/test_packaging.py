@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -24,13 +25,11 @@ def modules():
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder with the wheel installed in it, and the names in the wheel."""
+def source(tmp_path_factory):
+    """A copy of what git knows: setuptools leaves folders where it works."""
     import subprocess
 
-    out = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    source = out / "source"  # setuptools leaves a build/ folder where it works
+    source = tmp_path_factory.mktemp("source")
     subprocess.run(["git", "init", "-q", str(source)], check=True)
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
@@ -39,6 +38,16 @@ def installed(tmp_path_factory):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    return source
+
+
+@pytest.fixture(scope="module")
+def installed(source, tmp_path_factory):
+    """A folder with the wheel installed in it, and the names in the wheel."""
+    import subprocess
+
+    out = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
         [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(source)],
         check=True,
@@ -138,6 +147,28 @@ def test_the_base_installation_has_the_kernels_and_says_what_the_rest_needs(inst
     told = run("import seqjepa; seqjepa.train()")
     assert told.stderr.splitlines()[-1].startswith("ImportError: seqjepa.train needs ")
     assert "pip install 'seqjepa[train]'" in told.stderr
+
+
+def test_the_source_distribution_makes_the_same_wheel_and_has_the_tests(installed, source, python, tmp_path):
+    import subprocess
+
+    code = "import setuptools.build_meta as b, sys; print(getattr(b, sys.argv[1])(sys.argv[2]))"
+    made = subprocess.run(
+        [python, "-c", code, "build_sdist", str(tmp_path)], cwd=source, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    with tarfile.open(tmp_path / made.stdout.splitlines()[-1]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert {"tests", "docs", "bench", "Makefile", "LICENSE", "CITATION.cff"} <= {
+        path.name for path in unpacked.iterdir()
+    }
+    wheel = subprocess.run(
+        [python, "-c", code, "build_wheel", str(tmp_path)], cwd=unpacked, capture_output=True, text=True
+    )
+    assert wheel.returncode == 0, wheel.stderr
+    names = zipfile.ZipFile(tmp_path / wheel.stdout.splitlines()[-1]).namelist()
+    assert sorted(names) == sorted(installed[1])
 
 
 def test_configs_travel(installed):

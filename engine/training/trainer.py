@@ -418,11 +418,13 @@ class Trainer:
         broadcast_object_list(judgement)  # the others have no rows
         passed, reasons = judgement[0]
         if self.metrics_file:
+            labels = self.loaders.validation.labels()
             verdict = {"gate_pass": passed, "gate_reasons": reasons}
             summary = verdict | {
                 "final": self.final,
                 "best": best.metrics,
                 "untrained": self.untrained,
+                "largest_class": 100 * share_of_the_largest(labels) if self.loaders.num_classes else None,
                 "best_epoch": best.segment,
                 "final_minus_best": self.final.get(config.eval.best_metric, math.nan)
                 - (math.nan if best.value is None else best.value),

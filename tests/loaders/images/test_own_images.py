@@ -1,5 +1,8 @@
 """Own images: val/ for test/, one folder alone, no classes, any size."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -139,13 +142,19 @@ def test_the_config_for_own_images_asks_for_a_margin_only(tmp_path, tiny, folder
     assert isinstance(seqjepa.Result(folder_of(words)).gate_pass, bool)
 
 
-def test_unequal_classes_are_said(tmp_path, tiny, capsys):
+def test_unequal_classes_are_said(tmp_path, tiny, folder_of, capsys):
     photographs(tmp_path / "cat", 36)
     photographs(tmp_path / "dog", 4, seed=1)
     words = tiny(*FOLDER, f"data.root={tmp_path}", "data.size=16", "data.batch_size=16", "data.held_out=10")
     assert main([word for word in words if not word.startswith("data.train_subset")]) == 0
     said = capsys.readouterr().out
-    assert "% of the test images: so much is right without looking" in said
+    (share,) = re.findall(
+        r"the largest class has ([\d.]+) % of the test images: so much is right without looking", said
+    )
+    summary = json.loads((folder_of(words) / "summary.json").read_text())
+    assert summary["largest_class"] >= 70  # at most 4 of these 10 are dogs; all are counted
+    assert float(share) == pytest.approx(summary["largest_class"], abs=0.05)
+    assert f"largest_class: {summary['largest_class']:g}" in said
 
 
 def test_what_cannot_be_resized_or_read(tmp_path, tiny, refused):
