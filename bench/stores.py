@@ -12,6 +12,7 @@ cifar100 in DATA; where these are too few, they are also mirrored.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 import multiprocessing
@@ -140,9 +141,13 @@ def serve(work, pipe) -> None:
 
 
 def private() -> int:
-    """Bytes that this process and its children hold, without files that the system can read again."""
-    family = [process := psutil.Process(), *process.children(recursive=True)]
-    return sum(found.rss - found.shared for found in (process.memory_info() for process in family))
+    """Bytes that this process and its children hold beside files: memory, and what they share of memory, once."""
+    total = 0
+    for found in [process := psutil.Process(), *process.children(recursive=True)]:
+        for line in Path(f"/proc/{found.pid}/smaps_rollup").read_text().splitlines():
+            name, number, *_ = line.split()
+            total += 1024 * int(number) if name in ("Pss_Anon:", "Pss_Shmem:") else 0
+    return total
 
 
 def store(settings: dict, images: int, threads: int):
@@ -211,11 +216,9 @@ def peak(folder: Path, kind: str, processes: int, size: int, place: Path) -> int
         nonlocal highest
         while not done.wait(0.5):
             total = 0
-            for found in [parent := psutil.Process(process.pid), *parent.children(recursive=True)]:
-                try:
+            with contextlib.suppress(psutil.Error):  # one has just ended
+                for found in [parent := psutil.Process(process.pid), *parent.children(recursive=True)]:
                     total += found.memory_full_info().pss
-                except psutil.Error:  # it has just ended
-                    continue
             highest = max(highest, total)
 
     with (place / "console.log").open("w") as log:

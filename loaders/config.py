@@ -89,16 +89,16 @@ class DataConfig(Section):
     with antialiasing. null takes files of one size as they are."""
     decoder: Literal["pillow", "torchcodec"] = "pillow"
     """What decodes JPEG files: Pillow, which reads large ones at a fraction of their size, or torchcodec, about twice
-    as fast where that does not help. Their pixels differ by rounding."""
+    as fast where that does not help. Their pixels differ a little."""
     loader: Literal["auto", "resident", "mapped", "files", "ffcv"] = "auto"
     """Where the images are during training. resident: as uint8 on the device; mapped: decoded in one file on the disk,
     which all processes of a machine share through its cache; files: image files are decoded for each batch; ffcv: in
-    betons. All give the same sequences. auto: ffcv where `root` has betons; else resident if they take at most half of
-    the GPU's free memory, or a quarter of the host's for all processes together; else mapped if they take at most half
-    of the host's memory; else files."""
+    betons. All give the same sequences, betons of JPEGs those of their own pixels. auto: ffcv where `root` has betons;
+    else resident if they take at most half of the GPU's free memory, or a quarter of the host's for all processes
+    together; else mapped if they take at most half of the host's memory; else files."""
     cache: str | None = None
-    """Folder in which mapped keeps decoded images, and files the mean, deviation and checksum; null is seqjepa in
-    $XDG_CACHE_HOME, or in ~/.cache."""
+    """Folder in which mapped keeps decoded images, and files the mean, deviation and checksum, for later runs; what is
+    in it may be deleted between runs. null is seqjepa in $XDG_CACHE_HOME, or in ~/.cache."""
     download: bool = False
     """Whether torchvision may download CIFAR or MNIST into `root`."""
     batch_size: int = Field(default=64, ge=2)

@@ -18,6 +18,7 @@ from .images import DATASETS, find_dataset
 from .images.base import SPLITS, Images
 from .images.beton import INSTALL_HINT, BetonImages, has_ffcv, open_beton
 from .images.cache import Cache
+from .images.files import ImageFiles
 from .images.sources import check_alike, find_layout, open_images
 from .images.stores import Store, open_store, prepare, suited
 from .sampler import Sampler, subset
@@ -235,6 +236,9 @@ def build_loaders(
         images = {"test": images["train"], **images}
     if layout.betons and data.size is not None:
         raise InputError("betons are read as they are; image files in folders can be resized", "data.size")
+    in_files = all(isinstance(split, Images) and isinstance(split.pixels, ImageFiles) for split in images.values())
+    if data.decoder != "pillow" and not in_files:
+        raise InputError(f"{data.decoder} decodes image files in folders, and {data.dataset} has none", "data.decoder")
     check_alike(layout.root, images)
     built = build_sequence(sequence, images["train"].size, actions, device)
 
@@ -246,11 +250,11 @@ def build_loaders(
         )
     train_indices, validation_split, validation_indices = _chosen(data, count, len(images["test"].labels))
     taken = [(images["train"], len(train_indices)), (images[validation_split], len(validation_indices))]
-    kind = data.loader
+    kind, cache = data.loader, Cache(data.cache)
     if kind == "auto":
         used = [(split, count) for split, count in taken if isinstance(split, Images)]
-        kind = suited(used, device) if used else "ffcv"
-    notices += prepare(kind, images, Cache(data.cache))
+        kind = suited(used, device, cache) if used else "ffcv"
+    notices += prepare(kind, images, cache)
 
     def load(split: str, indices: np.ndarray, *, train: bool) -> SequenceLoader:
         sampler = Sampler(

@@ -203,8 +203,8 @@ def main(argv: list[str]) -> int:
             raise InputError(f"{args.source}: neither a folder nor one of {', '.join(DATASETS)}")
         if args.jpeg is not None and not 1 <= args.jpeg <= 100:
             raise InputError(f"--jpeg {args.jpeg}: a quality of 1 to 100 is allowed")
-        if args.size is not None and args.size < 8:
-            raise InputError(f"--size {args.size}: 8 pixels or more are allowed")
+        if args.size is not None and not 8 <= args.size <= 1024:
+            raise InputError(f"--size {args.size}: 8 to 1024 pixels are allowed")
         if name not in DATASETS:
             raise InputError(f"--dataset {name}: one of {', '.join(DATASETS)} is allowed")
         dataset = find_dataset(name)

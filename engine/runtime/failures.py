@@ -28,7 +28,8 @@ def explain(error: BaseException, batch_size: int, accumulate: int, processes: i
     """
     if isinstance(error, OSError) and error.errno and (error.filename or error.errno in STORAGE):
         where = f"{shown(error.filename)}: " if error.filename else ""
-        return f"cannot read or write: {where}{os.strerror(error.errno)}"
+        said = error.strerror if error.filename is None and error.strerror else os.strerror(error.errno)
+        return f"cannot read or write: {where}{said}"
     if out_of_memory(error):
         batch = f"data.batch_size={batch_size} optim.accumulate={accumulate}"
         if VALIDATION in getattr(error, "__notes__", ()):  # whose batches are not cut into micro-batches

@@ -121,7 +121,7 @@ class Trainer:
 
         # First of all: processes that differ would wait for each other in vain, or train different networks unnoticed.
         # Machines may keep the data in different places, and the main process alone has trackers.
-        same = config.model_dump_json(exclude={"data": {"root"}, "tracking": True})
+        same = config.model_dump_json(exclude={"data": {"root", "cache"}, "tracking": True})
         precision = f"{self.settled.precision}, compile {self.settled.compile}"
         facts = {"the code": code_digest(), "the version of torch": torch.__version__, "the config": same}
         check_agreement(accelerator, {**facts, "the precision": precision})

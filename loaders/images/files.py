@@ -1,7 +1,7 @@
 """Image files that are decoded when they are indexed."""
 
 import contextlib
-import importlib.util
+import importlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from ...configs.errors import InputError, first_line, readable, shown
 
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")  # others could start programs, as PostScript does
+VERSION = 1  # of how pixels are made of a file; another one has decoded images made again
 MOST_PIXELS = 2**30 // 12  # Pillow's default bound, against files that unpack to gigabytes
 TOO_LARGE = "images of up to 89 million pixels are read"
 
@@ -39,8 +40,12 @@ class ImageFiles:
         self.size = size
         self.decoder = decoder
         self.threads = threads
-        if decoder == "torchcodec" and importlib.util.find_spec("torchcodec") is None:
-            raise InputError("torchcodec is not installed; pip install torchcodec brings it", "data.decoder")
+        if decoder == "torchcodec":
+            try:
+                importlib.import_module("torchcodec.decoders")
+            except (ImportError, OSError, RuntimeError) as error:  # it is built for some versions of torch
+                problem = f"torchcodec cannot be imported ({first_line(error)}); pip install 'seqjepa[torchcodec]'"
+                raise InputError(problem, "data.decoder") from None
         with _bombs_ignored():
             try:
                 height, width, _ = self._decode(paths[0]).shape
@@ -53,15 +58,17 @@ class ImageFiles:
         """Device and inode of each file: equal for links to one file."""
         return [identity(os.stat(path)) for path in self.paths]
 
-    def recipe(self) -> tuple[int | None, str, str]:
-        """What decides the pixels, besides the files: size, decoder and its version."""
-        return self.size, self.decoder, metadata.version(self.decoder)
+    def recipe(self) -> tuple[int | str | None, ...]:
+        """What decides the pixels, besides the files: size, decoder, and versions."""
+        libraries = dict.fromkeys(["pillow", self.decoder])
+        return VERSION, self.size, *(f"{name} {metadata.version(name)}" for name in libraries)
 
     def __getitem__(self, part: slice) -> np.ndarray:
         """Pixels of some of the images, uint8 [n, H, W, 3]."""
         positions = range(len(self.paths))[part]
         pixels = np.empty((len(positions), *self.shape[1:]), np.uint8)
-        self.decode(positions, pixels)
+        with _bombs_ignored():
+            self.decode(positions, pixels)
         return pixels
 
     def decode(self, positions: Sequence[int], out: np.ndarray) -> None:
@@ -77,23 +84,29 @@ class ImageFiles:
 
         pool = ThreadPoolExecutor(self.threads)
         try:
-            with _bombs_ignored():
-                for _ in pool.map(place, range(len(positions)), positions):
-                    pass
+            for _ in pool.map(place, range(len(positions)), positions):
+                pass
         finally:  # an interrupt waits for the images that are being decoded, not for all
             pool.shutdown(cancel_futures=True)
 
     def _decode(self, path: str) -> np.ndarray:
         """Pixels of an image file, uint8 [H, W, 3], brought to the size if there is one."""
         with _opened(path) as image:
-            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1  # torchcodec would turn the others
-            if self.decoder == "torchcodec" and image.format == "JPEG" and upright:
+            if self.decoder == "torchcodec" and image.format == "JPEG" and _is_upright(image):
                 return _by_torchcodec(path, self.size)
             if self.size is None:
                 return np.asarray(image.convert("RGB"))
             size = self.size, self.size
             image.draft("RGB", size)  # a JPEG is decoded at a half, a quarter or an eighth, but not below the size
             return np.asarray(ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC))
+
+
+def _is_upright(image: Image.Image) -> bool:
+    """Whether an image is shown as it lies in its file, by its metadata; torchcodec would turn the others."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except Exception:  # damaged metadata raise errors of any kind
+        return False
 
 
 def _by_torchcodec(path: str, size: int | None) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Images that stay on the host: memory-mapped, or in files that are decoded when they are needed."""
 
+import errno
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...configs.errors import InputError
 from .base import Images
 from .files import ImageFiles
 
@@ -59,11 +61,14 @@ class HostImages:
             for index in order.split([len(part) for part in parts]):
                 turn, done = waiting.pop(0)
                 read_on()
-                done.result()
+                try:
+                    done.result()
+                except InputError as error:  # it could be read at the start: the machine is to blame, not the input
+                    raise OSError(errno.EIO, str(error)) from None
                 pixels = buffers[turn][: len(index)].to(self.device, non_blocking=True, copy=True)
                 if pinned:
                     copied[turn] = torch.cuda.Event()
-                    copied[turn].record()
+                    copied[turn].record(torch.cuda.current_stream(self.device))
                 yield pixels, self.labels[index], index
         finally:
             reader.shutdown(cancel_futures=True)

@@ -270,7 +270,7 @@ def test_asking_for_ffcv_without_betons():
         (["cifar10", "--root", "nowhere"], "no cifar10 there"),
         (["mnist"], "mnist needs a folder"),
         (["digits", "--jpeg", "101"], "--jpeg 101: a quality of 1 to 100 is allowed"),
-        (["digits", "--size", "7"], "--size 7: 8 pixels or more are allowed"),
+        (["digits", "--size", "7"], "--size 7: 8 to 1024 pixels are allowed"),
         (["digits", "--size", "32"], "digits is read as it is"),
     ],
 )

@@ -36,7 +36,12 @@ def test_other_modes_become_rgb(folder, mode):
     suffix = {"CMYK": "tif", "YCbCr": "tif"}.get(mode, "png")
     image = image.convert(mode)
     (folder / "train" / "cat" / "0.png").unlink()
-    image.save(folder / "train" / "cat" / f"0.{suffix}")
+    image.save(path := folder / "train" / "cat" / f"0.{suffix}")
+    try:
+        with Image.open(path) as back:
+            back.load()
+    except OSError as error:  # Pillow 12.3 with a YCbCr TIFF of its own
+        pytest.skip(f"Pillow cannot read what it wrote: {error}")
     assert np.array_equal(read(folder).pixels[0], np.asarray(image.convert("RGB")))
 
 

@@ -1,5 +1,6 @@
 """Images on the device, in a memory-mapped file and in image files: the same batches, shared and bounded memory."""
 
+import errno
 import importlib
 import json
 import os
@@ -7,23 +8,29 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from image_data import read_images, write_images
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from seqjepa.configs.errors import InputError
+from seqjepa.engine.runtime.failures import explain
 from seqjepa.loaders.config import AffineConfig, DataConfig
 from seqjepa.loaders.images import find_dataset, stores
 from seqjepa.loaders.images.base import Images
 from seqjepa.loaders.images.cache import Cache
 from seqjepa.loaders.images.files import ImageFiles
 from seqjepa.loaders.images.host import HostImages
+from seqjepa.loaders.images.sources import find_layout, open_images
 from seqjepa.loaders.loader import build_loaders
 
 CPU = torch.device("cpu")
+FOLDER = find_dataset("imagefolder")
 
 
 @pytest.fixture
@@ -123,8 +130,9 @@ def test_a_broken_image_is_found_at_the_start_and_named(folder, build):
 def test_an_image_that_breaks_during_training_is_named(folder, build):
     loader = build(loader="files").train
     (folder / "train" / "dog" / "7.png").unlink()
-    with pytest.raises(InputError, match=r"dog/7\.png: cannot be read \(No such file or directory\)"):
+    with pytest.raises(OSError, match=r"dog/7\.png: cannot be read \(No such file or directory\)") as caught:
         list(loader.epoch(0))
+    assert explain(caught.value, 8, 1, 1).endswith("dog/7.png: cannot be read (No such file or directory)")
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -138,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(build, tmp_path, monkeypatch
     with pytest.raises(InputError, match=r"No space left.*0 are free" if full else "File exists") as caught:
         build(loader="mapped")
     assert caught.value.field == "data.cache"
-    assert "data.loader=resident" in str(caught.value)
+    assert "data.loader=files or resident needs none" in str(caught.value)
 
 
 def test_what_a_store_does_not_take_is_refused():
@@ -149,16 +157,26 @@ def test_what_a_store_does_not_take_is_refused():
 
 def test_auto_takes_the_largest_store_that_fits(folder, build, monkeypatch):
     """60 images of 16 x 16 pixels are 45 KiB; the train split of them is taken whole."""
-    memory = stores.psutil.virtual_memory()
     found = {}
     for available in (1 << 20, 150 << 10, 60 << 10):
-        answer = memory._replace(available=available)
-        monkeypatch.setattr(stores.psutil, "virtual_memory", lambda answer=answer: answer)
+        monkeypatch.setattr(stores, "memory", lambda available=available: available)
         found[available >> 10] = build().kind
     assert found == {1024: "resident", 150: "mapped", 60: "files"}
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    monkeypatch.setattr(stores.psutil, "virtual_memory", lambda: memory._replace(available=1 << 20))
+    monkeypatch.setattr(stores, "memory", lambda: 1 << 20)
     assert build().kind == "mapped"  # eight processes would hold eight copies
+    monkeypatch.setattr(Cache, "room", lambda self: 1000)
+    assert build().kind == "files"  # no disk for them
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "GROUP", tmp_path)
+    whole = stores.memory()
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert stores.memory() == 4_000_000 < whole
+    (tmp_path / "memory.max").write_text("max\n")
+    assert stores.memory() > 4_000_000
 
 
 SHARED = """
@@ -275,17 +293,91 @@ def test_torchcodec_decodes_as_pillow_does(tmp_path):
 
 
 def test_a_decoder_that_is_missing_is_one_line(build, monkeypatch):
-    monkeypatch.setattr("seqjepa.loaders.images.files.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="torchcodec is not installed") as caught:
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(InputError, match="torchcodec cannot be imported") as caught:
         build(decoder="torchcodec")
     assert caught.value.field == "data.decoder"
+    with pytest.raises(InputError, match="digits has none"):
+        build_loaders(DataConfig(decoder="torchcodec"), AffineConfig(), seed=0, device=CPU)
+
+
+def test_damaged_metadata_are_no_damaged_image(folder, build):
+    """Pillow shows such files; torchcodec is not asked, because it would turn what it cannot know."""
+    damaged = PngImagePlugin.PngInfo()
+    damaged.add(b"eXIf", b"garbage!")
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(folder / "train" / "cat" / "0.png", pnginfo=damaged)
+    assert build(loader="files").kind == "files"
+
+
+def test_the_reading_thread_leaves_the_warnings_of_the_program_alone(build):
+    loader = build(loader="files").train
+    before = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("error")
+        during = list(warnings.filters)
+        for _ in loader.epoch(0):
+            assert warnings.filters == during
+    assert warnings.filters == before
+    assert not seen
+
+
+def test_two_at_once_decode_once(folder, tmp_path, monkeypatch):
+    """The second waits for the first, and then finds its file; both began before there was one."""
+    decoded, begun = [], threading.Barrier(2)
+    original = ImageFiles.decode
+
+    def telling(self, positions, out):
+        decoded.append(len(positions))
+        time.sleep(0.1)
+        original(self, positions, out)
+
+    def work():
+        found = open_images(FOLDER, find_layout(FOLDER, str(folder)), "train")
+        begun.wait()
+        Cache(str(tmp_path / "cache")).map(found)
+        assert found.fingerprint() == read_images("imagefolder", folder).fingerprint()
+
+    monkeypatch.setattr(ImageFiles, "decode", telling)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: work(), range(2)))
+    assert decoded[0] == 30
+    assert decoded.count(30) == 3  # and once for each comparison
+
+
+@pytest.mark.parametrize("kind", ["mapped", "files"])
+def test_what_another_user_has_kept_is_used(build, tmp_path, kind, monkeypatch):
+    """The folder may be read and not written: a shared one, or a disk that is mounted so."""
+    first = build(loader=kind)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "there")
+
+    monkeypatch.setattr("seqjepa.loaders.images.cache.FileLock", refuse)
+    assert build(loader=kind).fingerprint == first.fingerprint
+    if kind == "files":  # which can do without
+        assert "cannot keep images there (Permission denied)" in build(loader=kind, size=20).notice
+
+
+def test_no_home_is_needed_where_nothing_is_kept(monkeypatch):
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert build_loaders(DataConfig(), AffineConfig(), seed=0, device=CPU).kind == "resident"
+    with pytest.raises(InputError, match="FOLDER names a place"):
+        build_loaders(DataConfig(loader="mapped"), AffineConfig(), seed=0, device=CPU)
 
 
 @pytest.mark.gpu
-def test_batches_on_a_gpu_are_those_of_the_host(folder):
+def test_batches_on_a_gpu_survive_a_host_that_runs_ahead(folder):
+    """The device is kept busy, so that the buffers would be written again before they were copied."""
     images = read_images("imagefolder", folder)
-    parts = [np.random.default_rng(seed).permutation(30)[:8] for seed in range(40)]
-    for (ours, labels, index), part in zip(HostImages(images, torch.device("cuda")).batches(parts), parts, strict=True):
+    parts = [np.random.default_rng(seed).permutation(30)[:8] for seed in range(20)]
+    found = []
+    for batch in HostImages(images, torch.device("cuda")).batches(parts):
+        found.append(batch)
+        torch.cuda._sleep(10_000_000)
+    for (ours, labels, index), part in zip(found, parts, strict=True):
         assert torch.equal(ours.cpu(), torch.from_numpy(images.pixels[part]))
         assert np.array_equal(index.cpu(), part)
         assert np.array_equal(labels.cpu(), images.labels[part])
