@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int:
         reference = read_reference(args.from_reference, args.words, pixels, args.size)
         encoder = reference.encoder
     else:
+        if unused := [name for name in ("mean", "std", "size") if getattr(args, name) is not None]:
+            raise InputError(f"--{unused[0]}: only with --from-reference; a run knows it")
         if len(args.words) != 1:
             raise InputError(f"{len(args.words)} runs were given; export takes one, or --from-reference FILE")
         run = Path(args.words[0]).expanduser()
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> int:
             folder.mkdir()
             checked = write(encoder, folder, args.format)
             if reference is None:
-                text = card(run, encoder, folder, args.license)
+                text = card(run, encoder, folder, args.license or "apache-2.0")
             else:
                 text = card_of_reference(args.from_reference.stem, encoder, args.license)
                 place = folder / "checkpoints" / f"epoch-{reference.epoch:04d}"
@@ -111,7 +113,9 @@ def add_words(parser: argparse.ArgumentParser) -> None:
             help=f"with --from-reference: the {what} of its images, if it is not the published one of data.dataset",
         )
     parser.add_argument("--size", type=int, help="with --from-reference: height and width of its images")
-    parser.add_argument("--license", default="apache-2.0", help="of the weights, for the card (default: apache-2.0)")
+    parser.add_argument(
+        "--license", help="of the weights, for the card (default: apache-2.0 for a run, none for a FILE)"
+    )
     parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to the Hugging Face Hub")
 
 
@@ -164,6 +168,7 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
                 "mean": pixels.mean,
                 "std": pixels.std,
                 "num_classes": 0,
+                **_ends(exported(encoder)),
                 "fixed_input_size": kind == "timm" and encoder.description.model.encoder.fixed_size,
                 "crop_pct": 1.0,
             },
@@ -189,6 +194,12 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
         if not difference <= CLOSE:
             raise InputError(f"{name} gives other features: by {difference:.1e} of the largest, {CLOSE} is allowed")
     return found
+
+
+def _ends(network: Any) -> dict[str, Any]:
+    """Names of the first and the last layer, by which timm changes the number of channels and adds a classifier."""
+    known = getattr(network, "pretrained_cfg", None) or {"first_conv": "conv1", "classifier": "fc"}
+    return {name: known[name] for name in ("first_conv", "classifier") if known.get(name)}
 
 
 def push(folder: Path, name: str) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints of the authors' code (github.com/hafezgh/seq-jepa, SeqJEPA_Transforms and SeqJEPA_PLS) as ours."""
 
+import math
 import pickle
 import re
 from pathlib import Path
@@ -17,12 +18,14 @@ from .config import Config
 from .encoder import Description, Encoder
 from .models.heads import build_encoder
 from .models.seq_jepa import SeqJEPA
+from .reports.card import without_paths
 from .runs.checksums import seal
 from .runs.state import VERSION, Best, PixelFacts, Position, TrainingState, Waiting
 from .runs.tensors import load_model, rng_tensors, save_tensors, under
 
 WEIGHTS_OF = ("model", "model_state", "model_state_dict", "state_dict")  # under which a file has its weights
-PROBES = re.compile(r"(\w+_regressor|\w+_classifier)\.")  # are fitted anew by every evaluation
+# modules that the authors' programs hang on the network; every evaluation fits its own
+PROBES = re.compile(r"(online_\w+|\w+_regressor|\w+_classifier)\.")
 # names there, and here; the encoder's follow from its kind
 NAMES = {
     r"action_proj\.0\.": "action_embedding.linear.",
@@ -56,6 +59,11 @@ def read_reference(path: Path, words: list[str], pixels: dict[str, list[float]],
     Raises:
         InputError: the file is none of the authors' checkpoints, or mean, std or size are unknown.
     """
+    if not words:
+        raise InputError("the data that it was trained on are needed, such as configs/data/cifar100_aug.yaml")
+    of_file = [word for word in words if word.startswith(("model.", "target."))]
+    if contrary := [word for word in of_file if not word.startswith("model.aggregator.num_heads=")]:
+        raise InputError(f"{contrary[0]}: the file decides model and target, but for model.aggregator.num_heads")
     given, epoch = _weights(path)
     found = {name.removeprefix("module."): tensor for name, tensor in given.items()}
     found = {name: tensor for name, tensor in found.items() if not PROBES.match(name)}
@@ -63,6 +71,10 @@ def read_reference(path: Path, words: list[str], pixels: dict[str, list[float]],
         raise InputError(f"{shown(path)}: no checkpoint of the authors' code ({min(missing)} is missing)")
     if "predictor.3.weight" not in found:
         raise InputError(f"{shown(path)}: its predictor is one layer (pred_hidden=0), which this network does not have")
+    shapes = {"encoder.conv1.weight": 4, "agg_token": 3, "predictor.0.weight": 2, "action_proj.0.weight": 2}
+    for name, dimensions in shapes.items():
+        if name in found and found[name].ndim != dimensions:
+            raise InputError(f"{shown(path)}: {name} is {list(found[name].shape)}, not of {dimensions} dimensions")
     if found["agg_token"].shape[-1] > 512 and "action_proj.0.weight" not in found:
         raise InputError(f"{shown(path)}: its actions are not embedded (learn_act_emb=0), as they are in this network")
     small = found["encoder.conv1.weight"].shape[-1] == 3
@@ -87,7 +99,10 @@ def read_reference(path: Path, words: list[str], pixels: dict[str, list[float]],
         config = compose([*words, *settings, "actions.normalization=view_l2"], Config).config  # as in the authors' code
     tensors = {_ours(name, small): tensor for name, tensor in found.items()}
     network = build_encoder(config.model)
-    load_model(network, under("encoder.", tensors))
+    try:
+        load_model(network, under("encoder.", tensors))
+    except InputError as error:
+        raise InputError(f"{shown(path)}: {error}") from None
     description = Description(model=config.model, pixels=_pixels(config, pixels, size))
     actions = None if embedding is None else embedding.shape[1]
     return Reference(Encoder(network, description).eval(), config, tensors, epoch, actions)
@@ -122,7 +137,7 @@ def write_checkpoint(reference: Reference, folder: Path) -> str | None:
         images="unknown",
         wandb_id=None,
         commit=None,
-        config=config.model_dump(),
+        config=without_paths(config.model_dump()),
         pixels=pixels,
     )
     folder.mkdir(parents=True)
@@ -140,10 +155,15 @@ def _weights(path: Path) -> tuple[dict[str, Tensor], int]:
         said: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{shown(path)}: cannot be read ({error.strerror or first_line(error)})") from None
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except pickle.UnpicklingError:
+        wanted = "torch.save(model.state_dict(), FILE) makes one with weights alone"
+        raise InputError(f"{shown(path)}: no weights by torch.save, or other Python objects too; {wanted}") from None
+    except Exception as error:  # a damaged file raises errors of any kind
         raise InputError(f"{shown(path)}: no file of weights by torch.save ({first_line(error)})") from None
     found = next((said[name] for name in WEIGHTS_OF if name in said), said) if isinstance(said, dict) else said
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
         raise InputError(f"{shown(path)}: holds no weights, neither at its top nor under {', '.join(WEIGHTS_OF)}")
     epoch = said.get("epoch", 0)
     return found, epoch if isinstance(epoch, int) and epoch >= 0 else 0
@@ -163,6 +183,14 @@ def _pixels(config: Config, given: dict[str, list[float]], size: int | None) -> 
     dataset = find_dataset(config.data.dataset)
     side = size or dataset.side or config.data.size
     published = dict(zip(("mean", "std"), dataset.statistics or (), strict=False))
+    channels = 3  # of the authors' encoder
+    for name, values in given.items():
+        if len(values) != channels or not all(math.isfinite(value) for value in values):
+            raise InputError(f"--{name} {' '.join(map(str, values))}: {channels} finite numbers are expected")
+    if not all(0 <= value <= 1 for value in given.get("mean", [])) or not all(0 < v <= 1 for v in given.get("std", [])):
+        raise InputError("--mean and --std are of pixels from 0 to 1, and std is not 0")
+    if size is not None and size < 8:
+        raise InputError(f"--size {size}: 8 pixels or more are allowed")
     for name in ("mean", "std"):
         if name not in published | given:
             raise InputError(f"--{name} is needed: {dataset.name} has no published one")

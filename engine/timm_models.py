@@ -6,7 +6,7 @@ small images, whose weights have the names of ours.
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from .models.encoders.resnet import ResNet18CIFAR
@@ -29,6 +29,11 @@ def architecture(encoder: Any) -> tuple[str, dict[str, Any]] | None:
         return None if changed else (model.encoder.name, arguments(model.encoder.name, model.encoder.input_size))
     name = OF_KINDS.get(model.encoder.kind)
     return None if name is None else (name, {})
+
+
+default_cfgs = generate_default_cfgs(  # under this name timm looks for it
+    {"resnet18_cifar.untrained": {"input_size": (3, 32, 32), "first_conv": "conv1", "classifier": "fc"}}
+)
 
 
 @register_model

@@ -62,7 +62,7 @@ def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
             f"code {state.commit or 'unknown'}. `{command}` repeats it.",
             "",
         ]
-        recipe = yaml.safe_dump(_without_paths(config), sort_keys=False, allow_unicode=True)
+        recipe = yaml.safe_dump(without_paths(config), sort_keys=False, allow_unicode=True)
         (folder / RECIPE).write_text(recipe, encoding="utf-8")
     lines += _results(home, state.position.segment if state else 0)
     for figure in FIGURES:
@@ -72,13 +72,13 @@ def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
     return "\n".join([*lines, *CITATION])
 
 
-def card_of_reference(name: str, encoder: Any, licence: str) -> str:
+def card_of_reference(name: str, encoder: Any, licence: str | None) -> str:
     """A model card of an encoder that the authors' code trained.
 
     Args:
         name: of the file with its weights.
         encoder: the `Encoder`.
-        licence: of the weights, as the Hub names it.
+        licence: of the weights, as the Hub names it, if it is known.
     """
     height, width = encoder.image_size
     lines = _beginning(name, encoder, licence, "the code of seq-JEPA's authors (github.com/hafezgh/seq-jepa)")
@@ -86,12 +86,12 @@ def card_of_reference(name: str, encoder: Any, licence: str) -> str:
     return "\n".join([*lines, *CITATION])
 
 
-def _beginning(name: str, encoder: Any, licence: str, trainer: str) -> list[str]:
+def _beginning(name: str, encoder: Any, licence: str | None, trainer: str) -> list[str]:
     """What the Hub reads, what it is, and how it is used."""
     front = {
         "library_name": "seqjepa",
         "pipeline_tag": "image-feature-extraction",
-        "license": licence,
+        **({"license": licence} if licence else {}),
         "tags": ["self-supervised-learning", "seq-jepa", "jepa"],
     }
     features = f"[B, {encoder.num_features}]"
@@ -124,10 +124,10 @@ def _statistics(encoder: Any) -> str:
     return f"Mean {_numbers(pixels.mean)}, std {_numbers(pixels.std)}."
 
 
-def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """A config without the files and folders of this machine, and without leave to replace a run."""
     kept = {name: value for name, value in config.items() if name not in (*PATHS, "overwrite")}
-    return {name: _without_paths(value) if isinstance(value, dict) else value for name, value in kept.items()}
+    return {name: without_paths(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def _results(home: Path, epoch: int) -> list[str]:

@@ -52,6 +52,8 @@ class Resumed(NamedTuple):
             InputError: names the field at fault.
         """
         (segment, step), path = self.state.position, self.path
+        if self.state.images == "unknown":
+            raise InputError(f"{path}: was imported from other code, and has no state of an optimiser", "run.resume")
         if self.state.images != loaders.fingerprint:
             raise InputError(f"holds other images than {path} was trained on", "data.root")
         begun = segment + (step > 0)

@@ -77,7 +77,9 @@ def authors():
 
 @pytest.fixture
 def file(authors, tmp_path):
-    torch.save({"model": authors.state_dict(), "epoch": 7, "optimizer": {"state": {}}}, tmp_path / "theirs.pt")
+    probes = {"online_linprobe.0.weight": torch.zeros(100, 528), "online_equiprobe.weight": torch.zeros(9, 1024)}
+    weights = authors.state_dict() | probes  # as their program for CIFAR-100 saves them
+    torch.save({"model": weights, "epoch": 7, "optimizer": {"state": {}}}, tmp_path / "theirs.pt")
     return tmp_path / "theirs.pt"
 
 
@@ -132,7 +134,7 @@ def test_parts_are_inferred_from_shapes(tmp_path, capsys):
     images = torch.rand(2, 3, 128, 128)
     with torch.inference_mode():
         torch.testing.assert_close(encoder(images), theirs["encoder"]((images - 0.5) / 0.1), rtol=1e-4, atol=1e-4)
-    found = read_reference(tmp_path / "theirs.pt", [], {"mean": [0.5] * 3, "std": [0.1] * 3}, 128).config
+    found = read_reference(tmp_path / "theirs.pt", [*CIFAR], {"mean": [0.5] * 3, "std": [0.1] * 3}, 128).config
     assert (found.model.action_dim, found.model.predictor.hidden, found.target.kind) == (8, 24, "stop_gradient")
     assert (found.model.aggregator.num_layers, found.model.encoder.kind) == (1, "timm")
 
@@ -145,7 +147,9 @@ def test_parts_are_inferred_from_shapes(tmp_path, capsys):
         (lambda weights: weights.pop("predictor.3.weight"), "its predictor is one layer"),
         (lambda weights: weights.pop("action_proj.0.weight"), "its actions are not embedded"),
         (lambda weights: weights.update(agg_token=3), "holds no weights"),
-        (lambda weights: weights.update(agg_token=SimpleNamespace()), "no file of weights"),
+        (lambda weights: weights.update(agg_token=SimpleNamespace()), r"torch\.save\(model\.state_dict\(\), FILE\)"),
+        (lambda weights: weights.update(agg_token=torch.tensor(0.0)), r"agg_token is \[\], not of 3 dimensions"),
+        (lambda weights: weights.update({3: torch.zeros(1)}), "holds no weights"),
     ],
 )
 def test_other_files_are_refused_in_one_line(change, said, authors, tmp_path, capsys):
@@ -159,8 +163,37 @@ def test_other_files_are_refused_in_one_line(change, said, authors, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_file_of_torch_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("old", [False, True])
+def test_what_is_no_file_of_torch_is_refused(authors, tmp_path, capsys, old):
     (tmp_path / "text.pt").write_text("no weights")
-    for name in ("text.pt", "absent.pt"):
-        assert export(["--from-reference", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
+    torch.save(dict(authors.state_dict()), tmp_path / "whole.pt", _use_new_zipfile_serialization=not old)
+    content = (tmp_path / "whole.pt").read_bytes()
+    for number, part in enumerate((1, 100, len(content) // 2, len(content) - 10)):
+        (tmp_path / f"cut{number}.pt").write_bytes(content[:part])
+    for name in ("text.pt", "absent.pt", "cut0.pt", "cut1.pt", "cut2.pt", "cut3.pt"):
+        assert export(["--from-reference", str(tmp_path / name), "--out", str(tmp_path / "out"), *CIFAR]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--mean", "0.5", "0.5"), "3 finite numbers"),
+        (("--mean", "nan", "0", "0"), "3 finite numbers"),
+        (("--mean", "125", "122", "113"), "from 0 to 1"),
+        (("--std", "0", "0", "0"), "std is not 0"),
+        (("--size", "-3"), "8 pixels or more"),
+    ],
+)
+def test_impossible_statistics_are_refused(file, tmp_path, capsys, words, said):
+    assert export(["--from-reference", str(file), *words, "--out", str(tmp_path / "out"), *CIFAR]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_that_contradict_the_file_or_are_missing_are_refused(file, tmp_path, capsys):
+    for words, said in (((), "configs/data/cifar100_aug.yaml"), ((*CIFAR, "target.kind=shared"), "the file decides")):
+        assert export(["--from-reference", str(file), "--out", str(tmp_path / "out"), *words]) == 2
+        assert said in capsys.readouterr().err
+    assert export(["run", "--size", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "only with --from-reference" in capsys.readouterr().err

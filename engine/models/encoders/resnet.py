@@ -17,6 +17,10 @@ class ResNet18CIFAR(ResNet):
         super().__init__(block, (2, 2, 2, 2), **settings)
         self.conv1 = nn.Conv2d(settings.get("in_chans", 3), 64, kernel_size=3, padding=1, bias=False)
         self.maxpool = nn.Identity()
+        widths = {"act1": (64, 1), "layer1": (64, 1), "layer2": (128, 2), "layer3": (256, 4), "layer4": (512, 8)}
+        self.feature_info = [
+            {"num_chs": width, "reduction": reduction, "module": name} for name, (width, reduction) in widths.items()
+        ]
 
 
 class ResNet18(ImageEncoder, ResNet18CIFAR):
