@@ -264,7 +264,9 @@ def _find(name: str) -> Path:
             if path.is_file():
                 return path
     stems = [
-        f"configs/{p.relative_to(CONFIGS)}" for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name != "accelerate"
+        f"configs/{p.relative_to(CONFIGS)}"
+        for p in sorted(CONFIGS.rglob("*.yaml"))
+        if p.parent.name not in ("accelerate", "launch")
     ]
     hint = difflib.get_close_matches(name, stems, 1, 0.5)
     raise InputError(

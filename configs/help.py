@@ -20,7 +20,9 @@ def help_page(usage: str, schema: type[BaseModel]) -> str:
         schema: model of its config, whose fields are the sections.
     """
     files = sorted(
-        p.relative_to(CONFIGS.parent).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name != "accelerate"
+        p.relative_to(CONFIGS.parent).as_posix()
+        for p in CONFIGS.rglob("*.yaml")
+        if p.parent.name not in ("accelerate", "launch")
     )
     lines = [usage, "", *textwrap.wrap("Configs: " + ", ".join(files), WIDTH, subsequent_indent=" " * 9)]
     for name, field in schema.model_fields.items():

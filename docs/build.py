@@ -84,14 +84,17 @@ def api() -> str:
 
 
 def execute(notebook: Path, place: Path) -> None:
-    """Run a notebook where it makes no files in the repository, and put a page with its results in its place."""
-    words = ["--to", "markdown", "--execute", "--output-dir", str(notebook.parent), str(notebook)]
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "TERM": "dumb"}
+    """Run a notebook elsewhere, because a kernel works where its notebook lies, and put a page of it in its place."""
     work = place / "work"
     work.mkdir()
-    subprocess.run(
-        [sys.executable, "-m", "nbconvert", *words, "--log-level=ERROR"], cwd=work, env=environment, check=True
-    )
+    shutil.move(notebook, work / notebook.name)
+    words = ["--to", "markdown", "--execute", "--output-dir", str(notebook.parent), str(work / notebook.name)]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "TERM": "dumb"}
+    subprocess.run([sys.executable, "-m", "nbconvert", *words, "--log-level=ERROR"], env=environment, check=True)
+    for page in notebook.parent.parent.rglob("*.md"):  # links to the notebook lead to its page
+        page.write_text(
+            page.read_text(encoding="utf-8").replace(f"{notebook.stem}.ipynb", f"{notebook.stem}.md"), "utf-8"
+        )
 
 
 if __name__ == "__main__":

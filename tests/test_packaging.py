@@ -143,7 +143,10 @@ def test_the_base_installation_has_the_kernels_and_says_what_the_rest_needs(inst
     assert (used.returncode, used.stdout) == (0, "torch.Size([8, 4])\n"), used.stderr
     told = run("from seqjepa.__main__ import main; sys.exit(main(['train']))")
     assert told.returncode == 2
-    assert told.stderr == "error: accelerate is not installed; pip install 'seqjepa[train]' brings it\n"
+    assert told.stderr.endswith(" is not installed; pip install 'seqjepa[train]', in a clone pip install '.[train]'\n")
+    assert told.stderr.count("\n") == 1
+    shown = run("from seqjepa.__main__ import main; sys.exit(main(['--help']))")
+    assert (shown.returncode, "COMMAND" in shown.stdout) == (0, True), shown.stderr
     told = run("import seqjepa; seqjepa.train()")
     assert told.stderr.splitlines()[-1].startswith("ImportError: seqjepa.train needs ")
     assert "pip install 'seqjepa[train]'" in told.stderr

@@ -4,7 +4,6 @@
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 from importlib.metadata import version
@@ -21,9 +20,17 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code; each command's help lists them."""
-    if missing := next((name for name in ("accelerate", "pydantic") if importlib.util.find_spec(name) is None), None):
-        print(f"error: {missing} is not installed; pip install 'seqjepa[train]' brings it", file=sys.stderr)
+    try:
+        return _run(argv)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "seqjepa":
+            raise
+        missing = f"{error.name.partition('.')[0]} is not installed"
+        print(f"error: {missing}; pip install 'seqjepa[train]', in a clone pip install '.[train]'", file=sys.stderr)
         return 2
+
+
+def _run(argv: list[str] | None) -> int:
     from seqjepa.configs.console import open_console
 
     open_console()

@@ -28,17 +28,17 @@ class TrackingConfig(Operation):
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Mode of Weights & Biases."""
     trackio: bool = False
-    """Whether Trackio records the run too, in its database on this machine."""
+    """Whether Trackio records the run too: in its database on this machine, or where TRACKIO_SPACE_ID says."""
     tensorboard: bool = False
     """Whether TensorBoard files are written too."""
     project: str = "seqjepa"
-    """W&B project."""
+    """Project in W&B and Trackio, and TensorBoard's folder."""
     entity: str | None = None
     """W&B entity."""
     group: str | None = None
-    """W&B group."""
+    """Group in W&B and Trackio."""
     run_name: str | None = None
-    """Name of the run in W&B; null is run.name."""
+    """Name of the run in W&B and, before its id, in Trackio; null is run.name."""
     init_timeout: float = Field(default=20.0, gt=0)
     """Seconds to wait for W&B's answer before the run continues offline."""
 

@@ -38,48 +38,56 @@ class Trackers:
         self.accelerator = accelerator
         self.say = say
         settings, wandb_id = folder.config.model_dump(), folder.tracker_id
-        asked: list[Any] = ["wandb"] if tracking.wandb != "disabled" else []
+        asked = ["wandb"] if tracking.wandb != "disabled" else []
         asked += [name for name in ("trackio", "tensorboard") if getattr(tracking, name)]
-        accelerator.log_with = wanted = [name for name in asked if importlib.util.find_spec(name)]
-        for name in asked:
-            if name not in wanted:
-                say(f"{NAMES[name]} is not installed; the run continues without it")
+        name = tracking.run_name or folder.run.name
         accelerator.project_configuration.logging_dir = str(folder.path / "tensorboard")
-        for mode in ["online", "offline"] if tracking.wandb == "online" else [tracking.wandb]:
-            try:
-                kwargs = {}
-                if "wandb" in wanted:
-                    import wandb
+        of_trackio = {
+            "name": f"{name} {wandb_id}",  # it knows runs by their name alone
+            "group": tracking.group,
+            "config": leaves(settings),
+            "resume": "allow",
+            "embed": False,
+        }
+        started: list[Any] = []
+        for tracker in asked:
+            if not importlib.util.find_spec(tracker):
+                say(f"{NAMES[tracker]} is not installed; the run continues without it")
+                continue
+            for mode in ["online", "offline"] if (tracker, tracking.wandb) == ("wandb", "online") else [tracking.wandb]:
+                try:
+                    kwargs = {}
+                    if tracker == "wandb":
+                        import wandb
 
-                    kwargs["wandb"] = {
-                        "name": tracking.run_name or folder.run.name,
-                        **tracking.model_dump(include={"entity", "group"}),
-                        "dir": os.environ.get("WANDB_DIR") or str(folder.path),
-                        "config": settings,
-                        "id": wandb_id,
-                        "resume": "allow" if mode == "online" else None,
-                        "mode": mode,
-                        "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),
-                    }
-                kwargs["trackio"] = {
-                    "name": tracking.run_name or folder.run.name,
-                    "group": tracking.group,
-                    "config": leaves(settings),
-                    "resume": "allow",
-                    "embed": False,
-                }
-                with contextlib.redirect_stdout(io.StringIO()):  # Trackio prints a page
-                    accelerator.init_trackers(tracking.project, init_kwargs=kwargs)
-                break
-            except Exception as error:  # wandb's errors for a missing key, network or project share no base class
-                accelerator.trackers = []  # drops the tracker that failed halfway
-                _leave_wandb()
-                if mode == "online":
-                    say(f"W&B cannot go online ({first_line(error)}); this run is tracked offline")
-                else:
-                    say(f"trackers cannot start ({first_line(error)}); the run continues without them")
-                    wanted.clear()
-        if "tensorboard" in wanted and accelerator.is_main_process:
+                        kwargs["wandb"] = {
+                            "name": name,
+                            **tracking.model_dump(include={"entity", "group"}),
+                            "dir": os.environ.get("WANDB_DIR") or str(folder.path),
+                            "config": settings,
+                            "id": wandb_id,
+                            "resume": "allow" if mode == "online" else None,
+                            "mode": mode,
+                            "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),
+                        }
+                    elif tracker == "trackio":
+                        kwargs["trackio"] = of_trackio
+                    alone: list[Any] = [tracker]
+                    accelerator.log_with, accelerator.trackers = alone, []  # it would start those that it has again
+                    with contextlib.redirect_stdout(io.StringIO()):  # Trackio prints a page
+                        accelerator.init_trackers(tracking.project, init_kwargs=kwargs)
+                    started += accelerator.trackers
+                    break
+                except Exception as error:  # their errors for a missing key, network or project share no base class
+                    if tracker == "wandb":
+                        _leave_wandb()
+                    if (tracker, mode) == ("wandb", "online"):
+                        say(f"W&B cannot go online ({first_line(error)}); this run is tracked offline")
+                    else:
+                        title = NAMES[tracker].partition(" (")[0]
+                        say(f"{title} cannot start ({first_line(error)}); the run continues without it")
+        accelerator.trackers = started  # without those that failed halfway
+        if self._tracker("tensorboard"):
             scalars = {  # TensorBoard takes numbers and text under names without dots
                 re.sub(r"\W", "_", name): value if isinstance(value, bool | int | float) else str(value)
                 for name, value in leaves(settings).items()
@@ -113,13 +121,22 @@ class Trackers:
         with _surviving(self.accelerator, self.say):
             self.accelerator.log(finite, step=step)
 
-    def summarise(self, values: dict[str, Any], step: int) -> None:
-        """Record values that a run has once, beside its charts."""
+    def summarise(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Record values that a run has once, beside its charts.
+
+        Args:
+            values: by name.
+            step: number of optimiser steps done; None while more will be done, and then only W&B records them, which
+                has a place for them and keeps what comes last.
+        """
         with _surviving(self.accelerator, self.say):
             if wandb := self._tracker("wandb"):
                 wandb.summary.update(values)
-            if trackio := self._tracker("trackio"):  # which has no place for them
-                trackio.log({name: value for name, value in values.items() if value is not None}, step=step)
+            if step is None:
+                return
+            if trackio := self._tracker("trackio"):
+                numbers = {name: value for name, value in values.items() if isinstance(value, bool | int | float)}
+                trackio.log(numbers, step=step)
             if tensorboard := self._tracker("tensorboard"):
                 for name, value in values.items():
                     tensorboard.add_text(name, str(value))
@@ -159,7 +176,12 @@ def end_tracking(accelerator: Accelerator, say: Callable[[str], None]) -> None:
     """Let the trackers write what they have buffered, and end them."""
     with _surviving(accelerator, say), contextlib.redirect_stdout(io.StringIO()):  # Trackio prints a line
         for tracker in accelerator.trackers:
-            tracker.finish()
+            if tracker.name == "trackio":  # or it would end once more at the exit, and print
+                import trackio
+
+                trackio.finish()
+            else:
+                tracker.finish()
     accelerator.trackers = []
 
 

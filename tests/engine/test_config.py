@@ -13,7 +13,7 @@ from seqjepa.configs.section import kinds_of
 from seqjepa.engine.config import Config, compose
 from seqjepa.engine.train import USAGE, main
 
-RUN_CONFIGS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "accelerate")
+RUN_CONFIGS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("accelerate", "launch"))
 
 
 def test_layers_merge_left_to_right_then_overrides(tmp_path):

@@ -132,7 +132,7 @@ def test_trackio_has_the_same_values(tiny, tmp_path):
     result = subprocess.run([*TRAIN, *words], cwd=ROOT, env=given, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "trackio show --project seqjepa draws the run" in result.stdout
-    assert "dashboard" not in result.stdout
+    assert not [line for line in result.stdout.splitlines() if line.startswith("*")]  # Trackio's own
     code = (
         "import json, trackio\nfrom trackio.sqlite_storage import SQLiteStorage\n"
         "(run,) = trackio.Api().runs('seqjepa')\n"
@@ -140,10 +140,23 @@ def test_trackio_has_the_same_values(tiny, tmp_path):
     )
     read = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
     name, rows = json.loads(read.stdout.splitlines()[-1])
-    assert name == "größe 1"
+    assert name == f"größe 1 {(tmp_path / 'run' / 'tracker-id').read_text()}"
     written = [json.loads(line)["online_r2_test"] for line in lines(tmp_path / "run" / "metrics.jsonl")]
     assert [row["val/online_r2_test"] for row in rows if "val/online_r2_test" in row] == written
     assert sum("control/online_r2_test" in row for row in rows) == 1
+
+
+def test_a_tracker_that_cannot_start_leaves_the_others(tiny, tmp_path):
+    pytest.importorskip("trackio")
+    words = tiny("run.epochs=1", "tracking.trackio=true", "tracking.wandb=offline")
+    given = environment(tmp_path, TRACKIO_DIR=str(tmp_path / "trackio"), TRACKIO_SPACE_ID="nobody/nothing")
+    given |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([*TRAIN, *words], cwd=ROOT, env=given, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Trackio cannot start (" in result.stdout
+    assert "trackio show" not in result.stdout
+    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert [row["epoch"] for row in history(path) if "epoch" in row] == [1]
 
 
 @pytest.mark.parametrize(
