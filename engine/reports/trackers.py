@@ -37,60 +37,15 @@ class Trackers:
     ):
         self.accelerator = accelerator
         self.say = say
-        settings, wandb_id = folder.config.model_dump(), folder.tracker_id
         asked = ["wandb"] if tracking.wandb != "disabled" else []
         asked += [name for name in ("trackio", "tensorboard") if getattr(tracking, name)]
-        name = tracking.run_name or folder.run.name
         accelerator.project_configuration.logging_dir = str(folder.path / "tensorboard")
-        of_trackio = {
-            "name": f"{name} {wandb_id}",  # it knows runs by their name alone
-            "group": tracking.group,
-            "config": leaves(settings),
-            "resume": "allow",
-            "embed": False,
-        }
-        started: list[Any] = []
-        for tracker in asked:
-            if not importlib.util.find_spec(tracker):
-                say(f"{NAMES[tracker]} is not installed; the run continues without it")
-                continue
-            for mode in ["online", "offline"] if (tracker, tracking.wandb) == ("wandb", "online") else [tracking.wandb]:
-                try:
-                    kwargs = {}
-                    if tracker == "wandb":
-                        import wandb
-
-                        kwargs["wandb"] = {
-                            "name": name,
-                            **tracking.model_dump(include={"entity", "group"}),
-                            "dir": os.environ.get("WANDB_DIR") or str(folder.path),
-                            "config": settings,
-                            "id": wandb_id,
-                            "resume": "allow" if mode == "online" else None,
-                            "mode": mode,
-                            "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),
-                        }
-                    elif tracker == "trackio":
-                        kwargs["trackio"] = of_trackio
-                    alone: list[Any] = [tracker]
-                    accelerator.log_with, accelerator.trackers = alone, []  # it would start those that it has again
-                    with contextlib.redirect_stdout(io.StringIO()):  # Trackio prints a page
-                        accelerator.init_trackers(tracking.project, init_kwargs=kwargs)
-                    started += accelerator.trackers
-                    break
-                except Exception as error:  # their errors for a missing key, network or project share no base class
-                    if tracker == "wandb":
-                        _leave_wandb()
-                    if (tracker, mode) == ("wandb", "online"):
-                        say(f"W&B cannot go online ({first_line(error)}); this run is tracked offline")
-                    else:
-                        title = NAMES[tracker].partition(" (")[0]
-                        say(f"{title} cannot start ({first_line(error)}); the run continues without it")
+        started = [found for name in asked for found in self._started(name, tracking, folder)]
         accelerator.trackers = started  # without those that failed halfway
         if self._tracker("tensorboard"):
             scalars = {  # TensorBoard takes numbers and text under names without dots
                 re.sub(r"\W", "_", name): value if isinstance(value, bool | int | float) else str(value)
-                for name, value in leaves(settings).items()
+                for name, value in leaves(folder.config.model_dump()).items()
             }
             accelerator.get_tracker("tensorboard").store_init_configuration(scalars)
         run = self._tracker("wandb")
@@ -98,9 +53,33 @@ class Trackers:
             # each start has a folder of its own, and one id joins them when they are uploaded
             place = shlex.quote(run.settings.wandb_dir.rstrip("/"))
             say(f"W&B is offline: wandb sync {place}/offline-run-* uploads the run")
-
         if self._tracker("trackio"):
             say(f"trackio show --project {shlex.quote(tracking.project)} draws the run")
+
+    def _started(self, name: str, tracking: TrackingConfig, folder: RunFolder) -> list[Any]:
+        """The tracker of this name; none, which is said, if it is not installed or cannot start."""
+        if not importlib.util.find_spec(name):
+            self.say(f"{NAMES[name]} is not installed; the run continues without it")
+            return []
+        online, alone = name == "wandb" and tracking.wandb == "online", [name]
+        for mode in ("online", "offline") if online else (tracking.wandb,):
+            accelerator: Any = self.accelerator
+            accelerator.log_with, accelerator.trackers = alone, []  # it would start those that it has again
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # Trackio prints a page
+                    accelerator.init_trackers(
+                        tracking.project, init_kwargs={name: _arguments(name, mode, tracking, folder)}
+                    )
+                return accelerator.trackers
+            except Exception as error:  # their errors for a missing key, network or project share no base class
+                if name == "wandb":
+                    _leave_wandb()
+                if online and mode == "online":
+                    self.say(f"W&B cannot go online ({first_line(error)}); this run is tracked offline")
+                else:
+                    title = NAMES[name].partition(" (")[0]
+                    self.say(f"{title} cannot start ({first_line(error)}); the run continues without it")
+        return []
 
     def _tracker(self, name: str) -> Any:
         """W&B's or Trackio's run, or TensorBoard's writer; None on other processes, and if it is left out."""
@@ -159,6 +138,28 @@ class Trackers:
 
             with _surviving(self.accelerator, self.say):
                 run.log({name: trackio.Image(str(path))}, step=step)
+
+
+def _arguments(name: str, mode: str, tracking: TrackingConfig, folder: RunFolder) -> dict[str, Any]:
+    """What a tracker is started with; `mode` is that of W&B."""
+    title, settings = tracking.run_name or folder.run.name, folder.config.model_dump()
+    if name == "trackio":  # which knows runs by their name alone
+        title = f"{title} {folder.tracker_id}"
+        return {"name": title, "group": tracking.group, "config": leaves(settings), "resume": "allow", "embed": False}
+    if name == "wandb":
+        import wandb
+
+        return {
+            "name": title,
+            **tracking.model_dump(include={"entity", "group"}),
+            "dir": os.environ.get("WANDB_DIR") or str(folder.path),
+            "config": settings,
+            "id": folder.tracker_id,
+            "resume": "allow" if mode == "online" else None,
+            "mode": mode,
+            "settings": wandb.Settings(init_timeout=tracking.init_timeout, silent=True, console="off"),
+        }
+    return {}
 
 
 @contextlib.contextmanager
