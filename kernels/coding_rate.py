@@ -29,7 +29,7 @@ from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
 from .collectives import group_of, name_of
-from .internal.backend import full_precision
+from .internal.backend import full_precision, widest
 from .internal.buffers import BufferedModule
 from .internal.checks import check_positive, plain, readable
 from .internal.cholesky import inverse_logdet
@@ -84,14 +84,17 @@ def _rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
 
 
 def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
-    """Mean of the rows, float64 [S, d] (zero without centring), and their mass [S], the sum of their weights."""
+    """Mean of the rows [S, d], in the device's widest dtype (zero without centring), and their mass [S].
+
+    The mass is the sum of their weights.
+    """
     mass = weights.sum(-1) if weights.numel() else z.new_full((z.shape[0],), z.shape[1], dtype=_exact(z))
     if not center:
-        return z.new_zeros((z.shape[0], z.shape[2]), dtype=torch.float64), mass
-    mean = z.sum(-2, dtype=torch.float64) / max(z.shape[1], 1)  # one of several processes may have no rows
+        return z.new_zeros((z.shape[0], z.shape[2]), dtype=widest(z.device)), mass
+    mean = z.sum(-2, dtype=widest(z.device)) / max(z.shape[1], 1)  # one of several processes may have no rows
     # products are rounded, so rows are shifted towards zero before: to the mean of their class, then to its last digits
     for _ in range(2 if weights.numel() else 0):
-        shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=torch.float64)
+        shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=widest(z.device))
         mean = mean + torch.where(_empty(mass)[:, None], 0.0, shift / mass[:, None])
     return mean, mass
 
@@ -135,7 +138,8 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
     dist.all_reduce(packed, group=group_of(group))
     matrix = packed[: local.numel()].view_as(local)
     upper, lower, masses = packed[local.numel() :].view_as(slots).transpose(0, 1).split([width, width, 1], dim=-1)
-    means = upper.double() + lower.double()  # [S, processes, d]
+    exact = widest(upper.device)
+    means = upper.to(exact) + lower.to(exact)  # [S, processes, d]
     mass = masses.sum((1, 2))
     mean = torch.where(_empty(mass)[:, None], 0.0, (masses * means).sum(1) / mass[:, None])
     between = masses.sqrt() * (means - mean[:, None]).to(local.dtype)
@@ -147,7 +151,7 @@ def _(z, weights, scale, center, samples, inverse, group, size):
     batch, rows, width = z.shape
     n = 0 if not inverse else rows if samples else width
     rate = z.new_empty(batch, dtype=_exact(z))
-    info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=torch.float64)
+    info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=widest(rate.device))
     mass, c = torch.empty_like(rate), torch.empty_like(rate)
     return rate, info, mean, mass, c, rate.new_empty((batch, n, n))
 
@@ -374,7 +378,7 @@ def _(z, center, samples, group, size):
     batch, rows, width = z.shape
     n = rows if samples else width
     mass = z.new_empty(batch, dtype=_exact(z))
-    return mass.new_empty((batch, n, n)), mass.new_empty((batch, width), dtype=torch.float64), mass
+    return mass.new_empty((batch, n, n)), mass.new_empty((batch, width), dtype=widest(mass.device)), mass
 
 
 def _gram_setup(ctx, inputs, output):

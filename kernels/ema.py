@@ -21,7 +21,7 @@ from torch import Tensor, _foreach_copy_, _foreach_lerp_, nn  # pyright: ignore[
 
 from ._ops import add_op_namespace_prefix
 from .internal.arguments import as_scalar, check_decay, check_unit, check_written, listed
-from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton
+from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton, widest
 from .internal.checks import check_positive
 from .internal.multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
 
@@ -110,7 +110,7 @@ def torch_update(
     moves = None if skip is None else skip.reshape(()) == 0
     wide = torch.promote_types(wide, torch.float32)
     for number, (t, s) in enumerate(zip(teacher, student, strict=True)):
-        moved = torch.lerp(t.to(wide), s.to(wide), (1 - decay.double()).to(wide)).to(t.dtype)
+        moved = torch.lerp(t.to(wide), s.to(wide), (1 - decay.to(widest(decay.device))).to(wide)).to(t.dtype)
         t.copy_(moved if moves is None else torch.where(moves, moved, t))
         if live:
             live[number].copy_(t if moves is None else torch.where(moves, t.to(live[number].dtype), live[number]))
@@ -297,7 +297,7 @@ def cosine_decay(step: Tensor, *, start: float, end: float = 1.0, total_steps: i
         total_steps: number of steps of the schedule, positive.
 
     Returns:
-        float64, 0-dim, on the device of `step`.
+        float64 (float32 on Apple's GPUs), 0-dim, on the device of `step`.
 
     Raises:
         ValueError: a number is out of range.
@@ -307,7 +307,7 @@ def cosine_decay(step: Tensor, *, start: float, end: float = 1.0, total_steps: i
     check_unit("start", start)
     check_unit("end", end)
     check_positive(total_steps=total_steps)
-    progress = (step.double() / max(total_steps - 1, 1)).clamp(max=1.0)
+    progress = (step.to(widest(step.device)) / max(total_steps - 1, 1)).clamp(max=1.0)
     return end - (end - start) * (1 + torch.cos(math.pi * progress)) / 2
 
 

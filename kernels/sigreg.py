@@ -28,7 +28,7 @@ from torch.distributed import ProcessGroup
 from ._ops import add_op_namespace_prefix
 from .collectives import group_of, name_of
 from .directions import directions, sincos
-from .internal.backend import jit, launch, tl, triton, uses_triton
+from .internal.backend import jit, launch, tl, triton, uses_triton, widest
 from .internal.buffers import BufferedModule
 from .internal.checks import check_count, check_positive, plain, real
 from .internal.matmul import matmul
@@ -389,7 +389,7 @@ def _seed_on(device: torch.device, seed: int) -> Tensor:
 
         # an int computed from a float, by a schedule for instance, becomes an input of the graph only as a float
         if guard_or_false(abs(seed) < 2**53):
-            return (torch.ones((), dtype=torch.float64, device=device) * float(seed)).long()
+            return (torch.ones((), dtype=widest(device), device=device) * float(seed)).long()
     return torch.zeros((), dtype=torch.int64, device=device) + plain(seed)
 
 

@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ...kernels.precision import widest
+
 
 class Mean(nn.Module):
     """Mean of scalars, multiplied by `scale` (100 for percent)."""
@@ -90,13 +92,13 @@ def mean_r2(scores: list[float]) -> float:
 
 def r2_score(predicted: Tensor, target: Tensor) -> float:
     """Mean R² of predictions [N, K] over the dimensions in which the target [N, K] varies; NaN if it does in none."""
-    score = R2(target.shape[1]).double().to(target.device)
+    score = R2(target.shape[1]).to(target.device, widest(target.device))
     score.update(predicted, target)
     return mean_r2(score.compute())
 
 
 class MetricBank(nn.ModuleDict):
-    """Named metrics in double precision, reset, reduced and read together."""
+    """Named metrics in double precision (single on Apple's GPUs), reset, reduced and read together."""
 
     def __init__(self, metrics: dict[str, nn.Module]):
         super().__init__(metrics)
@@ -104,6 +106,10 @@ class MetricBank(nn.ModuleDict):
 
     def __getitem__(self, key: str) -> Any:  # each kind of metric has an `update` of its own
         return super().__getitem__(key)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return super().to(device, widest(device))
 
     def reset(self) -> None:
         for buffer in self.buffers():
@@ -129,8 +135,9 @@ def centred_cosine(prediction: Tensor, target: Tensor, accelerator: Accelerator)
 
     A prediction that is the same for every input scores 0, however close it is to the mean target.
     """
-    prediction, target = prediction.double(), target.double()
-    count = torch.tensor([float(len(prediction))], dtype=torch.float64, device=prediction.device)
+    wide = widest(prediction.device)
+    prediction, target = prediction.to(wide), target.to(wide)
+    count = torch.tensor([float(len(prediction))], dtype=wide, device=prediction.device)
     sums = accelerator.reduce(torch.cat([prediction.sum(0), target.sum(0), count]), reduction="sum")
     mean_prediction, mean_target = (sums[:-1] / sums[-1]).chunk(2)
     cosine = torch.cosine_similarity(prediction - mean_prediction, target - mean_target, dim=-1)

@@ -42,7 +42,10 @@ class Case(NamedTuple):
         Raises:
             InputError: there are several processes, or the data cannot be used.
         """
-        config, accelerator = self.config, build_accelerator(self.config.run, 1)
+        config, run = self.config, self.config.run
+        if run.device == "mps":  # regressions and spectra need float64
+            run = run.model_copy(update={"device": "cpu"})
+        accelerator = build_accelerator(run, 1)
         if accelerator.num_processes > 1:
             raise InputError(f"{accelerator.num_processes} processes: the evaluation runs in one (--num_processes 1)")
         torch.set_float32_matmul_precision("highest")  # regressions and neighbours need more than TF32's ten bits

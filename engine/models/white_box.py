@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.precision import widest
 from ...kernels.token_statistics import token_statistics_attention
 from .config import CrateLayers, TostConfig
 
@@ -32,7 +33,7 @@ def subspace_rate(projected: Tensor) -> Tensor:
     ½ log det(I + p / (N ε) W Wᵀ) of projections W that have unit length, with ε = 0.01, which is not squared: what the
     code of arXiv 2306.01129 draws by layer.
     """
-    rows = F.normalize(projected.double(), dim=-1)
+    rows = F.normalize(projected.to(widest(projected.device)), dim=-1)
     tokens, width = rows.shape[-2:]
     gram = torch.eye(tokens, dtype=rows.dtype, device=rows.device) + rows @ rows.mT * (width / (tokens * RATE_EPS))
     return torch.linalg.slogdet(gram).logabsdet.sum(1).mean() / 2

@@ -45,6 +45,8 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
             raise InputError(f"the launcher asks for {what} ({name}), which is not supported; {DATA_PARALLEL}")
     if run.device == "cuda" and not torch.cuda.is_available():
         raise InputError("cuda is not there; this machine has cpu", "run.device")
+    if run.device == "mps" and not torch.backends.mps.is_available():
+        raise InputError("mps is not there: it needs Apple's GPU and macOS", "run.device")
     kind = run.device
     if kind == "auto":
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE  # accelerate launch --cpu
@@ -141,5 +143,7 @@ def _use_bf16(precision: str, device: str) -> bool:
         return precision == "bf16"
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "mps":
+        return False
     # without native instructions bf16 on a CPU is several times slower than fp32
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

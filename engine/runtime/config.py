@@ -26,8 +26,9 @@ class RunConfig(Operation):
     """none, auto (the newest checkpoint in the run's folder, if any), or the path of a checkpoint or a run."""
     overwrite: bool = False
     """Whether to replace a run that exists in the folder; otherwise it is resumed, or the new run refused."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; auto is cuda where it is available."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to train on; auto is cuda where it is available, else cpu. mps is Apple's GPU: fp32, not compiled, metrics
+    in float32, and evaluations on the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast; auto is bf16 on GPUs that support it and on CPUs whose oneDNN does, else fp32."""
     compile: Literal["auto", "none", "default", "max-autotune", "graph"] = "auto"
@@ -50,6 +51,11 @@ class RunConfig(Operation):
     def _check(self) -> Self:
         if isinstance(self.threads, int) and not 1 <= self.threads <= 1024:
             raise InputError("must be auto or 1 to 1024", "threads")
+        if self.device == "mps" and (self.precision == "bf16" or self.compile not in ("auto", "none")):
+            field = "precision" if self.precision == "bf16" else "compile"
+            raise InputError(
+                f"device=mps trains in fp32 and does not compile: auto is allowed, not {getattr(self, field)}", field
+            )
         if self.deterministic and self.compile not in ("auto", "none"):
             raise InputError("deterministic=true turns compile off; none or auto is allowed", "compile")
         return self

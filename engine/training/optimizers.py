@@ -18,7 +18,7 @@ def build_optimizer(
     Args:
         model: module with the parameters.
         config: config of the optimiser.
-        lr: float64, 0-dim, on the device; `set_rate` writes it, the optimiser reads it.
+        lr: 0-dim, float64 if the device has it, on the device; `set_rate` writes it, the optimiser reads it.
         teacher: pairs of a parameter and the tensor that follows it; `adamw` leaves them alone.
     """
     parts = {f"{name}." if name else "": part for name, part in model.named_modules()}

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...kernels import AdamWEMA
+from ...kernels.precision import widest
 from ...loaders.batch import Batch, each
 from ...loaders.loader import Loaders
 from ..analysis.accumulators import Largest, Mean, MetricBank
@@ -77,7 +78,7 @@ class TrainingStep:
         spans = config.objective.reading.spans(config.sequence.num_observed)
         self.losses = TrainingForward(model, self.objective, self.probes, spans, train_model=train_model)
         self.losses.train()  # parts that stay in eval mode go there
-        self.lr = torch.zeros((), dtype=torch.float64, device=device)
+        self.lr = torch.zeros((), dtype=widest(device), device=device)
         pairs = model.target.pairs(model.encoder, model.projector)
         teacher = [pair for pair in pairs if pair[0].requires_grad]
         self.optimizer = build_optimizer(nn.ModuleList([model, self.objective]), config.optim, self.lr, teacher)

@@ -8,6 +8,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from ...kernels import coding_rate_stats
+from ...kernels.precision import widest
 from ...loaders.batch import Batch, each
 from ...loaders.loader import SequenceLoader
 from ...loaders.streams.config import FactorsConfig, TasksConfig
@@ -91,7 +92,7 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
         metrics |= of_main(training.accelerator, lambda: _grid_scores(training, loader, alone))
     if training.world is not None:
         # all processes decide by the same numbers: eigenvalues may differ between machines
-        values: Any = broadcast(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device))
+        values: Any = broadcast(torch.tensor(list(metrics.values()), dtype=widest(device), device=device))
         metrics = dict(zip(metrics, values.tolist(), strict=True))
     return Validation(metrics, moments)
 

@@ -9,13 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, _assert_async  # pyright: ignore[reportPrivateImportUsage]
 
+from .backend import widest
 from .checks import readable
 
 __all__ = ["as_number", "as_scalar", "check_decay", "check_unit", "check_written", "listed", "on_device"]
 
 
 def as_scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
-    """A number in [0, 1] as a 0-dim float64 tensor on the device, without waiting for it."""
+    """A number in [0, 1] as a 0-dim tensor on the device, float64 if it has that, without waiting for it."""
     if isinstance(value, Tensor):
         if value.ndim or value.device != device or not value.is_floating_point():
             raise ValueError(
@@ -55,10 +56,10 @@ def check_decay(name: str, decay: float | Tensor) -> None:
 
 
 def on_device(value: float, device: torch.device) -> Tensor:
-    """A number as a 0-dim float64 tensor on the device, without waiting for it."""
+    """A number as a 0-dim tensor on the device, float64 if it has that, without waiting for it."""
     if torch.compiler.is_compiling():  # torch.full would be recompiled for each value
-        return torch.ones((), dtype=torch.float64, device=device) * value
-    return torch.full((), float(value), dtype=torch.float64, device=device)
+        return torch.ones((), dtype=widest(device), device=device) * value
+    return torch.full((), float(value), dtype=widest(device), device=device)
 
 
 def listed(name: str, tensors: Iterable) -> list:

@@ -29,7 +29,10 @@ __all__ = [
     "triton",
     "triton_dtype",
     "uses_triton",
+    "widest",
 ]
+
+WITHOUT_FLOAT64 = {"mps"}  # types of devices
 
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
@@ -50,6 +53,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments, **constants) -> None:
 def triton_dtype(tensor: Tensor):
     """Triton's dtype for a tensor's dtype."""
     return getattr(tl, str(tensor.dtype).removeprefix("torch."))
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64; float32 on devices that do not have it, which are Apple's GPUs."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def uses_triton(tensor: Tensor) -> bool:

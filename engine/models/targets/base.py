@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ....kernels.precision import widest
 from ....loaders.batch import Views
 
 
@@ -37,8 +38,8 @@ class Target(nn.Module):
         return []
 
     def decay(self, step: Tensor, total_steps: int) -> Tensor:
-        """The teacher's decay at a training step, on the device: float64, 0-dim; 1 without a teacher."""
-        return torch.ones((), dtype=torch.float64, device=step.device)
+        """The teacher's decay at a training step, 0-dim, float64 if the device has it; 1 without a teacher."""
+        return torch.ones((), dtype=widest(step.device), device=step.device)
 
     def update(self, decay: Tensor, *students: nn.Module | None, weights: bool = True) -> None:
         """Move the teacher one step towards the network that it follows; called after the optimiser's step.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels import cosine_decay, ema_update_
+from ....kernels.precision import widest
 from ....loaders.batch import Views
 from ..config import EMATargetConfig
 from .base import Target
@@ -44,7 +45,7 @@ class EMATeacher(Target):
 
     def decay(self, step: Tensor, total_steps: int) -> Tensor:
         if self.config.schedule == "constant":
-            return torch.full((), self.config.decay, dtype=torch.float64, device=step.device)
+            return torch.full((), self.config.decay, dtype=widest(step.device), device=step.device)
         return cosine_decay(step, start=self.config.decay, total_steps=total_steps)
 
     @torch.no_grad()
