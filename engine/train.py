@@ -1,8 +1,11 @@
 """Train seq-JEPA: `seqjepa train configs/data/cifar10_rot.yaml configs/tier/quick.yaml`, or by `accelerate launch`."""
 
 import argparse
+import atexit
+import contextlib
 import os
 import sys
+from typing import NoReturn
 
 # `accelerate launch` puts this folder first, where `models` or `evaluate` would hide packages of these names
 sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.dirname(os.path.realpath(__file__))]
@@ -111,5 +114,20 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     complete_words(parser, "words", Config)
 
 
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    One of several ends at once: where Python takes itself apart, a thread of gloo's that still runs would abort it
+    ("terminate called without an active exception"), now and then, after all that it had to do is done.
+    """
+    if "RANK" in os.environ:  # launchers set it
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # its reader has gone, or it was closed
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -56,6 +56,7 @@ def test_a_run_writes_what_it_promises(tiny, tmp_path, capsys):
         "final",
         "best",
         "untrained",
+        "largest_class",
         "best_epoch",
         "final_minus_best",
         "epochs",

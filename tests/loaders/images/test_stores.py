@@ -191,13 +191,13 @@ import numpy as np
 path = next(Path(sys.argv[1]).glob("*.npy"))
 images = Images(find_dataset("imagefolder"), np.load(path, mmap_mode="r"), np.zeros(2000, np.int64), ["a"])
 
-def memory():  # bytes of the file that count for this process, and of all else
+def memory():  # bytes of the file that count for this process, and of memory that is its own
     inside, counts = False, [0, 0]
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first, *rest = line.split()
         if not first.endswith(":"):
             inside = line.endswith(path.name)
-        elif first == "Pss:":
+        elif first == ("Pss:" if inside else "Anonymous:"):
             counts[not inside] += 1024 * int(rest[0])
     return np.array(counts)
 
