@@ -152,6 +152,7 @@ def test_the_base_installation_has_the_kernels_and_says_what_the_rest_needs(inst
     assert "pip install 'seqjepa[train]'" in told.stderr
 
 
+@pytest.mark.slow
 def test_the_source_distribution_makes_the_same_wheel_and_has_the_tests(installed, source, python, tmp_path):
     import subprocess
 

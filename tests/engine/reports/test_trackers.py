@@ -146,6 +146,7 @@ def test_trackio_has_the_same_values(tiny, tmp_path):
     assert sum("control/online_r2_test" in row for row in rows) == 1
 
 
+@pytest.mark.slow
 def test_a_tracker_that_cannot_start_leaves_the_others(tiny, tmp_path):
     pytest.importorskip("trackio")
     words = tiny("run.epochs=1", "tracking.trackio=true", "tracking.wandb=offline")

@@ -189,7 +189,7 @@ from seqjepa.loaders.images.host import HostImages
 import numpy as np
 
 path = next(Path(sys.argv[1]).glob("*.npy"))
-images = Images(find_dataset("imagefolder"), np.load(path, mmap_mode="r"), np.zeros(2000, np.int64), ["a"])
+images = Images(find_dataset("imagefolder"), np.load(path, mmap_mode="r"), np.zeros(6000, np.int64), ["a"])
 
 def memory():  # bytes of the file that count for this process, and of memory that is its own
     inside, counts = False, [0, 0]
@@ -210,7 +210,7 @@ read(np.arange(200))  # threads, buffers, and whatever else the first batches br
 before = memory()
 print("ready", flush=True)
 input()
-total = read(np.arange(2000))
+total = read(np.arange(6000))
 print("read", flush=True)
 input()
 print(json.dumps([total, memory().tolist(), (memory() - before).tolist()]), flush=True)
@@ -221,8 +221,8 @@ input()
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux counts memory in shares")
 def test_four_processes_have_one_copy(tmp_path):
     """The proportional set size counts a page that n processes map as 1/n of a page in each."""
-    pixels = np.random.default_rng(0).integers(0, 256, (2000, 96, 96, 3), np.uint8)  # 55 MB
-    images = Images(find_dataset("imagefolder"), pixels, np.zeros(2000, np.int64), ["a"])
+    pixels = np.random.default_rng(0).integers(0, 256, (6000, 96, 96, 3), np.uint8)  # 166 MB
+    images = Images(find_dataset("imagefolder"), pixels, np.zeros(6000, np.int64), ["a"])
     Cache(str(tmp_path)).map(images)
     command = [sys.executable, "-c", SHARED, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -247,7 +247,7 @@ def test_four_processes_have_one_copy(tmp_path):
     copies = sum(shared for _, (shared, _), _ in answers) / pixels.nbytes
     assert 0.95 < copies < 1.05
     for _, _, (_, other) in answers:  # what each has for itself grows by no copy
-        assert other < 0.5 * pixels.nbytes
+        assert other < 0.25 * pixels.nbytes
 
 
 def test_batches_are_read_ahead(folder):
