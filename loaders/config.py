@@ -88,7 +88,7 @@ class DataConfig(Section):
     """Height and width in pixels to which image files are brought: the largest square in the middle of each, resized
     with antialiasing. null takes files of one size as they are."""
     decoder: Literal["pillow", "torchcodec"] = "pillow"
-    """What decodes JPEG files: Pillow, which reads large ones at a fraction of their size, or torchcodec, about twice
+    """What decodes JPEG files: Pillow, which reads large ones at a fraction of their size, or torchcodec, up to twice
     as fast where that does not help. Their pixels differ a little."""
     loader: Literal["auto", "resident", "mapped", "files", "ffcv"] = "auto"
     """Where the images are during training. resident: as uint8 on the device; mapped: decoded in one file on the disk,

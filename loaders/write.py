@@ -243,7 +243,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, metavar="PIXELS", help="bring image files to this height and width, as data.size does"
     )
     parser.add_argument(
-        "--jpeg", type=int, metavar="QUALITY", help="store JPEGs instead of pixels: about a tenth of the size at 90"
+        "--jpeg", type=int, metavar="QUALITY", help="store JPEGs instead of pixels, in a fraction of the size"
     )
     parser.add_argument("--dataset", help="dataset in the folder (default: the folder's name, or else imagefolder)")
 
