@@ -29,12 +29,14 @@ from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
 from .collectives import group_of, name_of
-from .internal.backend import full_precision, widest
+from .internal.backend import full_precision, jit, launch, tl, triton, uses_triton, widest
 from .internal.buffers import BufferedModule
 from .internal.checks import check_positive, plain, readable
-from .internal.cholesky import inverse_logdet
+from .internal.cholesky import factor_logdet, inverse_of
 from .internal.matmul import gram, matmul
-from .internal.transforms import differentiable, transformed
+from .internal.transforms import differentiable
+
+BLOCKS = {"BLOCK_B": 32, "BLOCK_D": 64}
 
 __all__ = ["CodingRate", "CodingRateStats", "coding_rate", "coding_rate_reference", "coding_rate_stats"]
 
@@ -71,29 +73,144 @@ def _root(weights: Tensor) -> Tensor:
     return weights.sqrt().clamp(min=2**-64)
 
 
+@jit
+def _sums_kernel(
+    z,  # pointer to Z [S, B, d]
+    sums,  # pointer to float64 [S, parts, d]
+    B,
+    d,
+    stride_zs,
+    stride_zb,
+    stride_zd,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    i_part, parts = tl.program_id(1), tl.num_programs(1)
+    columns = tl.cdiv(d, BLOCK_D)
+    i_s = (tl.program_id(0) // columns).to(tl.int64)
+    o_d = tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    b_sum = tl.zeros([BLOCK_D], dtype=tl.float64)
+    for start in range(i_part * BLOCK_B, B, parts * BLOCK_B):
+        o_b = start + tl.arange(0, BLOCK_B).to(tl.int64)
+        p_z = z + i_s * stride_zs + o_b[:, None] * stride_zb + o_d[None, :] * stride_zd
+        b_z = tl.load(p_z, mask=(o_b < B)[:, None] & (o_d < d)[None, :], other=0.0)
+        b_sum += b_z.to(tl.float64).sum(axis=0)
+    tl.store(sums + (i_s * parts + i_part) * d + o_d, b_sum, mask=o_d < d)
+
+
+@jit
+def _rows_kernel(
+    z,  # pointer to Z [S, B, d]
+    sums,  # pointer to float64 [S, parts, d]; their sum over `count` is the mean
+    root,  # pointer to √w [S, B], contiguous
+    y,  # pointer to diag(√w) (Z - mean) [S, B, d], contiguous
+    mean,  # pointer to float64 [S, d], which is written
+    B,
+    d,
+    parts,
+    count,
+    stride_zs,
+    stride_zb,
+    stride_zd,
+    CENTER: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    MEAN: tl.constexpr,  # whether to write the mean
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    columns, rows = tl.cdiv(d, BLOCK_D), tl.cdiv(B, BLOCK_B)
+    i_s = (tl.program_id(0) // (columns * rows)).to(tl.int64)
+    i_row = tl.program_id(0) // columns % rows
+    o_b = i_row * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
+    o_d = tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    m = (o_b < B)[:, None] & (o_d < d)[None, :]
+    p_z = z + i_s * stride_zs + o_b[:, None] * stride_zb + o_d[None, :] * stride_zd
+    b_y = tl.load(p_z, mask=m, other=0.0).to(tl.float32)
+    if CENTER:
+        b_mean = tl.zeros([BLOCK_D], dtype=tl.float64)
+        for i_part in range(parts):
+            b_mean += tl.load(sums + (i_s * parts + i_part) * d + o_d, mask=o_d < d, other=0.0)
+        b_mean /= count
+        b_upper = b_mean.to(tl.float32)
+        b_y = b_y - b_upper[None, :] - (b_mean - b_upper.to(tl.float64)).to(tl.float32)[None, :]
+        if MEAN:
+            tl.store(mean + i_s * d + o_d, b_mean, mask=(o_d < d) & (i_row == 0))
+    if WEIGHTED:
+        b_y *= tl.load(root + i_s * B + o_b, mask=o_b < B, other=0.0)[:, None]
+    tl.store(y + (i_s * B + o_b[:, None]) * d + o_d[None, :], b_y, mask=m)
+
+
+def _launch_rows(z: Tensor, sums: Tensor, root: Tensor, center: bool, count: int, mean: Tensor | None) -> Tensor:
+    batch, rows, width = z.shape
+    y = torch.empty(z.shape, dtype=torch.float32, device=z.device)
+    programs = batch * triton.cdiv(rows, BLOCKS["BLOCK_B"]) * triton.cdiv(width, BLOCKS["BLOCK_D"])
+    launch(
+        _rows_kernel, (programs,), z, sums, root.contiguous(), y, sums if mean is None else mean,
+        rows, width, sums.shape[1], count, *z.stride(),
+        CENTER=center, WEIGHTED=root.numel() > 0, MEAN=mean is not None, **BLOCKS,
+    )  # fmt: skip
+    return y
+
+
 def _rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
     """diag(√w) (Z - mean) [S, B, d]; `mean` is float64 [S, d], `root` is √w or empty.
 
     If rows hardly differ, rounding the mean to float32 would lose their differences, so the rest is subtracted as well.
     """
+    if uses_triton(z):
+        if not center and not root.numel():
+            return z  # products take any dtype
+        return _launch_rows(z, mean[:, None], root, center, 1, None)
+    return _torch_rows(z, root, center, mean)
+
+
+def _torch_rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
     y = z.to(_exact(z))
     if center:
         upper = mean.to(y.dtype)
-        y = y - upper[:, None] - (mean - upper).to(y.dtype)[:, None]
+        y = y - upper[:, None]
+        if y.dtype != mean.dtype:
+            y -= (mean - upper).to(y.dtype)[:, None]
     return y * root[..., None] if root.numel() else y
 
 
-def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
-    """Mean of the rows [S, d], in the device's widest dtype (zero without centring), and their mass [S].
+def _centered(z: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+    """Rows less their mean, [S, B, d], and the mean [S, d] in the device's widest dtype; zero without centring."""
+    batch, rows, width = z.shape
+    none = z.new_empty(0, dtype=_exact(z))
+    if not center or not rows:  # one of several processes may have no rows
+        mean = z.new_zeros((batch, width), dtype=widest(z.device))
+        return _rows(z, none, False, mean), mean
+    if uses_triton(z):
+        mean = z.new_empty((batch, width), dtype=torch.float64)
+        parts = min(triton.cdiv(rows, 4 * BLOCKS["BLOCK_B"]), 16)
+        sums = z.new_empty((batch, parts, width), dtype=torch.float64)
+        launch(
+            _sums_kernel,
+            (batch * triton.cdiv(width, BLOCKS["BLOCK_D"]), parts),
+            z,
+            sums,
+            rows,
+            width,
+            *z.stride(),
+            **BLOCKS,
+        )
+        return _launch_rows(z, sums, none, True, rows, mean), mean
+    y = z.to(_exact(z))
+    mean = y.mean(-2)
+    y = y - mean[:, None]
+    rest = y.mean(-2)  # of which float32 has lost the last digits, but y has not
+    return y.sub_(rest[:, None]), mean.to(widest(z.device)) + rest
 
-    The mass is the sum of their weights.
-    """
-    mass = weights.sum(-1) if weights.numel() else z.new_full((z.shape[0],), z.shape[1], dtype=_exact(z))
+
+def _weighted_moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+    """Weighted mean [S, d], in the device's widest dtype (zero without centring), and the sum of the weights [S]."""
+    mass = weights.sum(-1)
     if not center:
         return z.new_zeros((z.shape[0], z.shape[2]), dtype=widest(z.device)), mass
-    mean = z.sum(-2, dtype=widest(z.device)) / max(z.shape[1], 1)  # one of several processes may have no rows
+    _, mean = _centered(z, True)
     # products are rounded, so rows are shifted towards zero before: to the mean of their class, then to its last digits
-    for _ in range(2 if weights.numel() else 0):
+    for _ in range(2):
         shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=widest(z.device))
         mean = mean + torch.where(_empty(mass)[:, None], 0.0, shift / mass[:, None])
     return mean, mass
@@ -101,27 +218,30 @@ def _moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate"), mutates_args=())
 def _forward(
-    z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, inverse: bool, group: str, size: int
+    z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, group: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rate [S], info [S], mean [S, d], mass [S], c [S] and inverse [S, n, n] of z [S, B, d], for scale [S].
+    """Rate [S], info [S], mean [S, d], mass [S], c [S] and factor [S, n, n] of z [S, B, d], for scale [S].
 
-    No weights are [S, 0]; without `inverse` the last result is [S, 0, 0]. With `samples` the side n is B instead of d.
+    No weights are [S, 0]; the mass is the sum of all processes' weights. With `samples` the side n is B instead of d.
     """
-    mean, mass = _moments(z, weights, center)
-    y = _rows(z, _root(weights), center, mean)
+    if weights.numel():
+        mean, mass = _weighted_moments(z, weights, center)
+        y = _rows(z, _root(weights), center, mean)
+    else:
+        y, mean = _centered(z, center)
+        mass = torch.full_like(scale, z.shape[1])
     sides = y if samples else y.mT
     if group:
         local = gram(sides, torch.ones_like(mass), identity=False)
         matrix, mean, mass = _join(local, mean, mass, group, size)
-    c = torch.where(_empty(mass), 0.0, scale / mass)
+    c = torch.where(_empty(mass), 0.0, scale / mass) if group or weights.numel() else scale / z.shape[1]
     if group:
         matrix *= c[:, None, None]
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
     else:
         matrix = gram(sides, c, identity=True)
-    rate, inverse_matrix, info = inverse_logdet(matrix, inverse=inverse)
-    c = torch.where(info > 0, float("nan"), c)  # a failed factorisation leaves finite numbers in the inverse
-    return rate, info, mean, mass, c, inverse_matrix
+    rate, factor, info = factor_logdet(matrix)
+    return rate, info, mean, mass, c, factor
 
 
 def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,9 +267,9 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
 
 
 @_forward.register_fake
-def _(z, weights, scale, center, samples, inverse, group, size):
+def _(z, weights, scale, center, samples, group, size):
     batch, rows, width = z.shape
-    n = 0 if not inverse else rows if samples else width
+    n = rows if samples else width
     rate = z.new_empty(batch, dtype=_exact(z))
     info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=widest(rate.device))
     mass, c = torch.empty_like(rate), torch.empty_like(rate)
@@ -158,21 +278,22 @@ def _(z, weights, scale, center, samples, inverse, group, size):
 
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate_backward"), mutates_args=())
 def _backward(
-    grad: Tensor, z: Tensor, weights: Tensor, mean: Tensor, mass: Tensor, c: Tensor, inverse: Tensor,
+    grad: Tensor, z: Tensor, weights: Tensor, info: Tensor, mean: Tensor, mass: Tensor, c: Tensor, factor: Tensor,
     center: bool, samples: bool, weighted: bool, group: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of z and of the weights, the latter [S, 0] unless `weighted`."""
-    factor = (2 * grad * c)[:, None]  # [S, 1]
+    inverse = inverse_of(factor, info, c)  # c M⁻¹
     root = _root(weights)
+    double = (2 * grad)[:, None]
     if not weighted:
         y = _rows(z, root, center, mean)
-        rows = factor * weights / root if weights.numel() else factor.expand(z.shape[:2])
-        dz = matmul(inverse, y, rows) if samples else matmul(y, inverse, rows)
-        return dz.to(z.dtype), weights.new_empty((len(z), 0))
+        rows = double * weights / root if weights.numel() else double.expand(z.shape[:2])
+        dz = matmul(inverse, y, rows, z.dtype) if samples else matmul(y, inverse, rows, z.dtype)
+        return dz, weights.new_empty((len(z), 0))
     y = _rows(z, weights.new_empty(0), center, mean)
-    # rows z_i M⁻¹; with Y = diag(√w) Z they are those of diag(√w)⁻¹ (I + c Y Yᵀ)⁻¹ Y
+    # rows c z_i M⁻¹; with Y = diag(√w) Z they are those of c diag(√w)⁻¹ (I + c Y Yᵀ)⁻¹ Y
     solved = matmul(inverse, root[..., None] * y, 1 / root) if samples else matmul(y, inverse)
-    dz = (factor * weights)[..., None] * solved
+    dz = (double * weights)[..., None] * solved
     # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹) = c Σ w_i z_i M⁻¹ z_iᵀ. No term of
     # this sum is negative, while d - tr M⁻¹ would suffer from cancellation
     leverage = (y * solved).sum(-1)
@@ -180,12 +301,12 @@ def _backward(
     if group:
         dist.all_reduce(total, group=group_of(group))
     average = torch.where(_empty(mass), 0.0, total / mass)
-    dw = (grad * c)[:, None] * (leverage - average[:, None])
+    dw = grad[:, None] * (leverage - average[:, None])
     return dz.to(z.dtype), dw.to(weights.dtype)
 
 
 @_backward.register_fake
-def _(grad, z, weights, mean, mass, c, inverse, center, samples, weighted, group):
+def _(grad, z, weights, info, mean, mass, c, factor, center, samples, weighted, group):
     return z.new_empty(z.shape), weights.new_empty(weights.shape if weighted else (z.shape[0], 0))
 
 
@@ -194,20 +315,18 @@ NO_SCALE = "coding_rate has no derivative in alpha and eps"
 
 
 def _setup(ctx, inputs, output):
-    z, weights, _, ctx.center, ctx.samples, ctx.inverse, ctx.group, ctx.size = inputs
+    z, weights, _, ctx.center, ctx.samples, ctx.group, ctx.size = inputs
     ctx.mark_non_differentiable(*output[1:])
-    return z, weights, *output[2:]
+    return z, weights, *output[1:]
 
 
 def _differentiate(ctx, grad, *_):
-    if not ctx.inverse:
-        raise RuntimeError("coding_rate: the forward ran without gradients, so there is nothing to differentiate")
     _, weighted, scaled, *_ = ctx.needs_input_grad
     if scaled:
         raise RuntimeError(NO_SCALE)
     grad = grad * ctx.size  # makes up for data-parallel training, which averages gradients over processes
     dz, dw = _gradient(grad, *ctx.saved_tensors, ctx.center, ctx.samples, weighted, ctx.group)
-    return dz, dw if weighted else None, None, None, None, None, None, None
+    return dz, dw if weighted else None, None, None, None, None, None
 
 
 def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
@@ -216,12 +335,11 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
         raise RuntimeError(NO_SCALE)
     if ctx.group:
         raise RuntimeError("coding_rate has no forward-mode derivative over several processes; use reverse mode")
-    z, weights, mean, mass, *rest = ctx.saved_tensors
+    z, *rest = ctx.saved_tensors
+    mass = ctx.saved_tensors[4]
     weighted = weights_tangent is not None
     z = z.to(mass.dtype)  # otherwise its gradient would be rounded to bfloat16 before it is used
-    dz, dw = _gradient(
-        torch.ones_like(mass), z, weights, mean, mass, *rest, ctx.center, ctx.samples, weighted, ctx.group
-    )
+    dz, dw = _gradient(torch.ones_like(mass), z, *rest, ctx.center, ctx.samples, weighted, ctx.group)
     tangent = torch.zeros_like(mass)
     if z_tangent is not None:
         tangent = tangent + (dz * z_tangent).sum((-2, -1))
@@ -315,13 +433,11 @@ def joint_rate(
         lead = torch.broadcast_shapes(lead, weights.shape[:-1])
         z = z.expand(*lead, *z.shape[-2:])
         weights = weights.to(scale.dtype).expand(*lead, rows).reshape(math.prod(lead), rows)
-    followed = z.requires_grad or (weights is not None and weights.requires_grad)
-    differentiates = transformed() or (torch.is_grad_enabled() and followed)
     # several processes must factor the same side, although their numbers of rows may differ
     samples = rows < z.shape[-1] and not name
     flat = z.reshape(math.prod(lead), *z.shape[-2:])
     given = scale.new_empty((len(flat), 0)) if weights is None else weights
-    rate, info, _, mass, *_ = _rate(flat, given, scale.expand(len(flat)), center, samples, differentiates, name, size)
+    rate, info, _, mass, *_ = _rate(flat, given, scale.expand(len(flat)), center, samples, name, size)
     return rate.view(lead), info.view(lead), mass.view(lead)
 
 
@@ -366,9 +482,8 @@ def _check_weights(z: Tensor, weights: Tensor) -> None:
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate_gram"), mutates_args=())
 def _gram(z: Tensor, center: bool, samples: bool, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gram matrix [S, n, n], mean [S, d] and number [S] of the rows z [S, B, d] of all processes."""
-    nothing = z.new_empty(0, dtype=_exact(z))
-    mean, mass = _moments(z, nothing, center)
-    y = _rows(z, nothing, center, mean)
+    y, mean = _centered(z, center)
+    mass = z.new_full((z.shape[0],), z.shape[1], dtype=_exact(z))
     matrix = gram(y if samples else y.mT, torch.ones_like(mass), identity=False)
     return _join(matrix, mean, mass, group, size) if group else (matrix, mean, mass)
 
@@ -391,7 +506,7 @@ def _gram_tangent(ctx, tangent, *_):
     if ctx.group:
         raise RuntimeError("coding_rate_stats has no forward-mode derivative over several processes")
     z, mean = ctx.saved_tensors
-    y, tangent = _rows(z, mean.new_empty(0), ctx.center, mean), tangent.to(_exact(z))
+    y, tangent = _torch_rows(z, mean.new_empty(0), ctx.center, mean), tangent.to(_exact(z))
     if ctx.center:
         tangent = tangent - tangent.mean(-2, keepdim=True)
     with full_precision(z.device):

@@ -1,8 +1,10 @@
 """Log-determinants and inverses of many small positive definite matrices, without a host sync.
 
-M = L Lᵀ, log det M = 2 Σ log L_ii, M⁻¹ = L⁻ᵀ L⁻¹. One Triton program factors one matrix by the left-looking algorithm,
-16 columns at a time: the 16 x 16 block on the diagonal is factored and inverted column by column, everything else is a
-product of tiles. As in LAPACK's potrf, `info` reports a pivot that is not positive; it stays on the device.
+M = L Lᵀ, log det M = 2 Σ log L_ii, M⁻¹ = Wᵀ W with W = L⁻¹. The forward pass needs the first two, the backward pass the
+inverse, so they are separate functions. One Triton program factors one matrix by the left-looking algorithm, 16 columns
+at a time: the 16 x 16 block on the diagonal is factored and inverted column by column, everything else is a product of
+tiles. The columns of W do not depend on each other, so one matrix has several programs there. As in LAPACK's potrf,
+`info` reports a pivot that is not positive; it stays on the device.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import full_precision, jit, launch, tl, uses_triton
+from .backend import full_precision, jit, launch, tl, triton, uses_triton
 from .matmul import gram
 
-__all__ = ["inverse_logdet"]
+__all__ = ["factor_logdet", "inverse_of"]
 
 BLOCKS = {"BLOCK": 64, "BLOCK_K": 32}
-ONE_PROGRAM = 256  # side of the largest matrix for one program; above it cuSOLVER (bench/kernel_table.py compares)
+# side of the largest matrix for one program, above which cuSOLVER factors: of several matrices, and of a single one
+ONE_PROGRAM, ONE_PROGRAM_ALONE = 256, 128
 
 
 @jit
@@ -24,21 +27,20 @@ def _leaf(b_a):
     """Inverse Cholesky factor of a [16, 16] matrix, its log-determinant, and its first bad pivot, from 1, or 0."""
     o = tl.arange(0, 16)
     row, column = o[:, None], o[None, :]
-    b_w = (row == column).to(tl.float32)
-    logdet = 0.0
-    info = 0
+    b_v = (row == column).to(tl.float32)  # transposed inverse: so one sum in a step crosses warps, at two barriers
+    b_pivots = tl.zeros([16], dtype=tl.float32)
     for j in range(16):
-        pivot = tl.where((row == j) & (column == j), b_a, 0.0).sum(axis=1).sum(axis=0)
-        info = tl.where((info == 0) & ((pivot > 0) == 0), j + 1, info)  # a pivot that is NaN is bad too
-        logdet += tl.log(pivot)
+        across = tl.where(row == j, b_a, 0.0).sum(axis=0)
+        pivot = tl.where(o == j, across, 0.0).sum(axis=0)
+        b_pivots = tl.where(o == j, pivot, b_pivots)
         scale = 1.0 / tl.sqrt(pivot)
-        down = tl.where(column == j, b_a, 0.0).sum(axis=1) * scale  # column j of the factor
-        across = tl.where(row == j, b_a, 0.0).sum(axis=0) * scale  # the same as a row
-        w_row = tl.where(row == j, b_w, 0.0).sum(axis=0) * scale
-        below = tl.where(o > j, down, 0.0)[:, None]
-        b_a -= below * across[None, :]
-        b_w = tl.where(row == j, w_row[None, :], b_w - below * w_row[None, :])
-    return b_w, logdet, info
+        right = tl.where(o > j, across * scale, 0.0)[None, :]  # row j of the factor's transpose
+        down = (tl.where(column == j, b_a, 0.0).sum(axis=1) * scale)[:, None]
+        v_column = (tl.where(column == j, b_v, 0.0).sum(axis=1) * scale)[:, None]
+        b_a -= down * right
+        b_v = tl.where(column == j, v_column, b_v - v_column * right)
+    first = tl.where((b_pivots > 0) == 0, o + 1, 17).min(axis=0)  # a pivot that is NaN is bad too
+    return tl.trans(b_v), tl.log(b_pivots).sum(axis=0), tl.where(first == 17, 0, first)
 
 
 @jit
@@ -54,20 +56,17 @@ def _store(matrix, o_row, o_column, n, b_x):
 
 
 @jit
-def _cholesky_kernel(
-    matrix,  # pointer to [S, n, n], contiguous, symmetric; overwritten, by the inverse if asked
-    factor,  # pointer to [S, n, n], scratch for the inverse W of the factor L
+def _factor_kernel(
+    matrix,  # pointer to [S, n, n], contiguous, symmetric; below the diagonal blocks L replaces it, and in them W does
     logdet,  # pointer to [S]
     info,  # pointer to int32 [S]
     n,
-    INVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     # A thread sees what another thread of the program stored only after a barrier.
     i_s = tl.program_id(0).to(tl.int64)
     matrix += i_s * n * n
-    factor += i_s * n * n
     o_16 = tl.arange(0, 16)
     o_block = tl.arange(0, BLOCK)
     o_inner = tl.arange(0, BLOCK_K)
@@ -83,7 +82,7 @@ def _cholesky_kernel(
         b_w, leaf_logdet, leaf_info = _leaf(b_a)
         total += leaf_logdet
         failed = tl.where((failed == 0) & (leaf_info > 0), j + leaf_info, failed)
-
+        _store(matrix, o_j, o_j, n, b_w)
         for i in range(j + 16, n, BLOCK):  # the panel below: L_ij = (A_ij - Σ_k L_ik L_jkᵀ) W_jjᵀ
             o_i = i + o_block
             b_l = _load(matrix, o_i, o_j, n)
@@ -92,73 +91,110 @@ def _cholesky_kernel(
                 b_j = tl.where((o_k < j)[None, :], _load(matrix, o_j, o_k, n), 0.0)
                 b_l -= tl.dot(_load(matrix, o_i, o_k, n), tl.trans(b_j), input_precision="ieee")
             _store(matrix, o_i, o_j, n, tl.dot(b_l, tl.trans(b_w), input_precision="ieee"))
-
-        if INVERSE:
-            for i in range(0, j, BLOCK):  # 16 rows of W = L⁻¹: W_ji = -W_jj Σ_k L_jk W_ki
-                o_i = i + o_block
-                b_sum = tl.zeros([16, BLOCK], dtype=tl.float32)
-                for k in range(i, j, BLOCK_K):
-                    o_k = k + o_inner
-                    b_j = tl.where((o_k < j)[None, :], _load(matrix, o_j, o_k, n), 0.0)
-                    b_k = tl.where((o_k < j)[:, None] & (o_k[:, None] >= o_i[None, :]), _load(factor, o_k, o_i, n), 0.0)
-                    b_sum = tl.dot(b_j, b_k, b_sum, input_precision="ieee")
-                b_sum = tl.where((o_i < j)[None, :], -tl.dot(b_w, b_sum, input_precision="ieee"), 0.0)
-                _store(factor, o_j, o_i, n, b_sum)
-            tl.debug_barrier()  # the last block of columns covered the diagonal
-            _store(factor, o_j, o_j, n, b_w)
         tl.debug_barrier()
     tl.store(logdet + i_s, tl.where(failed > 0, float("nan"), total))
     tl.store(info + i_s, failed)
 
-    if INVERSE:
-        for i in range(0, n, BLOCK):  # M⁻¹ = Wᵀ W, a tile and its mirror image
-            o_i = i + o_block
-            for j in range(0, i + 1, BLOCK):
-                o_j = j + o_block
-                b_x = tl.zeros([BLOCK, BLOCK], dtype=tl.float32)
-                for k in range(i, n, 16):
-                    o_k = k + o_16
-                    b_i = tl.where(o_k[:, None] >= o_i[None, :], _load(factor, o_k, o_i, n), 0.0)
-                    b_j = tl.where(o_k[:, None] >= o_j[None, :], _load(factor, o_k, o_j, n), 0.0)
-                    b_x = tl.dot(tl.trans(b_i), b_j, b_x, input_precision="ieee")
-                _store(matrix, o_i, o_j, n, b_x)
-                if j < i:
-                    _store(matrix, o_j, o_i, n, tl.trans(b_x))
+
+@jit
+def _inverse_kernel(
+    factor,  # pointer to [S, n, n], from _factor_kernel
+    out,  # pointer to [S, n, n]: W, zero above its diagonal
+    n,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # a block of W's columns, 16 rows at a time: W_ji = W_jj (1_ji - Σ_k L_jk W_ki)
+    columns = tl.cdiv(n, BLOCK)
+    i_s = (tl.program_id(0) // columns).to(tl.int64)
+    factor += i_s * n * n
+    out += i_s * n * n
+    i = tl.program_id(0) % columns * BLOCK
+    o_i = i + tl.arange(0, BLOCK)
+    for j in range(0, n, 16):
+        o_j = j + tl.arange(0, 16)
+        b_sum = (o_j[:, None] == o_i[None, :]).to(tl.float32)
+        for k in range(i, j, BLOCK_K):
+            o_k = k + tl.arange(0, BLOCK_K)
+            b_l = tl.where((o_k < j)[None, :], _load(factor, o_j, o_k, n), 0.0)
+            b_w = tl.where((o_k < j)[:, None], _load(out, o_k, o_i, n), 0.0)
+            b_sum -= tl.dot(b_l, b_w, input_precision="ieee")
+        _store(out, o_j, o_i, n, tl.dot(_load(factor, o_j, o_j, n), b_sum, input_precision="ieee"))
+        tl.debug_barrier()
 
 
-def inverse_logdet(matrix: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-determinant and inverse of positive definite matrices.
+@jit
+def _logdet_kernel(
+    factor,  # pointer to the Cholesky factors [S, n, n], contiguous
+    info,  # pointer to int32 [S]
+    logdet,  # pointer to [S]
+    n,
+    BLOCK: tl.constexpr,
+):
+    i_s = tl.program_id(0).to(tl.int64)
+    total = 0.0
+    for start in range(0, n, BLOCK):
+        o = start + tl.arange(0, BLOCK).to(tl.int64)
+        total += 2 * tl.log(tl.load(factor + (i_s * n + o) * n + o, mask=o < n, other=1.0)).sum(axis=0)
+    tl.store(logdet + i_s, tl.where(tl.load(info + i_s) > 0, float("nan"), total))
+
+
+def _in_one_program(matrix: Tensor) -> bool:
+    batch, n, _ = matrix.shape
+    return uses_triton(matrix) and n <= (ONE_PROGRAM_ALONE if batch == 1 else ONE_PROGRAM)
+
+
+def factor_logdet(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-determinants of positive definite matrices, and factors from which `inverse_of` computes inverses.
 
     Args:
         matrix: [S, n, n], float32 or float64, contiguous, symmetric; may be overwritten.
-        inverse: whether to compute the inverse.
 
     Returns:
-        The log-determinants [S], NaN where the factorisation failed; the inverses [S, n, n], or [S, 0, 0] without
-        `inverse`; and int32 [S]: 0, or the number of the first pivot, counted from 1, that was not positive.
+        The log-determinants [S], NaN where the factorisation failed; the factors [S, n, n]; and int32 [S]: 0, or the
+        number of the first pivot, counted from 1, that was not positive.
     """
-    n = matrix.shape[-1]
-    if uses_triton(matrix) and n <= ONE_PROGRAM:
-        return _launch(matrix, inverse)
+    batch, n, _ = matrix.shape
+    if uses_triton(matrix):
+        logdet = torch.empty(batch, dtype=torch.float32, device=matrix.device)
+    if _in_one_program(matrix):
+        info = torch.empty(batch, dtype=torch.int32, device=matrix.device)
+        launch(_factor_kernel, (batch,), matrix, logdet, info, n, num_stages=1, **BLOCKS)
+        return logdet, matrix, info
     with full_precision(matrix.device):
         factor, info = torch.linalg.cholesky_ex(matrix)
+    factor = factor.mT.contiguous()  # libraries store by columns, so this copies nothing
+    if uses_triton(matrix):
+        launch(_logdet_kernel, (batch,), factor, info, logdet, n, BLOCK=256)
+    else:
         logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        logdet = logdet.masked_fill(info > 0, float("nan"))
-        if not inverse:
-            return logdet, matrix.new_empty((len(matrix), 0, 0)), info
-        if matrix.device.type == "cpu" and not info.any():  # on a GPU this would wait for the device
-            return logdet, torch.cholesky_inverse(factor).mT.contiguous(), info  # LAPACK stores by columns
-        identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
-        lower = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return logdet, gram(lower.mT, torch.ones_like(logdet), identity=False), info
+        logdet.masked_fill_(info > 0, float("nan"))
+    return logdet, factor, info
 
 
-def _launch(matrix: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    batch, n, _ = matrix.shape
-    factor = torch.empty_like(matrix)
-    logdet = torch.empty(batch, dtype=torch.float32, device=matrix.device)
-    info = torch.empty(batch, dtype=torch.int32, device=matrix.device)
-    launch(
-        _cholesky_kernel, (batch,), matrix, factor, logdet, info, n, INVERSE=inverse, num_stages=1, **BLOCKS
-    )  # fmt: skip
-    return logdet, matrix if inverse else matrix.new_empty((len(matrix), 0, 0)), info
+def inverse_of(factor: Tensor, info: Tensor, scale: Tensor) -> Tensor:
+    """`scale` times the inverses of the matrices that `factor_logdet` has factored.
+
+    Args:
+        factor: [S, n, n], as returned; not changed.
+        info: int32 [S], as returned.
+        scale: [S], of the dtype of `factor`.
+
+    Returns:
+        [S, n, n], symmetric; NaN where the factorisation failed.
+    """
+    batch, n, _ = factor.shape
+    scale = torch.where(info > 0, float("nan"), scale)
+    if _in_one_program(factor):
+        root = torch.empty_like(factor)
+        programs = batch * triton.cdiv(n, BLOCKS["BLOCK"])
+        launch(_inverse_kernel, (programs,), factor, root, n, num_stages=1, **BLOCKS)
+        return gram(root.mT, scale, identity=False)
+    with full_precision(factor.device):
+        if factor.device.type == "cpu":
+            if info.any():  # LAPACK would refuse to invert the others too
+                factor = torch.where((info > 0)[:, None, None], torch.eye(n, dtype=factor.dtype), factor)
+            return torch.cholesky_inverse(factor.mT).mT.contiguous().mul_(scale[:, None, None])
+        identity = torch.eye(n, dtype=factor.dtype, device=factor.device)
+        root = torch.linalg.solve_triangular(factor.mT, identity, upper=False)
+    return gram(root.mT, scale, identity=False)

@@ -1,31 +1,72 @@
 """Matrix products in full float32 accuracy: `a @ b` with scaled rows, and `I + c * y @ yᵀ`.
 
 They ignore autocast and TF32 settings: a Gram matrix rounded to bfloat16 may no longer be positive definite, and TF32
-loses three digits of a coding rate's gradient.
+loses three digits of a coding rate's gradient. Inputs of 16 bits are multiplied by the tensor cores as they are, which
+is exact; a float32 factor beside a bfloat16 one is split into three bfloat16 parts, which is exact too.
 
 Letters: M, N rows and columns of the result, K the inner dimension, S matrices in the batch.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from .backend import dot_precision, full_precision, jit, launch, tl, triton, uses_triton
+from .backend import INTERPRETED, dot_precision, full_precision, jit, launch, tl, triton, uses_triton
 
 __all__ = ["gram", "matmul"]
 
-MATMUL_BLOCKS = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16}
-GRAM_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 16}
-OPTIONS = {"num_warps": 8}  # with fewer warps or deeper blocks, registers spill on some GPUs (tests/kernels/aot.py)
+# With fewer warps or deeper tiles, registers spill on the other GPUs (tests/kernels/aot.py).
+TILES = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8}
+WIDE_TILES = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4}  # for instructions of whole warp groups
+LEAST_PART = 256  # of the inner dimension, for a program of its own
+
+
+def tiles(device: torch.device) -> dict[str, int]:
+    """Shape of a program's tile, and its warps, for the GPU."""
+    return _tiles(torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0))
+
+
+def _tiles(capability: tuple[int, int]) -> dict[str, int]:
+    return WIDE_TILES if capability in ((9, 0), (10, 0)) else TILES
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@jit
+def _parts(b_x):
+    """Three bfloat16 tiles whose sum is the float32 tile: its 24 digits are three times 8."""
+    b_upper = b_x.to(tl.bfloat16)
+    b_rest = b_x - b_upper.to(tl.float32)
+    b_middle = b_rest.to(tl.bfloat16)
+    return b_upper, b_middle, (b_rest - b_middle.to(tl.float32)).to(tl.bfloat16)
+
+
+@jit
+def _dot(b_a, b_b, b_out, PRECISION: tl.constexpr, HALVES: tl.constexpr):
+    """b_out + b_a @ b_b, as exact as in float32; without HALVES, no product takes tiles of 16 bits."""
+    if HALVES and b_a.dtype == b_b.dtype and b_a.dtype != tl.float32:
+        return tl.dot(b_a, b_b, b_out)
+    if HALVES and b_a.dtype == tl.bfloat16:
+        b_upper, b_middle, b_lower = _parts(b_b.to(tl.float32))
+        return tl.dot(b_a, b_upper, tl.dot(b_a, b_middle, tl.dot(b_a, b_lower, b_out)))
+    if HALVES and b_b.dtype == tl.bfloat16:
+        b_upper, b_middle, b_lower = _parts(b_a.to(tl.float32))
+        return tl.dot(b_upper, b_b, tl.dot(b_middle, b_b, tl.dot(b_lower, b_b, b_out)))
+    return tl.dot(b_a.to(tl.float32), b_b.to(tl.float32), b_out, input_precision=PRECISION)
 
 
 @jit
 def _matmul_kernel(
     a,  # pointer to A [S, M, K]
     b,  # pointer to B [S, K, N]
-    scale,  # pointer to [S, M], contiguous; rows of the result are multiplied by it
-    out,  # pointer to [S, M, N], contiguous
+    scale,  # pointer to [S, M]; rows of the result are multiplied by it
+    out,  # pointer to [S, M, N], contiguous, of any floating dtype
     M,
     N,
     K,
@@ -35,8 +76,11 @@ def _matmul_kernel(
     stride_bs,
     stride_bk,
     stride_bn,
+    stride_ss,
+    stride_sm,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
+    HALVES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -54,65 +98,111 @@ def _matmul_kernel(
         m_k = o_k < K
         p_a = a + i_s * stride_as + o_m[:, None] * stride_am + o_k[None, :] * stride_ak
         p_b = b + i_s * stride_bs + o_k[:, None] * stride_bk + o_n[None, :] * stride_bn
-        b_a = tl.load(p_a, mask=m_m[:, None] & m_k[None, :], other=0.0).to(tl.float32)
-        b_b = tl.load(p_b, mask=m_k[:, None] & m_n[None, :], other=0.0).to(tl.float32)
-        b_out = tl.dot(b_a, b_b, b_out, input_precision=PRECISION)
+        b_a = tl.load(p_a, mask=m_m[:, None] & m_k[None, :], other=0.0)
+        b_b = tl.load(p_b, mask=m_k[:, None] & m_n[None, :], other=0.0)
+        b_out = _dot(b_a, b_b, b_out, PRECISION, HALVES)
     if SCALED:
-        b_out *= tl.load(scale + i_s * M + o_m, mask=m_m, other=0.0)[:, None]
+        b_out *= tl.load(scale + i_s * stride_ss + o_m * stride_sm, mask=m_m, other=0.0)[:, None]
     p_out = out + i_s * M * N + o_m[:, None] * N + o_n[None, :]
-    tl.store(p_out, b_out, mask=m_m[:, None] & m_n[None, :])
+    tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+
+
+@jit
+def _store_gram(out, c, b_out, o_i, o_j, N, IDENTITY: tl.constexpr):
+    """Store a tile of the lower triangle, times c, and its mirror image."""
+    b_out *= tl.load(c)
+    if IDENTITY:
+        b_out += (o_i[:, None] == o_j[None, :]).to(tl.float32)
+    # also within tiles on the diagonal, where an element and its mirror image may be rounded differently
+    m_out = (o_i < N)[:, None] & (o_j < N)[None, :] & (o_i[:, None] >= o_j[None, :])
+    tl.store(out + o_i[:, None] * N + o_j[None, :], b_out, mask=m_out)
+    tl.store(out + o_j[None, :] * N + o_i[:, None], b_out, mask=m_out)
 
 
 @jit
 def _gram_kernel(
     y,  # pointer to Y [S, N, K]
     c,  # pointer to [S]
-    out,  # pointer to [S, N, N], contiguous
+    out,  # pointer to [S, N, N], contiguous; or to the lower triangles of [parts, S, N, N], which _total_kernel adds up
     N,
     K,
+    part,  # of the inner dimension, for each program
     stride_ys,
     stride_yn,
     stride_yk,
     IDENTITY: tl.constexpr,
+    WHOLE: tl.constexpr,  # one part is all
     PRECISION: tl.constexpr,
+    HALVES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # one tile of the lower triangle, and its mirror image
+    # one tile of the lower triangle
+    num_columns = tl.cdiv(N, BLOCK_N)
+    num_tiles = tl.cdiv(N, BLOCK_M) * num_columns
+    i_s = (tl.program_id(0) // num_tiles).to(tl.int64)
+    i_row = tl.program_id(0) // num_columns % tl.cdiv(N, BLOCK_M)
+    i_column = tl.program_id(0) % num_columns
+    if i_column * BLOCK_N >= (i_row + 1) * BLOCK_M:
+        return
+    o_i = i_row * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    o_j = i_column * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+    m_i, m_j = o_i < N, o_j < N
+    b_out = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    begin = tl.program_id(1) * part
+    end = tl.minimum(begin + part, K)
+    for start in range(begin, end, BLOCK_K):
+        o_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
+        m_k = o_k < end
+        p_i = y + i_s * stride_ys + o_i[:, None] * stride_yn + o_k[None, :] * stride_yk
+        p_j = y + i_s * stride_ys + o_k[:, None] * stride_yk + o_j[None, :] * stride_yn
+        b_i = tl.load(p_i, mask=m_i[:, None] & m_k[None, :], other=0.0)
+        b_j = tl.load(p_j, mask=m_k[:, None] & m_j[None, :], other=0.0)
+        b_out = _dot(b_i, b_j, b_out, PRECISION, HALVES)
+    if WHOLE:
+        _store_gram(out + i_s * N * N, c + i_s, b_out, o_i, o_j, N, IDENTITY)
+    else:
+        i_part = tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // num_tiles) + i_s
+        p_out = out + i_part * N * N + o_i[:, None] * N + o_j[None, :]
+        tl.store(p_out, b_out, mask=m_i[:, None] & m_j[None, :])
+
+
+@jit
+def _total_kernel(
+    parts,  # pointer to [P, S, N, N], of which the lower triangles of tiles are read
+    c,  # pointer to [S]
+    out,  # pointer to [S, N, N], contiguous
+    N,
+    P,
+    IDENTITY: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     num_blocks = tl.cdiv(N, BLOCK_N)
-    i_s = (tl.program_id(0) // (num_blocks * num_blocks)).to(tl.int64)
-    i_row = tl.program_id(0) // num_blocks % num_blocks
-    i_column = tl.program_id(0) % num_blocks
+    num_tiles = num_blocks * num_blocks
+    i_s = (tl.program_id(0) // num_tiles).to(tl.int64)
+    i_row, i_column = tl.program_id(0) // num_blocks % num_blocks, tl.program_id(0) % num_blocks
     if i_column > i_row:
         return
     o_i = i_row * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     o_j = i_column * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
-    m_i, m_j = o_i < N, o_j < N
+    m = (o_i < N)[:, None] & (o_j < N)[None, :] & (o_i[:, None] >= o_j[None, :])
+    p_part = parts + i_s * N * N + o_i[:, None] * N + o_j[None, :]
     b_out = tl.zeros([BLOCK_N, BLOCK_N], dtype=tl.float32)
-    for start in range(0, K, BLOCK_K):
-        o_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
-        m_k = o_k < K
-        p_i = y + i_s * stride_ys + o_i[:, None] * stride_yn + o_k[None, :] * stride_yk
-        p_j = y + i_s * stride_ys + o_k[:, None] * stride_yk + o_j[None, :] * stride_yn
-        b_i = tl.load(p_i, mask=m_i[:, None] & m_k[None, :], other=0.0).to(tl.float32)
-        b_j = tl.load(p_j, mask=m_k[:, None] & m_j[None, :], other=0.0).to(tl.float32)
-        b_out = tl.dot(b_i, b_j, b_out, input_precision=PRECISION)
-    b_out *= tl.load(c + i_s)
-    if IDENTITY:
-        b_out += (o_i[:, None] == o_j[None, :]).to(tl.float32)
-    # also within tiles on the diagonal, where an element and its mirror image may be rounded differently
-    m_out = m_i[:, None] & m_j[None, :] & (o_i[:, None] >= o_j[None, :])
-    tl.store(out + i_s * N * N + o_i[:, None] * N + o_j[None, :], b_out, mask=m_out)
-    tl.store(out + i_s * N * N + o_j[None, :] * N + o_i[:, None], b_out, mask=m_out)
+    for _ in range(P):
+        b_out += tl.load(p_part, mask=m, other=0.0)
+        p_part += (tl.num_programs(0) // num_tiles).to(tl.int64) * N * N
+    _store_gram(out + i_s * N * N, c + i_s, b_out, o_i, o_j, N, IDENTITY)
 
 
-def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
-    """`scale[..., None] * (a @ b)` in float32.
+def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """`scale[..., None] * (a @ b)` in float32, rounded to `dtype` at the end.
 
     Args:
         a: [S, M, K], float32, bfloat16 or float16, any strides; float64 is multiplied in float64.
         b: [S, K, N], of the same dtypes, any strides.
-        scale: [S, M], float32; None scales nothing.
+        scale: [S, M], float32, any strides; None scales nothing.
+        dtype: of the result; None leaves it in float32 (float64).
 
     Returns:
         [S, M, N].
@@ -121,16 +211,17 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
         with full_precision(a.device):
             exact = torch.float64 if a.dtype == torch.float64 else torch.float32
             out = a.to(exact) @ b.to(exact)
-            return out if scale is None else out.mul_(scale[..., None])
+            out = out if scale is None else out.mul_(scale[..., None])
+            return out.to(dtype or exact)
     batch, rows, inner = a.shape
     columns = b.shape[-1]
-    out = torch.empty((batch, rows, columns), dtype=torch.float32, device=a.device)
-    scale = None if scale is None else scale.contiguous()
-    tiles = triton.cdiv(rows, MATMUL_BLOCKS["BLOCK_M"]) * triton.cdiv(columns, MATMUL_BLOCKS["BLOCK_N"])
+    out = torch.empty((batch, rows, columns), dtype=dtype or torch.float32, device=a.device)
+    shape = tiles(a.device)
+    programs = batch * triton.cdiv(rows, shape["BLOCK_M"]) * triton.cdiv(columns, shape["BLOCK_N"])
     launch(
-        _matmul_kernel, (batch * tiles,), a, b, out if scale is None else scale, out,
-        rows, columns, inner, *a.stride(), *b.stride(),
-        SCALED=scale is not None, PRECISION=dot_precision(a.device), **MATMUL_BLOCKS, **OPTIONS,
+        _matmul_kernel, (programs,), a, b, out if scale is None else scale, out,
+        rows, columns, inner, *a.stride(), *b.stride(), *((0, 0) if scale is None else scale.stride()),
+        SCALED=scale is not None, PRECISION=dot_precision(a.device), HALVES=not INTERPRETED, **shape,
     )  # fmt: skip
     return out
 
@@ -147,17 +238,42 @@ def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
         [S, N, N], exactly symmetric.
     """
     if not uses_triton(y):
-        with full_precision(y.device):
-            y = y.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
-            out = (y @ y.mT).mul_(c[:, None, None])
-            if identity:
-                out.diagonal(dim1=-2, dim2=-1).add_(1)
-            return out
+        return _torch_gram(y, c, identity)
     batch, size, inner = y.shape
+    shape = tiles(y.device)
+    blocks = triton.cdiv(size, shape["BLOCK_N"])
+    parts = _parts_of(batch * blocks * (blocks + 1) // 2, inner, y.device)
+    part = triton.cdiv(triton.cdiv(inner, parts), shape["BLOCK_K"]) * shape["BLOCK_K"]
     out = torch.empty((batch, size, size), dtype=torch.float32, device=y.device)
-    tiles = triton.cdiv(size, GRAM_BLOCKS["BLOCK_N"]) ** 2
+    found = out if parts == 1 else torch.empty((parts, *out.shape), dtype=torch.float32, device=y.device)
+    c = c.contiguous()
     launch(
-        _gram_kernel, (batch * tiles,), y, c.contiguous(), out, size, inner, *y.stride(),
-        IDENTITY=identity, PRECISION=dot_precision(y.device), **GRAM_BLOCKS, **OPTIONS,
+        _gram_kernel, (batch * blocks**2, parts), y, c, found, size, inner, part, *y.stride(),
+        IDENTITY=identity, WHOLE=parts == 1, PRECISION=dot_precision(y.device), HALVES=not INTERPRETED, **shape,
     )  # fmt: skip
+    if parts > 1:
+        programs = batch * triton.cdiv(size, 32) ** 2
+        launch(_total_kernel, (programs,), found, c, out, size, parts, IDENTITY=identity, BLOCK_N=32)
+    return out
+
+
+def _parts_of(programs: int, inner: int, device: torch.device) -> int:
+    """Into how many parts to cut the inner dimension, so that a few tiles occupy the whole GPU."""
+    return max(1, min(2 * _multiprocessors(device) // max(programs, 1), inner // LEAST_PART))
+
+
+def _torch_gram(y: Tensor, c: Tensor, identity: bool) -> Tensor:
+    """The same in torch. It has no symmetric product, so blocks above the diagonal are mirror images."""
+    y = y.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
+    size = y.shape[1]
+    out = y.new_empty((len(y), size, size))
+    rows = min(max(size // 8, 64), 128)  # fewer would leave a CPU's units idle, more would compute too much twice
+    with full_precision(y.device):
+        for start in range(0, size, rows):
+            stop = start + rows
+            block = y[:, start:stop] @ y[:, :stop].mT
+            out[:, start:stop, :stop] = block.mul_(c[:, None, None])
+            out[:, :start, start:stop] = block[..., :start].mT
+    if identity:
+        out.diagonal(dim1=-2, dim2=-1).add_(1)
     return out

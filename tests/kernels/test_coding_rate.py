@@ -397,11 +397,11 @@ def test_opcheck(device):
     nothing, scale = torch.zeros(2, 0, device=device), torch.tensor([2.0, 3.0], device=device)
     for rows, width, samples in ((8, 5, False), (5, 8, True)):
         z = torch.randn(2, rows, width, device=device, requires_grad=True)
-        torch.library.opcheck(ops.coding_rate.default, (z, nothing, scale, True, samples, True, "", 1))
+        torch.library.opcheck(ops.coding_rate.default, (z, nothing, scale, True, samples, "", 1))
         torch.library.opcheck(ops.coding_rate_gram.default, (z.detach(), True, samples, "", 1))
     z, weights = torch.randn(2, 8, 5, device=device), torch.rand(2, 8, device=device, requires_grad=True)
     for samples in (False, True):
-        torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, samples, True, "", 1))
+        torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, samples, "", 1))
 
 
 def test_compiles_whole_and_does_not_recompile(device):

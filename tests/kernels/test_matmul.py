@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seqjepa.kernels.internal.cholesky import inverse_logdet
+from seqjepa.kernels.internal.cholesky import factor_logdet, inverse_of
 from seqjepa.kernels.internal.matmul import gram, matmul
 
 pytestmark = pytest.mark.triton
@@ -35,21 +35,21 @@ def test_gram(n, device):
     torch.testing.assert_close(plain.double() + torch.eye(n, device=device), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 2])  # a single matrix above 128 takes the library's way
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 64, 65, 100, 256])
-def test_inverse_and_logdet(n, device):
+def test_inverse_and_logdet(n, batch, device):
     torch.manual_seed(n)
-    y = torch.randn(2, n, n + 5, device=device, dtype=torch.float64)
+    y = torch.randn(batch, n, n + 5, device=device, dtype=torch.float64)
     matrix = y @ y.mT / n + torch.eye(n, device=device)
-    logdet, inverse, info = inverse_logdet(matrix.float(), inverse=True)
+    logdet, factor, info = factor_logdet(matrix.float())
     expected = torch.linalg.slogdet(matrix).logabsdet
     torch.testing.assert_close(logdet.double(), expected, rtol=1e-5, atol=1e-5)
-    true_inverse = torch.linalg.inv(matrix)
+    scale = torch.arange(1.0, batch + 1, device=device)
+    inverse = inverse_of(factor, info, scale)
+    true_inverse = scale[:, None, None] * torch.linalg.inv(matrix)
     assert (inverse - true_inverse).norm() / true_inverse.norm() < 2e-6
     torch.testing.assert_close(inverse, inverse.mT)
-    assert info.tolist() == [0, 0]
-    alone, nothing, _ = inverse_logdet(matrix.float(), inverse=False)
-    torch.testing.assert_close(alone, logdet)
-    assert nothing.numel() == 0
+    assert info.tolist() == [0] * batch
 
 
 def test_a_bad_pivot_is_named_and_stays_in_its_matrix(device):
@@ -57,7 +57,10 @@ def test_a_bad_pivot_is_named_and_stays_in_its_matrix(device):
     matrix[1, 20, 20] = -1
     matrix[2, 3, 3] = float("nan")
     matrix[3, 5, 5] = 0
-    logdet, _, info = inverse_logdet(matrix, inverse=True)
+    logdet, factor, info = factor_logdet(matrix)
     assert info.tolist() == [0, 21, 4, 6]
     assert logdet[0] == 0
     assert logdet[1:].isnan().all()
+    inverse = inverse_of(factor, info, torch.ones(4, device=device))
+    assert torch.equal(inverse[0], torch.eye(40, device=device))
+    assert inverse[1:].isnan().all()
