@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor
 
 __all__ = ["philox"]
@@ -36,7 +37,11 @@ def philox(
 
 
 def _multiply(constant: int, word: Tensor | int) -> tuple[Tensor | int, Tensor | int]:
-    """Upper and lower 32 bits of a product of 32-bit words, by 16-bit halves, since compilers differ on overflow."""
+    """Upper and lower 32 bits of a product of 32-bit words."""
+    if not torch.compiler.is_compiling():
+        product = constant * word  # torch keeps the lower 64 bits of it, which are all
+        return product >> 32 & MASK, product & MASK
+    # by 16-bit halves, since compilers differ on overflow
     low = constant * (word & 0xFFFF)  # < 2**48
     high = constant * (word >> 16) + (low >> 16)  # < 2**49
     return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF

@@ -38,7 +38,7 @@ __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_referen
 
 MOMENTS_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 32}
 GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
-CACHED_ROWS = 64  # rows that the torch implementation processes at a time, so that they stay in a CPU's cache
+CACHED = 2**16  # projections that a CPU processes at a time, so that they stay in its cache
 
 
 def knots(t_max: float, num_points: int, span: str) -> tuple[list[float], list[float]]:
@@ -167,25 +167,78 @@ def _projection_gradient_kernel(
     tl.store(out + o_x, b_out, mask=m)
 
 
-def _rotations(x: Tensor, step: float, between: bool, count: int):
-    """Cosine and sine of t x at each knot in turn, by angle addition."""
+def _turns(x: Tensor, step: float, between: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Cosine and sine of t x at the first knot, and of the angle from each knot to the next."""
     first = x * (step / 2 if between else step)
     cosine, sine = first.cos(), first.sin()
     turn = (cosine * cosine - sine * sine, 2 * cosine * sine) if between else (cosine, sine)
+    return (cosine, sine), turn
+
+
+def _plain_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
+    """`_sums` in plain operations, for devices without Triton, and for torch.compile, which makes one loop of them."""
+    (cosine, sine), turn = _turns(x, step, between)
+    sums = []
     for _ in range(count):
-        yield cosine, sine
+        sums.append(torch.stack([cosine.sum(1), sine.sum(1)], 1))
         cosine, sine = cosine * turn[0] - sine * turn[1], sine * turn[0] + cosine * turn[1]
+    return torch.stack(sums, 2)
+
+
+def _plain_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
+    """`_projection_gradient` in plain operations: the real part of a polynomial in exp(i x step), by Horner's rule.
+
+    Were it a sum over `_rotations`, torch.compile would find these in the forward pass and keep all of them.
+    """
+    (cosine, sine), (turn_cosine, turn_sine) = _turns(x, step, between)
+    real, imaginary = slopes[:, 1, -1, None], slopes[:, 0, -1, None]
+    for number in reversed(range(slopes.shape[2] - 1)):
+        real, imaginary = (
+            real * turn_cosine - imaginary * turn_sine + slopes[:, 1, number, None],
+            real * turn_sine + imaginary * turn_cosine + slopes[:, 0, number, None],
+        )
+    return real * cosine - imaginary * sine
+
+
+def _cached(x: Tensor) -> tuple[Tensor, ...]:
+    return x.split(max(CACHED // max(x.shape[0] * x.shape[2], 1), 1), dim=1)
+
+
+def _waves(x: Tensor, step: float, between: bool) -> tuple[Tensor, Tensor]:
+    """exp(i t x) at the first knot, and the factor from each knot to the next."""
+    angle = x * (step / 2 if between else step)
+    first = torch.complex(angle.cos(), angle.sin())
+    return first, first * first if between else first.clone()
+
+
+def _eager_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
+    """`_sums` on a CPU: one product and one sum for each knot."""
+    sums = x.new_zeros((x.shape[0], count, x.shape[2]), dtype=x.dtype.to_complex())
+    for part in _cached(x):
+        wave, turn = _waves(part, step, between)
+        for number in range(count):
+            sums[:, number] += wave.sum(1)
+            wave *= turn
+    return torch.stack([sums.real, sums.imag], 1)
+
+
+def _eager_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
+    """`_projection_gradient` on a CPU: the real part of a polynomial in exp(i x step), by Horner's rule."""
+    out = torch.empty_like(x)
+    coefficients = torch.complex(slopes[:, 1], slopes[:, 0])[:, :, None]  # [S, knots, 1, K]
+    for part, slope in zip(_cached(x), _cached(out), strict=True):
+        wave, turn = _waves(part, step, between)
+        total = coefficients[:, -1].expand_as(wave).contiguous()
+        for number in reversed(range(slopes.shape[2] - 1)):
+            torch.addcmul(coefficients[:, number], total, turn, out=total)
+        slope.copy_(total.mul_(wave).real)
+    return out
 
 
 def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
     """Sums over rows of the cosines and sines of t x: [S, N, K] to [S, 2, knots, K]."""
     if not uses_triton(x):
-        sums = x.new_zeros((x.shape[0], 2, count, x.shape[2]))
-        for part in x.split(CACHED_ROWS, dim=1):
-            for number, waves in enumerate(_rotations(part, step, between, count)):
-                for which, wave in enumerate(waves):
-                    sums[:, which, number] += wave.sum(1)
-        return sums
+        return (_eager_sums if x.device.type == "cpu" else _plain_sums)(x, step, between, count)
     batch, rows, slices = x.shape
     splits = min(triton.cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
     sums = torch.empty((batch, splits, 2, count, slices), dtype=torch.float32, device=x.device)
@@ -201,11 +254,7 @@ def _projection_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) 
     """Gradient w.r.t. the projections [S, N, K], from t times the gradients w.r.t. the sums, [S, 2, knots, K]."""
     count = slopes.shape[2]
     if not uses_triton(x):
-        out = torch.zeros_like(x)
-        for part, slope in zip(x.split(CACHED_ROWS, dim=1), out.split(CACHED_ROWS, dim=1), strict=True):
-            for number, (cosine, sine) in enumerate(_rotations(part, step, between, count)):
-                slope.addcmul_(slopes[:, 1, number, None], cosine).addcmul_(slopes[:, 0, number, None], sine, value=-1)
-        return out
+        return (_eager_gradient if x.device.type == "cpu" else _plain_gradient)(x, slopes, step, between)
     batch, rows, slices = x.shape
     out = torch.empty_like(x)
     tiles = triton.cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]) * triton.cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"])
@@ -311,6 +360,68 @@ def _tangent(ctx, z_tangent, *_):
 _statistic = differentiable(_forward, _setup, _differentiate, _tangent, folded(shared=(1,), alike=(2,)))
 
 
+@torch.library.custom_op(add_op_namespace_prefix("sigreg_projections"), mutates_args=())
+def _projections(z: Tensor, unit: Tensor) -> Tensor:
+    """z [S, N, D] times unit [D, K] in float32 (float64), whatever autocast makes of other products."""
+    return matmul(z, unit.expand(z.shape[0], -1, -1))
+
+
+@_projections.register_fake
+def _(z, unit):
+    return unit.new_empty((*z.shape[:2], unit.shape[1]))
+
+
+def _projections_setup(ctx, inputs, output):
+    ctx.dtype = inputs[0].dtype
+    return inputs[1:]
+
+
+def _projections_gradient(ctx, grad):
+    (unit,) = ctx.saved_tensors
+    return _projections(grad, unit.mT).to(ctx.dtype), None
+
+
+_projected = differentiable(_projections, _projections_setup, _projections_gradient)
+
+
+@torch.library.custom_op(add_op_namespace_prefix("sigreg_directions"), mutates_args=())
+def _directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
+    """`directions`, whose integers Inductor would compute one by one on a CPU."""
+    return directions(seed, dim, num_slices)
+
+
+@_directions.register_fake
+def _(seed, dim, num_slices):
+    return seed.new_empty((dim, num_slices), dtype=torch.float32)
+
+
+class _TracedSums(torch.autograd.Function):
+    """`_sums` for torch.compile, with a gradient that keeps nothing but the projections."""
+
+    @staticmethod
+    def forward(ctx, x, step, between, count):
+        ctx.save_for_backward(x)
+        ctx.spacing = step, between
+        return _plain_sums(x, step, between, count)
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        step, between = ctx.spacing
+        first = 0.5 if between else 1
+        t = (torch.arange(grad.shape[2], dtype=x.dtype, device=x.device)[:, None] + first) * step
+        return _plain_gradient(x, grad * t, step, between), None, None, None
+
+
+def _traced(z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str) -> Tensor:
+    """The statistic [S] for torch.compile on a CPU, whose loops over knots are faster than eager operations."""
+    unit = _directions(seed, z.shape[-1], num_slices).to(torch.float64 if z.dtype == torch.float64 else torch.float32)
+    x = _projected(z, unit)
+    _, phi, weight = _table(t_max, num_points, span, x)
+    cosines, sines = (_TracedSums.apply(x, *_spacing(t_max, num_points, span)) / z.shape[1]).unbind(1)
+    return z.shape[1] * (((cosines - phi) ** 2 + sines**2) * weight).sum(1).mean(-1)
+
+
 def sigreg(
     z: Tensor,
     *,
@@ -371,7 +482,11 @@ def joint_sigreg(
             f"seed must be int64, 0-dim, on {z.device} like z, got {seed.dtype} {list(seed.shape)} on {seed.device}"
         )
     flat = z.reshape(math.prod(z.shape[:-2]), *z.shape[-2:])
-    statistic, samples, *_ = _statistic(flat, seed, num_slices, float(t_max), num_points, span, name, size)
+    if torch.compiler.is_compiling() and z.device.type == "cpu" and not (name or transformed() or uses_triton(z)):
+        statistic = _traced(flat, seed, num_slices, float(t_max), num_points, span)
+        samples = statistic.new_full(statistic.shape, z.shape[-2])
+    else:
+        statistic, samples, *_ = _statistic(flat, seed, num_slices, float(t_max), num_points, span, name, size)
     return statistic.view(z.shape[:-2]), samples.view(z.shape[:-2])
 
 
