@@ -176,7 +176,7 @@ def test_opcheck(device):
 def test_compiles_whole_and_does_not_recompile(device):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("inductor")
-    module = SIGReg(16, seed=3).to(device)
+    module = SIGReg(16, num_points=5, seed=3).to(device)
 
     @torch.compile(fullgraph=True, backend=counter)
     def loss(z):
@@ -186,10 +186,36 @@ def test_compiles_whole_and_does_not_recompile(device):
         z = torch.randn(12, 6, device=device, requires_grad=True)
         loss(z).backward()
         compiled, z.grad = z.grad, None
-        sigreg(torch.tanh(z), num_slices=16, seed=3 + call).backward()
+        sigreg(torch.tanh(z), num_slices=16, num_points=5, seed=3 + call).backward()
         torch.testing.assert_close(compiled, z.grad, rtol=1e-4, atol=1e-6)
     assert counter.frame_count == 1
     assert module.step == 6
+
+
+@pytest.mark.parametrize(("span", "num_points"), [("half", 7), ("full", 10)])
+def test_compiled_passes_keep_the_projections_alone(span, num_points):
+    """torch.compile fuses the loops over knots; it must not keep cosines and sines of each for the backward pass."""
+    torch._dynamo.reset()
+    rows, slices = 256, 64
+    z = torch.randn(rows, 8, dtype=torch.bfloat16, requires_grad=True)
+    options = {"num_slices": slices, "seed": torch.tensor(3), "span": span, "num_points": num_points}
+    kept = []
+
+    def remember(x):
+        kept.append(x.untyped_storage().nbytes())
+        return x
+
+    whole = torch.compile(lambda z: sigreg(z, **options), fullgraph=True, dynamic=False)
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
+        value = whole(z)
+    small = 4 * slices * (8 + 2 * num_points) + 4096  # directions and what each knot and slice has
+    assert 4 * rows * slices <= sum(kept) <= 4 * rows * slices + 2 * small
+    (gradient,) = torch.autograd.grad(value, z)
+    wide = z.detach().double().requires_grad_()
+    expected = definition(wide, directions(options["seed"], 8, slices).double(), 3.0, num_points, span)
+    torch.testing.assert_close(value.double(), expected, rtol=3e-6, atol=0)
+    (exact,) = torch.autograd.grad(expected, wide)
+    assert (gradient - exact).norm() < 2**-8 * exact.norm()  # it is rounded to bfloat16
 
 
 def test_differentiates_once_and_says_so():
