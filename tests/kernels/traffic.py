@@ -88,7 +88,7 @@ def tokens(causal: bool) -> None:
     temperature = torch.ones(4)
     differentiated(
         lambda w: token_statistics_attention(w, temperature, causal=causal),
-        values(2, 200, 4, 160, dtype=torch.bfloat16),
+        values(2, 100, 4, 160, dtype=torch.bfloat16),
     )
 
 
@@ -113,8 +113,8 @@ CASES = {
     "sigreg of (384, 96), 160 slices": lambda: differentiated(
         lambda z: sigreg(z, num_slices=160, seed=0), values(384, 96)
     ),
-    "tokens (2, 200, 4, 160)": lambda: tokens(causal=False),
-    "causal tokens (2, 200, 4, 160)": lambda: tokens(causal=True),
+    "tokens (2, 100, 4, 160)": lambda: tokens(causal=False),
+    "causal tokens (2, 100, 4, 160)": lambda: tokens(causal=True),
     "average of 15,300": lambda: average(live=False),
     "average of 15,300 and live copy": lambda: average(live=True),
     "step of 15,300": step,
