@@ -57,6 +57,10 @@ def test_no_kernel_moves_more_bytes_than_its_budget(run_process):
     # but the gradient written; beyond the elements there are addresses and scalars
     for name, each in (("ema._ema_kernel, average", 12), ("adamw_ema._adamw_ema_kernel, step", 36)):
         assert each * 15300 < measured[f"{name} of 15,300"]["bytes"] < 1.01 * each * 15300
+    causal = [
+        used["of_needed"] for name, used in measured.items() if name.startswith("causal_statistics._causal_kernel")
+    ]
+    assert causal == [1.0], "tokens are read and written once"
 
 
 @pytest.mark.parametrize(
