@@ -5,7 +5,9 @@ if its value and gradient agree with float64's. On a GPU a turn is timed by CUDA
 cache was overwritten (cold, as in triton.testing.do_bench); if launching takes longer than the work, it is what is
 timed.
 `graph_p50_us` is the same work replayed from a CUDA graph. A forward runs with gradients enabled; ours then already
-computes the inverse, which saves its backward this work. Peak memory is what torch's allocator held beyond the inputs,
+computes the inverse, which saves its backward this work. `least_us` is the time that bench/roofline.py allows the case:
+bytes over bandwidth or FLOPs over their rate, by a known card's published peaks. Elsewhere one product and one sum are
+measured for it, and what fits in a cache can be faster. Peak memory is what torch's allocator held beyond the inputs,
 and a backward's includes the forward; workspaces of libraries are not counted.
 """
 
@@ -24,6 +26,7 @@ import torch
 from common import command_line, cpu, history
 from rich.console import Console
 from rich.table import Table
+from roofline import Work, factor_work, least_seconds, peaks_of, rate_work, sigreg_work
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -72,11 +75,11 @@ TARGETS = (  # device, what, rows, column, dividend, divisor, least
 
 
 class Contender(NamedTuple):
-    """`prepare` returns the work to time; `moved` is the bytes it moves; `capture`: also time a CUDA graph."""
+    """`prepare` returns the work to time; `needs` is what it needs at least; `capture`: also time a CUDA graph."""
 
     prepare: Callable[[], Callable[[], object]]
     error: float
-    moved: int | None = None
+    needs: Work
     capture: bool = False
 
 
@@ -93,6 +96,8 @@ class Bench:
         triton = versions().get("triton", "none")
         self.facts = {"device": machine, "torch": torch.__version__, "triton": triton, "commit": commit()}
         self.l2 = torch.empty(2**28 if on_gpu else 0, dtype=torch.int8, device=device)
+        source, self.peaks = peaks_of(device)
+        print(f"least times by {source}: {self.peaks}")
         self.path = history(name, torch.cuda.get_device_name(device) if on_gpu else cpu(), "csv")
 
     def measure(self, kernel: str, case: str, dtype: torch.dtype, mode: str, contenders: dict[str, Contender]) -> None:
@@ -118,13 +123,16 @@ class Bench:
         for name, contender in contenders.items():
             p20, p50, p80 = quantiles(marks[name, "eager"])
             graph = quantiles(marks[name, "graph"])[1] if (name, "graph") in marks else None
+            needs = contender.needs
+            moved = needs.moved if needs == Work(needs.moved) else None  # where the bandwidth is the only limit
+            least = least_seconds(needs, self.peaks) * 1e6
             rows.append(
                 {
                     "kernel": kernel, "case": case, "provider": name, "mode": mode,
                     "dtype": str(dtype).removeprefix("torch."), "p50_us": round(p50, 2), "p20_us": round(p20, 2),
-                    "p80_us": round(p80, 2), "graph_p50_us": graph and round(graph, 2),
-                    "gb_per_s": contender.moved and round(contender.moved / p50 / 1e3, 1),
-                    "graph_gb_per_s": contender.moved and graph and round(contender.moved / graph / 1e3, 1),
+                    "p80_us": round(p80, 2), "graph_p50_us": graph and round(graph, 2), "least_us": round(least, 3),
+                    "gb_per_s": moved and round(moved / p50 / 1e3, 1),
+                    "graph_gb_per_s": moved and graph and round(moved / graph / 1e3, 1),
                     "peak_mib": round(peaks[name] / 2**20, 2), "relative_error": f"{contender.error:.1e}",
                     "n": turns, **self.facts,
                 }
@@ -215,9 +223,12 @@ def checked(name: str, error: float, limit: float) -> float:
 
 def differentiable(
     bench: Bench, kernel: str, case: str, z: Tensor, functions: dict[str, Callable[[Tensor], Tensor]],
-    exact: Callable[[Tensor], Tensor], capture: Iterable[str],
+    exact: Callable[[Tensor], Tensor], capture: Iterable[str], needs: Callable[[str], Work],
 ) -> None:  # fmt: skip
-    """Time forward, backward and both, of functions from `z` to a number; `exact` is the same in float64."""
+    """Time forward, backward and both, of functions from `z` to a number.
+
+    `exact` is the same in float64; `needs` tells the work of a mode.
+    """
     wide = z.double().requires_grad_()
     value = exact(wide)
     (gradient,) = torch.autograd.grad(value, wide)
@@ -242,6 +253,7 @@ def differentiable(
             name: Contender(
                 partial(prepare, function),
                 errors[name][mode],
+                needs(mode),
                 capture=name in capture and mode != "backward",  # its forward would lie outside the graph
             )
             for name, function in functions.items()
@@ -304,7 +316,8 @@ def coding_rate_rows(bench: Bench) -> None:
         exact = partial(coding_rate_reference, scale=width / EPS)
         for dtype in (torch.float32, torch.bfloat16):
             z = features(rows, width, device=bench.device).to(dtype)
-            differentiable(bench, "coding_rate", f"({rows}, {width})", z, functions, exact, capture)
+            needs = partial(rate_work, 1, rows, width, dtype.itemsize)
+            differentiable(bench, "coding_rate", f"({rows}, {width})", z, functions, exact, capture, needs)
     for batch, rows, width in BATCHED:
         functions = {
             OURS: lambda z: coding_rate(z, eps=EPS, center=False).sum(),
@@ -314,7 +327,8 @@ def coding_rate_rows(bench: Bench) -> None:
         }
         exact = each(partial(coding_rate_reference, scale=width / EPS, center=False))
         z = features(batch, rows, width, device=bench.device)
-        differentiable(bench, "coding_rate", f"({batch}, {rows}, {width})", z, functions, exact, capture)
+        needs = partial(rate_work, batch, rows, width, 4)
+        differentiable(bench, "coding_rate", f"({batch}, {rows}, {width})", z, functions, exact, capture, needs)
     classes, rows, width = CLASSES
     z = features(rows, width, device=bench.device)
     labels = torch.arange(rows, device=bench.device) % classes
@@ -332,7 +346,8 @@ def coding_rate_rows(bench: Bench) -> None:
     def exact(z: Tensor) -> Tensor:
         return coding_rate_reference(z, width / EPS, members.double(), center=False).sum()
 
-    differentiable(bench, "coding_rate", case, z, functions, exact, capture)
+    needs = partial(rate_work, classes, rows, width, 4, shared=True)
+    differentiable(bench, "coding_rate", case, z, functions, exact, capture, needs)
 
 
 def factor_rows(bench: Bench) -> None:
@@ -356,6 +371,7 @@ def factor_rows(bench: Bench) -> None:
             contenders[name] = Contender(
                 lambda matrix=matrix, largest=largest: partial(factored, largest, matrix.clone()),  # is overwritten
                 checked(f"factor {batch} x {n}, {name}", error, 1e-3),
+                factor_work(batch, n),
                 capture=True,
             )
         bench.measure("factor", f"({batch}, {n}, {n})", matrix.dtype, "forward", contenders)
@@ -388,7 +404,8 @@ def sigreg_rows(bench: Bench) -> None:
         }
         exact = partial(sigreg_reference, unit=unit.double())
         case = f"({samples}, {width}), {slices} slices"
-        differentiable(bench, "sigreg", case, z, functions, exact, functions)
+        needs = partial(sigreg_work, samples, width, slices, len(t))
+        differentiable(bench, "sigreg", case, z, functions, exact, functions, needs)
 
 
 def network(device: torch.device) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
@@ -406,12 +423,14 @@ def steps(
     source = torch.ones(2**28 if bench.device.type == "cuda" else 2**26, device=bench.device)
     target = torch.zeros_like(source)
     contenders = {
-        name: Contender(partial(lambda work: work, work), errors[name], bytes_each * numel, capture=name != AVERAGED)
+        name: Contender(
+            partial(lambda work: work, work), errors[name], Work(bytes_each * numel), capture=name != AVERAGED
+        )
         for name, work in works.items()  # AveragedModel waits for the device
     }
     target.copy_(source)
     copy = partial(target.copy_, source)
-    contenders[COPY] = Contender(lambda: copy, relative(target, source), 8 * source.numel(), capture=True)
+    contenders[COPY] = Contender(lambda: copy, relative(target, source), Work(8 * source.numel()), capture=True)
     bench.measure(kernel, NETWORK, torch.float32, "step", contenders)
 
 
@@ -514,19 +533,21 @@ def three_steps(start: list[Tensor], grads: list[Tensor], teacher: list[Tensor])
 
 
 def show(bench: Bench, console: Console) -> None:
-    """Print medians with p20 and p80; for functions with a gradient, of forward and backward together."""
+    """Print medians with p20 and p80, and the least time; with a gradient, of forward and backward together."""
     for kernel in dict.fromkeys(row["kernel"] for row in bench.rows):
         rows = [row for row in bench.rows if row["kernel"] == kernel]
         if any(row["mode"] == "both" for row in rows):
             rows = [row for row in rows if row["mode"] == "both"]
         providers = list(dict.fromkeys(row["provider"] for row in rows))
-        table = Table("case", *providers, title=f"{kernel}: p50 (p20 to p80) in ms, {rows[0]['mode']}")
+        title = f"{kernel}: p50 (p20 to p80) in ms, {rows[0]['mode']}, beside the least that the hardware allows"
+        table = Table("case", "least", *providers, title=title)
         for case, dtype in dict.fromkeys((row["case"], row["dtype"]) for row in rows):
             found = [
                 bench.row(kernel=kernel, case=case, dtype=dtype, mode=rows[0]["mode"], provider=name)
                 for name in providers
             ]
-            table.add_row(f"{case}\n{dtype}, n = {found[0]['n']}", *(cell(row) for row in found))
+            least = f"{found[0]['least_us'] / 1e3:.3g}"
+            table.add_row(f"{case}\n{dtype}, n = {found[0]['n']}", least, *(cell(row) for row in found))
         console.print(table)
 
 

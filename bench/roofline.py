@@ -1,7 +1,12 @@
-"""Limits of the hardware: its matrix products, its convolutions with batch norm, and other cards' published peaks."""
+"""Limits of the hardware: its matrix products, its convolutions with batch norm, and cards' published peaks.
+
+And what the work of the kernels needs at least, for the least time that the hardware allows it. FLOPs are additions and
+multiplications; n and m are the smaller and the larger of the number of rows and their width.
+"""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from statistics import median
@@ -12,24 +17,124 @@ from common import wait
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["CARDS", "Card", "convolution_seconds", "matmul_peak", "seconds_of", "training_flops"]
+__all__ = [
+    "CARDS",
+    "Card",
+    "Peaks",
+    "Work",
+    "convolution_seconds",
+    "factor_work",
+    "least_seconds",
+    "matmul_peak",
+    "peaks_of",
+    "rate_work",
+    "seconds_of",
+    "sigreg_work",
+    "training_flops",
+]
 
 
 class Card(NamedTuple):
-    """Published peaks: dense bf16 products that add in fp32, in TFLOP/s, and bandwidth in GB/s."""
+    """Published peaks: dense products in bf16 and TF32 that add in fp32, and fp32, in TFLOP/s; bandwidth in GB/s."""
 
     tflops: float
     bandwidth: float
+    tf32: float
+    fp32: float
 
 
 CARDS = {  # the server cards in their SXM form
-    "RTX 3090": Card(71.0, 936.0),
-    "RTX 4090": Card(165.2, 1008.0),
-    "RTX 5090": Card(209.5, 1792.0),
-    "A100": Card(312.0, 2039.0),
-    "H100": Card(989.4, 3350.0),
-    "H200": Card(989.4, 4800.0),
+    "RTX 3090": Card(71.0, 936.0, 35.6, 35.6),
+    "RTX 4090": Card(165.2, 1008.0, 82.6, 82.6),
+    "RTX 5090": Card(209.5, 1792.0, 104.8, 104.8),
+    "A100": Card(312.0, 2039.0, 156.0, 19.5),
+    "H100": Card(989.4, 3350.0, 494.7, 66.9),
+    "H200": Card(989.4, 4800.0, 494.7, 66.9),
 }
+
+
+class Peaks(NamedTuple):
+    """Bytes a second, and FLOP/s in float32 accuracy: of products, and of other operations."""
+
+    memory: float
+    products: float
+    others: float
+
+    def __str__(self) -> str:
+        rates = f"{self.products / 1e12:.3g} TFLOP/s in products, {self.others / 1e12:.3g} elsewhere"
+        return f"{self.memory / 1e9:,.0f} GB/s, {rates}"
+
+
+class Work(NamedTuple):
+    """What a computation needs at least: bytes to and from memory, FLOPs of products, and other FLOPs."""
+
+    moved: int
+    products: int = 0
+    others: int = 0
+
+
+def peaks_of(device: torch.device) -> tuple[str, Peaks]:
+    """Where a machine's peaks are from, and the peaks: published ones of a known card, else measured."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    known = not {"PCIe", "NVL"} & set(re.split(r"[\W_]+", name))
+    for short, card in CARDS.items():
+        if known and short.split()[-1] in name:
+            return f"the {short}'s published peaks", published(card)
+    a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
+    source = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.zeros_like(source)
+    rate = 2 * 2048**3 / seconds_of(lambda: a @ b)
+    bandwidth = 12 * source.numel() / seconds_of(lambda: target.add_(source))  # a CPU reads what a copy overwrites
+    return "measured peaks", Peaks(bandwidth, rate, rate)
+
+
+def published(card: Card) -> Peaks:
+    """Peaks of a card; three products in TF32 have the accuracy of one in float32."""
+    return Peaks(card.bandwidth * 1e9, max(card.fp32, card.tf32 / 3) * 1e12, card.fp32 * 1e12)
+
+
+def least_seconds(work: Work, peaks: Peaks) -> float:
+    """Time of what takes longest, if all else is done meanwhile."""
+    return max(need / peak for need, peak in zip(work, peaks, strict=True))
+
+
+def rate_work(matrices: int, rows: int, width: int, element: int, mode: str, *, shared: bool = False) -> Work:
+    """Work of coding rates of [matrices, rows, width], elements of so many bytes.
+
+    Forward: half of the Gram matrix and its diagonal, m n (n + 1), and Cholesky's n³ / 3. Backward: two triangular
+    solves with m right-hand sides, 2 m n². The rows are read and, with a gradient, as many numbers written.
+
+    Args:
+        mode: forward, backward or both.
+        shared: whether all matrices are of the same rows, weighted by a membership in float32.
+    """
+    n, m = sorted((rows, width))
+    forward, backward = m * n * (n + 1) + n**3 // 3, 2 * m * n**2
+    flops = {"forward": forward, "backward": backward, "both": forward + backward}[mode]
+    tensor = (1 if shared else matrices) * rows * width * element
+    memberships = 4 * matrices * rows if shared else 0
+    return Work(tensor * (1 if mode == "forward" else 2) + memberships, matrices * flops)
+
+
+def factor_work(matrices: int, n: int) -> Work:
+    """Work of log-determinants and inverses of symmetric float32 matrices.
+
+    Cholesky takes n³ / 3 and the inverse from the factor 2 n³ / 3; a triangle is read, and the inverse written.
+    """
+    return Work(4 * matrices * (n * (n + 1) // 2 + n**2), matrices * n**3)
+
+
+def sigreg_work(samples: int, width: int, slices: int, knots: int, mode: str) -> Work:
+    """Work of SIGReg in float32, with knots at positive t; directions are drawn, and need not be read.
+
+    Either way: a product with the directions, 2 samples width slices, and 6 FLOPs for each projection and knot.
+    Forward these are 2 for each of cos(k x) = 2 cos(x) cos((k - 1) x) - cos((k - 2) x) and of the sine, and 2 to add
+    them up; backward, 3 for each of two series in cosines and sines by Clenshaw's recurrence.
+    """
+    passes = 2 if mode == "both" else 1
+    tensor = 4 * samples * width
+    moved = tensor if mode == "forward" else 2 * tensor
+    return Work(moved, passes * 2 * samples * width * slices, passes * 6 * samples * slices * knots)
 
 
 def seconds_of(work: Callable[[], object], repetitions: int = 5) -> float:

@@ -264,3 +264,89 @@ def test_every_arm_on_grids_composes_and_the_table_shows_it():
     assert one.startswith("| none | 300 | 15.0 (10.0 to 20.0) | 0.5 (0.5 to 0.5) |")
     assert one.endswith("|  |  |")
     assert two.endswith("| 50.0 | 30.2 |")
+
+
+def counted(work) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 24), (1, 24, 40), (2, 16, 16)])
+def test_the_least_work_of_rates(shape):
+    from kernel_table import by_cholesky
+    from roofline import factor_work, rate_work
+
+    z = torch.randn(shape, dtype=torch.bfloat16)
+    matrices, (n, _) = shape[0], sorted(shape[1:])
+    forward, backward, both = (rate_work(*shape, z.element_size(), mode) for mode in ("forward", "backward", "both"))
+    narrow = z if shape[1] >= shape[2] else z.mT
+    gram = counted(lambda: by_cholesky(narrow))  # all n² elements, of which (n + 1) n / 2 are needed
+    subtractions = sum(2 * j for i in range(n) for j in range(i + 1))  # of products, for element (i, j) of the factor
+    assert forward.products == gram * (n + 1) // (2 * n) + matrices * (n**3 // 3)
+    assert abs(subtractions - n**3 // 3) <= n**2
+    # two triangles are solved with as many operations as one full matrix is multiplied
+    assert backward.products == counted(lambda: narrow.float() @ torch.zeros(matrices, n, n))
+    assert both.products == forward.products + backward.products
+    assert (forward.moved, backward.moved, both.moved) == (z.nbytes, 2 * z.nbytes, 2 * z.nbytes)
+    inverse = torch.eye(n).expand(matrices, n, n)
+    moved, products, _ = factor_work(matrices, n)
+    assert moved == matrices * 4 * (len(torch.tril_indices(n, n)[0]) + inverse[0].numel())
+    # the columns of the inverse: forward from row j, and backward up to row j, by symmetry
+    solves = sum(2 * (i - j) + 2 * (n - 1 - i) for j in range(n) for i in range(j, n))
+    assert abs(products - matrices * (subtractions + solves)) <= 4 * matrices * n**2
+    members = torch.ones(5, shape[1])
+    one_class = rate_work(1, *shape[1:], 4, "forward")
+    classes = rate_work(5, *shape[1:], 4, "forward", shared=True)
+    assert classes == (one_class.moved + members.nbytes, 5 * one_class.products, 0)
+
+
+def test_the_least_work_of_sigreg():
+    from kernel_table import eager_sigreg
+    from roofline import sigreg_work
+
+    z, unit, table = torch.randn(48, 20, requires_grad=True), torch.randn(20, 28), torch.ones(3, 7)
+    forward, both = (sigreg_work(48, 20, 28, 7, mode) for mode in ("forward", "both"))
+    assert forward.products == counted(lambda: eager_sigreg(z, unit, table))
+    assert both.products == counted(lambda: torch.autograd.grad(eager_sigreg(z, unit, table), z))
+    assert (forward.moved, both.moved) == (z.nbytes, 2 * z.nbytes)
+    # the recurrences that the FLOPs are counted from: of each knot, one multiplication and one subtraction a wave,
+    # and one addition to a sum; or two additions, where the sum is Clenshaw's
+    x, slopes = z.detach().double() @ unit.double(), torch.randn(2, 7, dtype=torch.double)
+    turn, waves, later = 2 * x.cos(), [torch.ones_like(x), x.cos()], [torch.zeros_like(x), torch.zeros_like(x)]
+    for _ in range(6):
+        waves.append(turn * waves[-1] - waves[-2])
+    for slope in slopes[0].flip(0):
+        later.append(slope + turn * later[-1] - later[-2])
+    torch.testing.assert_close(waves[-1], (7 * x).cos())
+    knots = torch.arange(1, 8)
+    torch.testing.assert_close(later[-1] * x.cos() - later[-2], (slopes[0] * (x[..., None] * knots).cos()).sum(-1))
+    assert both.others == 2 * forward.others == 2 * 3 * 2 * x.numel() * 7
+
+
+def test_the_least_times_on_an_h100_are_those_of_its_peaks():
+    """The fastest products in float32 accuracy are three in TF32, and the table's column is what the functions give."""
+    from kernel_table import BATCHED, SINGLE, SLICED
+    from roofline import CARDS, Work, least_seconds, published, rate_work, sigreg_work
+
+    peaks = published(CARDS["H100"])
+    assert least_seconds(Work(3350 * 10**9), peaks) == pytest.approx(1)
+    assert least_seconds(Work(10**12, 2 * 494_700 * 10**9 // 3), peaks) == pytest.approx(2)
+    assert least_seconds(Work(10**12, 10**12, 3 * 66_900 * 10**9), peaks) == pytest.approx(3)
+    assert published(CARDS["RTX 4090"]).products == pytest.approx(82.6e12)  # no TF32: it is as slow as float32
+    rows = {
+        **{f"({rows}, {width})": rate_work(1, rows, width, 4, "both") for rows, width in SINGLE},
+        **{f"{batch} of ({n}, {width})": rate_work(batch, n, width, 4, "both") for batch, n, width in BATCHED[:2]},
+        "100 of (100, 1024), forward only": rate_work(100, 100, 1024, 4, "forward"),
+        **{
+            f"({samples}, {width}), {k} slices": sigreg_work(samples, width, k, 16, "both")
+            for samples, width, k in SLICED
+        },
+    }
+    page = (BENCH / "README.md").read_text().split("## On an H100")[1].split("\n## ")[0]
+    table = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.splitlines() if line.startswith("| ")][2:]
+    assert [[label.removeprefix("coding rate ").removeprefix("SIGReg "), least] for label, least in table] == [
+        [label, f"{least_seconds(work, peaks) * 1e6:.2g}"] for label, work in rows.items()
+    ]

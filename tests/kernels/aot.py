@@ -1,7 +1,14 @@
-"""Compile every kernel for every supported GPU, on a machine without one, and print what the binaries need.
+"""Compile every kernel for every supported GPU, on a machine without one, and print what the binaries need and do.
 
 Run by test_aot.py in a process of its own (it cannot work under TRITON_INTERPRET=1); by hand, with `--write`, it
-renews budget.json.
+renews budget.json. Of each binary are recorded:
+
+    registers, spills  a thread's registers, and bytes that it spills
+    shared             bytes of shared memory of a program
+    programs, warps    that a multiprocessor holds at a time: its occupancy
+    load, store        bytes that a thread moves by an access to global memory, on average over the instructions; it
+                       falls if one of several tensors is no longer read or written in vectors
+    products           kinds of tensor-core instructions; products in IEEE float32 have none
 """
 
 from __future__ import annotations
@@ -15,7 +22,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # triton 3.9 warns where it is unset
 
@@ -33,7 +43,28 @@ from seqjepa.kernels.internal import cholesky, matmul, multi_tensor
 sigreg = importlib.import_module("seqjepa.kernels.sigreg")  # the package exports a function of that name
 
 BUDGET = Path(__file__).with_name("budget.json")
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+
+
+class Multiprocessor(NamedTuple):
+    """What a multiprocessor holds at most: warps, programs, and bytes of shared memory."""
+
+    warps: int
+    programs: int
+    shared: int
+
+
+# from the CUDA C++ programming guide's table of compute capabilities; each has 65,536 registers, in four partitions
+ARCHITECTURES = {
+    80: Multiprocessor(64, 32, 164 * 1024),
+    86: Multiprocessor(48, 16, 100 * 1024),
+    89: Multiprocessor(48, 24, 100 * 1024),
+    90: Multiprocessor(64, 32, 228 * 1024),
+    100: Multiprocessor(64, 32, 228 * 1024),
+    120: Multiprocessor(48, 24, 100 * 1024),
+}
+PRODUCTS = r"(wgmma|mma|tcgen05)\.(?:(?:mma_async|sync)\S*\.m\d+n\d+k\d+(?:\.row\.col)?\.\w+\.|mma\S*kind::)(\w+)"
+ACCESS = r"\b(ld|st)\.(?:\w+\.)*global(?:\.\w+::\w+)*(?:\.v(\d))?\.[a-z]+(\d+)"
+COPY = r"cp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], 0x(\w+)"
 TF32X3 = (80, 90, 100)  # where backend.dot_precision chooses it
 
 
@@ -134,16 +165,51 @@ def manifest(architecture: int) -> dict[str, tuple]:
 
 
 def all_kernels() -> set[str]:
-    """Names of the kernels in the package."""
+    """Names of the kernels in the package, as `full_name` gives them."""
     found = set()
     for module in pkgutil.walk_packages(seqjepa.kernels.__path__, "seqjepa.kernels."):
-        members = vars(importlib.import_module(module.name))
-        found |= {name for name, value in members.items() if isinstance(value, triton.JITFunction)}
-    return {name for name in found if name.endswith("_kernel")}
+        members = vars(importlib.import_module(module.name)).items()
+        found |= {full_name(value) for name, value in members if name.endswith("_kernel") and hasattr(value, "fn")}
+    return found
 
 
-def resources(kernel, types: str, constants: dict, options: dict, architecture: int, aligned: bool) -> dict[str, int]:
-    """Registers and bytes of spills a thread, bytes of shared memory a program.
+def full_name(kernel) -> str:
+    """Name of a kernel with its module, since two modules may have kernels of one name."""
+    return f"{kernel.fn.__module__.removeprefix('seqjepa.kernels.')}.{kernel.fn.__name__}"
+
+
+def occupancy(registers: int, warps: int, shared: int, most: Multiprocessor) -> tuple[int, int]:
+    """Programs and warps that fit on a multiprocessor at a time.
+
+    Args:
+        registers: of a thread; a warp gets them in units of 256, from the partition that it runs on.
+        warps: of a program.
+        shared: bytes of a program; it gets them in units of 128, and the system keeps 1 KiB more for it.
+        most: what the multiprocessor holds.
+    """
+    of_warp = -(-registers * 32 // 256) * 256
+    by_registers = 4 * (65536 // 4 // of_warp) // warps
+    by_shared = most.shared // (-(-shared // 128) * 128 + 1024)
+    programs = min(most.programs, most.warps // warps, by_registers, by_shared)
+    return programs, programs * warps
+
+
+def products(ptx: str) -> list[str]:
+    """Kinds of tensor-core instructions and the types of what they multiply, such as `wgmma tf32`."""
+    return sorted({" ".join(kind) for kind in re.findall(PRODUCTS, ptx)})
+
+
+def widths(ptx: str) -> dict[str, float]:
+    """Bytes that a thread moves by a load from global memory and by a store to it, on average; 0 if there is none."""
+    found = {"ld": [int(width, 16) for width in re.findall(COPY, ptx)], "st": []}
+    for way, count, bits in re.findall(ACCESS, ptx):
+        found[way].append(int(count or 1) * int(bits) // 8)
+    load, store = (round(sum(sizes) / max(len(sizes), 1), 1) for sizes in found.values())
+    return {"load": load, "store": store}
+
+
+def resources(kernel, types: str, constants: dict, options: dict, architecture: int, aligned: bool) -> dict:
+    """What the module's docstring lists, of one binary.
 
     `aligned`: whether pointers and integers are multiples of 16, for which Triton compiles a kernel of its own.
     """
@@ -163,21 +229,42 @@ def resources(kernel, types: str, constants: dict, options: dict, architecture: 
         text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
     usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text.stdout + text.stderr)
     registers, stack, local = map(int, usage.groups())
-    return {"registers": registers, "spills": stack + local, "shared": compiled.metadata.shared}
+    shared, ptx = compiled.metadata.shared, compiled.asm["ptx"]
+    programs, warps = occupancy(registers, compiled.metadata.num_warps, shared, ARCHITECTURES[architecture])
+    return {
+        "registers": registers, "spills": stack + local, "shared": shared, "programs": programs, "warps": warps,
+        **widths(ptx), "products": products(ptx),
+    }  # fmt: skip
+
+
+def binaries() -> Iterator[tuple[str, int, bool]]:
+    """Name in the manifest, architecture, and whether sizes are aligned, of each binary."""
+    for architecture in ARCHITECTURES:
+        for name in manifest(architecture):
+            yield name, architecture, True
+            if architecture in (86, 90):
+                yield name, architecture, False
+
+
+def measure(binary: tuple[str, int, bool]) -> tuple[str, dict]:
+    """The binary's name in the budget, and its resources."""
+    name, architecture, aligned = binary
+    found = resources(*manifest(architecture)[name], architecture, aligned)
+    return f"{name}{'' if aligned else ', odd sizes'} sm_{architecture}", found
 
 
 def main() -> None:
-    measured, covered = {}, set()
-    for architecture in ARCHITECTURES:
-        for name, (kernel, *launch) in manifest(architecture).items():
-            measured[f"{name} sm_{architecture}"] = resources(kernel, *launch, architecture, aligned=True)
-            covered.add(kernel.__name__)
-            if architecture in (86, 90):
-                odd = resources(kernel, *launch, architecture, aligned=False)
-                measured[f"{name}, odd sizes sm_{architecture}"] = odd
+    with ProcessPoolExecutor() as pool:  # Triton compiles in Python for the most part: threads would take turns
+        measured = dict(pool.map(measure, binaries()))
+    covered = {full_name(kernel) for architecture in ARCHITECTURES for kernel, *_ in manifest(architecture).values()}
     if "--write" in sys.argv:
-        BUDGET.write_text(json.dumps({"triton": triton.__version__, "kernels": measured}, indent=1) + "\n")
+        renew({"triton": triton.__version__, "kernels": measured})
     print(json.dumps({"measured": measured, "missing": sorted(all_kernels() - covered)}))
+
+
+def renew(parts: dict) -> None:
+    """Write these parts of budget.json."""
+    BUDGET.write_text(json.dumps(json.loads(BUDGET.read_text()) | parts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
