@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 WITHOUT_FLOAT64 = {"mps"}  # types of devices
+TF32X3 = ((8, 0), (9, 0), (10, 0))  # capabilities of GPUs whose tensor cores run TF32 at several times float32's rate
 
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
@@ -97,7 +98,7 @@ def dot_precision(device: torch.device) -> str:
     """
     if device.type != "cuda":
         return "ieee"
-    return "tf32x3" if torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0)) else "ieee"
+    return "tf32x3" if torch.cuda.get_device_capability(device) in TF32X3 else "ieee"
 
 
 @contextlib.contextmanager

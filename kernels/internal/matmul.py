@@ -14,23 +14,32 @@ import functools
 import torch
 from torch import Tensor
 
-from .backend import INTERPRETED, dot_precision, full_precision, jit, launch, tl, triton, uses_triton
+from .backend import INTERPRETED, TF32X3, dot_precision, full_precision, jit, launch, tl, triton, uses_triton
 
 __all__ = ["gram", "matmul"]
 
-# With fewer warps or deeper tiles, registers spill on the other GPUs (tests/kernels/aot.py).
-TILES = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8}
-WIDE_TILES = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4}  # for instructions of whole warp groups
+# The widest tiles that spill no registers (tests/kernels/aot.py)
+TILES = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4}
+GRAM_TILES = {**TILES, "num_warps": 8}  # where float32 is multiplied without tensor cores
+GROUPED = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4}  # for tensor cores that take whole warp groups
+LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8}  # on Hopper, if there are enough of them
 LEAST_PART = 256  # of the inner dimension, for a program of its own
 
 
-def tiles(device: torch.device) -> dict[str, int]:
-    """Shape of a program's tile, and its warps, for the GPU."""
-    return _tiles(torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0))
+def tiles(capability: tuple[int, int], large: bool = False) -> dict[str, int]:
+    """Shape of a program's tile of a product, and its warps, for a GPU of this capability."""
+    if large and capability == (9, 0):
+        return LARGE
+    return GROUPED if capability in ((9, 0), (10, 0)) else TILES
 
 
-def _tiles(capability: tuple[int, int]) -> dict[str, int]:
-    return WIDE_TILES if capability in ((9, 0), (10, 0)) else TILES
+def gram_tiles(capability: tuple[int, int]) -> dict[str, int]:
+    """The same for a Gram matrix."""
+    return tiles(capability) if capability in TF32X3 else GRAM_TILES
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @functools.cache
@@ -109,14 +118,15 @@ def _matmul_kernel(
 
 @jit
 def _store_gram(out, c, b_out, o_i, o_j, N, IDENTITY: tl.constexpr):
-    """Store a tile of the lower triangle, times c, and its mirror image."""
+    """Store a tile of the lower triangle, times c, and its mirror image; both tiles are square."""
     b_out *= tl.load(c)
     if IDENTITY:
         b_out += (o_i[:, None] == o_j[None, :]).to(tl.float32)
-    # also within tiles on the diagonal, where an element and its mirror image may be rounded differently
-    m_out = (o_i < N)[:, None] & (o_j < N)[None, :] & (o_i[:, None] >= o_j[None, :])
-    tl.store(out + o_i[:, None] * N + o_j[None, :], b_out, mask=m_out)
-    tl.store(out + o_j[None, :] * N + o_i[:, None], b_out, mask=m_out)
+    # on the diagonal an element and its mirror image may be rounded differently: the lower one counts
+    b_out = tl.where(o_i[:, None] >= o_j[None, :], b_out, tl.trans(b_out))
+    m_i, m_j = o_i < N, o_j < N
+    tl.store(out + o_i[:, None] * N + o_j[None, :], b_out, mask=m_i[:, None] & m_j[None, :])
+    tl.store(out + o_j[:, None] * N + o_i[None, :], tl.trans(b_out), mask=m_j[:, None] & m_i[None, :])
 
 
 @jit
@@ -170,7 +180,7 @@ def _gram_kernel(
 
 @jit
 def _total_kernel(
-    parts,  # pointer to [P, S, N, N], of which the lower triangles of tiles are read
+    parts,  # pointer to [P, S, N, N], of which tiles of the lower triangles are read
     c,  # pointer to [S]
     out,  # pointer to [S, N, N], contiguous
     N,
@@ -186,7 +196,7 @@ def _total_kernel(
         return
     o_i = i_row * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     o_j = i_column * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
-    m = (o_i < N)[:, None] & (o_j < N)[None, :] & (o_i[:, None] >= o_j[None, :])
+    m = (o_i < N)[:, None] & (o_j < N)[None, :]
     p_part = parts + i_s * N * N + o_i[:, None] * N + o_j[None, :]
     b_out = tl.zeros([BLOCK_N, BLOCK_N], dtype=tl.float32)
     for _ in range(P):
@@ -216,7 +226,8 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None, dtype: torch.dtype
     batch, rows, inner = a.shape
     columns = b.shape[-1]
     out = torch.empty((batch, rows, columns), dtype=dtype or torch.float32, device=a.device)
-    shape = tiles(a.device)
+    large = batch * triton.cdiv(rows, 128) * triton.cdiv(columns, 128) >= _multiprocessors(a.device)
+    shape = tiles(_capability(a.device), large)
     programs = batch * triton.cdiv(rows, shape["BLOCK_M"]) * triton.cdiv(columns, shape["BLOCK_N"])
     launch(
         _matmul_kernel, (programs,), a, b, out if scale is None else scale, out,
@@ -240,7 +251,7 @@ def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
     if not uses_triton(y):
         return _torch_gram(y, c, identity)
     batch, size, inner = y.shape
-    shape = tiles(y.device)
+    shape = gram_tiles(_capability(y.device))
     blocks = triton.cdiv(size, shape["BLOCK_N"])
     parts = _parts_of(batch * blocks * (blocks + 1) // 2, inner, y.device)
     part = triton.cdiv(triton.cdiv(inner, parts), shape["BLOCK_K"]) * shape["BLOCK_K"]

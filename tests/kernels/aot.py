@@ -38,9 +38,11 @@ from triton.compiler import ASTSource
 import seqjepa.kernels
 from seqjepa.kernels import adamw_ema, causal_statistics, directions, ema
 from seqjepa.kernels import token_statistics as statistics
-from seqjepa.kernels.internal import cholesky, matmul, multi_tensor
+from seqjepa.kernels.internal import backend, cholesky, matmul, multi_tensor
 
-sigreg = importlib.import_module("seqjepa.kernels.sigreg")  # the package exports a function of that name
+# the package exports functions of these names
+sigreg = importlib.import_module("seqjepa.kernels.sigreg")
+rate = importlib.import_module("seqjepa.kernels.coding_rate")
 
 BUDGET = Path(__file__).with_name("budget.json")
 
@@ -65,18 +67,19 @@ ARCHITECTURES = {
 PRODUCTS = r"(wgmma|mma|tcgen05)\.(?:(?:mma_async|sync)\S*\.m\d+n\d+k\d+(?:\.row\.col)?\.\w+\.|mma\S*kind::)(\w+)"
 ACCESS = r"\b(ld|st)\.(?:\w+\.)*global(?:\.\w+::\w+)*(?:\.v(\d))?\.[a-z]+(\d+)"
 COPY = r"cp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], 0x(\w+)"
-TF32X3 = (80, 90, 100)  # where backend.dot_precision chooses it
 
 
 def manifest(architecture: int) -> dict[str, tuple]:
     """What production launches: kernel, types of its arguments, constants, options. The names are the budget's."""
-    precision = {"PRECISION": "tf32x3" if architecture in TF32X3 else "ieee"}
+    capability = divmod(architecture, 10)
+    precision = {"PRECISION": "tf32x3" if capability in backend.TF32X3 else "ieee"}
     lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE, "BLOCK": 1024, "BLOCK_T": 64}
     own = {"PARAMETER": tl.float32, "GRAD": tl.float32, "TEACHER": tl.float32}
     pair = {"TEACHER": tl.float32, "STUDENT": tl.float32, "LIVE": tl.bfloat16}
-    gemm = {**precision, **matmul.MATMUL_BLOCKS, "stride_ak": 1, "stride_bn": 1}
-    gram = {**precision, **matmul.GRAM_BLOCKS}
-    factor = "*fp32 *fp32 *fp32 *i32 i32"
+    shapes = matmul.tiles(capability), matmul.tiles(capability, large=True), matmul.gram_tiles(capability)
+    gemm, large, gram = ({"HALVES": True, **precision, **shape} for shape in shapes)
+    of_gemm, of_large, of_gram = ({"num_warps": constants.pop("num_warps")} for constants in (gemm, large, gram))
+    factor = "*fp32 *fp32 *i32 i32"
     average = "*i64 *fp64 *fp32 i32"
     step = "*i64 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32 i32"
     one_stage = {"num_stages": 1}
@@ -84,27 +87,59 @@ def manifest(architecture: int) -> dict[str, tuple]:
     chunk, warps = causal_statistics.plan(4, 160)
     chunk |= {"SMALLEST": statistics.SMALLEST, "FLOOR": statistics.FLOOR}
     return {
-        "matmul": (matmul._matmul_kernel, "*fp32 " * 4 + "i32 " * 7, {"SCALED": True, **gemm}, matmul.OPTIONS),
-        "matmul bf16": (
+        "matmul": (
             matmul._matmul_kernel,
-            "*bf16 *fp32 *fp32 *fp32" + " i32" * 7,
-            {"SCALED": False, **gemm},
-            matmul.OPTIONS,
+            "*fp32 " * 4 + "i32 " * 9,
+            {"SCALED": True, "stride_ak": 1, "stride_bn": 1, **gemm},
+            of_gemm,
+        ),
+        "matmul of many tiles": (
+            matmul._matmul_kernel,
+            "*fp32 " * 4 + "i32 " * 9,
+            {"SCALED": True, "stride_ak": 1, "stride_bn": 1, **large},
+            of_large,
+        ),
+        "matmul of bf16 and fp32, many tiles": (
+            matmul._matmul_kernel,
+            "*bf16 *fp32 *fp32 *fp32" + " i32" * 9,
+            {"SCALED": False, "stride_ak": 1, "stride_bn": 1, **large},
+            of_large,
+        ),
+        "matmul of bf16 and fp32": (
+            matmul._matmul_kernel,
+            "*bf16 *fp32 *fp32 *fp32" + " i32" * 9,
+            {"SCALED": False, "stride_ak": 1, "stride_bn": 1, **gemm},
+            of_gemm,
         ),
         "gram": (
             matmul._gram_kernel,
-            "*fp32 " * 3 + "i32 " * 4,
-            {"IDENTITY": True, "stride_yk": 1, **gram},
-            matmul.OPTIONS,
+            "*fp32 " * 3 + "i32 " * 5,
+            {"IDENTITY": True, "WHOLE": True, "stride_yk": 1, **gram},
+            of_gram,
         ),
         "gram of columns": (
             matmul._gram_kernel,
-            "*fp32 " * 3 + "i32 " * 4,
-            {"IDENTITY": False, "stride_yn": 1, **gram},
-            matmul.OPTIONS,
+            "*fp32 " * 3 + "i32 " * 5,
+            {"IDENTITY": False, "WHOLE": True, "stride_yn": 1, **gram},
+            of_gram,
         ),
-        "cholesky": (cholesky._cholesky_kernel, factor, {"INVERSE": True, **cholesky.BLOCKS}, one_stage),
-        "cholesky alone": (cholesky._cholesky_kernel, factor, {"INVERSE": False, **cholesky.BLOCKS}, one_stage),
+        "gram of bf16 columns in parts": (
+            matmul._gram_kernel,
+            "*bf16 *fp32 *fp32 " + "i32 " * 5,
+            {"IDENTITY": False, "WHOLE": False, "stride_yn": 1, **gram},
+            of_gram,
+        ),
+        "total of parts": (matmul._total_kernel, "*fp32 *fp32 *fp32 i32 i32", {"IDENTITY": True, "BLOCK_N": 32}, {}),
+        "sums of columns": (rate._sums_kernel, "*fp32 *fp64 i32 i32 i32 i32", {"stride_zd": 1, **rate.BLOCKS}, {}),
+        "centred rows": (
+            rate._rows_kernel,
+            "*fp32 *fp64 *fp32 *fp32 *fp64" + " i32" * 6,
+            {"stride_zd": 1, "CENTER": True, "WEIGHTED": False, "MEAN": True, **rate.BLOCKS},
+            {},
+        ),
+        "cholesky": (cholesky._factor_kernel, factor, cholesky.BLOCKS, one_stage),
+        "inverse": (cholesky._inverse_kernel, "*fp32 *fp32 i32", cholesky.BLOCKS, one_stage),
+        "log-determinant": (cholesky._logdet_kernel, "*fp32 *i32 *fp32 i32", {"BLOCK": 256}, {}),
         "directions": (directions._directions_kernel, "*i64 *fp32 i32 i32", directions.BLOCKS, {}),
         "moments": (
             sigreg._moments_kernel,
