@@ -40,14 +40,14 @@ TF32X3 = (80, 90, 100)  # where backend.dot_precision chooses it
 def manifest(architecture: int) -> dict[str, tuple]:
     """What production launches: kernel, types of its arguments, constants, options. The names are the budget's."""
     precision = {"PRECISION": "tf32x3" if architecture in TF32X3 else "ieee"}
-    lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE, "BLOCK": 1024, "BLOCK_T": 64}
+    lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE, "BLOCK": 1024}
     own = {"PARAMETER": tl.float32, "GRAD": tl.float32, "TEACHER": tl.float32}
     pair = {"TEACHER": tl.float32, "STUDENT": tl.float32, "LIVE": tl.bfloat16}
     gemm = {**precision, **matmul.MATMUL_BLOCKS, "stride_ak": 1, "stride_bn": 1}
     gram = {**precision, **matmul.GRAM_BLOCKS}
     factor = "*fp32 *fp32 *fp32 *i32 i32"
-    average = "*i64 *fp64 *fp32 i32"
-    step = "*i64 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32 i32"
+    average = "*i64 *i32 *fp64 *fp32"
+    step = "*i64 *i32 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32"
     one_stage = {"num_stages": 1}
     sizes, tile = " i32 i32 i32", statistics.blocks(4, 160)  # of the paper's tokens: features and an action
     chunk, warps = causal_statistics.plan(4, 160)
@@ -121,13 +121,13 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "adamw_ema": (
             adamw_ema._adamw_ema_kernel,
             step,
-            {"FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
+            {"LISTS": 5, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
             {},
         ),
         "adamw_ema with a scaler": (
             adamw_ema._adamw_ema_kernel,
             step,
-            {"FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
+            {"LISTS": 5, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
             {},
         ),
     }

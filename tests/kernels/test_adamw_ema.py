@@ -227,7 +227,7 @@ def test_device_scalars_are_the_numbers(device):
 def arguments(device):
     make = lambda: [torch.randn(5, device=device), torch.randn(2, 3, device=device)]  # noqa: E731
     steps = [torch.tensor(1.0, device=device), torch.tensor(2.0, device=device)]
-    teachers = [torch.randn(5, device=device), torch.zeros(0, device=device)]
+    teachers = make()
     scalars = [torch.tensor(value, device=device) for value in (0.01, 0.9)]
     second = [t.abs() for t in make()]
     settings = torch.tensor([0.9, 0.999, 1e-8, 0.1], dtype=torch.float64)
