@@ -13,8 +13,8 @@ Source: AdamW (arXiv 1711.05101), algorithm 2, in torch.optim.AdamW's order of o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any, TypeAlias
 
 import torch
@@ -49,7 +49,6 @@ from .internal.multi_tensor import (
 
 __all__ = ["AdamWEMA", "adamw_ema_", "adamw_ema_reference"]
 
-PART = 2**19  # elements of a list whose parameters a CPU's cache should hold
 Settings: TypeAlias = tuple[float, ...] | Tensor  # betas, eps and weight decay
 
 
@@ -205,42 +204,22 @@ def _torch_step(
     settings: Settings,
 ) -> None:  # fmt: skip
     """The same in two passes: torch's fused AdamW, then the update of the teachers."""
-    steps = lists[4]
-    on_cpu = steps[0].device.type == "cpu"
+    params, grads, exp_avgs, exp_avg_sqs, steps, *teachers = lists
+    on_cpu = params[0].device.type == "cpu"
     if on_cpu and found_inf is not None and found_inf:
         return
     found_inf = None if on_cpu else found_inf
     beta1, beta2, eps, weight_decay = settings.tolist() if isinstance(settings, Tensor) else settings
-    rate = lr.item() if on_cpu else lr.float()
     _foreach_add_(steps, [torch.ones_like(steps[0])] * len(steps))  # a number would become a tensor for each of them
-    for params, grads, exp_avgs, exp_avg_sqs, counts, *teachers in _parts(lists) if on_cpu else [lists]:
-        _fused_adamw_(
-            params, grads, exp_avgs, exp_avg_sqs, [], counts, lr=rate, beta1=beta1, beta2=beta2,
-            weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False, grad_scale=grad_scale,
-            found_inf=found_inf,
-        )  # fmt: skip
-        for followers in teachers:
-            torch_update([followers, params], ema_decay, found_inf)
+    _fused_adamw_(
+        params, grads, exp_avgs, exp_avg_sqs, [], steps, lr=lr.item() if on_cpu else lr.float(), beta1=beta1,
+        beta2=beta2, weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False, grad_scale=grad_scale,
+        found_inf=found_inf,
+    )  # fmt: skip
     if found_inf is not None:
         _foreach_sub_(steps, [found_inf] * len(steps))
-
-
-def _parts(lists: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """The rows in parts of PART elements, for which large tensors are cut."""
-    part, filled = [], 0
-    for row in zip(*lists, strict=True):
-        count = row[0].numel()
-        pieces = [row]
-        if count > PART:  # more than the one element of a step
-            cut = [t.as_strided((count,), (1,)).split(PART) if t.numel() == count else repeat(t) for t in row]
-            pieces = zip(*cut, strict=False)
-        for piece in pieces:
-            filled += piece[0].numel()
-            if filled > PART and part:
-                yield [list(column) for column in zip(*part, strict=True)]
-                part, filled = [], piece[0].numel()
-            part.append(piece)
-    yield [list(column) for column in zip(*part, strict=True)]
+    if teachers:
+        torch_update([*teachers, params], ema_decay, found_inf)
 
 
 def _update(
@@ -248,8 +227,9 @@ def _update(
     settings: Settings,
 ) -> None:  # fmt: skip
     device = lists[0][0].device
-    numbers = [None if x is None else x.to(device, non_blocking=True) for x in (lr, ema_decay, found_inf, grad_scale)]
-    (_launches if uses_triton(lists[0][0]) else _torch_step)(lists, *numbers, settings)
+    numbers = [number.to(device, non_blocking=True) for number in (lr, ema_decay)]
+    scaler = [None if flag is None else flag.to(device, non_blocking=True) for flag in (found_inf, grad_scale)]
+    (_launches if uses_triton(lists[0][0]) else _torch_step)(lists, *numbers, *scaler, settings=settings)
 
 
 def _step_lists(
@@ -419,12 +399,12 @@ class AdamWEMA(Optimizer):
     def _find_taught(self, lost: str) -> None:
         """Raise unless every parameter that has a teacher is in a group; `lost` says what the others are."""
         if self._teachers is not None:
-            total = len(self._teachers)
+            taught = self._teachers
         elif torch.compiler.is_compiling():  # a loop over the state would be recompiled for every new gradient
             return
         else:
-            total = sum("ema" in state for state in self.state.values())
-        found = sum(self.teacher_of(p) is not None for group in self.param_groups for p in group["params"])
+            taught = {p for p, state in self.state.items() if "ema" in state}
+        total, found = len(taught), sum(p in taught for group in self.param_groups for p in group["params"])
         if found < total:
             raise ValueError(f"{total - found} of {total} teachers follow parameters that are {lost}")
 
@@ -447,23 +427,21 @@ class AdamWEMA(Optimizer):
             if not active and not idle:
                 continue
             ema_decay = as_scalar("ema_decay", group["ema_decay"], params[0].device)
-            for p in active:
-                self._start(p)
-            rows = [(p, self.state[p], self.teacher_of(p)) for p in active]
-            for taught in (True, False):
-                chosen = [row for row in rows if taught == (row[2] is not None)]
-                if not chosen:
-                    continue
-                lists = [[p for p, *_ in chosen], [p.grad for p, *_ in chosen]]
-                lists += [[state[name] for _, state, _ in chosen] for name in ("exp_avg", "exp_avg_sq", "step")]
-                if taught:
-                    lists.append([t for *_, t in chosen])
-                _step_group(lists, group, ema_decay, found_inf, grad_scale)
+            states = [self._started(p) for p in active]
+            given = self._teachers
+            teachers = [state["ema"] for state in states] if given is None else [given.get(p) for p in active]
+            lists = [active, [p.grad for p in active]]
+            lists += [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+            for taught, columns in ((True, [*lists, teachers]), (False, lists)):
+                chosen = [(t is not None) == taught for t in teachers]
+                if any(chosen):
+                    columns = [list(compress(column, chosen)) for column in columns]
+                    _step_group(columns, group, ema_decay, found_inf, grad_scale)
             if idle:
                 ema_update_([t for t, _ in idle], [p for _, p in idle], ema_decay, skip=found_inf)
         return loss
 
-    def _start(self, p: Tensor) -> None:
+    def _started(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -471,6 +449,7 @@ class AdamWEMA(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         if self._teachers is None and "ema" not in state:
             state["ema"] = self._wide(p)
+        return state
 
     @staticmethod
     def _wide(tensor: Tensor) -> Tensor:
@@ -562,7 +541,8 @@ def _step_group(
     if (plan := recalled("adamw_ema_", lists)) is not None:
         settings = tuple(map(float, settings))
         for rows in plan:
-            _update([[tensors[number] for number in rows] for tensors in lists], *scalars, settings)
+            columns = lists if len(plan) == 1 else [[tensors[number] for number in rows] for tensors in lists]
+            _update(columns, *scalars, settings)
         return
     if any(grad.layout != torch.strided for grad in grads):
         raise RuntimeError("AdamWEMA does not support sparse gradients")

@@ -209,7 +209,7 @@ def find_piece(table, pieces, COLUMNS: tl.constexpr, PIECE: tl.constexpr):
 @jit
 def pointer(row, i_list, first, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """Pointer to element `first` of the tensor of a row, in list `i_list`."""
-    address = tl.load(row + 2 + i_list).to(tl.pointer_type(DTYPE))
+    address = tl.load(row + 2 + i_list).to(tl.pointer_type(DTYPE))  # pyright: ignore[reportArgumentType]
     if ALIGNED:  # said of the pointer: a cast from an integer forgets it
         address = tl.multiple_of(address, 16)
     return address + first
