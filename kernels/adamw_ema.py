@@ -194,9 +194,6 @@ def _launches(
         FOUND_INF=found_inf is not None, GRAD_SCALE=grad_scale is not None, ALIGNED=table.aligned,
         PIECE=PIECE, BLOCK=1024,
     )  # fmt: skip
-    increment_version(
-        tensor for tensors in lists if tensors is not grads or grad_scale is not None for tensor in tensors
-    )
 
 
 def _torch_step(
@@ -230,6 +227,9 @@ def _update(
     numbers = [number.to(device, non_blocking=True) for number in (lr, ema_decay)]
     scaler = [None if flag is None else flag.to(device, non_blocking=True) for flag in (found_inf, grad_scale)]
     (_launches if uses_triton(lists[0][0]) else _torch_step)(lists, *numbers, *scaler, settings=settings)
+    # torch's fused step does not say to autograd what it writes, and neither does a launch
+    written = lists if grad_scale is not None else [tensors for tensors in lists if tensors is not lists[1]]
+    increment_version([tensor for tensors in written for tensor in tensors])
 
 
 def _step_lists(
