@@ -66,18 +66,19 @@ def adamw_ema_reference(
 
 @jit
 def _advance_kernel(
-    steps,  # pointer to int64 [T, 3]: in the last column the address of a float32 step
+    table,  # pointer to int64 [T, 2 + lists], as in _adamw_ema_kernel; the steps are float32
     scalars,  # pointer to float32 [T, 2]: lr / (1 - β₁ᵏ) and 1 / √(1 - β₂ᵏ)
     lr,  # pointer to a float64 or float32
     settings,  # pointer to float64 [4]: β₁, β₂, ε, λ
     found_inf,  # pointer to a number: the step is counted only if it is zero
     T,
+    COLUMNS: tl.constexpr,
     FOUND_INF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m = o < T
-    p_step = tl.load(steps + 3 * o + 2, mask=m, other=0).to(tl.pointer_type(tl.float32))
+    p_step = tl.load(table + COLUMNS * o + 6, mask=m, other=0).to(tl.pointer_type(tl.float32))
     b_step = tl.load(p_step, mask=m, other=0.0)
     if FOUND_INF:
         b_step += tl.where(tl.load(found_inf) == 0, 1.0, 0.0)
@@ -93,7 +94,7 @@ def _advance_kernel(
 
 @jit
 def _adamw_ema_kernel(
-    table,  # pointer to int64 [T, 2 + lists]: parameter, gradient, m, v, teacher
+    table,  # pointer to int64 [T, 2 + lists]: parameter, gradient, m, v, step, and teacher if there are teachers
     pieces,  # pointer to int32: the row of each program's piece
     scalars,  # pointer to float32 [T, 2], from _advance_kernel
     lr,  # pointer to a float64 or float32
@@ -101,7 +102,8 @@ def _adamw_ema_kernel(
     ema_decay,  # pointer to a float64 or float32
     found_inf,  # pointer to a number: nothing is written unless it is zero
     grad_scale,  # pointer to a number; gradients are divided by it in place
-    LISTS: tl.constexpr,  # 5 with teachers, 4 without
+    COLUMNS: tl.constexpr,
+    TAUGHT: tl.constexpr,
     PARAMETER: tl.constexpr,  # dtypes; the moments have the parameter's
     GRAD: tl.constexpr,
     TEACHER: tl.constexpr,
@@ -111,7 +113,7 @@ def _adamw_ema_kernel(
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    i_tensor, row, first, count = find_piece(table, pieces, 2 + LISTS, PIECE)
+    i_tensor, row, first, count = find_piece(table, pieces, COLUMNS, PIECE)
     if FOUND_INF:
         count = tl.where(tl.load(found_inf) == 0, count, 0)
     step_size = tl.load(scalars + 2 * i_tensor)
@@ -130,26 +132,26 @@ def _adamw_ema_kernel(
     p_m = pointer(row, 2, first, PARAMETER, ALIGNED)
     p_v = pointer(row, 3, first, PARAMETER, ALIGNED)
     p_teacher = p_parameter
-    if LISTS == 5:
-        p_teacher = pointer(row, 4, first, TEACHER, ALIGNED)
+    if TAUGHT:
+        p_teacher = pointer(row, 5, first, TEACHER, ALIGNED)
     for start in range(0, PIECE, BLOCK):
         o = start + tl.arange(0, BLOCK)
         if count >= PIECE:  # without a mask, 16 bytes are read at once
             _adamw_ema_block(
                 p_parameter, p_grad, p_m, p_v, p_teacher, o, None, step_size, inverse_root_bias2, rest1, beta2, rest2,
-                eps, shrink, weight, scale, LISTS, GRAD_SCALE,
+                eps, shrink, weight, scale, TAUGHT, GRAD_SCALE,
             )  # fmt: skip
         else:
             _adamw_ema_block(
                 p_parameter, p_grad, p_m, p_v, p_teacher, o, o < count, step_size, inverse_root_bias2, rest1, beta2,
-                rest2, eps, shrink, weight, scale, LISTS, GRAD_SCALE,
+                rest2, eps, shrink, weight, scale, TAUGHT, GRAD_SCALE,
             )  # fmt: skip
 
 
 @jit
 def _adamw_ema_block(
     p_parameter, p_grad, p_m, p_v, p_teacher, o, m, step_size, inverse_root_bias2, rest1, beta2, rest2, eps, shrink,
-    weight, scale, LISTS: tl.constexpr, GRAD_SCALE: tl.constexpr,
+    weight, scale, TAUGHT: tl.constexpr, GRAD_SCALE: tl.constexpr,
 ):  # fmt: skip
     b_parameter = tl.load(p_parameter + o, mask=m).to(tl.float32)
     b_grad = tl.load(p_grad + o, mask=m).to(tl.float32)
@@ -165,7 +167,7 @@ def _adamw_ema_block(
     tl.store(p_parameter + o, b_stored, mask=m)
     tl.store(p_m + o, b_m.to(p_m.dtype.element_ty), mask=m)
     tl.store(p_v + o, b_v.to(p_v.dtype.element_ty), mask=m)
-    if LISTS == 5:  # the teacher follows what was stored
+    if TAUGHT:  # the teacher follows what was stored
         b_teacher = lerp(tl.load(p_teacher + o, mask=m).to(tl.float32), b_stored.to(tl.float32), weight)
         tl.store(p_teacher + o, b_teacher.to(p_teacher.dtype.element_ty), mask=m)
 
@@ -175,24 +177,24 @@ def _launches(
     settings: Settings,
 ) -> None:  # fmt: skip
     """Two launches. All tensors are on one device, each list has one dtype, each row one layout."""
-    params, grads, exp_avgs, exp_avg_sqs, steps, *teachers = lists
+    params, grads, *_, last = lists
     device = params[0].device
-    streamed = [params, grads, exp_avgs, exp_avg_sqs, *teachers]
-    table, step_table = address_table(streamed, device), address_table([steps], device)
-    scalars = torch.empty((len(steps), 2), dtype=torch.float32, device=device)
+    table = address_table(lists, device)
+    scalars = torch.empty((len(params), 2), dtype=torch.float32, device=device)
     if not isinstance(settings, Tensor):
         numbers = settings
         settings = kept(numbers, device, lambda: sent(torch.tensor(numbers, dtype=torch.float64, device="cpu"), device))
+    flag, divisor = lr if found_inf is None else found_inf, lr if grad_scale is None else grad_scale
+    layout = {"COLUMNS": 2 + len(lists), "FOUND_INF": found_inf is not None}
     launch(
-        _advance_kernel, (triton.cdiv(len(steps), 128),), step_table.rows, scalars, lr, settings,
-        lr if found_inf is None else found_inf, len(steps), FOUND_INF=found_inf is not None, BLOCK=128,
+        _advance_kernel, (triton.cdiv(len(params), 128),), table.rows, scalars, lr, settings, flag, len(params),
+        **layout, BLOCK=128,
     )  # fmt: skip
     launch(
-        _adamw_ema_kernel, (len(table.pieces),), table.rows, table.pieces, scalars, lr, settings, ema_decay,
-        lr if found_inf is None else found_inf, lr if grad_scale is None else grad_scale, LISTS=len(streamed),
-        PARAMETER=triton_dtype(params[0]), GRAD=triton_dtype(grads[0]), TEACHER=triton_dtype(streamed[-1][0]),
-        FOUND_INF=found_inf is not None, GRAD_SCALE=grad_scale is not None, ALIGNED=table.aligned,
-        PIECE=PIECE, BLOCK=1024,
+        _adamw_ema_kernel, (len(table.pieces),), table.rows, table.pieces, scalars, lr, settings, ema_decay, flag,
+        divisor, **layout, TAUGHT=len(lists) == 6, PARAMETER=triton_dtype(params[0]), GRAD=triton_dtype(grads[0]),
+        TEACHER=triton_dtype(last[0]), GRAD_SCALE=grad_scale is not None, ALIGNED=table.aligned, PIECE=PIECE,
+        BLOCK=1024,
     )  # fmt: skip
 
 

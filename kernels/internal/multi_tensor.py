@@ -40,7 +40,7 @@ __all__ = [
 
 PIECE = 4096  # elements that one program takes
 KEPT = 4096  # tables in the cache, a few kilobytes each
-PLANS = 256
+PLANS = 256  # a list of numbers each, and what identifies their tensors
 _kept: OrderedDict[tuple, Any] = OrderedDict()
 _plans: dict[tuple, tuple[TensorGuards, Any]] = {}
 

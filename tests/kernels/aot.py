@@ -115,19 +115,19 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "advance": (
             adamw_ema._advance_kernel,
             "*i64 *fp32 *fp64 *fp64 *fp32 i32",
-            {"FOUND_INF": True, "BLOCK": 128},
+            {"COLUMNS": 8, "FOUND_INF": True, "BLOCK": 128},
             {},
         ),
         "adamw_ema": (
             adamw_ema._adamw_ema_kernel,
             step,
-            {"LISTS": 5, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
+            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
             {},
         ),
         "adamw_ema with a scaler": (
             adamw_ema._adamw_ema_kernel,
             step,
-            {"LISTS": 5, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
+            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
             {},
         ),
     }

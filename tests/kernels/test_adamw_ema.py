@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa.kernels._ops import ops
@@ -783,6 +784,21 @@ def test_a_mode_sees_the_operator():
     with Seen() as seen:
         optimizer.step()
     assert ops.adamw_ema_.default in seen.names
+
+
+def test_fake_tensors_are_stepped():
+    """They have no values, and the real tensors of the same shapes that were stepped before are no plan for them."""
+    real = parameters("cpu")
+    give_gradients(real, 0)
+    AdamWEMA(real).step()
+    with FakeTensorMode() as mode:
+        fake = parameters("cpu")
+        for p in fake:
+            p.grad = torch.ones_like(p)
+        optimizer = AdamWEMA(fake)
+        for _ in range(2):
+            optimizer.step()
+        assert all(mode.is_our_fake(optimizer.teacher_of(p)) for p in fake)
 
 
 def test_nothing_is_held_back():
