@@ -184,7 +184,7 @@ def _announce_strides(odd: int, total: int) -> None:
         warnings.warn(
             f"ema_update_: {odd} of {total} teacher tensors have other strides than their students (channels_last on "
             "one side?) and are updated one by one",
-            stacklevel=6,
+            stacklevel=5,
         )
 
 
