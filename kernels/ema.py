@@ -18,12 +18,23 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, _foreach_copy_, _foreach_lerp_, nn  # pyright: ignore[reportPrivateImportUsage]
+from torch.autograd.graph import increment_version
 
 from ._ops import add_op_namespace_prefix
 from .internal.arguments import as_scalar, check_decay, check_unit, check_written, listed
-from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton, widest
+from .internal.backend import jit, launch, tl, triton_dtype, uses_triton, widest
 from .internal.checks import check_positive
-from .internal.multi_tensor import PIECE, address_table, find_piece, local, pointer, same_layout
+from .internal.multi_tensor import (
+    PIECE,
+    address_table,
+    are_plain,
+    find_piece,
+    local,
+    pointer,
+    recalled,
+    remember,
+    same_layout,
+)
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
 
@@ -47,9 +58,9 @@ def lerp(b_from, b_to, weight):
 @jit
 def _ema_kernel(
     table,  # pointer to int64 [T, 2 + lists]: teacher, student, live
+    pieces,  # pointer to int32: the row of each program's piece
     decay,  # pointer to a float64 or float32
     skip,  # pointer to a number: the teacher is updated only if it is zero
-    T,
     LISTS: tl.constexpr,
     TEACHER: tl.constexpr,  # dtypes
     STUDENT: tl.constexpr,
@@ -58,81 +69,100 @@ def _ema_kernel(
     ALIGNED: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_T: tl.constexpr,
 ):
-    _, row, first = find_piece(table, T, 2 + LISTS, PIECE, BLOCK_T)
-    count = tl.load(row) - first
+    _, row, first, count = find_piece(table, pieces, 2 + LISTS, PIECE)
     if SKIP:
         count = tl.where(tl.load(skip) == 0, count, 0)
     weight = (1.0 - tl.load(decay).to(tl.float64)).to(tl.float32)
-    for start in range(0, PIECE, BLOCK):
-        o = start + tl.arange(0, BLOCK)
-        m = o < count
-        p_teacher = pointer(row, 0, first, TEACHER, ALIGNED) + o
-        p_student = pointer(row, 1, first, STUDENT, ALIGNED) + o
-        b_teacher = tl.load(p_teacher, mask=m, other=0.0).to(tl.float32)
-        b_student = tl.load(p_student, mask=m, other=0.0).to(tl.float32)
-        b_teacher = lerp(b_teacher, b_student, weight).to(TEACHER)
-        tl.store(p_teacher, b_teacher, mask=m)
-        if LISTS == 3:
-            tl.store(pointer(row, 2, first, LIVE, ALIGNED) + o, b_teacher.to(LIVE), mask=m)
+    p_teacher = pointer(row, 0, first, TEACHER, ALIGNED)
+    p_student = pointer(row, 1, first, STUDENT, ALIGNED)
+    p_live = p_teacher
+    if LISTS == 3:
+        p_live = pointer(row, 2, first, LIVE, ALIGNED)
+    if count >= PIECE:  # without a mask, 16 bytes are read at once
+        for start in range(0, PIECE, BLOCK):
+            _ema_block(p_teacher, p_student, p_live, start + tl.arange(0, BLOCK), None, weight, LISTS)
+    else:
+        for start in range(0, PIECE, BLOCK):
+            o = start + tl.arange(0, BLOCK)
+            _ema_block(p_teacher, p_student, p_live, o, o < count, weight, LISTS)
 
 
-def _launch(
-    teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
-) -> None:
-    """One launch. All tensors are on one device, each list has one dtype, and the tensors of a pair have one layout."""
-    device = teacher[0].device
-    lists = [teacher, student, live] if live else [teacher, student]
-    table = address_table(lists, device)
+@jit
+def _ema_block(p_teacher, p_student, p_live, o, m, weight, LISTS: tl.constexpr):
+    b_teacher = tl.load(p_teacher + o, mask=m).to(tl.float32)
+    b_student = tl.load(p_student + o, mask=m).to(tl.float32)
+    b_teacher = lerp(b_teacher, b_student, weight).to(p_teacher.dtype.element_ty)
+    tl.store(p_teacher + o, b_teacher, mask=m)
+    if LISTS == 3:
+        tl.store(p_live + o, b_teacher.to(p_live.dtype.element_ty), mask=m)
+
+
+def _launch(lists: list[list[Tensor]], decay: Tensor, skip: Tensor | None) -> None:
+    """One launch. All tensors are on one device, each list has one dtype, and the tensors of a row have one layout."""
+    teacher, student, *live = lists
+    table = address_table(lists, teacher[0].device)
     launch(
-        _ema_kernel, (table.num_pieces,), table.rows, decay, decay if skip is None else skip, table.num_tensors,
+        _ema_kernel, (len(table.pieces),), table.rows, table.pieces, decay, decay if skip is None else skip,
         LISTS=len(lists), TEACHER=triton_dtype(teacher[0]), STUDENT=triton_dtype(student[0]),
-        LIVE=triton_dtype(live[0] if live else teacher[0]), SKIP=skip is not None, ALIGNED=table.aligned,
-        PIECE=PIECE, BLOCK=1024, BLOCK_T=triton.next_power_of_2(table.num_tensors),
+        LIVE=triton_dtype(live[0][0] if live else teacher[0]), SKIP=skip is not None, ALIGNED=table.aligned,
+        PIECE=PIECE, BLOCK=1024,
     )  # fmt: skip
+    increment_version([*teacher, *live[0]] if live else teacher)
 
 
-def torch_update(
-    teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
-) -> None:
+def torch_update(lists: list[list[Tensor]], decay: Tensor, skip: Tensor | None) -> None:
     """The same in torch. On a CPU scalars are read; elsewhere they stay on the device, since reading would wait."""
+    teacher, student, *live = lists
     wide = torch.promote_types(teacher[0].dtype, student[0].dtype)
     if teacher[0].device.type == "cpu":
         if skip is not None and skip:
             return
-        moved = [t.to(wide) for t in teacher]  # no copy if the teacher has this dtype
-        _foreach_lerp_(moved, [s.to(wide) for s in student], 1 - decay.item())
-        _foreach_copy_(teacher, moved)
-        if live:
-            _foreach_copy_(live, teacher)
+        moved = teacher if teacher[0].dtype == wide else [t.to(wide) for t in teacher]
+        _foreach_lerp_(moved, student if student[0].dtype == wide else [s.to(wide) for s in student], 1 - decay.item())
+        if moved is not teacher:
+            _foreach_copy_(teacher, moved)
+        for copies in live:
+            _foreach_copy_(copies, teacher)
         return
     moves = None if skip is None else skip.reshape(()) == 0
     wide = torch.promote_types(wide, torch.float32)
-    for number, (t, s) in enumerate(zip(teacher, student, strict=True)):
+    for t, s, *copies in zip(*lists, strict=True):
         moved = torch.lerp(t.to(wide), s.to(wide), (1 - decay.to(widest(decay.device))).to(wide)).to(t.dtype)
         t.copy_(moved if moves is None else torch.where(moves, moved, t))
-        if live:
-            live[number].copy_(t if moves is None else torch.where(moves, t.to(live[number].dtype), live[number]))
+        for other in copies:
+            other.copy_(t if moves is None else torch.where(moves, t.to(other.dtype), other))
+
+
+def _plan(lists: list[list[Tensor]]) -> list[tuple[bool, list[int]]]:
+    """The rows of each update, which have the same dtypes and device, and whether it is a launch."""
+    buckets = defaultdict(list)
+    odd = 0
+    for number, row in enumerate(zip(*lists, strict=True)):
+        flat = uses_triton(row[0]) and all(same_layout(row[0], tensor) for tensor in row)
+        odd += uses_triton(row[0]) and not flat
+        buckets[flat, row[0].device, *(tensor.dtype for tensor in row)].append(number)
+    if odd:
+        _announce_strides(odd, len(lists[0]))
+    return [(flat, rows) for (flat, *_), rows in buckets.items()]
+
+
+def _carry_out(
+    plan: list[tuple[bool, list[int]]], lists: list[list[Tensor]], decay: Tensor, skip: Tensor | None
+) -> None:
+    for flat, rows in plan:
+        columns = [[tensors[n] for n in rows] for tensors in lists]
+        device = columns[0][0].device
+        there = decay.to(device, non_blocking=True), None if skip is None else skip.to(device, non_blocking=True)
+        (_launch if flat else torch_update)(columns, *there)
 
 
 def update_lists(
     teacher: list[Tensor], student: list[Tensor], live: list[Tensor], decay: Tensor, skip: Tensor | None
 ) -> None:
     """The operator's body: one launch, or one call of torch, for all tensors of the same dtypes and device."""
-    buckets = defaultdict(lambda: ([], [], []))
-    odd = 0
-    for number, (t, s) in enumerate(zip(teacher, student, strict=True)):
-        row = (t, s, live[number]) if live else (t, s)
-        flat = uses_triton(t) and all(same_layout(t, tensor) for tensor in row)
-        odd += uses_triton(t) and not flat
-        for column, tensor in zip(buckets[flat, *(x.dtype for x in row), t.device], row, strict=False):
-            column.append(tensor)
-    for (flat, *_, device), columns in buckets.items():
-        there = decay.to(device, non_blocking=True), None if skip is None else skip.to(device, non_blocking=True)
-        (_launch if flat else torch_update)(*columns, *there)
-    if odd:
-        _announce_strides(odd, len(teacher))
+    lists = [teacher, student, live] if live else [teacher, student]
+    _carry_out(_plan(lists), lists, decay, skip)
 
 
 _update = torch.library.custom_op(add_op_namespace_prefix("ema_update_"), mutates_args=("teacher", "live"))(
@@ -154,7 +184,7 @@ def _announce_strides(odd: int, total: int) -> None:
         warnings.warn(
             f"ema_update_: {odd} of {total} teacher tensors have other strides than their students (channels_last on "
             "one side?) and are updated one by one",
-            stacklevel=6,
+            stacklevel=5,
         )
 
 
@@ -170,8 +200,8 @@ def ema_update_(
 ) -> None:
     """Move each teacher tensor towards its student, in place: no address changes, and nothing waits for the device.
 
-    There is one launch for each combination of dtypes. It works in `torch.compile` and, after one call on the same
-    tensors, in a CUDA graph. DTensors (of FSDP2 for example) are updated shard by shard, without communication.
+    There is one launch for each combination of dtypes. It works in `torch.compile` and in a CUDA graph. DTensors (of
+    FSDP2 for example) are updated shard by shard, without communication.
 
     Args:
         teacher: floating-point tensors of any shapes and strides, or a module, whose parameters are taken.
@@ -206,6 +236,7 @@ def ema_update_(
             averaged = [pair for pair in own if buffers == "average" and pair[0].is_floating_point()]
             copied = [pair for pair in own if buffers == "copy" or not pair[0].is_floating_point()]
             pairs += averaged
+        teacher, student = [t for t, _ in pairs], [s for _, s in pairs]
     elif isinstance(teacher, nn.Module) or isinstance(student, nn.Module):
         raise ValueError("teacher and student must both be modules or both be tensors")
     else:
@@ -214,23 +245,31 @@ def ema_update_(
         teacher, student = listed("teacher", teacher), listed("student", student)
         if len(teacher) != len(student):
             raise ValueError(f"{len(teacher)} teacher tensors and {len(student)} student tensors")
-        pairs = list(zip(teacher, student, strict=True))
     live = [] if live is None else listed("live", live)
-    if live and len(live) != len(pairs):
-        raise ValueError(f"{len(pairs)} teacher tensors and {len(live)} live copies")
+    if live and len(live) != len(teacher):
+        raise ValueError(f"{len(teacher)} teacher tensors and {len(live)} live copies")
     for number, (t, s) in enumerate(copied):
         _check_alike(number, t, s)
-    for number, (t, s) in enumerate(pairs):
-        _check_pair(number, t, s)
-        check_written(t)
-        if live:
-            _check_pair(number, t, live[number])
-            check_written(live[number])
-    if not pairs:
+    if not teacher:
         return
-    decay = as_scalar("decay", decay, pairs[0][0].device)
-    live = [local(copy, t) for copy, (t, _) in zip(live, pairs, strict=False)]
-    _update([local(t, t) for t, _ in pairs], [local(s, t, redistribute=True) for t, s in pairs], live, decay, skip)
+    lists = [teacher, student, live] if live else [teacher, student]
+    plan = recalled("ema_update_", lists)
+    if plan is None:
+        for number, (t, *others) in enumerate(zip(*lists, strict=True)):
+            for other in others:
+                _check_pair(number, t, other)
+            for written in (t, *others[1:]):
+                check_written(written)
+    decay = as_scalar("decay", decay, teacher[0].device)
+    if plan is None and are_plain(lists):
+        plan = _plan(lists)
+        remember("ema_update_", lists, plan)
+    if plan is not None:
+        _carry_out(plan, lists, decay, skip)
+    else:
+        students = [local(s, t, redistribute=True) for t, s in zip(teacher, student, strict=True)]
+        copies = [local(copy, t) for copy, t in zip(live, teacher, strict=False)]
+        _update([local(t, t) for t in teacher], students, copies, decay, skip)
     for t, s in copied:
         t.copy_(s if skip is None else torch.where(skip.reshape(()) == 0, s, t))
 

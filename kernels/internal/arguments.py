@@ -51,8 +51,9 @@ def as_number(name: str, value: Any) -> float:
 
 def check_decay(name: str, decay: float | Tensor) -> None:
     """Raise if a decay is not in [0, 1]. This may wait for the device, so it is for constructors only."""
-    device = decay.device if isinstance(decay, Tensor) else torch.device("cpu")  # an array of NumPy's has one too
-    if not 0.0 <= as_scalar(name, decay, device) <= 1.0:
+    if not isinstance(decay, Tensor):
+        check_unit(name, decay)
+    elif not 0.0 <= as_scalar(name, decay, decay.device) <= 1.0:
         raise ValueError(f"{name} must be in [0, 1], got {decay}")
 
 

@@ -1,45 +1,108 @@
 """One launch over lists of tensors, by a table of their addresses on the device.
 
-All tensors are cut into pieces of the same size, and every program takes one piece, whose tensor it looks up in the
-table. A row of the table describes a tensor: its number of elements, the number of its first piece, and its address in
-each list.
+All tensors are cut into pieces of the same size, and every program takes one piece. A row of the table describes a
+tensor: its number of elements, the number of its first piece, and its address in each list. A second table has the
+number of its row for each piece.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._dynamo.guards import TensorGuards
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .backend import jit, tl
+from .transforms import transformed
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["PIECE", "Table", "address_table", "find_piece", "local", "pointer", "same_layout", "sent"]
+__all__ = [
+    "PIECE",
+    "Table",
+    "address_table",
+    "are_plain",
+    "find_piece",
+    "kept",
+    "local",
+    "pointer",
+    "recalled",
+    "remember",
+    "same_layout",
+    "sent",
+]
 
 PIECE = 4096  # elements that one program takes
 KEPT = 4096  # tables in the cache, a few kilobytes each
-ARENA = 2**17  # addresses in pinned memory for CUDA graphs, one MiB
-_tables: OrderedDict[tuple, Tensor] = OrderedDict()
-_arena: list[Tensor] = []
+PLANS = 256  # a list of numbers each, and what identifies their tensors
+_kept: OrderedDict[tuple, Any] = OrderedDict()
+_plans: dict[tuple, tuple[TensorGuards, Any]] = {}
 
 
 class Table:
-    """Addresses of T tensors in L lists.
+    """Addresses of T tensors in L lists of equal length; an empty tensor has address 0.
 
     Attributes:
         rows: int64 [T, 2 + L] on the device.
-        num_tensors: T.
-        num_pieces: programs to launch.
+        pieces: int32 [P] on the device, the row of each piece.
         aligned: whether all addresses are multiples of 16 bytes.
+
+    Raises:
+        ValueError: a tensor is on another device.
     """
 
-    def __init__(self, rows: Tensor, num_tensors: int, num_pieces: int, aligned: bool):
-        self.rows, self.num_tensors, self.num_pieces, self.aligned = rows, num_tensors, num_pieces, aligned
+    def __init__(self, lists: Sequence[Sequence[Tensor]], addresses: Sequence[Sequence[int]], device: torch.device):
+        for tensor in (tensor for tensors in lists for tensor in tensors):
+            if tensor.device != device:
+                raise ValueError(
+                    f"a tensor of shape {list(tensor.shape)} is on {tensor.device}, the first is on {device}"
+                )
+        counts = torch.tensor([tensor.numel() for tensor in lists[0]], dtype=torch.int64, device="cpu")
+        pieces = (counts + PIECE - 1) // PIECE
+        columns = torch.tensor(addresses, dtype=torch.int64, device="cpu")
+        rows = torch.cat([torch.stack([counts, pieces.cumsum(0) - pieces]), columns]).T
+        named = torch.arange(len(counts), dtype=torch.int32, device="cpu").repeat_interleave(pieces)
+        padded = torch.cat([named, named.new_zeros(named.numel() % 2)]).view(torch.int64)
+        memory = sent(torch.cat([rows.flatten(), padded]), device)  # one copy for both
+        self.rows = memory[: rows.numel()].view(rows.shape)
+        self.pieces = memory[rows.numel() :].view(torch.int32)[: named.numel()]
+        self.aligned = not (columns % 16).any()
+
+
+def are_plain(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether operations on the tensors are simply carried out: nothing compiles, transforms or intercepts them."""
+    return _untraced() and all(
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer) for tensors in lists for tensor in tensors
+    )
+
+
+def _untraced() -> bool:
+    return not (torch.compiler.is_compiling() or transformed() or is_in_torch_dispatch_mode())
+
+
+def recalled(use: str, lists: Sequence[Sequence[Tensor]]) -> Any:
+    """The plan that was remembered for plain tensors like these; None if there is none, or they are not plain now.
+
+    Values and addresses may be others than they were, but not a class, dtype, device, layout, shape or stride.
+    """
+    if not _untraced():
+        return None
+    guard, plan = _plans.get((use, id(lists[0][0]), *map(len, lists)), (None, None))
+    return plan if guard is not None and guard.check(*itertools.chain(*lists)) else None
+
+
+def remember(use: str, lists: Sequence[Sequence[Tensor]], plan: Any) -> None:
+    """Keep a plan for `recalled`, but not the tensors."""
+    if len(_plans) >= PLANS:
+        _plans.clear()
+    guard = TensorGuards(*itertools.chain(*lists), dynamic_dims_sizes=None, dynamic_dims_strides=None)
+    _plans[use, id(lists[0][0]), *map(len, lists)] = guard, plan
 
 
 def local(tensor: Tensor, like: Tensor, redistribute: bool = False) -> Tensor:
@@ -103,72 +166,50 @@ def _steps(tensor: Tensor) -> list[tuple[int, int]]:
 
 
 def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> Table:
-    """Table of tensors in lists of equal length; an empty tensor has address 0.
+    """Table of tensors in lists of equal length; one that was made for the same addresses is taken again."""
+    counts = tuple(tensor.numel() for tensor in lists[0])
+    addresses = tuple(tuple(tensor.data_ptr() for tensor in tensors) for tensors in lists)
+    return kept((counts, addresses), device, lambda: Table(lists, addresses, device))
 
-    Raises:
-        ValueError: a tensor is on another device.
+
+def kept(key: tuple, device: torch.device, make: Callable[[], Any]) -> Any:
+    """What `make` puts on the device. It is made once for each key, and again in every capture of a CUDA graph.
+
+    A graph's own copy lives in the graph's memory, pinned memory included, and goes with it.
     """
-    rows, num_pieces = [], 0
-    for row in zip(*lists, strict=True):
-        for tensor in row:
-            if tensor.device != device:
-                raise ValueError(
-                    f"a tensor of shape {list(tensor.shape)} is on {tensor.device}, the first is on {device}"
-                )
-        count = row[0].numel()
-        rows.append((count, num_pieces, *(tensor.data_ptr() if tensor.numel() else 0 for tensor in row)))
-        num_pieces += -(-count // PIECE)
-    aligned = all(address % 16 == 0 for row in rows for address in row[2:])
-    return Table(sent(tuple(rows), device), len(rows), num_pieces, aligned)
-
-
-def sent(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """The rows as an int64 tensor on the device, copied without waiting; recent ones are cached."""
-    if device.type != "cuda":
-        return torch.tensor(rows, dtype=torch.int64, device="cpu")
-    if torch.cuda.is_current_stream_capturing():
-        return _in_graph(rows, device)
-    if not _arena:
-        _arena.append(torch.zeros(ARENA, dtype=torch.int64, device="cpu").pin_memory())
-    key = (torch.cuda.current_stream(device).cuda_stream, device, rows)  # a copy is ordered on its own stream only
-    if key in _tables:
-        _tables.move_to_end(key)
+    stream = None
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return make()
+        stream = torch.cuda.current_stream(device).cuda_stream  # a copy is ordered on its own stream only
+    key = (stream, device, *key)
+    if key in _kept:
+        _kept.move_to_end(key)
     else:
-        _tables[key] = torch.tensor(rows, dtype=torch.int64, device="cpu").pin_memory().to(device, non_blocking=True)
-        if len(_tables) > KEPT:
-            _tables.popitem(last=False)
-    return _tables[key]
+        _kept[key] = make()
+        if len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    return _kept[key]
 
 
-def _in_graph(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """During a capture: the graph copies the rows at each replay, from pinned memory that is never reused."""
-    host = torch.tensor(rows, dtype=torch.int64, device="cpu")
-    if not _arena or _arena[0].numel() < host.numel():
-        raise RuntimeError(
-            "pinned memory cannot be allocated during the capture of a CUDA graph: run one step before capturing"
-            if not _arena
-            else "the pinned memory for addresses in CUDA graphs is used up: capture fewer graphs, or fewer tensors"
-        )
-    kept = _arena[0][: host.numel()].view(host.shape)
-    _arena[0] = _arena[0][host.numel() :]
-    kept.copy_(host)
-    return torch.empty(host.shape, dtype=torch.int64, device=device).copy_(kept, non_blocking=True)
+def sent(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the CPU, copied to the device without waiting."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 @jit
-def find_piece(table, T, COLUMNS: tl.constexpr, PIECE: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Number of this program's tensor, pointer to its row, and index of its first element."""
-    o = tl.arange(0, BLOCK_T)
-    b_first = tl.load(table + o * COLUMNS + 1, mask=o < T, other=2**31)
-    i_tensor = (b_first <= tl.program_id(0)).to(tl.int32).sum(axis=0) - 1
+def find_piece(table, pieces, COLUMNS: tl.constexpr, PIECE: tl.constexpr):
+    """Number of this program's tensor, pointer to its row, index of its first element, and how many follow."""
+    i_tensor = tl.load(pieces + tl.program_id(0))
     row = table + i_tensor * COLUMNS
-    return i_tensor, row, (tl.program_id(0) - tl.load(row + 1)) * PIECE
+    first = (tl.program_id(0) - tl.load(row + 1)) * PIECE
+    return i_tensor, row, first, tl.load(row) - first
 
 
 @jit
-def pointer(row, i_list, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Pointer to element `start` of the tensor of a row, in list `i_list`."""
-    address = tl.load(row + 2 + i_list)
-    if ALIGNED:
+def pointer(row, i_list, first, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointer to element `first` of the tensor of a row, in list `i_list`."""
+    address = tl.load(row + 2 + i_list).to(tl.pointer_type(DTYPE))  # pyright: ignore[reportArgumentType]
+    if ALIGNED:  # said of the pointer: a cast from an integer forgets it
         address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(DTYPE)) + tl.multiple_of(start, 16)  # pyright: ignore[reportArgumentType]
+    return address + first

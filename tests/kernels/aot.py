@@ -73,15 +73,15 @@ def manifest(architecture: int) -> dict[str, tuple]:
     """What production launches: kernel, types of its arguments, constants, options. The names are the budget's."""
     capability = divmod(architecture, 10)
     precision = {"PRECISION": "tf32x3" if capability in backend.TF32X3 else "ieee"}
-    lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE, "BLOCK": 1024, "BLOCK_T": 64}
+    lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE, "BLOCK": 1024}
     own = {"PARAMETER": tl.float32, "GRAD": tl.float32, "TEACHER": tl.float32}
     pair = {"TEACHER": tl.float32, "STUDENT": tl.float32, "LIVE": tl.bfloat16}
     shapes = matmul.tiles(capability), matmul.tiles(capability, large=True), matmul.gram_tiles(capability)
     gemm, large, gram = ({"HALVES": True, **precision, **shape} for shape in shapes)
     of_gemm, of_large, of_gram = ({"num_warps": constants.pop("num_warps")} for constants in (gemm, large, gram))
     factor = "*fp32 *fp32 *i32 i32"
-    average = "*i64 *fp64 *fp32 i32"
-    step = "*i64 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32 i32"
+    average = "*i64 *i32 *fp64 *fp32"
+    step = "*i64 *i32 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32"
     one_stage = {"num_stages": 1}
     sizes, tile = " i32 i32 i32", statistics.blocks(4, 160)  # of the paper's tokens: features and an action
     chunk, warps = causal_statistics.plan(4, 160)
@@ -181,19 +181,19 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "advance": (
             adamw_ema._advance_kernel,
             "*i64 *fp32 *fp64 *fp64 *fp32 i32",
-            {"FOUND_INF": True, "BLOCK": 128},
+            {"COLUMNS": 8, "FOUND_INF": True, "BLOCK": 128},
             {},
         ),
         "adamw_ema": (
             adamw_ema._adamw_ema_kernel,
             step,
-            {"FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
+            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
             {},
         ),
         "adamw_ema with a scaler": (
             adamw_ema._adamw_ema_kernel,
             step,
-            {"FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
+            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
             {},
         ),
     }

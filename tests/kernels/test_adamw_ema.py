@@ -1,14 +1,20 @@
 """AdamW with its teacher in one pass, against torch.optim.AdamW and the average's formula in float64."""
 
 import copy
+import gc
 import inspect
+import json
 import math
 import pickle
+import sys
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa.kernels._ops import ops
 from seqjepa.kernels.adamw_ema import AdamWEMA, adamw_ema_, adamw_ema_reference
@@ -227,7 +233,7 @@ def test_device_scalars_are_the_numbers(device):
 def arguments(device):
     make = lambda: [torch.randn(5, device=device), torch.randn(2, 3, device=device)]  # noqa: E731
     steps = [torch.tensor(1.0, device=device), torch.tensor(2.0, device=device)]
-    teachers = [torch.randn(5, device=device), torch.zeros(0, device=device)]
+    teachers = make()
     scalars = [torch.tensor(value, device=device) for value in (0.01, 0.9)]
     second = [t.abs() for t in make()]
     settings = torch.tensor([0.9, 0.999, 1e-8, 0.1], dtype=torch.float64)
@@ -611,3 +617,243 @@ def test_gradients_that_are_expanded_or_laid_out_otherwise(scaled, device):
         assert torch.equal(p, q)
         assert p.grad.data_ptr() == pointer
         assert torch.equal(p.grad, before / 4 if scaled else before)
+
+
+def transposed(tensor):
+    """The same values, laid out by columns."""
+    return tensor.detach().mT.contiguous().mT
+
+
+def other_gradient(optimizer, p):
+    p.grad = transposed(p.grad)
+
+
+def expanded_gradient(optimizer, p):
+    p.grad = torch.ones(1, device=p.device).expand(4, 4)
+
+
+def other_data(optimizer, p):
+    p.data = p.data.clone()
+
+
+def other_layout(optimizer, p):
+    p.data = transposed(p)
+
+
+def same_memory(optimizer, p):
+    p.data = p.data.mT
+
+
+def other_moment(optimizer, p):
+    optimizer.state[p]["exp_avg"] = transposed(optimizer.state[p]["exp_avg"])
+
+
+def moment_in_the_same_memory(optimizer, p):
+    optimizer.state[p]["exp_avg_sq"].data = optimizer.state[p]["exp_avg_sq"].mT
+
+
+def teacher_of_other_layout(optimizer, p):
+    optimizer.state[p]["ema"] = transposed(optimizer.state[p]["ema"])
+
+
+def teacher_of_other_dtype(optimizer, p):
+    optimizer.state[p]["ema"] = optimizer.state[p]["ema"].double()
+
+
+def loaded(optimizer, p):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def added(optimizer, p):
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3, device=p.device))], "lr": 0.5})
+    optimizer.param_groups[-1]["params"][0].grad = torch.ones(3, device=p.device)
+
+
+def without_gradient(optimizer, p):
+    optimizer.param_groups[0]["params"][0].grad = None
+
+
+def narrower(optimizer, p):
+    """The parameters and all of their state."""
+    for tensor in optimizer.param_groups[0]["params"]:
+        tensor.data, tensor.grad = tensor.data.bfloat16(), None
+        tensor.grad = torch.ones_like(tensor)
+        for name in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[tensor][name] = optimizer.state[tensor][name].bfloat16()
+
+
+@triton
+@pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_gradient, expanded_gradient, other_data, other_layout, same_memory, other_moment,
+        moment_in_the_same_memory, teacher_of_other_layout, teacher_of_other_dtype, loaded, added, without_gradient,
+        narrower,
+    ],
+)  # fmt: skip
+def test_what_changes_between_steps_is_seen(change, device):
+    """Steps that repeat skip most checks; after a change and before it, each is the formula."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(4, 4, device=device)) for _ in range(3)]
+    optimizer = AdamWEMA(params, lr=0.1, ema_decay=0.5)
+    for step in range(5):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        if step >= 3:
+            change(optimizer, params[1])
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        before = []
+        for p in every:
+            state = optimizer.state.get(p) or {"exp_avg": p * 0, "exp_avg_sq": p * 0, "step": 0, "ema": p}
+            values = [state[name] for name in ("exp_avg", "exp_avg_sq", "ema")]
+            grad = None if p.grad is None else p.grad.double()
+            before.append(
+                (p.detach().double(), grad, *(value.detach().double().clone() for value in values), int(state["step"]))
+            )
+        optimizer.step()
+        for p, (value, grad, m, v, teacher, count) in zip(every, before, strict=True):
+            lr = 0.1 if p.shape == (4, 4) else 0.5
+            if grad is not None:
+                value, m, v, teacher = adamw_ema_reference(
+                    value, grad, m, v, count + 1, teacher,
+                    lr=lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2, ema_decay=0.5,
+                )  # fmt: skip
+                count += 1
+            else:
+                teacher = 0.5 * teacher + 0.5 * value
+            step_of = 2**-6 if p.dtype == torch.bfloat16 else 2**-20  # a few roundings
+            state = optimizer.state[p]
+            assert state["step"] == count
+            expected = ((p, value), (state["exp_avg"], m), (state["exp_avg_sq"], v), (state["ema"], teacher))
+            for got, want in expected:
+                torch.testing.assert_close(got.detach().double(), want, rtol=step_of, atol=step_of * 0.1)
+
+
+@triton
+def test_a_gradient_in_a_dtype_of_its_own(device):
+    """Where the parameter allows it; the step and the scale that is taken out are those of the values."""
+    p, q = (nn.Parameter(torch.ones(6, device=device)) for _ in range(2))
+    p.grad_dtype = torch.bfloat16
+    p.grad = 2 * torch.arange(6, device=device).bfloat16()
+    q.grad = p.grad.float()
+    for one in (p, q):
+        optimizer = AdamWEMA([one], lr=0.1)
+        optimizer.grad_scale = torch.tensor(2.0, device=device)
+        optimizer.step()
+    assert torch.equal(p, q)
+    assert p.grad.dtype == torch.bfloat16
+    assert torch.equal(p.grad, torch.arange(6, device=device).bfloat16())
+
+
+@triton
+def test_what_is_written_gets_a_new_version(device):
+    """At the first step and at those that repeat it; else backward would use what it saved before the step."""
+    p = nn.Parameter(torch.ones(5, device=device))
+    optimizer = AdamWEMA([p])
+    p.grad = torch.ones(5, device=device)
+    for _ in range(3):
+        product = (p * p).sum()
+        written = [p, *(tensor for tensor in optimizer.state[p].values())]
+        before = [tensor._version for tensor in written]
+        optimizer.step()
+        assert all(tensor._version > version for tensor, version in zip(written, before, strict=True))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+        p.grad = torch.ones(5, device=device)
+
+
+class Seen(TorchDispatchMode):
+    """Lists the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.append(operation)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_the_operator():
+    """A tracer that missed it would take the kernel's effect for none."""
+    ours = parameters("cpu")
+    optimizer = AdamWEMA(ours)
+    give_gradients(ours, 0)
+    optimizer.step()
+    with Seen() as seen:
+        optimizer.step()
+    assert ops.adamw_ema_.default in seen.names
+
+
+def test_fake_tensors_are_stepped():
+    """They have no values, and the real tensors of the same shapes that were stepped before are no plan for them."""
+    real = parameters("cpu")
+    give_gradients(real, 0)
+    AdamWEMA(real).step()
+    with FakeTensorMode() as mode:
+        fake = parameters("cpu")
+        for p in fake:
+            p.grad = torch.ones_like(p)
+        optimizer = AdamWEMA(fake)
+        for _ in range(2):
+            optimizer.step()
+        assert all(mode.is_our_fake(optimizer.teacher_of(p)) for p in fake)
+
+
+def test_nothing_is_held_back():
+    """Neither gradients nor an optimiser's tensors stay alive for the next step's sake."""
+    ours = parameters("cpu")
+    optimizer = AdamWEMA(ours)
+    give_gradients(ours, 0)
+    optimizer.step()
+    optimizer.step()
+    gradient, moment = weakref.ref(ours[0].grad), weakref.ref(optimizer.state[ours[0]]["exp_avg"])
+    optimizer.zero_grad()
+    assert gradient() is None
+    del optimizer
+    gc.collect()
+    assert moment() is None
+
+
+# of each kernel for each dtype: how often it reads and writes 16 bytes at once, aligned and not
+VECTORS = """
+import json, re, sys
+sys.path.insert(0, "tests/kernels")
+import aot, triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+found = {}
+for name in ("ema", "adamw_ema"):
+    kernel, types, constants, options = aot.manifest(80)[name]
+    arguments = iter(types.split())
+    signature = {key: "constexpr" if key in constants else next(arguments) for key in kernel.arg_names}
+    for dtype in (tl.float32, tl.bfloat16):
+        own = {key: dtype if isinstance(value, tl.dtype) else value for key, value in constants.items()}
+        for architecture in (80, 90):
+            for aligned in (True, False):
+                source = ASTSource(kernel, signature, own | {"ALIGNED": aligned})
+                ptx = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["ptx"]
+                counts = [len(re.findall(rf"{way}\\.global[.a-z0-9:]*\\.v4\\.b32", ptx)) for way in ("ld", "st")]
+                found[f"{name} {dtype} {architecture} {aligned}"] = [*counts, len(re.findall(r"\\.v[248]\\.b", ptx))]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton's compiler is for Linux")
+def test_memory_is_read_by_16_bytes(run_process):
+    """Whole pieces, by the 128 threads of a program, of all lists; nothing wide where addresses are not aligned."""
+    result = run_process(sys.executable, "-c", VECTORS)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found) == 16
+    for case, (loads, stores, wide) in found.items():
+        name, dtype, _, aligned = case.split()
+        each = 1024 * (4 if dtype == "fp32" else 2) // (128 * 16)  # of a block, in one list
+        read, written = (5, 4) if name == "adamw_ema" else (2, 1)
+        if aligned == "True":
+            assert loads >= read * each, case
+            assert stores >= written * each, case
+        else:
+            assert wide == 0, case

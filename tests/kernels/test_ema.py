@@ -543,3 +543,54 @@ def test_equals_torchs_average_of_weights_and_buffers():
     del expected["1.num_batches_tracked"]  # an integer, which is copied here and averaged there
     for name, tensor in expected.items():
         torch.testing.assert_close(ours.module.state_dict()[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+@triton
+@pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
+def test_what_changes_between_updates_is_seen(device):
+    """Updates that repeat skip most checks; after each change they are still the formula, or are refused."""
+    teacher, student = [torch.zeros(4, 4, device=device) for _ in range(2)], torch.randn(2, 4, 4, device=device)
+
+    def update(students=student):
+        expected = [0.5 * t.double() + 0.5 * s.double() for t, s in zip(teacher, students, strict=True)]
+        ema_update_(teacher, list(students), 0.5)
+        for got, want in zip(teacher, expected, strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-6)
+
+    update()
+    update()
+    update(student.mT)
+    teacher[1].data = teacher[1].data.mT  # in the same memory
+    update()
+    teacher[0].data = teacher[0].data.bfloat16()
+    update()
+    update(student.double())
+    with pytest.raises(ValueError, match=r"teacher tensor 0 is \[4, 4\] on"):
+        ema_update_(teacher, [student[0, :2], student[1]], 0.5)
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\]"):
+        ema_update_(teacher, list(student), 1.5)
+    teacher[0].data = torch.zeros(1, device=device).expand(4, 4)
+    with pytest.raises(ValueError, match="is expanded"):
+        update()
+
+
+@triton
+def test_lists_of_one_length_in_all(device):
+    """Three pairs, and two pairs with live copies, of the same tensors."""
+    one, two, three, four, five, six = (torch.full((3,), float(n), device=device) for n in range(6))
+    for _ in range(2):
+        ema_update_([one, two, three], [four, five, six], 1.0)
+        assert [t[0].item() for t in (one, two, three, four, five, six)] == [0, 1, 2, 3, 4, 5]
+    ema_update_([one, two], [three, four], 0.5, live=[five, six])
+    assert [t[0].item() for t in (one, two, three, four, five, six)] == [1, 2, 2, 3, 1, 2]
+
+
+@triton
+def test_what_is_written_gets_a_new_version(device):
+    teacher, student, live = (torch.ones(5, device=device) for _ in range(3))
+    for _ in range(3):
+        before = [t._version for t in (teacher, student, live)]
+        ema_update_([teacher], [student], 0.5, live=[live])
+        assert teacher._version > before[0]
+        assert student._version == before[1]
+        assert live._version > before[2]

@@ -1,16 +1,19 @@
-"""On a GPU: a whole training step in a CUDA graph, replayed while decay, alpha, seed and learning rate change."""
+"""A whole training step in a CUDA graph, replayed while decay, alpha, seed and learning rate change."""
 
 import copy
 import shutil
 import sys
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from seqjepa.kernels import AdamWEMA, coding_rate, ema_update_, sigreg
+from seqjepa.kernels.internal import multi_tensor
 
-pytestmark = pytest.mark.gpu
+gpu = pytest.mark.gpu
 
 
 class Step:
@@ -49,6 +52,7 @@ class Step:
         self.seed.fill_(number)
 
 
+@gpu
 @pytest.mark.parametrize("set_to_none", [True, False])  # gradients made in the graph's own memory, or before
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_step_is_captured_and_follows_its_schedules(fused, set_to_none):
@@ -75,6 +79,7 @@ def test_a_step_is_captured_and_follows_its_schedules(fused, set_to_none):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@gpu
 def test_nothing_waits_for_the_device():
     step = Step(fused=True)
     for number in range(2):
@@ -92,19 +97,49 @@ def test_nothing_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_capture_on_new_tensors():
-    """Their addresses are sent by the graph itself; only the very first step cannot be captured."""
+@gpu
+def test_captures_on_new_tensors():
+    """The graph itself sends their addresses, from memory of its own: it needs no step before, and no graph another."""
     decay = torch.tensor(0.5, dtype=torch.float64, device="cuda")
-    ema_update_([torch.zeros(7, device="cuda")], [torch.ones(7, device="cuda")], decay)
-    teacher, student = [torch.zeros(9000, device="cuda")], [torch.ones(9000, device="cuda")]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        ema_update_(teacher, student, decay)
+    kept = []
+    for size in range(1, 6):
+        teacher = [torch.zeros(size, device="cuda") for _ in range(2000)]
+        student = [torch.ones(size, device="cuda") for _ in range(2000)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            ema_update_(teacher, student, decay)
+        kept.append((graph, teacher, student))
     for expected in (0.5, 0.75):
-        graph.replay()
-        assert (teacher[0] == expected).all()
+        for graph, teacher, _ in kept:
+            graph.replay()
+            assert (torch.cat(teacher) == expected).all()
 
 
+def test_a_capture_makes_tables_of_its_own(monkeypatch):
+    """One from before could leave the cache and be overwritten while the graph is still replayed."""
+    device, capturing, stream = torch.device("cuda", 0), [False], SimpleNamespace(cuda_stream=1)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(multi_tensor, "_kept", OrderedDict())
+    monkeypatch.setattr(multi_tensor, "KEPT", 2)
+    first = multi_tensor.kept((1,), device, object)
+    assert multi_tensor.kept((1,), device, object) is first
+    capturing[0] = True
+    own = multi_tensor.kept((1,), device, object)
+    assert own is not first
+    assert multi_tensor.kept((1,), device, object) is not own  # another graph's
+    capturing[0] = False
+    assert multi_tensor.kept((1,), device, object) is first
+    stream.cuda_stream = 2
+    other = multi_tensor.kept((1,), device, object)
+    assert other is not first
+    multi_tensor.kept((2,), device, object)  # the oldest leaves
+    assert multi_tensor.kept((1,), device, object) is other
+    stream.cuda_stream = 1
+    assert multi_tensor.kept((1,), device, object) is not first
+
+
+@gpu
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(tool, run_process):
