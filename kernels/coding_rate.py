@@ -222,19 +222,20 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rate [S], info [S], mean [S, d], mass [S], c [S] and factor [S, n, n] of z [S, B, d], for scale [S].
 
-    No weights are [S, 0]; the mass is the sum of all processes' weights. With `samples` the side n is B instead of d.
+    No weights are [S, 0]. The mass is the sum of all processes' weights; without weights and a group it is [0]. With
+    `samples` the side n is B instead of d.
     """
     if weights.numel():
         mean, mass = _weighted_moments(z, weights, center)
         y = _rows(z, _root(weights), center, mean)
     else:
         y, mean = _centered(z, center)
-        mass = torch.full_like(scale, z.shape[1])
+        mass = scale.new_full(scale.shape if group else (0,), z.shape[1])
     sides = y if samples else y.mT
     if group:
         local = gram(sides, torch.ones_like(mass), identity=False)
         matrix, mean, mass = _join(local, mean, mass, group, size)
-    c = torch.where(_empty(mass), 0.0, scale / mass) if group or weights.numel() else scale / z.shape[1]
+    c = torch.where(_empty(mass), 0.0, scale / mass) if mass.numel() else scale / z.shape[1]
     if group:
         matrix *= c[:, None, None]
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
@@ -272,7 +273,7 @@ def _(z, weights, scale, center, samples, group, size):
     n = rows if samples else width
     rate = z.new_empty(batch, dtype=_exact(z))
     info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=widest(rate.device))
-    mass, c = torch.empty_like(rate), torch.empty_like(rate)
+    mass, c = rate.new_empty(batch if group or weights.numel() else 0), torch.empty_like(rate)
     return rate, info, mean, mass, c, rate.new_empty((batch, n, n))
 
 
@@ -283,7 +284,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of z and of the weights, the latter [S, 0] unless `weighted`."""
     inverse = inverse_of(factor, info, c)  # c M⁻¹
-    root = _root(weights)
+    root = _root(weights) if weights.numel() else weights
     double = (2 * grad)[:, None]
     if not weighted:
         y = _rows(z, root, center, mean)
@@ -324,7 +325,8 @@ def _differentiate(ctx, grad, *_):
     _, weighted, scaled, *_ = ctx.needs_input_grad
     if scaled:
         raise RuntimeError(NO_SCALE)
-    grad = grad * ctx.size  # makes up for data-parallel training, which averages gradients over processes
+    if ctx.group:
+        grad = grad * ctx.size  # makes up for data-parallel training, which averages gradients over processes
     dz, dw = _gradient(grad, *ctx.saved_tensors, ctx.center, ctx.samples, weighted, ctx.group)
     return dz, dw if weighted else None, None, None, None, None, None
 
@@ -336,11 +338,11 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
     if ctx.group:
         raise RuntimeError("coding_rate has no forward-mode derivative over several processes; use reverse mode")
     z, *rest = ctx.saved_tensors
-    mass = ctx.saved_tensors[4]
+    c = rest[4]
     weighted = weights_tangent is not None
-    z = z.to(mass.dtype)  # otherwise its gradient would be rounded to bfloat16 before it is used
-    dz, dw = _gradient(torch.ones_like(mass), z, *rest, ctx.center, ctx.samples, weighted, ctx.group)
-    tangent = torch.zeros_like(mass)
+    z = z.to(c.dtype)  # otherwise its gradient would be rounded to bfloat16 before it is used
+    dz, dw = _gradient(torch.ones_like(c), z, *rest, ctx.center, ctx.samples, weighted, ctx.group)
+    tangent = torch.zeros_like(c)
     if z_tangent is not None:
         tangent = tangent + (dz * z_tangent).sum((-2, -1))
     if weighted:
@@ -422,8 +424,8 @@ def joint_rate(
     center: bool,
     weights: Tensor | None,
     group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What `coding_rate` returns with `return_info`, and the sum of B over all processes, [...]."""
+) -> tuple[Tensor, Tensor, Tensor | int]:
+    """What `coding_rate` returns with `return_info`, and the sum of B over the processes, [...], or B."""
     name, size = name_of(group)
     scale = _scale(z, alpha, eps, name)
     if weights is not None:
@@ -438,7 +440,7 @@ def joint_rate(
     flat = z.reshape(math.prod(lead), *z.shape[-2:])
     given = scale.new_empty((len(flat), 0)) if weights is None else weights
     rate, info, _, mass, *_ = _rate(flat, given, scale.expand(len(flat)), center, samples, name, size)
-    return rate.view(lead), info.view(lead), mass.view(lead)
+    return rate.view(lead), info.view(lead), mass.view(lead) if len(mass) else rows
 
 
 def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, group: str) -> Tensor:
@@ -452,8 +454,11 @@ def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, 
             f"got {list(value.shape)} on {value.device}{' with gradient' if value.requires_grad else ''}"
         )
     check_positive(**{name: value})
+    if not isinstance(value, Tensor) and not torch.compiler.is_compiling():
+        number = float(plain(value))
+        return z.new_full((), number if eps is None else z.shape[-1] / number, dtype=_exact(z))
     if not isinstance(value, Tensor):
-        value = z.new_ones((), dtype=_exact(z)) * plain(value)  # torch.full would be recompiled for each value
+        value = z.new_ones((), dtype=_exact(z)) * value  # torch.full would be recompiled for each value
     value = value.to(_exact(z))  # also NumPy numbers, which torch.compile traces as tensors
     return value if eps is None else z.shape[-1] / value
 

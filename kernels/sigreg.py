@@ -36,8 +36,9 @@ from .internal.transforms import count_up, differentiable, folded, transformed
 
 __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
 
-MOMENTS_BLOCKS = {"BLOCK_N": 64, "BLOCK_K": 32}
+MOMENTS_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 128}
 GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
+STATISTIC_BLOCK = 64  # slices
 CACHED = 2**16  # projections that a CPU processes at a time, so that they stay in its cache
 
 
@@ -132,9 +133,54 @@ def _moments_kernel(
 
 
 @jit
+def _knot(o_p, P, step, BETWEEN: tl.constexpr):
+    """Knots t of these numbers, φ(t), and the weights w φ(t) of the trapezoidal rule."""
+    b_t = (o_p + (0.5 if BETWEEN else 1.0)) * step
+    b_phi = tl.exp(-0.5 * b_t * b_t)
+    return b_t, b_phi, tl.where(o_p == P - 1, step, 2.0 * step) * b_phi
+
+
+@jit
+def _statistic_kernel(
+    sums,  # pointer to [S, splits, 2, P, K], from _moments_kernel
+    difference,  # pointer to [S, 2, P, K]: means of the cosines less φ, and of the sines
+    statistic,  # pointer to [S, blocks]: parts of the mean over slices
+    N,
+    K,
+    P,
+    splits,
+    step,
+    BETWEEN: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    blocks = tl.cdiv(K, BLOCK_K)
+    i_s = (tl.program_id(0) // blocks).to(tl.int64)
+    o_k = tl.program_id(0) % blocks * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    o_p = tl.arange(0, BLOCK_P)[:, None]
+    m = (o_p < P) & (o_k < K)
+    b_cosines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
+    b_sines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
+    p_sums = sums + (i_s * splits * 2 * P + o_p) * K + o_k
+    for _ in range(splits):
+        b_cosines += tl.load(p_sums, mask=m, other=0.0)
+        b_sines += tl.load(p_sums + P * K, mask=m, other=0.0)
+        p_sums += 2 * P * K
+    _, b_phi, b_weight = _knot(o_p, P, step, BETWEEN)
+    b_cosines = tl.where(m, b_cosines / N - b_phi, 0.0)
+    b_sines /= N
+    p_difference = difference + (i_s * 2 * P + o_p) * K + o_k
+    tl.store(p_difference, b_cosines, mask=m)
+    tl.store(p_difference + P * K, b_sines, mask=m)
+    total = ((b_cosines * b_cosines + b_sines * b_sines) * b_weight).sum(axis=1).sum(axis=0)
+    tl.store(statistic + tl.program_id(0), total * N / K)
+
+
+@jit
 def _projection_gradient_kernel(
     x,  # pointer to projections [S, N, K], contiguous
-    slopes,  # pointer to [S, 2, P, K]: t times the gradients of the statistic w.r.t. the sums of cos(t x) and sin(t x)
+    difference,  # pointer to [S, 2, P, K], from _statistic_kernel
+    grad,  # pointer to [S], contiguous
     out,  # pointer to [S, N, K]
     N,
     K,
@@ -155,15 +201,17 @@ def _projection_gradient_kernel(
     b_x = tl.load(x + o_x, mask=m, other=0.0)
     b_cos, b_sin, b_turn_cos, b_turn_sin = _first_knot(b_x, step, BETWEEN)
     b_out = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
-    p_slopes = slopes + i_s * 2 * P * K + o_k
-    for _ in range(P):
-        b_cosine_slope = tl.load(p_slopes, mask=m_k, other=0.0)[None, :]
-        b_sine_slope = tl.load(p_slopes + P * K, mask=m_k, other=0.0)[None, :]
+    factor = 2.0 * tl.load(grad + i_s) / K
+    p_difference = difference + i_s * 2 * P * K + o_k
+    for p in range(P):
+        t, _, weight = _knot(p, P, step, BETWEEN)
+        b_cosine_slope = factor * t * weight * tl.load(p_difference, mask=m_k, other=0.0)[None, :]
+        b_sine_slope = factor * t * weight * tl.load(p_difference + P * K, mask=m_k, other=0.0)[None, :]
         b_out += b_sine_slope * b_cos - b_cosine_slope * b_sin
         b_next = b_cos * b_turn_cos - b_sin * b_turn_sin
         b_sin = b_sin * b_turn_cos + b_cos * b_turn_sin
         b_cos = b_next
-        p_slopes += K
+        p_difference += K
     tl.store(out + o_x, b_out, mask=m)
 
 
@@ -176,7 +224,10 @@ def _turns(x: Tensor, step: float, between: bool) -> tuple[tuple[Tensor, Tensor]
 
 
 def _plain_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
-    """`_sums` in plain operations, for devices without Triton, and for torch.compile, which makes one loop of them."""
+    """Sums over rows [S, 2, knots, K] of the cosines and sines of t x, for x [S, N, K].
+
+    Plain operations, for devices without Triton, and for torch.compile, which makes one loop of them.
+    """
     (cosine, sine), turn = _turns(x, step, between)
     sums = []
     for _ in range(count):
@@ -186,9 +237,10 @@ def _plain_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
 
 
 def _plain_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
-    """`_projection_gradient` in plain operations: the real part of a polynomial in exp(i x step), by Horner's rule.
+    """Gradient [S, N, K] w.r.t. the projections, from t times those w.r.t. the sums, [S, 2, knots, K].
 
-    Were it a sum over `_rotations`, torch.compile would find these in the forward pass and keep all of them.
+    It is the real part of a polynomial in exp(i x step), computed by Horner's rule. Were it a sum over angles,
+    torch.compile would find these in the forward pass, and keep all of them.
     """
     (cosine, sine), (turn_cosine, turn_sine) = _turns(x, step, between)
     real, imaginary = slopes[:, 1, -1, None], slopes[:, 0, -1, None]
@@ -212,7 +264,7 @@ def _waves(x: Tensor, step: float, between: bool) -> tuple[Tensor, Tensor]:
 
 
 def _eager_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
-    """`_sums` on a CPU: one product and one sum for each knot."""
+    """`_plain_sums` on a CPU: one product and one sum for each knot."""
     sums = x.new_zeros((x.shape[0], count, x.shape[2]), dtype=x.dtype.to_complex())
     for part in _cached(x):
         wave, turn = _waves(part, step, between)
@@ -223,7 +275,7 @@ def _eager_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
 
 
 def _eager_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
-    """`_projection_gradient` on a CPU: the real part of a polynomial in exp(i x step), by Horner's rule."""
+    """`_plain_gradient` on a CPU, in complex numbers."""
     out = torch.empty_like(x)
     coefficients = torch.complex(slopes[:, 1], slopes[:, 0])[:, :, None]  # [S, knots, 1, K]
     for part, slope in zip(_cached(x), _cached(out), strict=True):
@@ -236,31 +288,41 @@ def _eager_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Te
 
 
 def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
-    """Sums over rows of the cosines and sines of t x: [S, N, K] to [S, 2, knots, K]."""
+    """Sums over parts of the rows of the cosines and sines of t x: [S, N, K] to [S, parts, 2, knots, K]."""
     if not uses_triton(x):
-        return (_eager_sums if x.device.type == "cpu" else _plain_sums)(x, step, between, count)
+        return (_eager_sums if x.device.type == "cpu" else _plain_sums)(x, step, between, count)[:, None]
     batch, rows, slices = x.shape
-    splits = min(triton.cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
-    sums = torch.empty((batch, splits, 2, count, slices), dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]) * batch, splits)
+    parts = min(triton.cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
+    sums = torch.empty((batch, parts, 2, count, slices), dtype=torch.float32, device=x.device)
+    grid = (triton.cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]) * batch, parts)
     launch(
         _moments_kernel, grid, x, sums, rows, slices, count, step,
         BETWEEN=between, BLOCK_P=triton.next_power_of_2(count), **MOMENTS_BLOCKS,
     )  # fmt: skip
-    return sums.sum(1)
+    return sums
 
 
-def _projection_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
-    """Gradient w.r.t. the projections [S, N, K], from t times the gradients w.r.t. the sums, [S, 2, knots, K]."""
-    count = slopes.shape[2]
-    if not uses_triton(x):
-        return (_eager_gradient if x.device.type == "cpu" else _plain_gradient)(x, slopes, step, between)
+def _compared(sums: Tensor, rows: int, step: float, between: bool) -> tuple[Tensor, Tensor]:
+    """The statistic [S] and differences from φ [S, 2, knots, K], from the sums over parts of the rows."""
+    batch, parts, _, count, slices = sums.shape
+    blocks = triton.cdiv(slices, STATISTIC_BLOCK)
+    difference = torch.empty((batch, 2, count, slices), dtype=torch.float32, device=sums.device)
+    statistic = torch.empty((batch, blocks), dtype=torch.float32, device=sums.device)
+    launch(
+        _statistic_kernel, (batch * blocks,), sums, difference, statistic, rows, slices, count, parts, step,
+        BETWEEN=between, BLOCK_K=STATISTIC_BLOCK, BLOCK_P=triton.next_power_of_2(count),
+    )  # fmt: skip
+    return statistic.sum(1), difference
+
+
+def _launch_gradient(x: Tensor, difference: Tensor, grad: Tensor, step: float, between: bool) -> Tensor:
+    """Gradient w.r.t. the projections [S, N, K]."""
     batch, rows, slices = x.shape
     out = torch.empty_like(x)
     tiles = triton.cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]) * triton.cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"])
     launch(
-        _projection_gradient_kernel, (tiles * batch,), x, slopes.contiguous(), out, rows, slices, count, step,
-        BETWEEN=between, **GRADIENT_BLOCKS,
+        _projection_gradient_kernel, (tiles * batch,), x, difference, grad.contiguous(), out, rows, slices,
+        difference.shape[2], step, BETWEEN=between, **GRADIENT_BLOCKS,
     )  # fmt: skip
     return out
 
@@ -279,23 +341,31 @@ def _table(t_max: float, num_points: int, span: str, like: Tensor) -> tuple[Tens
 def _forward(
     z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str, group: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Statistic [S] of z [S, N, D], number of samples of all processes [S], and three tensors for the gradient.
+    """Statistic [S] of z [S, N, D], number of samples of a group's processes [S], and three tensors for the gradient.
 
-    These are directions [D, K], projections [S, N, K] and differences from φ [S, 2, knots, K].
+    These are directions [D, K], projections [S, N, K] and differences from φ [S, 2, knots, K]. Without a group there is
+    no number of samples, [0].
     """
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     unit = directions(seed, z.shape[-1], num_slices).to(exact)
     x = matmul(z, unit.expand(z.shape[0], -1, -1))
-    _, phi, weight = _table(t_max, num_points, span, x)
-    sums = _sums(x, *_spacing(t_max, num_points, span))
-    samples = sums.new_full((z.shape[0],), z.shape[1])
+    step, between, count = _spacing(t_max, num_points, span)
+    sums = _sums(x, step, between, count)
+    samples = sums.new_full((z.shape[0] if group else 0,), z.shape[1])
+    if uses_triton(x) and not group:
+        statistic, difference = _compared(sums, z.shape[1], step, between)
+        return statistic, samples, unit, x, difference
+    sums = sums.sum(1)
+    total = z.shape[1]
     if group:
         packed = torch.cat([sums.flatten(1), samples[:, None]], dim=1)
         dist.all_reduce(packed, group=group_of(group))
         sums, samples = packed[:, :-1].view_as(sums), packed[:, -1].clone()
-    difference = sums / samples[:, None, None, None]
+        total = samples[:, None, None, None]
+    _, phi, weight = _table(t_max, num_points, span, x)
+    difference = sums / total
     difference[:, 0] -= phi
-    statistic = samples * ((difference**2).sum(1) * weight).sum(1).mean(-1)
+    statistic = (samples if group else total) * ((difference**2).sum(1) * weight).sum(1).mean(-1)
     return statistic, samples, unit, x, difference
 
 
@@ -311,7 +381,13 @@ def _(z, seed, num_slices, t_max, num_points, span, group, size):
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     batch, rows, width = z.shape
     count = _spacing(t_max, num_points, span)[2]
-    shapes = ((batch,), (batch,), (width, num_slices), (batch, rows, num_slices), (batch, 2, count, num_slices))
+    shapes = (
+        (batch,),
+        (batch if group else 0,),
+        (width, num_slices),
+        (batch, rows, num_slices),
+        (batch, 2, count, num_slices),
+    )
     return tuple(z.new_empty(shape, dtype=exact) for shape in shapes)
 
 
@@ -320,11 +396,14 @@ def _backward(
     grad: Tensor, z: Tensor, unit: Tensor, x: Tensor, difference: Tensor, t_max: float, num_points: int, span: str
 ) -> Tensor:
     """Gradient [S, N, D] w.r.t. the samples z, which are an argument so that a second derivative raises an error."""
-    t, _, weight = _table(t_max, num_points, span, x)
-    slopes = difference * (2 * t * weight) * (grad / x.shape[-1])[:, None, None, None]
     step, between, _ = _spacing(t_max, num_points, span)
-    dx = _projection_gradient(x, slopes, step, between)
-    return matmul(dx, unit.mT.expand(x.shape[0], -1, -1)).to(z.dtype)
+    if uses_triton(x):
+        dx = _launch_gradient(x, difference, grad, step, between)
+    else:
+        t, _, weight = _table(t_max, num_points, span, x)
+        slopes = difference * (2 * t * weight) * (grad / x.shape[-1])[:, None, None, None]
+        dx = (_eager_gradient if x.device.type == "cpu" else _plain_gradient)(x, slopes, step, between)
+    return matmul(dx, unit.mT.expand(x.shape[0], -1, -1), dtype=z.dtype)
 
 
 @_backward.register_fake
@@ -342,8 +421,9 @@ _gradient = differentiable(_backward, vmap=folded(shared=(2,)))
 
 
 def _differentiate(ctx, grad, *_):
-    # the factor makes up for data-parallel training, which averages gradients over processes
-    dz = _gradient(grad * ctx.size, *ctx.saved_tensors, *ctx.settings)
+    if ctx.group:
+        grad = grad * ctx.size  # makes up for data-parallel training, which averages gradients over processes
+    dz = _gradient(grad, *ctx.saved_tensors, *ctx.settings)
     return dz, None, None, None, None, None, None, None
 
 
@@ -396,7 +476,7 @@ def _(seed, dim, num_slices):
 
 
 class _TracedSums(torch.autograd.Function):
-    """`_sums` for torch.compile, with a gradient that keeps nothing but the projections."""
+    """`_plain_sums` for torch.compile, with a gradient that keeps nothing but the projections."""
 
     @staticmethod
     def forward(ctx, x, step, between, count):
@@ -469,8 +549,8 @@ def joint_sigreg(
     span: str,
     seed: int | Tensor,
     group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor]:
-    """What `sigreg` returns, and the sum of N over all processes, [...]."""
+) -> tuple[Tensor, Tensor | int]:
+    """What `sigreg` returns, and the sum of N over all processes, [...], or N if there is no group."""
     name, size = name_of(group)
     if z.ndim < 2 or z.shape[-1] == 0 or (z.shape[-2] == 0 and not name) or not z.is_floating_point():
         raise ValueError(f"z must be floating-point [..., N, D] with rows and columns, got {z.dtype} {list(z.shape)}")
@@ -484,10 +564,11 @@ def joint_sigreg(
     flat = z.reshape(math.prod(z.shape[:-2]), *z.shape[-2:])
     if torch.compiler.is_compiling() and z.device.type == "cpu" and not (name or transformed() or uses_triton(z)):
         statistic = _traced(flat, seed, num_slices, float(t_max), num_points, span)
-        samples = statistic.new_full(statistic.shape, z.shape[-2])
     else:
         statistic, samples, *_ = _statistic(flat, seed, num_slices, float(t_max), num_points, span, name, size)
-    return statistic.view(z.shape[:-2]), samples.view(z.shape[:-2])
+        if name:
+            return statistic.view(z.shape[:-2]), samples.view(z.shape[:-2])
+    return statistic.view(z.shape[:-2]), z.shape[-2]
 
 
 def check_seed(seed: int) -> None:

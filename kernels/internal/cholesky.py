@@ -99,7 +99,8 @@ def _factor_kernel(
 @jit
 def _inverse_kernel(
     factor,  # pointer to [S, n, n], from _factor_kernel
-    out,  # pointer to [S, n, n]: W, zero above its diagonal
+    info,  # pointer to int32 [S], from _factor_kernel
+    out,  # pointer to [S, n, n]: W, zero above its diagonal; or NaN, if the factorisation failed
     n,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -111,9 +112,10 @@ def _inverse_kernel(
     out += i_s * n * n
     i = tl.program_id(0) % columns * BLOCK
     o_i = i + tl.arange(0, BLOCK)
+    nothing = tl.where(tl.load(info + i_s) > 0, float("nan"), 0.0)
     for j in range(0, n, 16):
         o_j = j + tl.arange(0, 16)
-        b_sum = (o_j[:, None] == o_i[None, :]).to(tl.float32)
+        b_sum = (o_j[:, None] == o_i[None, :]).to(tl.float32) + nothing
         for k in range(i, j, BLOCK_K):
             o_k = k + tl.arange(0, BLOCK_K)
             b_l = tl.where((o_k < j)[None, :], _load(factor, o_j, o_k, n), 0.0)
@@ -184,12 +186,12 @@ def inverse_of(factor: Tensor, info: Tensor, scale: Tensor) -> Tensor:
         [S, n, n], symmetric; NaN where the factorisation failed.
     """
     batch, n, _ = factor.shape
-    scale = torch.where(info > 0, float("nan"), scale)
     if _in_one_program(factor):
         root = torch.empty_like(factor)
         programs = batch * triton.cdiv(n, BLOCKS["BLOCK"])
-        launch(_inverse_kernel, (programs,), factor, root, n, num_stages=1, **BLOCKS)
+        launch(_inverse_kernel, (programs,), factor, info, root, n, num_stages=1, **BLOCKS)
         return gram(root.mT, scale, identity=False)
+    scale = torch.where(info > 0, float("nan"), scale)
     with full_precision(factor.device):
         if factor.device.type == "cpu":
             if info.any():  # LAPACK would refuse to invert the others too

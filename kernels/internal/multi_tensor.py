@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch._C._dynamo.guards import TensorGuards
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .backend import jit, tl
 from .transforms import transformed
+
+try:
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:  # it is private: without it, every call checks and sorts its tensors anew
+    TensorGuards = None
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -42,7 +46,7 @@ PIECE = 4096  # elements that one program takes
 KEPT = 4096  # tables in the cache, a few kilobytes each
 PLANS = 256  # a list of numbers each, and what identifies their tensors
 _kept: OrderedDict[tuple, Any] = OrderedDict()
-_plans: dict[tuple, tuple[TensorGuards, Any]] = {}
+_plans: dict[tuple, tuple[Any, Any]] = {}
 
 
 class Table:
@@ -99,6 +103,8 @@ def recalled(use: str, lists: Sequence[Sequence[Tensor]]) -> Any:
 
 def remember(use: str, lists: Sequence[Sequence[Tensor]], plan: Any) -> None:
     """Keep a plan for `recalled`, but not the tensors."""
+    if TensorGuards is None:
+        return
     if len(_plans) >= PLANS:
         _plans.clear()
     guard = TensorGuards(*itertools.chain(*lists), dynamic_dims_sizes=None, dynamic_dims_strides=None)

@@ -138,7 +138,7 @@ def manifest(architecture: int) -> dict[str, tuple]:
             {},
         ),
         "cholesky": (cholesky._factor_kernel, factor, cholesky.BLOCKS, one_stage),
-        "inverse": (cholesky._inverse_kernel, "*fp32 *fp32 i32", cholesky.BLOCKS, one_stage),
+        "inverse": (cholesky._inverse_kernel, "*fp32 *i32 *fp32 i32", cholesky.BLOCKS, one_stage),
         "log-determinant": (cholesky._logdet_kernel, "*fp32 *i32 *fp32 i32", {"BLOCK": 256}, {}),
         "directions": (directions._directions_kernel, "*i64 *fp32 i32 i32", directions.BLOCKS, {}),
         "moments": (
@@ -147,9 +147,15 @@ def manifest(architecture: int) -> dict[str, tuple]:
             {"BETWEEN": False, "BLOCK_P": 16, **sigreg.MOMENTS_BLOCKS},
             {},
         ),
+        "statistic": (
+            sigreg._statistic_kernel,
+            "*fp32 *fp32 *fp32 i32 i32 i32 i32 fp32",
+            {"BETWEEN": False, "BLOCK_P": 16, "BLOCK_K": sigreg.STATISTIC_BLOCK},
+            {},
+        ),
         "projection gradient": (
             sigreg._projection_gradient_kernel,
-            "*fp32 *fp32 *fp32 i32 i32 i32 fp32",
+            "*fp32 *fp32 *fp32 *fp32 i32 i32 i32 fp32",
             {"BETWEEN": False, **sigreg.GRADIENT_BLOCKS},
             {},
         ),

@@ -59,6 +59,12 @@ def device(request) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture
+def launches() -> collections.Counter[str]:
+    """How often each kernel has been launched in Triton's interpreter."""
+    return LAUNCHES
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_zero_by_luck(monkeypatch, request):
     """Memory that a kernel gets uninitialised holds NaN, as in production it may."""

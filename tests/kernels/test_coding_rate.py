@@ -1,5 +1,7 @@
 """Coding rate and its gradient against closed forms in float64, on the spectra on which others break."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from seqjepa.kernels import CodingRate, coding_rate, coding_rate_stats
 from seqjepa.kernels._ops import ops
+from seqjepa.kernels.internal.backend import INTERPRETED
 
 triton = pytest.mark.triton
 
@@ -402,6 +405,23 @@ def test_opcheck(device):
     z, weights = torch.randn(2, 8, 5, device=device), torch.rand(2, 8, device=device, requires_grad=True)
     for samples in (False, True):
         torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, samples, "", 1))
+
+
+@triton
+@pytest.mark.skipif(not INTERPRETED, reason="counts kernels")
+@pytest.mark.parametrize("shape", [(4, 96, 160), (1, 160, 96), (1024, 96)])
+def test_a_forward_and_backward_pass_takes_twelve_launches(shape, launches):
+    z = torch.randn(shape, requires_grad=True)
+    before = launches.total()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        rate = coding_rate(z, eps=0.5)
+        torch.autograd.grad(rate, z, torch.ones_like(rate))
+    kernels = launches.total() - before
+    assert kernels >= 8
+    # what computes on a device; copies and zeros belong to the interpreter
+    computing = re.compile("aten::(add|sub|mul|div|where|gt|lt|eq|sum|mean|exp|log|sqrt|clamp|reciprocal|mm|bmm)_?$")
+    others = [event.name for event in profile.events() if computing.match(event.name)]
+    assert kernels + len(others) + 1 <= 12, others  # and eps becomes a tensor
 
 
 def test_compiles_whole_and_does_not_recompile(device):
