@@ -16,8 +16,9 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler, which counts memory on a CPU, says on stderr that it starts
@@ -53,6 +54,7 @@ FACTORS = [(batch, n) for n in (64, 128, 256, 512, 1024) for batch in (1, 16, 64
 SLICED = ((4096, 512, 1024), (512, 64, 1024), (256, 128, 256))  # samples, dimensions, slices
 EPS, LR, DECAY, BETAS, ADAM_EPS, WEIGHT_DECAY = 0.2, 1e-3, 0.996, (0.9, 0.999), 1e-8, 1e-2
 OURS, LOGDET, CHOLESKY, EAGER, COMPILED = "ours", "torch.logdet", "cholesky_ex", "eager", "torch.compile"
+OURS_COMPILED = "ours, torch.compile"
 ONE_PROGRAM, LIBRARY = "one Triton program", "cholesky_ex, triangular solve, Gram"
 LERP, SCHEDULED, FUSED = "_foreach_lerp_", "ours, decay on the device", "AdamW(fused), _foreach_lerp_"
 AVERAGED, TIMM, COPY = "AveragedModel", "timm ModelEmaV3", "copy_"
@@ -224,10 +226,12 @@ def checked(name: str, error: float, limit: float) -> float:
 def differentiable(
     bench: Bench, kernel: str, case: str, z: Tensor, functions: dict[str, Callable[[Tensor], Tensor]],
     exact: Callable[[Tensor], Tensor], capture: Iterable[str], needs: Callable[[str], Work],
+    timed: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Time forward, backward and both, of functions from `z` to a number.
 
-    `exact` is the same in float64; `needs` tells the work of a mode.
+    `exact` is the same in float64; `needs` tells the work of a mode; `timed` has what is timed in the place of a
+    function whose result is checked.
     """
     wide = z.double().requires_grad_()
     value = exact(wide)
@@ -251,7 +255,7 @@ def differentiable(
     ):
         contenders = {
             name: Contender(
-                partial(prepare, function),
+                partial(prepare, timed.get(name, function)),
                 errors[name][mode],
                 needs(mode),
                 capture=name in capture and mode != "backward",  # its forward would lie outside the graph
@@ -352,11 +356,12 @@ def coding_rate_rows(bench: Bench) -> None:
 
 def factor_rows(bench: Bench) -> None:
     """Time log-determinants and inverses by both algorithms, at sizes on both sides of the switch between them."""
-    usual = cholesky.ONE_PROGRAM
+    usual = cholesky.ONE_PROGRAM, cholesky.ONE_PROGRAM_ALONE
 
-    def factored(largest: int, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cholesky.ONE_PROGRAM = largest
-        return cholesky.inverse_logdet(matrix, inverse=True)
+    def factored(largest: int, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        cholesky.ONE_PROGRAM = cholesky.ONE_PROGRAM_ALONE = largest
+        logdet, factor, info = cholesky.factor_logdet(matrix)
+        return logdet, cholesky.inverse_of(factor, info, torch.ones_like(logdet))
 
     for batch, n in FACTORS:
         matrix = inflated(features(batch, 2 * n, n, device=bench.device))
@@ -367,7 +372,7 @@ def factor_rows(bench: Bench) -> None:
         contenders = {}
         for name, largest in routes.items():
             results = factored(largest, matrix.clone())
-            error = max(relative(a, b) for a, b in zip(results[:2], exact, strict=True))
+            error = max(relative(a, b) for a, b in zip(results, exact, strict=True))
             contenders[name] = Contender(
                 lambda matrix=matrix, largest=largest: partial(factored, largest, matrix.clone()),  # is overwritten
                 checked(f"factor {batch} x {n}, {name}", error, 1e-3),
@@ -375,17 +380,22 @@ def factor_rows(bench: Bench) -> None:
                 capture=True,
             )
         bench.measure("factor", f"({batch}, {n}, {n})", matrix.dtype, "forward", contenders)
-    cholesky.ONE_PROGRAM = usual
+    cholesky.ONE_PROGRAM, cholesky.ONE_PROGRAM_ALONE = usual
     if bench.device.type == "cpu":
         print("the factor in one Triton program needs a GPU: only the library's route was measured")
 
 
 def eager_sigreg(z: Tensor, unit: Tensor, table: Tensor) -> Tensor:
-    """LeJEPA's form: cosine and sine of samples x slices x knots. Directions are drawn elsewhere."""
+    """LeJEPA's form: cosine and sine of samples x slices x knots."""
     t, phi, weight = table
     angle = (z @ unit)[..., None] * t
     error = (angle.cos().mean(-3) - phi) ** 2 + angle.sin().mean(-3) ** 2
     return z.shape[-2] * (error @ (weight * phi)).mean(-1)
+
+
+def drawn_sigreg(z: Tensor, slices: int, table: Tensor) -> Tensor:
+    """The same with new directions, as in LeJEPA."""
+    return eager_sigreg(z, nn.functional.normalize(torch.randn(z.shape[-1], slices, device=z.device), dim=0), table)
 
 
 def sigreg_rows(bench: Bench) -> None:
@@ -397,15 +407,18 @@ def sigreg_rows(bench: Bench) -> None:
     for samples, width, slices in SLICED:
         z = torch.randn(samples, width, generator=torch.Generator().manual_seed(0)).to(bench.device)
         unit = directions(seed, width, slices)
+        ours, draws = partial(sigreg, num_slices=slices, seed=seed), partial(drawn_sigreg, slices=slices, table=table)
         functions = {
-            OURS: partial(sigreg, num_slices=slices, seed=seed),
+            OURS: ours,
+            OURS_COMPILED: compiled(ours),
             EAGER: partial(eager_sigreg, unit=unit, table=table),
             COMPILED: partial(compiled(eager_sigreg), unit=unit, table=table),
         }
+        timed = {EAGER: draws, COMPILED: compiled(draws)}  # ours draws directions too
         exact = partial(sigreg_reference, unit=unit.double())
         case = f"({samples}, {width}), {slices} slices"
         needs = partial(sigreg_work, samples, width, slices, len(t))
-        differentiable(bench, "sigreg", case, z, functions, exact, functions, needs)
+        differentiable(bench, "sigreg", case, z, functions, exact, functions, needs, timed)
 
 
 def network(device: torch.device) -> tuple[nn.Module, list[Tensor], list[Tensor]]:

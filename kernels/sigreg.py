@@ -39,6 +39,7 @@ __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_referen
 MOMENTS_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 128}
 GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
 STATISTIC_BLOCK = 64  # slices
+TRACED_ROWS = 512  # samples that torch.compile processes at a time on a CPU
 CACHED = 2**16  # projections that a CPU processes at a time, so that they stay in its cache
 
 
@@ -252,8 +253,9 @@ def _plain_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Te
     return real * cosine - imaginary * sine
 
 
-def _cached(x: Tensor) -> tuple[Tensor, ...]:
-    return x.split(max(CACHED // max(x.shape[0] * x.shape[2], 1), 1), dim=1)
+def _cached(x: Tensor, slices: int) -> tuple[Tensor, ...]:
+    """Parts of the rows of x [S, N, ...] for which a tensor [S, rows, slices] stays in a CPU's cache."""
+    return x.split(max(CACHED // max(x.shape[0] * slices, 1), 1), dim=1)
 
 
 def _waves(x: Tensor, step: float, between: bool) -> tuple[Tensor, Tensor]:
@@ -266,7 +268,7 @@ def _waves(x: Tensor, step: float, between: bool) -> tuple[Tensor, Tensor]:
 def _eager_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
     """`_plain_sums` on a CPU: one product and one sum for each knot."""
     sums = x.new_zeros((x.shape[0], count, x.shape[2]), dtype=x.dtype.to_complex())
-    for part in _cached(x):
+    for part in _cached(x, x.shape[2]):
         wave, turn = _waves(part, step, between)
         for number in range(count):
             sums[:, number] += wave.sum(1)
@@ -276,15 +278,12 @@ def _eager_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
 
 def _eager_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
     """`_plain_gradient` on a CPU, in complex numbers."""
-    out = torch.empty_like(x)
     coefficients = torch.complex(slopes[:, 1], slopes[:, 0])[:, :, None]  # [S, knots, 1, K]
-    for part, slope in zip(_cached(x), _cached(out), strict=True):
-        wave, turn = _waves(part, step, between)
-        total = coefficients[:, -1].expand_as(wave).contiguous()
-        for number in reversed(range(slopes.shape[2] - 1)):
-            torch.addcmul(coefficients[:, number], total, turn, out=total)
-        slope.copy_(total.mul_(wave).real)
-    return out
+    wave, turn = _waves(x, step, between)
+    total = coefficients[:, -1].expand_as(wave).contiguous()
+    for number in reversed(range(slopes.shape[2] - 1)):
+        torch.addcmul(coefficients[:, number], total, turn, out=total)
+    return total.mul_(wave).real
 
 
 def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
@@ -397,13 +396,17 @@ def _backward(
 ) -> Tensor:
     """Gradient [S, N, D] w.r.t. the samples z, which are an argument so that a second derivative raises an error."""
     step, between, _ = _spacing(t_max, num_points, span)
+    back = unit.mT.expand(x.shape[0], -1, -1)
     if uses_triton(x):
-        dx = _launch_gradient(x, difference, grad, step, between)
-    else:
-        t, _, weight = _table(t_max, num_points, span, x)
-        slopes = difference * (2 * t * weight) * (grad / x.shape[-1])[:, None, None, None]
-        dx = (_eager_gradient if x.device.type == "cpu" else _plain_gradient)(x, slopes, step, between)
-    return matmul(dx, unit.mT.expand(x.shape[0], -1, -1), dtype=z.dtype)
+        return matmul(_launch_gradient(x, difference, grad, step, between), back, dtype=z.dtype)
+    t, _, weight = _table(t_max, num_points, span, x)
+    slopes = difference * (2 * t * weight) * (grad / x.shape[-1])[:, None, None, None]
+    if x.device.type != "cpu":
+        return matmul(_plain_gradient(x, slopes, step, between), back, dtype=z.dtype)
+    dz = torch.empty_like(z, memory_format=torch.contiguous_format)
+    for part, out in zip(_cached(x, x.shape[2]), _cached(dz, x.shape[2]), strict=True):
+        out.copy_(matmul(_eager_gradient(part, slopes, step, between), back))
+    return dz
 
 
 @_backward.register_fake
@@ -496,9 +499,12 @@ class _TracedSums(torch.autograd.Function):
 def _traced(z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str) -> Tensor:
     """The statistic [S] for torch.compile on a CPU, whose loops over knots are faster than eager operations."""
     unit = _directions(seed, z.shape[-1], num_slices).to(torch.float64 if z.dtype == torch.float64 else torch.float32)
-    x = _projected(z, unit)
-    _, phi, weight = _table(t_max, num_points, span, x)
-    cosines, sines = (_TracedSums.apply(x, *_spacing(t_max, num_points, span)) / z.shape[1]).unbind(1)
+    spacing = _spacing(t_max, num_points, span)
+    # in parts, so that the backward pass frees the projections of one before it makes the gradients of the next
+    parts = z.split(TRACED_ROWS, dim=1) if isinstance(z.shape[1], int) else [z]
+    sums = sum(_TracedSums.apply(_projected(part, unit), *spacing) for part in parts)
+    _, phi, weight = _table(t_max, num_points, span, unit)
+    cosines, sines = (sums / z.shape[1]).unbind(1)
     return z.shape[1] * (((cosines - phi) ** 2 + sines**2) * weight).sum(1).mean(-1)
 
 
