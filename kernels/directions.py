@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .internal.backend import jit, launch, tl, triton, uses_triton
+from .internal.checks import readable
 from .philox import MASK, philox
 
 __all__ = ["directions"]
@@ -96,17 +97,17 @@ def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
     """
     if not uses_triton(seed):
         index = torch.arange((dim + 3) // 4, device=seed.device)[:, None]
-        zero = torch.zeros_like(index)
         slices = torch.arange(num_slices, device=seed.device)[None, :]
-        words = philox((seed & MASK, seed >> 32 & MASK), (index, slices, zero, zero))
-        normals = []
-        for first, second in (words[:2], words[2:]):
-            u = ((first >> 8).float() + 0.5) * 2**-24
-            angle = (second >> 8).float() * (2 * math.pi * 2**-24)
-            radius = torch.sqrt(-2 * torch.log(u))
-            normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
-        drawn = torch.stack(normals, dim=1).flatten(0, 1)[:dim]
-        return drawn / drawn.norm(dim=0)
+        key = int(seed) if readable(seed) else seed
+        words = philox((key & MASK, key >> 32 & MASK), (index, slices, 0, 0))
+        drawn = torch.empty((len(index), 4, num_slices), device=seed.device)
+        for pair, (first, second) in zip((drawn[:, :2], drawn[:, 2:]), (words[:2], words[2:]), strict=True):
+            radius = (first >> 8).float().add_(0.5).mul_(2**-24).log_().mul_(-2).sqrt_()
+            angle = (second >> 8).float().mul_(2 * math.pi * 2**-24)
+            torch.mul(radius, angle.cos(), out=pair[:, 0])
+            torch.mul(radius, angle.sin(), out=pair[:, 1])
+        drawn = drawn.flatten(0, 1)[:dim]
+        return drawn.div_(drawn.square().sum(0).sqrt_())
     out = torch.empty((dim, num_slices), dtype=torch.float32, device=seed.device)
     grid = (triton.cdiv(num_slices, BLOCKS["BLOCK_K"]),)
     launch(_directions_kernel, grid, seed, out, dim, num_slices, **BLOCKS)
