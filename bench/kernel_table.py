@@ -100,7 +100,7 @@ class Bench:
         self.l2 = torch.empty(2**28 if on_gpu else 0, dtype=torch.int8, device=device)
         source, self.peaks = peaks_of(device)
         print(f"least times by {source}: {self.peaks}")
-        self.path = history(name, torch.cuda.get_device_name(device) if on_gpu else cpu(), "csv")
+        self.path = history(name, machine, "csv")
 
     def measure(self, kernel: str, case: str, dtype: torch.dtype, mode: str, contenders: dict[str, Contender]) -> None:
         peaks = {name: self.peak(contender.prepare) for name, contender in contenders.items()}

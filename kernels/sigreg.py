@@ -502,7 +502,7 @@ def _traced(z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: 
     spacing = _spacing(t_max, num_points, span)
     # in parts, so that the backward pass frees the projections of one before it makes the gradients of the next
     parts = z.split(TRACED_ROWS, dim=1) if isinstance(z.shape[1], int) else [z]
-    sums = sum(_TracedSums.apply(_projected(part, unit), *spacing) for part in parts)
+    sums = torch.stack([_TracedSums.apply(_projected(part, unit), *spacing) for part in parts]).sum(0)
     _, phi, weight = _table(t_max, num_points, span, unit)
     cosines, sines = (sums / z.shape[1]).unbind(1)
     return z.shape[1] * (((cosines - phi) ** 2 + sines**2) * weight).sum(1).mean(-1)
