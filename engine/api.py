@@ -21,7 +21,8 @@ class RunFailed(RuntimeError):
 
     Args:
         message: one line.
-        code: exit code that the command `seqjepa train` would have had: 3 diverged, 4 the machine failed.
+        code: exit code that the command `seqjepa train` would have had: 3 diverged, 4 the machine failed,
+            5 run.max_hours is over.
     """
 
     def __init__(self, message: str, code: int):
@@ -97,7 +98,7 @@ def train(*words: str | Path) -> Result:
 
     Raises:
         InputError: the config, the data or the checkpoint cannot be used.
-        RunFailed: training diverged, or memory or disk ran out; what was printed says where it can be resumed.
+        RunFailed: training diverged, or memory, disk or time ran out; what was printed says where it can be resumed.
         KeyboardInterrupt: a signal stopped the run, which has saved.
     """
     for word in words:

@@ -18,6 +18,7 @@ from ...configs.files import write_atomically
 from ...configs.section import Schema, leaves
 from ..runtime.config import RunConfig
 from .checkpoints import Checkpoints, find_checkpoint
+from .mirror import PATIENCE, Mirror
 from .state import TrainingState
 
 # settings of one start of a run: the next start may have others, and need not mention it
@@ -51,6 +52,8 @@ class RunFolder:
         self._tracker_id = self.path / "tracker-id"
         self._lock_file = FileLock(self.path / ".lock", blocking=False)
         self._existed = False  # whether the folder was there when it was entered
+        self.mirror = Mirror(run.mirror, self.path) if run.mirror and main else None
+        self.patience = PATIENCE  # seconds that the end of the run waits for the last copy
 
     def __enter__(self) -> Self:
         with readable(self.path, "run.dir"):
@@ -92,6 +95,32 @@ class RunFolder:
         except OSError as error:
             return f"{self.checkpoints.folder} cannot be listed ({error.strerror})"
         return f"last good checkpoint: {newest}; run.resume=auto continues from it" if newest else "nothing was saved"
+
+    def fetch(self, say: Callable[[str], None]) -> None:
+        """Bring what run.mirror has to a disk that has nothing to resume from, if it is to be resumed."""
+        if self.mirror is None or self.run.resume != "auto" or self.checkpoints.newest():
+            return
+        with readable(self.path, "run.dir"):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._existed = True
+        self._lock()
+        self.mirror.fetch(say)
+
+    def copy(self, checkpoint: Path, say: Callable[[str], None]) -> None:
+        """Copy a new checkpoint to run.mirror, in the background; says what went wrong with the copies before."""
+        if self.mirror is not None:
+            self.mirror.copy(checkpoint)
+            self._tell(say)
+
+    def end_mirror(self, say: Callable[[str], None]) -> None:
+        """Wait until run.mirror has everything."""
+        if self.mirror is not None:
+            self.mirror.finish(self.patience)
+            self._tell(say)
+
+    def _tell(self, say: Callable[[str], None]) -> None:
+        while self.mirror is not None and self.mirror.lines:
+            say(self.mirror.lines.pop(0))
 
     def checkpoint_to_resume(self, say: Callable[[str], None]) -> tuple[Path | None, list[Path]]:
         """The checkpoint that run.resume names.

@@ -22,6 +22,14 @@ class RunConfig(Operation):
     """Passes over the training images."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of the weights, of all random draws and of the order of the images."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Hours that the run may take, over all its starts. After them it saves and ends, with exit code 5."""
+    price: float | None = Field(default=None, ge=0)
+    """Price of an hour on this machine, in any currency: console, summary and trackers then tell the cost."""
+    mirror: str | None = None
+    """A second place for checkpoints, metrics and figures: a folder, or an address of fsspec such as s3://BUCKET/runs
+    or hf://buckets/USER/runs, to which the run's name is appended. They are copied in the background after each
+    checkpoint; with run.resume=auto, a run without a checkpoint on its disk fetches the newest whole one."""
     resume: str = "none"
     """none, auto (the newest checkpoint in the run's folder, if any), or the path of a checkpoint or a run."""
     overwrite: bool = False

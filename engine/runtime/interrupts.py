@@ -1,6 +1,7 @@
 """Signals, and launchers that died: the training loop checks for both between steps, and stops the run."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -15,6 +16,9 @@ from accelerate import Accelerator
 
 class Interrupted(Exception):
     """The run was asked to stop: it saves and ends."""
+
+
+TIME_IS_UP = 0x100  # in the place of a signal's number
 
 
 class Interrupts:
@@ -34,6 +38,7 @@ class Interrupts:
 
     def __init__(self, parent: int):
         self.received: int | None = None  # number of the first signal
+        self.deadline = math.inf  # of time.monotonic(), at which the run stops as if it were interrupted
         self.received_at = 0.0
         # launchers set these variables; any other parent, such as a shell, may end while the run goes on
         self.launcher = parent if {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
@@ -62,6 +67,11 @@ class Interrupts:
             os.kill(os.getpid(), number)
 
     @property
+    def out_of_time(self) -> bool:
+        """Whether the run stops because of its deadline."""
+        return self.received == TIME_IS_UP
+
+    @property
     def cause(self) -> signal.Signals:
         """The signal because of which the run should stop."""
         return signal.Signals(self.received or signal.SIGTERM)
@@ -70,6 +80,8 @@ class Interrupts:
         """Raise `Interrupted` if this process was asked to stop."""
         if self.received is None and self.launcher is not None and os.getppid() != self.launcher:
             self.received = signal.SIGTERM
+        if self.received is None and time.monotonic() > self.deadline:
+            self.received = TIME_IS_UP
         if self.received is not None:
             raise Interrupted
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from safetensors import SafetensorError
 
-from ...configs.cli import DIVERGED, DONE, GATE_FAILED, MACHINE_FAILED
+from ...configs.cli import DIVERGED, DONE, GATE_FAILED, MACHINE_FAILED, OUT_OF_TIME
 from ...configs.errors import InputError, shown
 from ...configs.files import to_json, write_atomically
 from ..analysis.spectra import collapse_warnings
@@ -69,6 +69,11 @@ def train(config: Config, parent: int) -> int:
             accelerator.wait_for_everyone()  # no process leaves the group while another still uses it
             return code
         except Interrupted as stop:
+            folder.patience = 30.0  # a machine that is taken away gives little more
+            if interrupts.out_of_time:
+                hours = f"run.max_hours={config.run.max_hours:g} is over"
+                reporter.say(f"{hours}: {str(stop) or 'nothing new was trained'}")
+                return OUT_OF_TIME
             reporter.say(f"interrupted by {interrupts.cause.name}: {str(stop) or 'nothing new was trained'}")
             return 128 + interrupts.cause
         except Diverged as problem:
@@ -87,6 +92,7 @@ def train(config: Config, parent: int) -> int:
             return MACHINE_FAILED
         finally:
             end_tracking(accelerator, reporter.say)
+            folder.end_mirror(reporter.say)
             accelerator.end_training()  # closes the process group
 
 
@@ -113,6 +119,8 @@ class Trainer:
         self.final: dict[str, float] = {}  # metrics of the last complete segment
         self.patience = Waiting(best=None, waited=0)
         self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
+        self.started = time.monotonic()
+        self.earlier = 0.0  # seconds of earlier starts
         self.watch = Stopwatch()  # of the present segment
         self.compile_seconds = 0.0  # of this process's first step, which the segment's time leaves out
         self.commit = commit()  # now: by the end of the run something else may be checked out
@@ -128,6 +136,8 @@ class Trainer:
 
         # The checkpoint comes before the images, which can take minutes to read: one with other settings is refused at
         # once. A signal stops the reading wherever it is, since there are no steps yet to look for signals between.
+        folder.fetch(say)
+        accelerator.wait_for_everyone()  # the main process alone reads the mirror
         path, damaged = folder.checkpoint_to_resume(say)
         resumed = Resumed.read(path, folder, accelerator.process_index) if path else None
         with interrupts.at_once():
@@ -166,6 +176,8 @@ class Trainer:
         set_seed(config.run.seed, device_specific=True)
         if resumed:
             self._restore(resumed)
+        if config.run.max_hours is not None:
+            interrupts.deadline = self.started + 3600 * config.run.max_hours - self.earlier
         self.metrics_file, self.steps_file = None, None
         if accelerator.is_main_process:
             self.steps_file = StepsFile(folder.steps, self.global_step)
@@ -205,6 +217,7 @@ class Trainer:
         self.global_step = self.segments.start(self.position.segment) + self.position.step
         self.best, self.final, self.patience = state.best, state.final, state.patience
         self.seconds, self.train_seconds = state.seconds, state.train_seconds
+        self.earlier = state.seconds
         files.restore(self.training, self.accelerator, resumed.tensors, self.global_step)
         if self.tasks:
             self.tasks.load_state_dict(files.under("stream.", resumed.tensors["trainer"]), self.position)
@@ -214,6 +227,19 @@ class Trainer:
         say(f"resumed from {resumed.path}: {self.segments.name} {segment + 1}, step {step}")
         for line in changes(resumed, self.training, self.settled, None if self.done else self.global_step):
             say(line)
+
+    @property
+    def hours(self) -> float:
+        """Hours that the run has taken: this start, and what earlier ones had trained when they saved."""
+        return (self.earlier + time.monotonic() - self.started) / 3600
+
+    def _cost(self, seconds: float) -> dict[str, float]:
+        """Cost so far and, by the seconds of the last segment, of the whole run; nothing without run.price."""
+        price = self.config.run.price
+        if price is None:
+            return {}
+        rest = 0 if self.done else len(self.segments) - self.position.segment
+        return {"cost": price * self.hours, "cost_expected": price * (self.hours + rest * seconds / 3600)}
 
     @property
     def stopped_early(self) -> bool:
@@ -329,6 +355,7 @@ class Trainer:
             timing["compile_time"] = self.compile_seconds
         if swept:
             timing["diagnostics_time"] = seconds
+        timing |= (cost := self._cost(watch.seconds))
         if self.metrics_file:
             self.metrics_file.append({"epoch": number, **metrics, **swept, "timing": timing})
         of_tasks = {name for name in metrics if name.startswith(("task_", "stream_"))}
@@ -339,6 +366,8 @@ class Trainer:
             self.trackers.log_figure(path, self.global_step)
         if validation:
             title = f"{self.segments.name} {number}/{len(self.segments)}  {rate:.0f} sequences/s"
+            if cost:
+                title += f"  cost {cost['cost']:.2f} of about {cost['cost_expected']:.2f}"
             self.reporter.epoch(title, metrics, self.untrained)
             for line in self.tasks.told(metrics) if self.tasks else ():
                 say(line)
@@ -398,6 +427,7 @@ class Trainer:
                 raise Diverged(f"diverged: {broken} is not finite")
             if self.accelerator.is_main_process:
                 checkpoints.publish(partial, final, best=best)
+                self.folder.copy(final, self.reporter.say)
         finally:
             if self.accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)  # there only if something failed
@@ -437,6 +467,7 @@ class Trainer:
                 **({"stream": self.tasks.summary(self.metrics_file.rows)} if self.tasks else {}),
                 "commit": self.commit,
                 "timing": {
+                    **({"cost": self._cost(0)["cost"]} if config.run.price is not None else {}),
                     "seconds": self.seconds,
                     "sequences_per_second": self.global_step * config.data.batch_size / max(self.train_seconds, 1e-9),
                     "hardware": hardware(self.accelerator),

@@ -1,0 +1,144 @@
+"""Copies of a run at a second place: an empty disk goes on from them, and nothing that is wrong there stops a run."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from seqjepa.configs.errors import InputError
+from seqjepa.engine.runs.checkpoints import find_checkpoint
+from seqjepa.engine.runs.metrics_file import read_rows
+from seqjepa.engine.runs.mirror import Mirror
+from seqjepa.engine.train import main
+
+WORDS = ("run.resume=auto", "run.overwrite=false", "run.epochs=4", "checkpoint.keep=2")
+WORDS += ("eval.best_metric=ep_loss", "eval.best_mode=max")  # the first epoch is the best, and is to be kept
+
+
+def killed_in_step(number: int, words: list[str]) -> None:
+    script = Path(__file__).with_name("test_survival.py")
+    command = [sys.executable, "-P", str(script), f"in step {number}", *words]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == -signal.SIGKILL
+
+
+def outcome(run: Path) -> tuple[bytes, list[dict]]:
+    """The last weights, and the rows of metrics but for their timing."""
+    rows = [{key: value for key, value in row.items() if key != "timing"} for row in read_rows(run / "metrics.jsonl")]
+    return (find_checkpoint(run) / "model.safetensors").read_bytes(), rows
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_empty_disk_goes_on_from_the_mirror(tiny, tmp_path, capsys, damaged):
+    assert main(tiny(*WORDS, run="whole")) == 0
+    words = tiny(*WORDS, f"run.mirror={tmp_path / 'bucket'}", run="lost")
+    steps = len(read_rows(tmp_path / "whole" / "steps.jsonl", "step")) or 4
+    killed_in_step(3 * steps // 4 + 1, words)
+    shutil.rmtree(tmp_path / "lost")
+    there = tmp_path / "bucket" / "lost" / "checkpoints"
+    copied = sorted(path.parent.name for path in there.glob("*/manifest.json"))
+    if damaged and len(copied) > 1:
+        weights = there / copied[-1] / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    capsys.readouterr()
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    if copied:
+        wanted = copied[-2] if damaged and len(copied) > 1 else copied[-1]
+        assert f"{wanted} fetched from {tmp_path / 'bucket' / 'lost'}" in said
+        assert ("damaged checkpoint passed over" in said) == (damaged and len(copied) > 1)
+    assert outcome(tmp_path / "lost") == outcome(tmp_path / "whole")
+    # results are at home
+    assert (there.parent / "summary.json").read_bytes() == (tmp_path / "lost" / "summary.json").read_bytes()
+    assert {path.name for path in there.iterdir()} == {"epoch-0001", "epoch-0003", "epoch-0004", "best"}
+    assert (there / "best").read_text() == "epoch-0001"
+    newest = find_checkpoint(tmp_path / "lost")
+    for file in newest.iterdir():
+        assert (there / newest.name / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_mirror_that_cannot_be_written_is_one_line(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert main(tiny("run.epochs=3", f"run.mirror={tmp_path / 'file' / 'bucket'}")) == 0
+    said = capsys.readouterr().out
+    assert said.count("is not written (") == 1
+    assert "the run goes on" in said
+
+
+@pytest.mark.parametrize("address", ["nowhere://bucket", "s3://bucket"])
+def test_an_address_that_cannot_be_reached_is_refused_before_training(tiny, capsys, address, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    assert main(tiny(f"run.mirror={address}")) == 2
+    assert f"run.mirror: {address}: " in capsys.readouterr().err
+
+
+def mirror_of_a_run(tmp_path: Path) -> tuple[Mirror, Path]:
+    """A mirror, and a checkpoint in the folder of a run."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "epoch-0003"
+    checkpoint.mkdir(parents=True)
+    for name in ("model.safetensors", "manifest.json"):
+        (checkpoint / name).write_text(name)
+    return Mirror(str(tmp_path / "bucket"), tmp_path / "run"), checkpoint
+
+
+def test_a_slow_mirror_holds_nothing_up(tmp_path, monkeypatch):
+    mirror, checkpoint = mirror_of_a_run(tmp_path)
+    going_on = threading.Event()
+    monkeypatch.setattr(mirror, "_put", lambda file, place: going_on.wait(60))
+    began = time.monotonic()
+    mirror.copy(checkpoint)
+    mirror.finish(patience=0.2)
+    assert time.monotonic() - began < 30
+    assert ["not everything is copied after 0 s" in line for line in mirror.lines] == [True]
+    going_on.set()
+
+
+def test_a_mirror_that_loses_bytes_is_found_out(tmp_path, monkeypatch):
+    mirror, checkpoint = mirror_of_a_run(tmp_path)
+    monkeypatch.setattr(shutil, "copyfileobj", lambda source, target, size: target.write(source.read()[:-1]))
+    mirror.copy(checkpoint)
+    mirror.finish(patience=60)
+    assert len(mirror.lines) == 1
+    assert "is not written (" in mirror.lines[0]
+    assert "has 16 of 17 bytes" in mirror.lines[0]
+    assert not (tmp_path / "bucket" / "run" / "checkpoints" / "epoch-0003" / "manifest.json").exists()
+
+
+def test_later_checkpoints_of_the_mirror_are_not_deleted(tmp_path):
+    """They are of a run that this one did not go on from: its mirror could not be read, for example."""
+    mirror, checkpoint = mirror_of_a_run(tmp_path)
+    for name in ("epoch-0001", "epoch-0007"):
+        (tmp_path / "bucket" / "run" / "checkpoints" / name).mkdir(parents=True)
+    mirror.copy(checkpoint)
+    mirror.finish(patience=60)
+    assert mirror.lines == []
+    there = tmp_path / "bucket" / "run" / "checkpoints"
+    assert sorted(path.name for path in there.iterdir()) == ["epoch-0003", "epoch-0007"]
+
+
+def test_a_run_ends_when_its_hours_are_over_and_tells_what_it_cost(tiny, tmp_path, capsys):
+    bucket = f"run.mirror={tmp_path / 'bucket'}"
+    assert main(tiny(*WORDS, bucket, "run.max_hours=1e-9", "run.price=3600")) == 5
+    said = capsys.readouterr().out
+    assert "run.max_hours=1e-09 is over: saved " in said
+    saved = find_checkpoint(tmp_path / "run")
+    assert (tmp_path / "bucket" / "run" / "checkpoints" / saved.name / "manifest.json").exists()
+    assert main(tiny(*WORDS, bucket, "run.max_hours=1", "run.price=3600")) == 0
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    costs = [row["timing"]["cost"] for row in rows]
+    assert costs == sorted(costs)
+    assert all(row["timing"]["cost_expected"] >= row["timing"]["cost"] for row in rows)
+    # at 3600 an hour, a second costs one
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["timing"]["cost"] >= max(summary["timing"]["seconds"], costs[-1])
+    assert "cost " in capsys.readouterr().out
+
+
+def test_no_kind_of_address(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        Mirror("nowhere://bucket", tmp_path / "run")
