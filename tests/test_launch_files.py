@@ -30,7 +30,9 @@ def environment(path: Path) -> dict[str, str]:
     """What the file sets; None is what the user has to set."""
     given = read(path)
     if path == SKY:
-        return {name: value if value is None else str(value) for name, value in (given["envs"] | given["secrets"]).items()}
+        return {
+            name: value if value is None else str(value) for name, value in (given["envs"] | given["secrets"]).items()
+        }
     return {name: value if equals else None for name, equals, value in (word.partition("=") for word in given["env"])}
 
 
@@ -166,7 +168,7 @@ def lose_machines(number: int, tiny, rented, tmp_path: Path) -> None:
     from seqjepa.engine.runs.metrics_file import read_rows
     from seqjepa.engine.train import main
 
-    epochs = f"run.epochs={60 * number}"
+    epochs = f"run.epochs={20 * number}"
     assert main(tiny(epochs, run="whole")) == 0
     words = {"SEQJEPA_WORDS": " ".join(tiny(epochs, "run.overwrite=false", run="disk/run"))}
     there, draw = tmp_path / "mirror/run", random.Random(0)
@@ -192,6 +194,7 @@ def lose_machines(number: int, tiny, rented, tmp_path: Path) -> None:
     assert f"fetched from {there}" in said
     newest, whole = max(copied()).parent, find_checkpoint(tmp_path / "whole")
     assert newest.name == whole.name
+    assert find_checkpoint(there) == newest  # the mirror is read as a run
     assert (newest / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     rows, others = (
         [{name: value for name, value in row.items() if name != "timing"} for row in read_rows(path / "metrics.jsonl")]
