@@ -127,8 +127,10 @@ def rented(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", [SKY, DSTACK], ids=lambda path: path.stem)
-def test_the_words_of_the_command(rented, path):
+def test_the_words_of_the_command(rented, tmp_path, path):
     """Each as it was given, the user's own ones last, so that they decide; keys that are empty are not set."""
+    for name in ("eval.lengths=1", "data.root=ab"):  # the words below are patterns of these
+        (tmp_path / "disk" / name).touch()
     script = 'printf "%s\\n" "$@"; echo "${HF_TOKEN-unset} ${WANDB_API_KEY-unset}"\n'
     words = "configs/smoke.yaml eval.lengths=[1,3] data.root=a*"
     said, _ = rented(path, script, SEQJEPA_WORDS=words, MIRROR="s3://a b", WANDB_API_KEY="key").communicate(timeout=60)
