@@ -4,8 +4,7 @@ Contenders take turns, and the first turn does not count, so that compilation is
 if its value and gradient agree with float64's. On a GPU a turn is timed by CUDA events, on an idle device whose L2
 cache was overwritten (cold, as in triton.testing.do_bench); if launching takes longer than the work, it is what is
 timed.
-`graph_p50_us` is the same work replayed from a CUDA graph. A forward runs with gradients enabled; ours then already
-computes the inverse, which saves its backward this work. `least_us` is the time that bench/roofline.py allows the case:
+`graph_p50_us` is the same work replayed from a CUDA graph. A forward runs with gradients enabled. `least_us` is the time that bench/roofline.py allows the case:
 bytes over bandwidth or FLOPs over their rate, by a known card's published peaks. Elsewhere one product and one sum are
 measured for it, and what fits in a cache can be faster. Peak memory is what torch's allocator held beyond the inputs,
 and a backward's includes the forward; workspaces of libraries are not counted.
@@ -356,12 +355,12 @@ def coding_rate_rows(bench: Bench) -> None:
 
 def factor_rows(bench: Bench) -> None:
     """Time log-determinants and inverses by both algorithms, at sizes on both sides of the switch between them."""
-    usual = cholesky.ONE_PROGRAM, cholesky.ONE_PROGRAM_ALONE
+    usual = cholesky.ONE_PROGRAM
 
     def factored(largest: int, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        cholesky.ONE_PROGRAM = cholesky.ONE_PROGRAM_ALONE = largest
-        logdet, factor, info = cholesky.factor_logdet(matrix)
-        return logdet, cholesky.inverse_of(factor, info, torch.ones_like(logdet))
+        cholesky.ONE_PROGRAM = largest
+        logdet, factor, info = cholesky.factor_logdet(matrix, alone=False)
+        return logdet, cholesky.inverse_of(factor, info, torch.ones_like(logdet), alone=False)
 
     for batch, n in FACTORS:
         matrix = inflated(features(batch, 2 * n, n, device=bench.device))
@@ -380,7 +379,7 @@ def factor_rows(bench: Bench) -> None:
                 capture=True,
             )
         bench.measure("factor", f"({batch}, {n}, {n})", matrix.dtype, "forward", contenders)
-    cholesky.ONE_PROGRAM, cholesky.ONE_PROGRAM_ALONE = usual
+    cholesky.ONE_PROGRAM = usual
     if bench.device.type == "cpu":
         print("the factor in one Triton program needs a GPU: only the library's route was measured")
 

@@ -218,7 +218,7 @@ def _weighted_moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor,
 
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate"), mutates_args=())
 def _forward(
-    z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, group: str, size: int
+    z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, alone: bool, group: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rate [S], info [S], mean [S, d], mass [S], c [S] and factor [S, n, n] of z [S, B, d], for scale [S].
 
@@ -241,7 +241,7 @@ def _forward(
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
     else:
         matrix = gram(sides, c, identity=True)
-    rate, factor, info = factor_logdet(matrix)
+    rate, factor, info = factor_logdet(matrix, alone=alone)
     return rate, info, mean, mass, c, factor
 
 
@@ -268,7 +268,7 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
 
 
 @_forward.register_fake
-def _(z, weights, scale, center, samples, group, size):
+def _(z, weights, scale, center, samples, alone, group, size):
     batch, rows, width = z.shape
     n = rows if samples else width
     rate = z.new_empty(batch, dtype=_exact(z))
@@ -280,10 +280,10 @@ def _(z, weights, scale, center, samples, group, size):
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate_backward"), mutates_args=())
 def _backward(
     grad: Tensor, z: Tensor, weights: Tensor, info: Tensor, mean: Tensor, mass: Tensor, c: Tensor, factor: Tensor,
-    center: bool, samples: bool, weighted: bool, group: str,
+    center: bool, samples: bool, alone: bool, weighted: bool, group: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of z and of the weights, the latter [S, 0] unless `weighted`."""
-    inverse = inverse_of(factor, info, c)  # c M⁻¹
+    inverse = inverse_of(factor, info, c, alone=alone)  # c M⁻¹
     root = _root(weights) if weights.numel() else weights
     double = (2 * grad)[:, None]
     if not weighted:
@@ -307,7 +307,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad, z, weights, info, mean, mass, c, factor, center, samples, weighted, group):
+def _(grad, z, weights, info, mean, mass, c, factor, center, samples, alone, weighted, group):
     return z.new_empty(z.shape), weights.new_empty(weights.shape if weighted else (z.shape[0], 0))
 
 
@@ -316,7 +316,7 @@ NO_SCALE = "coding_rate has no derivative in alpha and eps"
 
 
 def _setup(ctx, inputs, output):
-    z, weights, _, ctx.center, ctx.samples, ctx.group, ctx.size = inputs
+    z, weights, _, ctx.center, ctx.samples, ctx.alone, ctx.group, ctx.size = inputs
     ctx.mark_non_differentiable(*output[1:])
     return z, weights, *output[1:]
 
@@ -327,8 +327,8 @@ def _differentiate(ctx, grad, *_):
         raise RuntimeError(NO_SCALE)
     if ctx.group:
         grad = grad * ctx.size  # makes up for data-parallel training, which averages gradients over processes
-    dz, dw = _gradient(grad, *ctx.saved_tensors, ctx.center, ctx.samples, weighted, ctx.group)
-    return dz, dw if weighted else None, None, None, None, None, None
+    dz, dw = _gradient(grad, *ctx.saved_tensors, ctx.center, ctx.samples, ctx.alone, weighted, ctx.group)
+    return dz, dw if weighted else None, None, None, None, None, None, None
 
 
 def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
@@ -341,7 +341,7 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
     c = rest[4]
     weighted = weights_tangent is not None
     z = z.to(c.dtype)  # otherwise its gradient would be rounded to bfloat16 before it is used
-    dz, dw = _gradient(torch.ones_like(c), z, *rest, ctx.center, ctx.samples, weighted, ctx.group)
+    dz, dw = _gradient(torch.ones_like(c), z, *rest, ctx.center, ctx.samples, ctx.alone, weighted, ctx.group)
     tangent = torch.zeros_like(c)
     if z_tangent is not None:
         tangent = tangent + (dz * z_tangent).sum((-2, -1))
@@ -439,8 +439,8 @@ def joint_rate(
     samples = rows < z.shape[-1] and not name
     flat = z.reshape(math.prod(lead), *z.shape[-2:])
     given = scale.new_empty((len(flat), 0)) if weights is None else weights
-    rate, info, _, mass, *_ = _rate(flat, given, scale.expand(len(flat)), center, samples, name, size)
-    return rate.view(lead), info.view(lead), mass.view(lead) if len(mass) else rows
+    rate, info, _, mass, *_ = _rate(flat, given, scale.expand(len(flat)), center, samples, len(flat) == 1, name, size)
+    return rate.view(lead), info.view(lead), mass.view(lead) if name or weights is not None else rows
 
 
 def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, group: str) -> Tensor:

@@ -100,7 +100,7 @@ def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
         slices = torch.arange(num_slices, device=seed.device)[None, :]
         key = int(seed) if readable(seed) else seed
         words = philox((key & MASK, key >> 32 & MASK), (index, slices, 0, 0))
-        drawn = torch.empty((len(index), 4, num_slices), device=seed.device)
+        drawn = torch.empty((len(index), 4, num_slices), dtype=torch.float32, device=seed.device)
         for pair, (first, second) in zip((drawn[:, :2], drawn[:, 2:]), (words[:2], words[2:]), strict=True):
             radius = (first >> 8).float().add_(0.5).mul_(2**-24).log_().mul_(-2).sqrt_()
             angle = (second >> 8).float().mul_(2 * math.pi * 2**-24)

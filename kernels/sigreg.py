@@ -39,8 +39,7 @@ __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_referen
 MOMENTS_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 128}
 GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
 STATISTIC_BLOCK = 64  # slices
-TRACED_ROWS = 512  # samples that torch.compile processes at a time on a CPU
-CACHED = 2**16  # projections that a CPU processes at a time, so that they stay in its cache
+CACHED = 2**16  # projections that a thread of a CPU processes at a time, so that they stay in its cache
 
 
 def knots(t_max: float, num_points: int, span: str) -> tuple[list[float], list[float]]:
@@ -255,7 +254,7 @@ def _plain_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Te
 
 def _cached(x: Tensor, slices: int) -> tuple[Tensor, ...]:
     """Parts of the rows of x [S, N, ...] for which a tensor [S, rows, slices] stays in a CPU's cache."""
-    return x.split(max(CACHED // max(x.shape[0] * slices, 1), 1), dim=1)
+    return x.split(max(torch.get_num_threads() * CACHED // max(x.shape[0] * slices, 1), 1), dim=1)
 
 
 def _waves(x: Tensor, step: float, between: bool) -> tuple[Tensor, Tensor]:
@@ -499,10 +498,7 @@ class _TracedSums(torch.autograd.Function):
 def _traced(z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str) -> Tensor:
     """The statistic [S] for torch.compile on a CPU, whose loops over knots are faster than eager operations."""
     unit = _directions(seed, z.shape[-1], num_slices).to(torch.float64 if z.dtype == torch.float64 else torch.float32)
-    spacing = _spacing(t_max, num_points, span)
-    # in parts, so that the backward pass frees the projections of one before it makes the gradients of the next
-    parts = z.split(TRACED_ROWS, dim=1) if isinstance(z.shape[1], int) else [z]
-    sums = torch.stack([_TracedSums.apply(_projected(part, unit), *spacing) for part in parts]).sum(0)
+    sums = _TracedSums.apply(_projected(z, unit), *_spacing(t_max, num_points, span))
     _, phi, weight = _table(t_max, num_points, span, unit)
     cosines, sines = (sums / z.shape[1]).unbind(1)
     return z.shape[1] * (((cosines - phi) ** 2 + sines**2) * weight).sum(1).mean(-1)

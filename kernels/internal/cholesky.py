@@ -141,16 +141,16 @@ def _logdet_kernel(
     tl.store(logdet + i_s, tl.where(tl.load(info + i_s) > 0, float("nan"), total))
 
 
-def _in_one_program(matrix: Tensor) -> bool:
-    batch, n, _ = matrix.shape
-    return uses_triton(matrix) and n <= (ONE_PROGRAM_ALONE if batch == 1 else ONE_PROGRAM)
+def _in_one_program(matrix: Tensor, alone: bool) -> bool:
+    return uses_triton(matrix) and matrix.shape[-1] <= (ONE_PROGRAM_ALONE if alone else ONE_PROGRAM)
 
 
-def factor_logdet(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def factor_logdet(matrix: Tensor, *, alone: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Log-determinants of positive definite matrices, and factors from which `inverse_of` computes inverses.
 
     Args:
         matrix: [S, n, n], float32 or float64, contiguous, symmetric; may be overwritten.
+        alone: whether to choose the algorithm for a single matrix, as the user sees it: vmap may have made S of it.
 
     Returns:
         The log-determinants [S], NaN where the factorisation failed; the factors [S, n, n]; and int32 [S]: 0, or the
@@ -159,7 +159,7 @@ def factor_logdet(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, n, _ = matrix.shape
     if uses_triton(matrix):
         logdet = torch.empty(batch, dtype=torch.float32, device=matrix.device)
-    if _in_one_program(matrix):
+    if _in_one_program(matrix, alone):
         info = torch.empty(batch, dtype=torch.int32, device=matrix.device)
         launch(_factor_kernel, (batch,), matrix, logdet, info, n, num_stages=1, **BLOCKS)
         return logdet, matrix, info
@@ -174,19 +174,20 @@ def factor_logdet(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logdet, factor, info
 
 
-def inverse_of(factor: Tensor, info: Tensor, scale: Tensor) -> Tensor:
+def inverse_of(factor: Tensor, info: Tensor, scale: Tensor, *, alone: bool) -> Tensor:
     """`scale` times the inverses of the matrices that `factor_logdet` has factored.
 
     Args:
         factor: [S, n, n], as returned; not changed.
         info: int32 [S], as returned.
         scale: [S], of the dtype of `factor`.
+        alone: as it was given to `factor_logdet`.
 
     Returns:
         [S, n, n], symmetric; NaN where the factorisation failed.
     """
     batch, n, _ = factor.shape
-    if _in_one_program(factor):
+    if _in_one_program(factor, alone):
         root = torch.empty_like(factor)
         programs = batch * triton.cdiv(n, BLOCKS["BLOCK"])
         launch(_inverse_kernel, (programs,), factor, info, root, n, num_stages=1, **BLOCKS)

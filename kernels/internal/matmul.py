@@ -48,8 +48,8 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @jit
-def _parts(b_x):
-    """Three bfloat16 tiles whose sum is the float32 tile: its 24 digits are three times 8."""
+def _split(b_x):
+    """Three bfloat16 tiles whose sum is the float32 tile, if it is finite: its 24 digits are three times 8."""
     b_upper = b_x.to(tl.bfloat16)
     b_rest = b_x - b_upper.to(tl.float32)
     b_middle = b_rest.to(tl.bfloat16)
@@ -62,10 +62,10 @@ def _dot(b_a, b_b, b_out, PRECISION: tl.constexpr, HALVES: tl.constexpr):
     if HALVES and b_a.dtype == b_b.dtype and b_a.dtype != tl.float32:
         return tl.dot(b_a, b_b, b_out)
     if HALVES and b_a.dtype == tl.bfloat16:
-        b_upper, b_middle, b_lower = _parts(b_b.to(tl.float32))
+        b_upper, b_middle, b_lower = _split(b_b.to(tl.float32))
         return tl.dot(b_a, b_upper, tl.dot(b_a, b_middle, tl.dot(b_a, b_lower, b_out)))
     if HALVES and b_b.dtype == tl.bfloat16:
-        b_upper, b_middle, b_lower = _parts(b_a.to(tl.float32))
+        b_upper, b_middle, b_lower = _split(b_a.to(tl.float32))
         return tl.dot(b_upper, b_b, tl.dot(b_middle, b_b, tl.dot(b_lower, b_b, b_out)))
     return tl.dot(b_a.to(tl.float32), b_b.to(tl.float32), b_out, input_precision=PRECISION)
 

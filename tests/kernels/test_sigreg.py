@@ -130,6 +130,16 @@ def test_directions_are_unit_uniform_and_reproducible(device):
     assert not torch.equal(high_words, one)
 
 
+def test_directions_do_not_depend_on_the_default_dtype(device):
+    expected = directions(seed_on(device), 10, 6)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        assert torch.equal(directions(seed_on(device), 10, 6), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_directions_do_not_depend_on_how_many(device):
     """A slice is a function of the seed and its number: more slices extend the set."""
     few, many = (directions(seed_on(device), 30, slices) for slices in (10, 100))

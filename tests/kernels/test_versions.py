@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-LINE = "    rate, factor, info = factor_logdet(matrix)\n"
+LINE = "    rate, factor, info = factor_logdet(matrix, alone=alone)\n"
 
 # a copy's operators multiply the rate by a factor, its gradient and its shapes stay; so all can be told apart
 PROGRAM = """
