@@ -4,10 +4,11 @@ Contenders take turns, and the first turn does not count, so that compilation is
 if its value and gradient agree with float64's. On a GPU a turn is timed by CUDA events, on an idle device whose L2
 cache was overwritten (cold, as in triton.testing.do_bench); if launching takes longer than the work, it is what is
 timed.
-`graph_p50_us` is the same work replayed from a CUDA graph. A forward runs with gradients enabled. `least_us` is the time that bench/roofline.py allows the case:
-bytes over bandwidth or FLOPs over their rate, by a known card's published peaks. Elsewhere one product and one sum are
-measured for it, and what fits in a cache can be faster. Peak memory is what torch's allocator held beyond the inputs,
-and a backward's includes the forward; workspaces of libraries are not counted.
+`graph_p50_us` is the same work replayed from a CUDA graph. A forward runs with gradients enabled. `least_us` is the
+time that bench/roofline.py allows the case: bytes over bandwidth or FLOPs over their rate, by a known card's published
+peaks. Elsewhere one product and one sum are measured for it, and what fits in a cache can be faster. Peak memory is
+what torch's allocator held beyond the inputs, and a backward's includes the forward; workspaces of libraries are not
+counted.
 """
 
 from __future__ import annotations

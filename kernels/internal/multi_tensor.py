@@ -72,7 +72,7 @@ class Table:
         columns = torch.tensor(addresses, dtype=torch.int64, device="cpu")
         rows = torch.cat([torch.stack([counts, pieces.cumsum(0) - pieces]), columns]).T
         named = torch.arange(len(counts), dtype=torch.int32, device="cpu").repeat_interleave(pieces)
-        self.rows = sent(rows, device)
+        self.rows = sent(rows.contiguous(), device)
         # apart from the addresses, of which there may be many: it has four bytes for each 4096 elements
         self.pieces = kept(("pieces", *counts.tolist()), device, lambda: sent(named, device))
         self.aligned = not (columns % 16).any()
@@ -94,8 +94,8 @@ def _untraced() -> bool:
 def recalled(use: str, lists: Sequence[Sequence[Tensor]]) -> Any:
     """The plan that was remembered for plain tensors like these; None if there is none, or they are not plain now.
 
-    Values and addresses may be others than they were, but not a class, dtype, device, layout, shape or stride. Lists that
-    name a tensor twice are not remembered.
+    Values and addresses may be others than they were, but not a class, dtype, device, layout, shape or stride. Lists
+    that name a tensor twice are not remembered.
     """
     if not _untraced():
         return None

@@ -55,7 +55,8 @@ def folded(shared: tuple[int, ...] = (), alike: tuple[int, ...] = ()) -> Callabl
             def fold(place, x, dim):
                 if not isinstance(x, Tensor) or place in shared:
                     return x
-                return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+                # kernels know nothing of the strides that an expanded tensor has
+                return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1).contiguous()
 
             def unfold(place, x):
                 return x if place in alike else x.unflatten(0, (size, x.shape[0] // size))

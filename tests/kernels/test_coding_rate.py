@@ -401,7 +401,7 @@ def test_opcheck(device):
     for rows, width, samples in ((8, 5, False), (5, 8, True)):
         z = torch.randn(2, rows, width, device=device, requires_grad=True)
         torch.library.opcheck(ops.coding_rate.default, (z, nothing, scale, True, samples, False, "", 1))
-        torch.library.opcheck(ops.coding_rate_gram.default, (z.detach(), True, samples, False, "", 1))
+        torch.library.opcheck(ops.coding_rate_gram.default, (z.detach(), True, samples, "", 1))
     z, weights = torch.randn(2, 8, 5, device=device), torch.rand(2, 8, device=device, requires_grad=True)
     for samples in (False, True):
         torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, samples, False, "", 1))

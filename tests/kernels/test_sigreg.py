@@ -202,6 +202,21 @@ def test_compiles_whole_and_does_not_recompile(device):
     assert module.step == 6
 
 
+@triton
+def test_a_jacobian(device):
+    """vmap hands the backward pass one batch several times, without copying it."""
+    torch.manual_seed(0)
+    z = torch.randn(40, 9, device=device)
+    unit = directions(seed_on(device), 9, 70).double()
+    jacobian = torch.func.jacrev(
+        lambda z: sigreg(z, num_slices=70, seed=seed_on(device)) * torch.tensor([1.0, 2.0], device=device)
+    )(z)
+    wide = z.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(definition(wide, unit, 3.0, 17, "half"), wide)
+    for row, factor in zip(jacobian, (1, 2), strict=True):
+        assert (row - factor * gradient).norm() < 1e-5 * factor * gradient.norm()
+
+
 @pytest.mark.parametrize(("span", "num_points"), [("half", 7), ("full", 10)])
 def test_compiled_passes_keep_the_projections_alone(span, num_points):
     """torch.compile fuses the loops over knots; it must not keep cosines and sines of each for the backward pass."""

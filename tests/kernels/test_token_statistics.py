@@ -251,3 +251,16 @@ def test_it_compiles_maps_and_is_differentiated_once(causal):
 def test_wrong_arguments(w, temperature, said):
     with pytest.raises(ValueError, match=said):
         token_statistics_attention(w, temperature)
+
+
+@triton
+@pytest.mark.parametrize("causal", [False, True])
+def test_several_gradients_at_once(causal, device):
+    """vmap hands the backward pass one batch several times."""
+    torch.manual_seed(0)
+    w, temperature = torch.randn(1, 20, 2, 16, device=device), torch.ones(2, device=device)
+    y, pullback = torch.func.vjp(lambda w: token_statistics_attention(w, temperature, causal=causal), w)
+    directions = torch.randn(3, *y.shape, device=device)
+    together = torch.func.vmap(lambda v: pullback(v)[0])(directions)
+    for one, v in zip(together, directions, strict=True):
+        torch.testing.assert_close(one, pullback(v)[0])
