@@ -154,6 +154,7 @@ def test_exit_codes_reach_the_service(rented, code):
         assert ("not tried again" in said) == at_once
 
 
+@pytest.mark.slow  # test_mirror.py and the test above have its parts
 def test_an_empty_machine_goes_on_and_the_results_are_in_the_mirror(tiny, rented, tmp_path):
     lose_machines(1, tiny, rented, tmp_path)
 

@@ -166,7 +166,7 @@ os._exit(0)  # gloo's threads may abort an interpreter that is torn down: not wh
     [
         pytest.param(("optim.accumulate=1",), marks=pytest.mark.slow),
         ("optim.accumulate=2",),
-        ("run.batch_statistics=process", "optim.lr=0.0", "optim.min_lr=0.0"),
+        pytest.param(("run.batch_statistics=process", "optim.lr=0.0", "optim.min_lr=0.0"), marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_end_with_one_network(tiny, tmp_path, words):
