@@ -8,6 +8,7 @@ ADDRESS/<name>/metrics.jsonl, steps.jsonl, summary.json, config.yaml, tracker-id
 
 import os
 import queue
+import secrets
 import shutil
 import threading
 import time
@@ -131,6 +132,32 @@ class Mirror:
         except FileNotFoundError:
             return []
         return sorted(name for path in found if NAME.fullmatch(name := path.rstrip("/").rpartition("/")[2]))
+
+    def try_out(self) -> str | None:
+        """Write, read and delete a small file.
+
+        Returns:
+            The name of the newest whole checkpoint of this run there; None if there is none.
+
+        Raises:
+            InputError: one of these fails.
+        """
+        place, word = f"{self.root}/.tried-{secrets.token_hex(4)}", secrets.token_bytes(16)
+        try:
+            self.files.makedirs(self.root, exist_ok=True)
+            self.files.pipe_file(place, word)
+            self.files.invalidate_cache(self.root)
+            read = self.files.cat_file(place)
+            self.files.rm(place)
+            names = self._names()
+            newest = next(
+                (n for n in reversed(names) if self.files.exists(f"{self.root}/checkpoints/{n}/{MANIFEST}")), None
+            )
+        except Exception as error:  # whatever a provider's library raises
+            raise InputError(f"{self.address} cannot be used ({first_line(error)})", "run.mirror") from None
+        if read != word:
+            raise InputError(f"{self.address} does not give back what was written", "run.mirror")
+        return newest
 
     # -- from the mirror to an empty disk
 
