@@ -12,7 +12,7 @@ from .compose import Composed
 from .console import open_console
 from .errors import InputError
 
-DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED, OUT_OF_TIME = range(6)  # exit codes
+DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED, OUT_OF_TIME, IDLE = range(7)  # exit codes
 
 
 def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[..., int]]:

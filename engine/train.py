@@ -32,8 +32,8 @@ Trains seq-JEPA. YAML files are merged from left to right, then the overrides; t
 --help           show this page and stop
 
 Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 machine failure (disk, memory),
-5 run.max_hours is over, 128 + signal when interrupted. `accelerate launch engine/train.py` does the same, and turns
-every failure into 1."""
+5 run.max_hours is over, 6 idle for run.max_idle, 128 + signal when interrupted. `accelerate launch engine/train.py`
+does the same, and turns every failure into 1."""
 
 
 def resolve(words: list[str]) -> Composed[Config]:
