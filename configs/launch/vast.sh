@@ -25,6 +25,7 @@ train() {
 }
 
 send_log() {  # the last words would be lost with the machine
+  python3 -c 'import fsspec' 2> /dev/null || pip install --quiet fsspec huggingface_hub  # the set-up has failed
   timeout 5m python3 -c 'import sys, fsspec
 files, place = fsspec.url_to_fs(sys.argv[2])
 files.makedirs(place.rpartition("/")[0], exist_ok=True)
@@ -36,9 +37,10 @@ destroy() {  # Vast sets CONTAINER_ID, and CONTAINER_API_KEY, a key for this mac
   echo "exit code $1: destroying this machine"
   sleep 1  # for tee
   send_log
-  until { command -v vastai > /dev/null || pip install --quiet vastai; } &&
-    vastai destroy instance "$CONTAINER_ID" -y --api-key "$CONTAINER_API_KEY"; do
-    sleep 60
+  while true; do  # this script ends with the machine
+    command -v vastai > /dev/null || pip install --quiet vastai
+    vastai destroy instance "$CONTAINER_ID" -y --api-key "$CONTAINER_API_KEY"
+    sleep "${AGAIN:-60}"
   done
 }
 
