@@ -19,13 +19,14 @@ from ..loaders.images.base import SPLITS, TorchvisionDataset
 from ..loaders.images.folder import list_images
 from ..loaders.images.sources import Layout, find_layout
 from .config import Config
+from .evaluation.grids import NEGATIVES
 from .runs.folder import RunFolder
 
 BATCH = 4  # sequences of a step; and images of each class
 PATIENCE = 20.0  # seconds for the answer of a server
 SHORT = ["run.epochs=1", "run.device=cpu", "run.compile=none", "run.log_every=1", "run.resume=none", "run.mirror=null"]
-SHORT += ["run.max_hours=null", "optim.accumulate=1", f"data.batch_size={BATCH}", "data.loader=auto"]
-SHORT += ["control.max_epochs=1", "diagnostics.every=0", "gates.enforce=false", "early_stop.metric=null"]
+SHORT += ["run.max_hours=null", "optim.accumulate=1", "data.loader=auto"]
+SHORT += ["control.max_epochs=1", "diagnostics.every=0", "gates.enforce=false"]
 SHORT += ["tracking.wandb=disabled", "tracking.tensorboard=false", "tracking.trackio=false"]
 
 
@@ -105,7 +106,13 @@ def _rehearse(config: Config, folder: Path) -> str:
     """Train some steps on a few images."""
     whole, said = folder / "config.yaml", folder / "said"
     whole.write_text(dump(config), encoding="utf-8")
-    words = [str(whole), f"run.dir={folder / 'run'}", *SHORT, *_few(config, folder)]
+    words = [
+        str(whole),
+        f"run.dir={folder / 'run'}",
+        f"control.cache={folder / 'untrained'}",
+        *SHORT,
+        *_few(config, folder),
+    ]
     if config.stream.has_tasks:
         words += ["stream.steps=2", "stream.trace_every=0"]
     command = [sys.executable, "-P", "-m", "seqjepa", "train", *words]
@@ -122,16 +129,21 @@ def _rehearse(config: Config, folder: Path) -> str:
 def _few(config: Config, folder: Path) -> list[str]:
     """Settings that name few images, made in a folder where the real ones are many or not there yet."""
     data, dataset = config.data, find_dataset(config.data.dataset)
-    words, count = [], 8 * BATCH if data.curriculum.kind != "none" else 2 * BATCH  # it begins with a part of them
+    root = [] if data.root is None else [f"data.root={Path(data.root).expanduser().resolve()}"]
+    if config.sequence.views == "grids":  # small, and val_nce needs so many
+        count = NEGATIVES // (config.sequence.num_observed + 1) + 1
+        return [*root, f"data.train_subset={min(count, data.train_subset or count)}", "data.val_subset=64"]
+    words = [f"data.batch_size={BATCH}", "data.held_out=null"]
     if not config.stream.has_tasks:  # whose tasks need images of every class
-        words = [f"data.train_subset={count}", f"data.val_subset={2 * BATCH}"]
+        count = 8 * BATCH if data.curriculum.kind != "none" else 2 * BATCH  # it begins with a part of them
+        words += [f"data.train_subset={count}", f"data.val_subset={2 * BATCH}"]
     if isinstance(dataset, TorchvisionDataset) and dataset.side and dataset.num_classes:
         _draw(folder, dataset.side, dataset.num_classes)
     elif (layout := find_layout(dataset, data.root)).train:
         _link(folder, layout)
     else:
-        return [*words, f"data.root={Path(data.root).expanduser().resolve()}"] if data.root else words
-    return [*words, f"data.root={folder}", "data.held_out=null"]
+        return [*words, *root]
+    return [*words, f"data.root={folder}"]
 
 
 def _draw(folder: Path, side: int, num_classes: int) -> None:
