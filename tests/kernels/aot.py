@@ -36,13 +36,11 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 import seqjepa.kernels
-from seqjepa.kernels import adamw_ema, causal_statistics, directions, ema
+from seqjepa.kernels import adamw_ema, causal_statistics, characteristic, directions, ema
 from seqjepa.kernels import token_statistics as statistics
 from seqjepa.kernels.internal import backend, cholesky, matmul, multi_tensor
 
-# the package exports functions of these names
-sigreg = importlib.import_module("seqjepa.kernels.sigreg")
-rate = importlib.import_module("seqjepa.kernels.coding_rate")
+rate = importlib.import_module("seqjepa.kernels.coding_rate")  # the package exports a function of this name
 
 BUDGET = Path(__file__).with_name("budget.json")
 
@@ -130,21 +128,21 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "log-determinant": (cholesky._logdet_kernel, "*fp32 *i32 *fp32 i32", {"BLOCK": 256}, {}),
         "directions": (directions._directions_kernel, "*i64 *fp32 i32 i32", directions.BLOCKS, {}),
         "moments": (
-            sigreg._moments_kernel,
+            characteristic._moments_kernel,
             "*fp32 *fp32 i32 i32 i32 fp32",
-            {"BETWEEN": False, "BLOCK_P": 16, **sigreg.MOMENTS_BLOCKS},
+            {"BETWEEN": False, "BLOCK_P": 16, **characteristic.MOMENTS_BLOCKS},
             {},
         ),
         "statistic": (
-            sigreg._statistic_kernel,
+            characteristic._statistic_kernel,
             "*fp32 *fp32 *fp32 i32 i32 i32 i32 fp32",
-            {"BETWEEN": False, "BLOCK_P": 16, "BLOCK_K": sigreg.STATISTIC_BLOCK},
+            {"BETWEEN": False, "BLOCK_P": 16, "BLOCK_K": characteristic.STATISTIC_BLOCK},
             {},
         ),
         "projection gradient": (
-            sigreg._projection_gradient_kernel,
+            characteristic._projection_gradient_kernel,
             "*fp32 *fp32 *fp32 *fp32 i32 i32 i32 fp32",
-            {"BETWEEN": False, **sigreg.GRADIENT_BLOCKS},
+            {"BETWEEN": False, **characteristic.GRADIENT_BLOCKS},
             {},
         ),
         "token moments": (statistics._moments_kernel, "*bf16 *fp32" + sizes, tile, {}),
