@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 # torch keeps compiled graphs on disk under an operation's name, and would run one of before the operation changed
@@ -126,6 +127,26 @@ def refused(capsys):
             assert part in error
 
     return check
+
+
+@pytest.fixture
+def powerless():
+    """A context in which permissions count, also where the tests run as root.
+
+    Another user may not search the folders above pytest's: name what is in them relative to the working folder.
+    """
+
+    @contextmanager
+    def without_rights():
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            yield
+        finally:
+            os.seteuid(user)
+
+    return without_rights
 
 
 @pytest.fixture

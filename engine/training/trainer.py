@@ -19,7 +19,7 @@ from ...configs.errors import InputError, shown
 from ...configs.files import to_json, write_atomically
 from ..analysis.spectra import collapse_warnings
 from ..config import Config
-from ..models.white_box import LONG_STEP
+from ..models.white_box.layers import LONG_STEP
 from ..reports.console import Reporter, Stopwatch, closing_block
 from ..reports.figures.curves import draw_curves
 from ..reports.figures.stream import draw_stream

@@ -11,7 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from seqjepa.kernels import SIGReg, sigreg
 from seqjepa.kernels._ops import ops
-from seqjepa.kernels.sigreg import degenerate_value, directions, knots
+from seqjepa.kernels.characteristic import knots
+from seqjepa.kernels.sigreg import degenerate_value, directions
 
 triton = pytest.mark.triton
 GRIDS = [(3.0, 17, "half"), (3.0, 10, "full"), (3.0, 9, "full"), (5.0, 2, "half"), (0.5, 17, "half"), (3.0, 3, "full")]
