@@ -23,4 +23,11 @@ first=${hosts%%$'\n'*}
 srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash -c 'exec accelerate launch --config_file configs/accelerate/multi_node.yaml \
     --num_machines "$1" --num_processes "$2" --main_process_ip "$3" --main_process_port "$4" \
     --machine_rank "$SLURM_NODEID" engine/train.py "${@:5}"' launch \
-    "$nodes" "$processes" "$first" "$((20000 + SLURM_JOB_ID % 20000))" "$@" run.resume=auto
+    "$nodes" "$processes" "$first" "$((20000 + SLURM_JOB_ID % 20000))" "$@" run.resume=auto || {
+    code=$?
+    # where a partition or QOS has a GraceTime, a preempted job that has saved and left by then is not queued again by itself
+    if [[ $(scontrol show job "$SLURM_JOB_ID") == *PreemptTime=[0-9]* ]]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit "$code"
+}
