@@ -21,6 +21,8 @@ from .checksums import MANIFEST, Damaged
 from .tensors import check
 
 PATIENCE = 600.0  # seconds that the end of a run waits for its last copy
+# stores without folders, in which makedirs would make a bucket of a name that was mistyped
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "oss", "hf"})
 RECORDS = ("metrics.jsonl", "steps.jsonl", "summary.json", "config.yaml", "tracker-id")
 
 
@@ -118,12 +120,17 @@ class Mirror:
 
     def _put(self, file: Path, place: str) -> None:
         size = file.stat().st_size
-        self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
+        self._make_folder(place.rpartition("/")[0])
         with file.open("rb") as source, self.files.open(place, "wb") as target:
             shutil.copyfileobj(source, target, 2**22)
         self.files.invalidate_cache(place.rpartition("/")[0])
         if (written := self.files.info(place)["size"]) < size:  # a record may have grown since
             raise OSError(f"{place} has {written} of {size} bytes")
+
+    def _make_folder(self, place: str) -> None:
+        protocols = self.files.protocol
+        if not BUCKETS & set([protocols] if isinstance(protocols, str) else protocols):
+            self.files.makedirs(place, exist_ok=True)
 
     def _names(self) -> list[str]:
         """Names of the checkpoints there, oldest first."""
@@ -144,7 +151,7 @@ class Mirror:
         """
         place, word = f"{self.root}/.tried-{secrets.token_hex(4)}", secrets.token_bytes(16)
         try:
-            self.files.makedirs(self.root, exist_ok=True)
+            self._make_folder(self.root)
             self.files.pipe_file(place, word)
             self.files.invalidate_cache(self.root)
             read = self.files.cat_file(place)
