@@ -32,6 +32,7 @@ __all__ = [
 MOMENTS_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 128}
 GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
 STATISTIC_BLOCK = 64  # slices
+ANEW = 8  # knots whose angles are added up; in longer sums Inductor cuts its loop, and keeps tensors of x's size
 CACHED = 2**16  # projections that a thread of a CPU processes at a time, so that they stay in its cache
 
 
@@ -266,7 +267,10 @@ def _plain_sums(x: Tensor, spaced: Spacing) -> Tensor:
     """
     (cosine, sine), turn = _turns(x, spaced)
     sums = []
-    for _ in range(spaced.count):
+    for number in range(spaced.count):
+        if number and number % ANEW == 0:
+            angle = x * ((number + (0.5 if spaced.between else 1)) * spaced.step)
+            cosine, sine = angle.cos(), angle.sin()
         sums.append(torch.stack([cosine.sum(1), sine.sum(1)], 1))
         cosine, sine = cosine * turn[0] - sine * turn[1], sine * turn[0] + cosine * turn[1]
     return torch.stack(sums, 2)
