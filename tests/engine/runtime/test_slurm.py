@@ -20,7 +20,7 @@ pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).resolve().parents[3]
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
-DAEMONS = ("munged", "slurmctld", "slurmd")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
 # nodes are named by addresses, which every machine can look up
 CONFIG = """
 ClusterName=test
@@ -81,8 +81,7 @@ class Slurm:
         self.daemons: list[subprocess.Popen] = []
 
     def start(self) -> None:
-        names = {"socket": "munge.socket", "key-file": "key", "log-file": "munge.log"}
-        names |= {"pid-file": "munge.pid", "seed-file": "seed"}
+        names = {"socket": "munge.socket", "key-file": "key", "pid-file": "munge.pid", "seed-file": "seed"}
         options = [f"--{option}={self.folder / name}" for option, name in names.items()]
         self._daemon("munged", "--foreground", "--force", *options)  # a folder that only root can enter needs force
         wait_until((self.folder / "munge.socket").exists, 60)
@@ -152,7 +151,7 @@ class Slurm:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    if missing := [name for name in (*DAEMONS, "sbatch", "setpriv") if not shutil.which(name, path=PATH)]:
+    if missing := [name for name in PROGRAMS if not shutil.which(name, path=PATH)]:
         pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurmctld slurmd slurm-client munge")
     if os.geteuid() != 0:
         pytest.skip("SLURM's daemons need root")
