@@ -20,7 +20,7 @@ pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).resolve().parents[3]
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
-DAEMONS = ("munged", "slurmctld", "slurmd")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
 # nodes are named by addresses, which every machine can look up
 CONFIG = """
 ClusterName=test
@@ -81,8 +81,7 @@ class Slurm:
         self.daemons: list[subprocess.Popen] = []
 
     def start(self) -> None:
-        names = {"socket": "munge.socket", "key-file": "key", "log-file": "munge.log"}
-        names |= {"pid-file": "munge.pid", "seed-file": "seed"}
+        names = {"socket": "munge.socket", "key-file": "key", "pid-file": "munge.pid", "seed-file": "seed"}
         options = [f"--{option}={self.folder / name}" for option, name in names.items()]
         self._daemon("munged", "--foreground", "--force", *options)  # a folder that only root can enter needs force
         wait_until((self.folder / "munge.socket").exists, 60)
@@ -93,15 +92,8 @@ class Slurm:
 
     def _daemon(self, *command: str) -> None:
         with (self.folder / f"{command[0]}-{len(self.daemons)}.log").open("w") as log:
-            # it must not outlive a test that is killed
-            self.daemons.append(
-                subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "KILL", *command],
-                    env=self.environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+            bound = ["setpriv", "--pdeathsig", "KILL", *command]  # it must not outlive a test that is killed
+            self.daemons.append(subprocess.Popen(bound, env=self.environment, stdout=log, stderr=subprocess.STDOUT))
 
     def stop(self) -> None:
         with contextlib.suppress(subprocess.SubprocessError, AssertionError):
@@ -118,17 +110,15 @@ class Slurm:
         for daemon in self.daemons:
             daemon.wait(30)
 
-    def ask(self, *command: str, check: bool = True) -> str:
+    def ask(self, *command: str, check: bool = True, **environment: str) -> str:
         """What a command of SLURM's prints."""
-        result = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300, check=check
-        )
-        return result.stdout
+        given = {"cwd": ROOT, "env": self.environment | environment, "timeout": 300, "check": check}
+        return subprocess.run(command, capture_output=True, text=True, **given).stdout
 
-    def submit(self, words: list[str], *options: str) -> str:
+    def submit(self, words: list[str], **environment: str) -> str:
         """Submit the script, with one process on each node, and return the job's number."""
-        fitting = (f"--output={self.folder}/%j.out", "--gpus-per-node=1", "--cpus-per-task=1", *options)
-        return self.ask("sbatch", "--parsable", *fitting, "configs/launch/slurm.sh", *words).strip()
+        fitting = (f"--output={self.folder}/%j.out", "--gpus-per-node=1", "--cpus-per-task=1")
+        return self.ask("sbatch", "--parsable", *fitting, "configs/launch/slurm.sh", *words, **environment).strip()
 
     def printed(self, job: str) -> str:
         return (self.folder / f"{job}.out").read_text()
@@ -161,7 +151,7 @@ class Slurm:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    if missing := [name for name in (*DAEMONS, "sbatch", "setpriv") if not shutil.which(name, path=PATH)]:
+    if missing := [name for name in PROGRAMS if not shutil.which(name, path=PATH)]:
         pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurmctld slurmd slurm-client munge")
     if os.geteuid() != 0:
         pytest.skip("SLURM's daemons need root")
@@ -175,7 +165,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 def test_a_disturbed_job_ends_as_if_undisturbed(slurm, tiny, tmp_path, ranks, record_property):
     """Queued again by hand, preempted without and with time to save in, and on a node that is lost."""
-    fixed = tiny("run.epochs=100", "eval.every=25", "run.log_every=1000", "run.overwrite=false", run="cut")
+    fixed = tiny("run.epochs=60", "eval.every=20", "run.log_every=1000", "run.overwrite=false", run="cut")
 
     def requeue() -> None:
         slurm.ask("scontrol", "requeue", job)
@@ -215,34 +205,71 @@ def test_a_disturbed_job_ends_as_if_undisturbed(slurm, tiny, tmp_path, ranks, re
     cut, whole = (find_checkpoint(path) / "model.safetensors" for path in (run, tmp_path / "whole"))
     assert cut.read_bytes() == whole.read_bytes()
     ours, theirs = (read_rows(path / "metrics.jsonl") for path in (run, tmp_path / "whole"))
-    assert [row["epoch"] for row in ours] == list(range(1, 101))
+    assert [row["epoch"] for row in ours] == list(range(1, 61))
     for one, other in zip(ours, theirs, strict=True):
         for name in one.keys() - {"timing", "z_grad_norm_prediction"}:  # an epoch that was cut is summed in two parts
             # what is not measured in every epoch is None
             assert one[name] == other[name] or one[name] == pytest.approx(other[name], rel=1e-6), name
 
 
+SLOW_DISK = """
+import os, time
+replace = os.replace
+
+def slow(source, target):
+    if "-step-" in str(target):
+        time.sleep(5)
+    replace(source, target)
+
+os.replace = slow
+"""
+
+
 def test_a_job_that_runs_out_of_time_saves(slurm, tiny, tmp_path):
-    """A minute before its end, as the script says; submitted again it goes on, and saves when it is cancelled."""
+    """A minute before its end, as the script says; submitted again it goes on, and saves when it is cancelled.
+
+    The other process leaves seconds before the first one has given the checkpoint its name.
+    """
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
     words = tiny("run.epochs=20000", "eval.every=20000", "checkpoint.every=20000", "run.overwrite=false")
-    first = slurm.submit(words)
+    first = slurm.submit(words, PYTHONPATH=str(tmp_path))
     slurm.wait_for_epochs(first, tmp_path / "run", 3)
     hours, minutes, _ = slurm.job(first)["RunTime"].split(":")
     limit = 60 * int(hours) + int(minutes) + 2
     slurm.ask("scontrol", "update", f"JobId={first}", f"TimeLimit={limit}")
     end = slurm.wait(first, "FAILED")
     assert (end["ExitCode"], end["Restarts"]) == ("1:0", "0")
-    assert slurm.printed(first).count("interrupted by SIGTERM: saved ") == 1
+    printed = slurm.printed(first)
+    assert printed.count("interrupted by SIGTERM: saved ") == 1, printed
+    assert "-step-" in printed.split("interrupted by SIGTERM: saved ")[1].split(";")[0]
 
-    second = slurm.submit(words)
+    second = slurm.submit(words, PYTHONPATH=str(tmp_path))
     slurm.wait_for_epochs(second, tmp_path / "run", 3)
     slurm.ask("scancel", second)
     slurm.wait(second, "CANCELLED")
     wait_until(lambda: not slurm.ask("squeue", "--noheader"))
     printed = slurm.printed(second)
-    assert printed.count("resumed from") == printed.count("interrupted by SIGTERM: saved ") == 1
+    assert printed.count("resumed from") == printed.count("interrupted by SIGTERM: saved ") == 1, printed
     epochs = [row["epoch"] for row in read_rows(tmp_path / "run/metrics.jsonl")]
     assert epochs == list(range(1, len(epochs) + 1))
+
+
+def test_a_process_that_dies_ends_the_job(slurm, tiny, tmp_path):
+    """Which is not queued again, and has freed its nodes soon after."""
+    job = slurm.submit(tiny("run.epochs=20000", "eval.every=20000"))
+    slurm.wait_for_epochs(job, tmp_path / "run", 3)
+    (second,) = (process for process in psutil.process_iter() if is_rank(process, job, "1"))
+    second.kill()
+    end = slurm.wait(job, "FAILED")
+    assert (end["Reason"], end["ExitCode"], end["Restarts"]) == ("NonZeroExitCode", "1:0", "0")
+    assert "SIGKILL" in slurm.printed(job)
+
+
+def is_rank(process: psutil.Process, job: str, rank: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        environment = process.environ()
+        return (environment.get("SLURM_JOB_ID"), environment.get("RANK")) == (job, rank)
+    return False
 
 
 @pytest.mark.parametrize(
