@@ -130,6 +130,22 @@ def refused(capsys):
 
 
 @pytest.fixture
+def blank_figures():
+    """Figures are small and empty, because drawing takes half of the time of a tiny run; `undo()` ends that."""
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+
+    def save_blank(figure, path, **_):
+        figure.clear()
+        save(figure, path, dpi=10)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_blank)
+        yield patch
+
+
+@pytest.fixture
 def powerless():
     """A context in which permissions count, also where the tests run as root.
 

@@ -36,11 +36,9 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 import seqjepa.kernels
-from seqjepa.kernels import adamw_ema, causal_statistics, characteristic, directions, ema
+from seqjepa.kernels import adamw_step, causal_statistics, characteristic, directions, ema
 from seqjepa.kernels import token_statistics as statistics
-from seqjepa.kernels.internal import backend, cholesky, matmul, multi_tensor
-
-rate = importlib.import_module("seqjepa.kernels.coding_rate")  # the package exports a function of this name
+from seqjepa.kernels.internal import backend, cholesky, matmul, multi_tensor, rows
 
 BUDGET = Path(__file__).with_name("budget.json")
 
@@ -111,11 +109,11 @@ def manifest(architecture: int) -> dict[str, tuple]:
             of_gram,
         ),
         "total of parts": (matmul._total_kernel, "*fp32 *fp32 *fp32 i32 i32", {"IDENTITY": True, "BLOCK_N": 32}, {}),
-        "sums of columns": (rate._sums_kernel, "*fp32 *fp64 i32 i32 i32 i32", {"stride_zd": 1, **rate.BLOCKS}, {}),
+        "sums of columns": (rows._sums_kernel, "*fp32 *fp64 i32 i32 i32 i32", {"stride_zd": 1, **rows.BLOCKS}, {}),
         "centred rows": (
-            rate._rows_kernel,
+            rows._rows_kernel,
             "*fp32 *fp64 *fp32 *fp32 *fp64" + " i32" * 6,
-            {"stride_zd": 1, "CENTER": True, "WEIGHTED": False, "MEAN": True, **rate.BLOCKS},
+            {"stride_zd": 1, "CENTER": True, "WEIGHTED": False, "MEAN": True, **rows.BLOCKS},
             {},
         ),
         "cholesky": (cholesky._factor_kernel, factor, cholesky.BLOCKS, one_stage),
@@ -166,19 +164,19 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "ema": (ema._ema_kernel, average, {"LISTS": 2, "SKIP": False, **pair, **lists}, {}),
         "ema and live copy": (ema._ema_kernel, average, {"LISTS": 3, "SKIP": True, **pair, **lists}, {}),
         "advance": (
-            adamw_ema._advance_kernel,
+            adamw_step._advance_kernel,
             "*i64 *fp32 *fp64 *fp64 *fp32 i32",
             {"COLUMNS": 8, "FOUND_INF": True, "BLOCK": 128},
             {},
         ),
         "adamw_ema": (
-            adamw_ema._adamw_ema_kernel,
+            adamw_step._adamw_ema_kernel,
             step,
             {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
             {},
         ),
         "adamw_ema with a scaler": (
-            adamw_ema._adamw_ema_kernel,
+            adamw_step._adamw_ema_kernel,
             step,
             {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
             {},

@@ -25,6 +25,8 @@ from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.runs.state import TrainingState
 from seqjepa.engine.train import main
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FILES = ("model.safetensors", "probes.safetensors", "trainer.safetensors", "rng-00000.safetensors")
 FILES += ("state.json", "manifest.json")
 BEST = ("eval.best_metric=ep_loss", "eval.best_mode=min")
