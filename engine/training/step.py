@@ -24,6 +24,7 @@ from ..objectives.objective import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
 from ..runtime.distributed import average_gradients, join_batch_norms, joined_mean, joined_rows, world
+from .churn import Churn
 from .forward import StepInputs, StepOutputs, TrainingForward
 from .optimizers import build_optimizer, learning_rate, set_rate
 from .segments import segments_of
@@ -115,7 +116,9 @@ class TrainingStep:
         by_term = train_model and not by_blocks  # else nothing sends a gradient through all of z
         norms = [f"z_grad_norm_{name}" for name in config.objective.of_features] if by_term else []
         embeddings = EMBEDDINGS if train_model else ()
-        means = {name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms, *embeddings)}
+        self.churn = Churn(model, loaders.validation) if train_model and model.num_codes else None
+        churn = self.churn.encoders if self.churn else ()
+        means = {name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms, *embeddings, *churn)}
         self.train_losses = MetricBank({**means, "grad_norm_max": Largest(), "clipped": Mean(100)}).to(device)
         balance = self.objective.balance
         self.measured_every = [config.run.log_every, *([] if balance is None else [balance.config.every])]  # in steps
@@ -265,6 +268,13 @@ class TrainingStep:
                 self.train_losses[f"{side}_{name}"].update(value, 1)
                 found[f"{side}_{name}"] = value.item()
         return found
+
+    def code_changes(self) -> dict[str, float]:
+        """How many codes have changed since the last call, as `Churn.look` tells; waits for the device."""
+        found = self.churn.look() if self.churn else {}
+        for name, value in found.items():
+            self.train_losses[name].update(value, 1)
+        return {name: value.item() for name, value in found.items()}
 
     def end_task(self) -> None:
         """Remember the encoder as it is at the end of a task, if the model has a memory."""

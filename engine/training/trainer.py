@@ -327,7 +327,7 @@ class Trainer:
         lr = float(self.training.optimizer.param_groups[0]["lr"])  # of the last step
         values = {"step_loss": loss, "lr": lr}
         values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
-        values |= self.training.embeddings()
+        values |= self.training.embeddings() | self.training.code_changes()
         timing = {"sequences_per_second": recent.rate}
         self.trackers.log(self.global_step, train=values, system=timing)
         if self.steps_file:
