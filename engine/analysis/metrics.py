@@ -92,8 +92,9 @@ METRICS = (
     Metric("grad_norm_max", of_objective=True),
     Metric("clipped", "min", of_objective=True),
     Metric("z_grad_norm_{term}", of_objective=True),
-    # of a training batch every `run.log_every` steps, the mean over the epoch; `embedding_figures` describes them
-    *(Metric(name, "max", of_objective=True) for name in EMBEDDINGS),
+    # of a training batch every `run.log_every` steps, the mean over the epoch; `embedding_figures` describes them. The
+    # control's are of the last batch of each of its epochs
+    *(Metric(name, "max") for name in EMBEDDINGS),
     Metric("pred_cosine_test", "max"),
     Metric("pred_cosine_centred_test", "max", None, "pred_cosine_centred", closing=True, panel="cosine", label="test"),
     *_class_probe("online", closing=True, compared=True, panel="class", label="agg"),

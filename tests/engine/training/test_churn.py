@@ -47,7 +47,7 @@ def test_codes_that_change_places_are_counted(trained):
 
 
 def test_looking_changes_nothing(trained):
-    training, loaders = trained
+    training, _ = trained
     state = {name: value.clone() for name, value in training.model.state_dict().items()}
     training.code_changes()
     training.code_changes()
