@@ -243,9 +243,9 @@ class TrainingStep:
         target_z = None if model.target.joint else output.target_z
         with torch.random.fork_rng([device] if device.type == "cuda" else []), self.accelerator.autocast():
             past = None if output.recalled is None else output.recalled.past
-            tokens = each(output.tokens, torch.Tensor.detach)
+            tokens, altered = (each(part, torch.Tensor.detach) for part in (output.tokens, output.altered))
             output = model.predict(z, target_z, given.actions, given.inverse_actions, self.losses.spans, past)
-            output = output._replace(tokens=tokens)
+            output = output._replace(tokens=tokens, altered=altered)
         _, terms = self.objective(output, self.device_step)
         term_grad_norms = {}
         weights = self.objective.weights()
