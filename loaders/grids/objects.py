@@ -162,12 +162,12 @@ def shape_keys(objects: Objects) -> Tensor:
     slot = objects.slots.flatten(1)
     number, side = len(slot), objects.slots.shape[-1]
     line = torch.arange(side * side, device=slot.device)
-    first = []
+    offsets = []
     for place in (line // side, line % side):
         least = slot.new_full((number, objects.present.shape[1] + 1), side)
-        first.append(place - least.scatter_reduce_(1, slot, place.expand_as(slot), "amin").gather(1, slot))
+        offsets.append(place - least.scatter_reduce_(1, slot, place.expand_as(slot), "amin").gather(1, slot))
     drawn = torch.randint(2**62, (side * side,), generator=torch.Generator().manual_seed(0)).to(slot.device)
-    cell = drawn[first[0] * side + first[1]]  # sums of such numbers may pass the largest, and go on from the least
+    cell = drawn[offsets[0] * side + offsets[1]]  # sums of such numbers may pass the largest, and go on from the least
     return torch.zeros_like(least).scatter_add_(1, slot, cell)[:, :-1]
 
 
