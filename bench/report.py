@@ -200,7 +200,7 @@ def measure(words: list[str], batch: int, sizes: Sequence[int]) -> dict:
         "eval_every": run.config.eval.every,
     }
     if run.device.type == "cuda":
-        run.training._step(next(run.batches), measure_gradients=True)  # a logged step is not part of a CUDA graph
+        run.training._step(next(run.batches), measured=True)  # a logged step is not part of a CUDA graph
         found["peak_memory_gib"] = torch.cuda.max_memory_reserved() / GIB
     found["rates"] = {batch: batch / step}
     for size in sizes:

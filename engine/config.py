@@ -232,6 +232,9 @@ def check_method(config: Config) -> None:
             raise InputError("is negative, which has no share that is left; only 0 is allowed", "objective.rate.weight")
         if len(config.objective.balanced) < 2:
             raise InputError("needs two terms of features that have a weight", "objective.balance.kind")
+    if "altered" in reads and sequence.views != "grids":
+        name = next(name for name, term in terms.items() if "altered" in term.reads)
+        raise InputError("only grids are altered; set sequence.kind=program", f"objective.{name}.weight")
     if "coordinates" in reads:
         _check_groups(config)
     _check_tokens(config)

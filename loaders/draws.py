@@ -15,6 +15,7 @@ TRAIN_STREAM, VALIDATION_STREAM, ORDER_STREAM, STATISTICS_STREAM = range(4)
 TASK_STREAM, ARRIVAL_STREAM, REPLAY_STREAM, PICK_STREAM, ROWS_STREAM = range(4, 9)  # of loaders.streams
 GRID_STREAM, COUNTERFACTUAL_STREAM = 9, 10  # of generated grids, and of what they could have become
 CODEBOOK_STREAM = 11  # of the tokens that become codes
+ALTERED_STREAM = 12  # of what terms of the objective alter in grids
 
 FIXED_POINT_BITS = 16  # |value| < 256 then has at most 24 significant bits: exact in float32
 

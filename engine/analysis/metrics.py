@@ -82,6 +82,7 @@ def _stream(measure: str, target: Literal["class", "action"] | None = None) -> l
 
 
 SIDES, FIGURES = ("prediction", "target"), ("rank", "isotropy", "variance", "gauss")
+CHURN = ("codes_churn", "codes_churn_target")
 EMBEDDINGS = tuple(f"{side}_{figure}" for side in SIDES for figure in FIGURES)
 METRICS = (
     Metric("val_loss", "min", "ep_loss", "loss", of_objective=True, panel="loss"),
@@ -91,8 +92,9 @@ METRICS = (
     Metric("grad_norm_max", of_objective=True),
     Metric("clipped", "min", of_objective=True),
     Metric("z_grad_norm_{term}", of_objective=True),
-    # of a training batch every `run.log_every` steps, the mean over the epoch; `embedding_figures` describes them
-    *(Metric(name, "max", of_objective=True) for name in EMBEDDINGS),
+    # of a training batch every `run.log_every` steps, the mean over the epoch; `embedding_figures` describes them. The
+    # control's are of the last batch of each of its epochs
+    *(Metric(name, "max") for name in EMBEDDINGS),
     Metric("pred_cosine_test", "max"),
     Metric("pred_cosine_centred_test", "max", None, "pred_cosine_centred", closing=True, panel="cosine", label="test"),
     *_class_probe("online", closing=True, compared=True, panel="class", label="agg"),
@@ -136,6 +138,11 @@ METRICS = (
     Metric("codes_active", "max", title="codes_active"),
     Metric("codes_colour", "max", title="codes_colour"),
     Metric("codes_colour_chance", title="codes_colour_chance"),
+    Metric("codes_shape", "max", title="codes_shape"),
+    Metric("codes_shape_chance", title="codes_shape_chance"),
+    *(Metric(f"codes_{name}_target", "max") for name in ("perplexity", "active")),
+    # every `run.log_every` steps, the mean over the epoch; what `Churn.look` describes
+    *(Metric(name, "min", of_objective=True) for name in CHURN),
     Metric("move_acc", "max", title="move_acc"),
     Metric("length_acc", "max", title="length_acc"),
     *(Metric(f"{name}_r2", "max", title=f"{name}_r2") for name in ("size", "objects", "colours")),
@@ -154,7 +161,7 @@ METRICS = (
 
 OF_GRIDS = {"next_cf16", "next_top1", "next_copy16", "val_nce", "move_acc", "length_acc"}
 OF_GRIDS |= {"size_r2", "objects_r2", "colours_r2"}
-OF_CODES = {"codes_perplexity", "codes_active", "codes_colour", "codes_colour_chance"}
+OF_CODES = {metric.name for metric in METRICS if metric.name.startswith("codes_")}
 
 # beginnings of the names of metrics that the untrained control does not have
 OF_THE_OBJECTIVE = tuple(FIELD.sub("", name) for metric in METRICS if metric.of_objective for name in metric.names)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...loaders.batch import Batch
 from ...loaders.draws import COUNTERFACTUAL_STREAM, words
-from ...loaders.grids.moves import MOVE, NUM_COLOURS, counts, sizes
-from ...loaders.grids.objects import components
+from ...loaders.grids.moves import MOVE, counts, sizes
+from ...loaders.grids.objects import components, shape_keys
 from ...loaders.grids.programs import counterfactuals
 from ...loaders.loader import SequenceLoader
 from ..analysis.accumulators import r2_score
@@ -20,6 +20,7 @@ from ..analysis.regressions import held_out_rows, ridge_regression
 from ..models.config import Span
 from ..models.encoders.grid_objects import GridObjects
 from ..models.seq_jepa import SeqJEPA
+from ..models.targets.ema import EMATeacher
 from ..objectives.objective import Objective
 from .frozen import Progress, Rows, rows_of
 
@@ -54,8 +55,11 @@ def grid_scores(
     - move_acc: percent of moves that a ridge regression tells from z of two grids and their difference (chance is 10)
     - codes_perplexity, codes_active: perplexity of the codes of the tokens, if they have some, and percent of all codes
       that occur; the mean over parts of a token
+    - codes_perplexity_target, codes_active_target: the same of the teacher's codes, if there is a teacher
     - codes_colour, codes_colour_chance: percent of the objects of view 0 (those that have a slot) whose colour is the
       commonest of those with their code, and the same after the codes were dealt out at random
+    - codes_shape, codes_shape_chance: the same for their shape, which is that of another object if both have the same
+      cells but for their place
     - length_acc: percent of sequences of which a ridge regression tells from z of the first and of another grid, and
       their difference, how many moves lie between (chance is 100 over the number of moves)
     - size_r2, objects_r2, colours_r2: R² of height and width, of the logarithm of one plus the number of objects, and
@@ -95,10 +99,16 @@ def grid_scores(
         found["val_nce"] = (among.logsumexp(1) - own[:, 0]).mean().item()
     if "codes" in test:
         found |= code_scores(test["codes"], model.num_codes)
+        if "target_codes" in test:
+            of_target = code_scores(test["target_codes"], model.num_codes)
+            found |= {f"{name}_target": value for name, value in of_target.items()}
         there = test["colour"] >= 0
-        codes, colour = test["first_codes"][there], test["colour"][there]
+        codes = test["first_codes"][there]
         order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0)).to(codes.device)
-        found |= {"codes_colour": purity(codes, colour), "codes_colour_chance": purity(codes[order], colour)}
+        for name in ("colour", "shape"):
+            labels = test[name][there].unique(return_inverse=True)[1]
+            found[f"codes_{name}"] = purity(codes, labels)
+            found[f"codes_{name}_chance"] = purity(codes[order], labels)
     for name in ("size", "objects", "colours"):
         found[f"{name}_r2"] = r2_score(fitted(lambda rows: rows["z"], name), test[name])
     return found
@@ -123,17 +133,18 @@ def code_scores(codes: Tensor, num_codes: int) -> dict[str, float]:
     return {"codes_perplexity": fmean(perplexities), "codes_active": fmean(active)}
 
 
-def purity(codes: Tensor, colour: Tensor) -> float:
-    """Percent of tokens whose colour [M] is the commonest of those with their code [M, G], int64; the mean over G.
+def purity(codes: Tensor, labels: Tensor) -> float:
+    """Percent of tokens whose label [M] is the commonest of those with their code [M, G], int64; the mean over G.
 
     NaN if there are no tokens.
     """
-    if not len(colour):
+    if not len(labels):
         return math.nan
-    shares = []
+    classes, shares = int(labels.max()) + 1, []
     for part in codes.T:
-        cells = torch.bincount(part * NUM_COLOURS + colour, minlength=NUM_COLOURS * (int(codes.max()) + 1))
-        shares.append(100 * (cells.view(-1, NUM_COLOURS).amax(1).sum() / len(colour)).item())
+        pairs, number = torch.unique(part * classes + labels, return_counts=True)
+        commonest = number.new_zeros(int(part.max()) + 1).scatter_reduce_(0, pairs // classes, number, "amax")
+        shares.append(100 * (commonest.sum() / len(labels)).item())
     return fmean(shares)
 
 
@@ -181,6 +192,9 @@ def _features(
         slots, empty = objects.slots.flatten(1), first.new_zeros(len(first), objects.present.shape[1] + 1)
         colour = empty.scatter_(1, slots, first.flatten(1))[:, :-1]
         found["colour"] = torch.where(objects.present, colour, -1)
+        found["shape"] = shape_keys(objects)
+        if isinstance(model.target, EMATeacher):
+            found["target_codes"] = model.target.teacher.with_tokens(views[:, -1:])[1].codes
     if not nearest:
         known = output.projections if model.target.joint and model.sharpening is None else None
         found["compared"] = (_compared(model, views) if known is None else known).float()

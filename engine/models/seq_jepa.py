@@ -30,6 +30,14 @@ class Reading(NamedTuple):
     target: Tensor  # [B, E]
 
 
+class Altered(NamedTuple):
+    """Features [B, N, D] of the encoded views, altered in each way for which there is a term."""
+
+    recoloured: Tensor | None = None
+    shifted: Tensor | None = None
+    mirrored: Tensor | None = None
+
+
 class Output(NamedTuple):
     """Output of a forward pass."""
 
@@ -46,6 +54,7 @@ class Output(NamedTuple):
     coordinates: Coordinates | None = None  # the features of N views in the subspaces of the factors, and the rest
     recalled: Recalled | None = None  # the features of N views beside those of the last task's encoder
     tokens: Tokens | None = None  # [B, N, ...] of the parts of N views
+    altered: Altered | None = None
 
     @property
     def readings(self) -> list[Reading]:

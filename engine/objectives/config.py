@@ -317,6 +317,35 @@ class RelationalConfig(TokensConfig):
     """Weight of the variance over the other views, in the forms of squares."""
 
 
+class AlterationConfig(TermConfig):
+    """Squared difference of z of grids and of the same grids altered; all grids of a step are altered alike."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"altered"})
+
+
+class RecolouredConfig(AlterationConfig):
+    """Squared difference of z of grids and of the same grids after the colours 1 to 9 have changed places."""
+
+    made_by = ".altered:Recoloured"
+
+
+class ShiftedConfig(AlterationConfig):
+    """Squared difference of z of grids and of the same grids shifted; what comes in is 0."""
+
+    made_by = ".altered:Shifted"
+
+    most: float = Field(default=0.1, gt=0, lt=1)
+    """Largest share of height and width by which they are shifted, to whole cells."""
+
+
+class MirroredConfig(AlterationConfig):
+    """Squared difference of z of grids and of the same grids with their rows, or their columns, in reverse."""
+
+    made_by = ".altered:Mirrored"
+
+
 class ReadingConfig(Kind):
     """Which views of a sequence are predicted, and from which; the loss is averaged over these readings."""
 
@@ -418,6 +447,9 @@ class ObjectiveConfig(Section):
     commitment: CommitmentConfig = CommitmentConfig()
     usage: UsageConfig = UsageConfig()
     relational: RelationalConfig = RelationalConfig()
+    recoloured: RecolouredConfig = RecolouredConfig()
+    shifted: ShiftedConfig = ShiftedConfig()
+    mirrored: MirroredConfig = MirroredConfig()
     reading: Annotated[
         ForwardReadingConfig | BothReadingConfig | PrefixesReadingConfig | WindowsReadingConfig,
         Field(discriminator="kind"),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from ..models.seq_jepa import Output
+from .altered import Alteration
 from .balance import GradNorm
 from .config import ObjectiveConfig
 from .prediction import Prediction
@@ -39,6 +40,11 @@ class Objective(nn.Module):
         """The terms by name."""
         found: dict[str, Any] = {"prediction": self.prediction, **dict(self.others.items())}
         return {name: found[name] for name in (name.removeprefix("loss_") for name in self.names)}
+
+    @property
+    def alterations(self) -> list[Alteration]:
+        """The terms for which views are encoded once more."""
+        return [term for term in self.others.values() if isinstance(term, Alteration)]
 
     def weights(self) -> dict[str, Tensor | float]:
         """The present weight of each term, by name; those of balanced terms are 0-dim tensors."""

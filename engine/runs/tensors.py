@@ -106,6 +106,8 @@ def write(
         # each process accumulates metrics of its own part of the batches: the file has their sum
         collected = getattr(training, bank).collect(accelerator).state_dict()
         trainer |= {f"{bank}.{name}": value for name, value in collected.items()}
+    if training.churn:
+        trainer |= {f"churn.{name}": value for name, value in training.churn.seen.items()}
     trainer |= {f"stream.{name}": value for name, value in stream.items()}
     tensors["trainer"] = trainer
     if broken := _not_finite(tensors):
@@ -157,6 +159,9 @@ def restore(training: Any, accelerator: Accelerator, tensors: dict[str, dict[str
     except RuntimeError as error:
         raise InputError(f"its weights do not fit this network ({first_line(error)})", "run.resume") from None
     training.device_step.fill_(step)
+    if training.churn:
+        codes = under("churn.", tensors["trainer"])
+        training.churn.seen = {name: value.to(accelerator.device) for name, value in codes.items()}
     try:
         load_rng(tensors["rng"])
     except (RuntimeError, ValueError, TypeError, OverflowError, IndexError) as error:

@@ -14,7 +14,7 @@ from ...loaders.batch import Views, each, padded
 from ..evaluation.probes import OnlineProbes, probe_features
 from ..models.config import Span
 from ..models.local import Unit
-from ..models.seq_jepa import Output, SeqJEPA
+from ..models.seq_jepa import Altered, Output, SeqJEPA
 from ..objectives.objective import Objective
 
 BlockLoss = tuple[Tensor, dict[str, Tensor]]  # what a block lost, and its terms by `loss_<term>`; 0-dim
@@ -80,7 +80,12 @@ class TrainingForward(nn.Module):
             output, blocks = self.by_blocks(given, step)
             return self.losses_of(output, given.labels, given.moves, step, blocks)
         with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
-            output = self.model(given.views, given.actions, given.inverse_actions, self.spans).float()
+            output = self.model(given.views, given.actions, given.inverse_actions, self.spans)
+            if alterations := self.objective.alterations:
+                views = each(given.views, lambda x: x[:, : output.encoded.shape[1]])
+                found = {term.name: self.model.encoder(term.views(views, step)) for term in alterations}
+                output = output._replace(altered=Altered(**found))
+            output = output.float()
         return self.losses_of(output, given.labels, given.moves, step)
 
     def by_blocks(

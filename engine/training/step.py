@@ -24,6 +24,7 @@ from ..objectives.objective import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep
 from ..runtime.distributed import average_gradients, join_batch_norms, joined_mean, joined_rows, world
+from .churn import Churn
 from .forward import StepInputs, StepOutputs, TrainingForward
 from .optimizers import build_optimizer, learning_rate, set_rate
 from .segments import segments_of
@@ -114,13 +115,16 @@ class TrainingStep:
         losses = self.objective.names
         by_term = train_model and not by_blocks  # else nothing sends a gradient through all of z
         norms = [f"z_grad_norm_{name}" for name in config.objective.of_features] if by_term else []
-        embeddings = EMBEDDINGS if train_model else ()
-        means = {name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms, *embeddings)}
+        self.churn = Churn(model, loaders.validation) if train_model and model.num_codes else None
+        churn = self.churn.encoders if self.churn else ()
+        means = {name: Mean() for name in ("ep_loss", *losses, "grad_norm", *norms, *EMBEDDINGS, *churn)}
         self.train_losses = MetricBank({**means, "grad_norm_max": Largest(), "clipped": Mean(100)}).to(device)
         balance = self.objective.balance
-        self.measured_every = [config.run.log_every, *([] if balance is None else [balance.config.every])]  # in steps
+        # in steps; the control has no log
+        self.measured_every = [config.run.log_every if train_model else self.steps_per_epoch]
+        self.measured_every += [] if balance is None else [balance.config.every]
         self.term_grad_norms: dict[str, Tensor] = {}  # latest measurement
-        self.latest: list[Reading] = []  # of the last step that measured gradients
+        self.latest: list[Reading] = []  # of the last step that was measured
         self.train_metrics = self.probes.metric_bank().to(device)
         # what can diverge in a step, in the order in which `_watch` sees it
         self.watched = (*losses, "grad_norm", *(probe.loss_name for probe in self.probes.active))
@@ -144,12 +148,12 @@ class TrainingStep:
             for parameter in self.model.local.ended(self.losses.units):
                 self.optimizer.state.pop(parameter, None)
             self.graphed = GraphedStep(self._step, self.accelerator.device) if self.graphed else None
-        if self.train_model and any((step + 1) % period == 0 for period in self.measured_every):
-            return self._step(batch, measure_gradients=True)
+        if any((step + 1) % period == 0 for period in self.measured_every):
+            return self._step(batch, measured=True)
         return self._step(batch) if self.graphed is None else self.graphed(batch)
 
-    def _step(self, batch: Batch, *, measure_gradients: bool = False) -> Tensor:
-        """What a step does on the device; with `measure_gradients`, it also measures the gradient of each term.
+    def _step(self, batch: Batch, *, measured: bool = False) -> Tensor:
+        """What a step does on the device; if `measured`, its readings are kept, and the gradient of each term measured.
 
         A CUDA graph may hold all of it: what changes from step to step is a tensor that is written in place.
         """
@@ -158,14 +162,14 @@ class TrainingStep:
         for number, micro in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                measured: StepOutputs = self.wrapped(micro, self.device_step)
-                if measured.total.requires_grad:  # not if there are no probes and the model is not trained
-                    self.objective.backward(measured.total, measured.terms, self.accelerator.backward)
-            parts.append(measured)
-        if measure_gradients:
+                found: StepOutputs = self.wrapped(micro, self.device_step)
+                if found.total.requires_grad:  # not if there are no probes and the model is not trained
+                    self.objective.backward(found.total, found.terms, self.accelerator.backward)
+            parts.append(found)
+        if measured:
             self.latest = [Reading(*map(torch.Tensor.detach, r)) for part in parts for r in part.output.readings]
-        if measure_gradients and self.model.local is None:
-            self.term_grad_norms = self._term_grad_norms(measured.output, micro)
+        if measured and self.train_model and self.model.local is None:
+            self.term_grad_norms = self._term_grad_norms(found.output, micro)
             for name, norm in self.term_grad_norms.items():
                 self.train_losses[name].update(norm * len(batch.labels), len(batch.labels))
             if self.objective.balance is not None:
@@ -239,9 +243,9 @@ class TrainingStep:
         target_z = None if model.target.joint else output.target_z
         with torch.random.fork_rng([device] if device.type == "cuda" else []), self.accelerator.autocast():
             past = None if output.recalled is None else output.recalled.past
-            tokens = each(output.tokens, torch.Tensor.detach)
+            tokens, altered = (each(part, torch.Tensor.detach) for part in (output.tokens, output.altered))
             output = model.predict(z, target_z, given.actions, given.inverse_actions, self.losses.spans, past)
-            output = output._replace(tokens=tokens)
+            output = output._replace(tokens=tokens, altered=altered)
         _, terms = self.objective(output, self.device_step)
         term_grad_norms = {}
         weights = self.objective.weights()
@@ -257,7 +261,7 @@ class TrainingStep:
         return term_grad_norms
 
     def embeddings(self) -> dict[str, float]:
-        """Figures of the predictions and the targets of the last step that measured gradients; waits for the device."""
+        """Figures of the predictions and the targets of the last step that was measured; waits for the device."""
         found = {}
         for side in SIDES:
             rows = joined_rows(torch.cat([getattr(reading, side) for reading in self.latest]), self.world)
@@ -265,6 +269,13 @@ class TrainingStep:
                 self.train_losses[f"{side}_{name}"].update(value, 1)
                 found[f"{side}_{name}"] = value.item()
         return found
+
+    def code_changes(self) -> dict[str, float]:
+        """How many codes have changed since the last call, as `Churn.look` tells; waits for the device."""
+        found = self.churn.look() if self.churn else {}
+        for name, value in found.items():
+            self.train_losses[name].update(value, 1)
+        return {name: value.item() for name, value in found.items()}
 
     def end_task(self) -> None:
         """Remember the encoder as it is at the end of a task, if the model has a memory."""

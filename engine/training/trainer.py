@@ -336,7 +336,7 @@ class Trainer:
         lr = float(self.training.optimizer.param_groups[0]["lr"])  # of the last step
         values = {"step_loss": loss, "lr": lr}
         values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
-        values |= self.training.embeddings()
+        values |= self.training.embeddings() | self.training.code_changes()
         cost = self._cost((self.training.total_steps - self.global_step) * recent.seconds / recent.steps)
         if cost:
             status += f"  cost {cost['cost']:.2f} of about {cost['cost_expected']:.2f}"

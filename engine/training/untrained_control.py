@@ -84,6 +84,8 @@ def untrained_control(
     batches = (batch for epoch in range(epochs) for batch in loaders.train.epoch(epoch))
     for step, batch in enumerate(batches):
         training.step(batch, step)
+        if (step + 1) % training.steps_per_epoch == 0:
+            training.embeddings()
         reporter.advance()
         check()
     metrics = training.epoch_metrics() | validate(training, loaders.validation, check).metrics

@@ -1,5 +1,6 @@
 """Validation: all metrics of the model and of its probes on the test sequences."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
 from ..evaluation.grids import FITTED, NEGATIVES, grid_scores
 from ..models.seq_jepa import Output
+from ..models.targets.config import EMATargetConfig
 from ..models.white_box.layers import CrateLayer
 from ..objectives.rate import normalized
 from ..runtime.distributed import of_main, uneven_rows
@@ -142,6 +144,8 @@ def metric_names(config: Config, num_classes: int | None, factors: dict[str, sli
     few = {"val_nce"} if train * (config.sequence.num_observed + 1) < NEGATIVES else set()
     fields["codes"] = ["tokens"] if fields["grids"] and config.model.encoder.codes.quantises else []
     names = expand(targets, feature=("z", "agg"), **fields)
+    if not isinstance(config.target, EMATargetConfig):  # no codes but the encoder's
+        names = {name for name in names if not re.fullmatch("codes_.*_target", name)}
     if config.model.local.stops:  # no term sends a gradient through all of z
         names = {name for name in names if not name.startswith("z_grad_norm")}
     names -= {f"z_grad_norm_{name}" for name in set(config.objective.terms) - set(config.objective.of_features)}

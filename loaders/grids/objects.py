@@ -154,6 +154,23 @@ def find_objects(
     return Objects(torch.where(there[..., None], found, 0.0), there, adjacent, slot.view_as(grids))
 
 
+def shape_keys(objects: Objects) -> Tensor:
+    """A number for the shape of each object, int64 [N, O], 0 in empty slots.
+
+    It is the same for objects of the same cells but for their place, and else hardly ever.
+    """
+    slot = objects.slots.flatten(1)
+    number, side = len(slot), objects.slots.shape[-1]
+    line = torch.arange(side * side, device=slot.device)
+    offsets = []
+    for place in (line // side, line % side):
+        least = slot.new_full((number, objects.present.shape[1] + 1), side)
+        offsets.append(place - least.scatter_reduce_(1, slot, place.expand_as(slot), "amin").gather(1, slot))
+    drawn = torch.randint(2**62, (side * side,), generator=torch.Generator().manual_seed(0)).to(slot.device)
+    cell = drawn[offsets[0] * side + offsets[1]]  # sums of such numbers may pass the largest, and go on from the least
+    return torch.zeros_like(least).scatter_add_(1, slot, cell)[:, :-1]
+
+
 def _edges(labels: Tensor) -> Tensor:
     """Number of the four edges of each cell on whose other side is another component, or nothing."""
     found = torch.full_like(labels, 4)

@@ -62,7 +62,7 @@ NEEDS = {
         "model.encoder.quantiser.kind=gumbel",
         "model.encoder.quantiser.place=path",
     ),
-    "objective.relational.weight=0.1": OBJECTS,
+    **{f"objective.{term}.weight=0.1": OBJECTS for term in ("relational", "recoloured", "shifted", "mirrored")},
     "data.curriculum.kind=phases": (*OBJECTS, "data.fixed_views=true", "data.curriculum.until=[1]"),
     "data.curriculum.kind=competence": (*OBJECTS, "data.fixed_views=true", "data.curriculum.start=0.5"),
     "objective.balance.kind=gradnorm": (
@@ -130,6 +130,7 @@ def test_all_are_found():
 LONG = {f"model.encoder.kind={kind}" for kind in ("resnet18", "timm", "grid_cells", "grid_convnet")}
 LONG |= {f"model.encoder.quantiser.kind={kind}" for kind in ("none", "fsq", "gumbel")}
 LONG |= {"objective.commitment.weight=0.1", "objective.relational.weight=0.1", "model.aggregator.kind=weighted"}
+LONG |= {"objective.shifted.weight=0.1", "objective.mirrored.weight=0.1"}
 LONG |= {"stream.buffer.kind=reservoir", "stream.buffer.kind=balanced", "objective.distillation.weight=0.1"}
 
 # what is chosen already: the same network, but for one of them

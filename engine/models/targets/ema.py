@@ -1,6 +1,7 @@
 """An EMA teacher."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class EMATeacher(Target):
     def __init__(self, config: EMATargetConfig, encoder: nn.Module, projector: nn.Module | None = None):
         super().__init__()
         self.config = config
-        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+        self.teacher: Any = copy.deepcopy(encoder).requires_grad_(False)
         self.projector = None if projector is None else copy.deepcopy(projector).requires_grad_(False)
 
     @torch.no_grad()

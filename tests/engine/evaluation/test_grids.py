@@ -9,10 +9,11 @@ from torch import nn
 
 from seqjepa.engine.config import compose
 from seqjepa.engine.evaluation import grids
-from seqjepa.engine.evaluation.grids import grid_scores
+from seqjepa.engine.evaluation.grids import grid_scores, purity
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep
+from seqjepa.loaders.grids.objects import shape_keys
 
 GRIDS = ("configs/data/arc_programs.yaml", "configs/tier/arc_smoke.yaml", "data.train_subset=200", "data.val_subset=64")
 
@@ -145,8 +146,15 @@ def test_candidates_are_compared_as_targets_are(words):
     assert grid_scores(model, *given)["next_cf16"] > 85  # ties of grids that look alike count in parts
 
 
-@pytest.mark.parametrize("change", ["", "blank=1.0"])
-def test_codes_that_are_the_colours_of_objects_are_pure(change, monkeypatch):
+def test_purity_counts_the_commonest_label_of_each_code():
+    """Three of four of code 7, one of two of code 0, and one alone: 5 of 7; of the other part all with their code."""
+    codes = torch.tensor([[7, 1], [7, 1], [7, 1], [7, 2], [0, 1], [0, 2], [3, 0]])
+    labels = torch.tensor([4, 4, 4, 0, 4, 0, 2])
+    assert purity(codes, labels) == pytest.approx(100 * (5 / 7 + 1) / 2)
+
+
+@pytest.mark.parametrize(("codes_are", "change"), [("colour", ""), ("shape", ""), ("colour", "blank=1.0")])
+def test_codes_that_are_the_colours_or_shapes_of_objects_are_pure(codes_are, change, monkeypatch):
     """An object's colour is told by its features; there are fewer slots than objects, or no object at all."""
     codes = ("kind=ema", "codes=10")
     words = [*(f"model.encoder.quantiser.{setting}" for setting in codes), "model.encoder.slots=4"]
@@ -161,8 +169,8 @@ def test_codes_that_are_the_colours_of_objects_are_pure(change, monkeypatch):
     def coloured(self, grids):
         features, found = encode(self, grids)
         objects = self.objects(grids)
-        colour = objects.features[..., 10:20].argmax(-1)
-        return features, found._replace(codes=torch.where(objects.present, colour, -1)[..., None])
+        number = objects.features[..., 10:20].argmax(-1) if codes_are == "colour" else shape_keys(objects) % 99991
+        return features, found._replace(codes=torch.where(objects.present, number, -1)[..., None])
 
     monkeypatch.setattr(type(encoder), "_encoded", coloured)
     given = training.model.eval(), training.objective, training.losses.spans, loaders.train, loaders.validation
@@ -170,7 +178,11 @@ def test_codes_that_are_the_colours_of_objects_are_pure(change, monkeypatch):
     if change:
         assert math.isnan(found["codes_colour"])
         assert math.isnan(found["codes_colour_chance"])
+        assert math.isnan(found["codes_shape"])
     else:
-        assert found["codes_colour"] == 100
-        assert found["codes_colour_chance"] < 40
+        other = "shape" if codes_are == "colour" else "colour"
+        assert found[f"codes_{codes_are}"] == 100
+        assert found[f"codes_{codes_are}_chance"] < 60
+        assert found[f"codes_{other}"] < 80  # a shape that is there once has one colour
+    if codes_are == "colour" and not change:
         assert found["codes_active"] == 90  # no object is black

@@ -63,6 +63,7 @@ VARIANTS = {
         *("objective.prediction.kind=infonce", "objective.prediction.queue=64", "objective.relational.weight=0.1"),
         *("objective.prediction.scale_limits=[0.05,0.2]", "objective.reading.kind=windows"),
         *("objective.reading.length=2", "model.aggregator.kind=weighted", "objective.sigreg.weight=0.01"),
+        *(f"objective.{term}.weight=0.1" for term in ("recoloured", "shifted", "mirrored")),
     ),
 }
 

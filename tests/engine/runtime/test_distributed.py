@@ -57,7 +57,7 @@ VARIANTS = {
     "relations of objects": (
         *("sequence.kind=program", "data.dataset=object_grids", "actions.normalization=none", *PROJECTED),
         *("model.encoder.kind=grid_objects", "model.encoder.dim=16", "model.encoder.num_layers=1"),
-        *("objective.variance.weight=1.0", "objective.relational.weight=0.5"),
+        *("objective.variance.weight=1.0", "objective.relational.weight=0.5", "objective.recoloured.weight=0.5"),
     ),
     "blocks in turn": (
         *("configs/variant/local.yaml", "model.local.order=in_turn", "model.local.reach=2", "optim.accumulate=2"),

@@ -1,10 +1,17 @@
 """Which runs share an untrained control, and which must not."""
 
+import os
+
 import pytest
+import torch
 
 from seqjepa.engine.config import compose
+from seqjepa.engine.reports.console import Reporter
 from seqjepa.engine.runtime.accelerator import build_accelerator
+from seqjepa.engine.runtime.interrupts import Interrupts
 from seqjepa.engine.training import untrained_control as control
+from seqjepa.engine.training.loading import open_loaders
+from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.untrained_control import control_key
 from seqjepa.loaders.loader import build_loaders
 
@@ -77,3 +84,30 @@ def test_every_setting_that_decides_what_is_learnt_is_in_the_key(key):
         ["objective.reading.kind=both"],
     ):
         assert key(*words) != key(), words
+
+
+def test_ranks_of_the_control_are_those_of_its_last_batches(tiny, monkeypatch):
+    """One batch of each epoch is measured, whatever `run.log_every` is; computed here from what that batch gives."""
+    config = compose(tiny("run.log_every=1000", "control.max_epochs=2", "model.aggregator.dropout=0")).config
+    accelerator = build_accelerator(config.run, 1)
+    loaders = open_loaders(config, accelerator)
+    seen, original = [], TrainingStep.step
+
+    def step(self, batch, number):
+        result = original(self, batch, number)
+        output = self.losses(self.step_inputs(batch).split(1)[0], self.device_step).output
+        seen.append({side: getattr(output, side).detach().double() for side in ("prediction", "target")})
+        return result
+
+    monkeypatch.setattr(TrainingStep, "step", step)
+    with Interrupts(os.getppid()) as interrupts, Reporter(False) as reporter:
+        found = control.untrained_control(config, loaders, accelerator, reporter, interrupts)
+    last = seen[len(loaders.train) - 1 :: len(loaders.train)]
+    assert len(last) == 2
+    for side in ("prediction", "target"):
+        ranks = []
+        for rows in last:
+            share = torch.linalg.svdvals(rows[side] - rows[side].mean(0)).square()
+            share = share[share > 0] / share.sum()
+            ranks.append((-(share * share.log()).sum()).exp().item())
+        assert found[f"{side}_rank"] == pytest.approx(sum(ranks) / 2, rel=1e-3)

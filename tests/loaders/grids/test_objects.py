@@ -6,7 +6,7 @@ import pytest
 import torch
 from grid_data import on_canvas, random_grid
 
-from seqjepa.loaders.grids.objects import FEATURES, components, find_objects
+from seqjepa.loaders.grids.objects import FEATURES, components, find_objects, shape_keys
 from seqjepa.loaders.images import find_dataset
 
 NEIGHBOURS = {4: [(0, 1), (0, -1), (1, 0), (-1, 0)]}
@@ -54,6 +54,21 @@ def meet(one, other):
     """Whether no row and no column lies between the boxes of two objects."""
     boxes = [(min(v), max(v)) for cells in (one, other) for v in zip(*cells, strict=True)]
     return all(a[1] + 1 >= b[0] and b[1] + 1 >= a[0] for a, b in ((boxes[0], boxes[2]), (boxes[1], boxes[3])))
+
+
+def test_shapes_are_alike_if_cells_are_but_for_their_place():
+    rng = random.Random(3)
+    grids = [random_grid(rng, 6) for _ in range(200)]
+    objects = find_objects(on_canvas(grids, 7), slots=8)
+    keys, shapes = shape_keys(objects).tolist(), {}
+    for g, row in zip(grids, keys, strict=True):
+        cells = plain_objects(g, 8, 4)
+        assert row[len(cells) :] == [0] * (8 - len(cells))
+        for places, key in zip(cells, row, strict=False):
+            top, left = min(y for y, _ in places), min(x for _, x in places)
+            shapes.setdefault(tuple((y - top, x - left) for y, x in places), set()).add(key)
+    assert all(len(found) == 1 for found in shapes.values())
+    assert len(set.union(*shapes.values())) == len(shapes) > 100
 
 
 def grids_of(kind):
