@@ -116,6 +116,10 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, *timer)
         self.check()
 
+    def work_goes_on(self, seconds: float = 0.0) -> None:
+        """Tell `IdleWatch` that the process works, and may do so for so many seconds beyond its limit."""
+        self.alive_at = time.monotonic() + seconds
+
     def new_pace(self) -> None:
         """Begin work whose steps take another time: processes exchange signals in its first step."""
         self._steps, self._due = 0, 1  # steps since they last asked each other; step in which they ask again
@@ -127,7 +131,7 @@ class Interrupts:
         Every process calls it in every step. About every two seconds, all in the same step, the processes exchange what
         they received.
         """
-        self.alive_at = time.monotonic()
+        self.work_goes_on()
         if accelerator.num_processes == 1:
             self.check()
             return
