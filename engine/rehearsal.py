@@ -209,6 +209,7 @@ def _few(config: Config, few: Mapping[str, list[tuple[str, str]]], folder: Path)
                 shutil.copyfile(path, place / f"{number}{Path(path).suffix}")
     elif _can_be_drawn(config):
         _draw(config, folder)
+        words.append("data.size=null")  # they have the size that they should have
     else:
         return [*words, *root]
     return [*words, f"data.root={folder}"]
