@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 # Without these options Accelerate warns about each default that it uses.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: setup smoke circle arc gate30 variants test test-slow test-gpu test-realdata test-floor soak \
+.PHONY: setup smoke circle arc gate30 variants test test-slow test-gpu test-cloud test-realdata test-floor soak \
 	bench bench-kernels bench-gpu docs lint clean
 
 setup: $(VENV)/.installed $(VENV)/.ffcv
@@ -75,10 +75,24 @@ test-gpu: setup
 
 # The long fault tests; RELIABILITY.md has the results of the last run.
 soak: setup
+	@# root can start a SLURM; where none can be installed its tests are skipped
+	@command -v slurmctld > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+	  { $(APT) update -q && $(APT) install -qy --no-install-recommends slurmctld slurmd slurm-client munge; } || true
 	$(BIN)/pytest -m soak -v --durations=0
 
 test-realdata: setup
 	$(BIN)/pytest -m 'realdata and not slow'
+
+# What rents machines and keeps results, with SkyPilot's, dstack's and Vast's own code and a server that answers as S3
+# does: in an environment of their own, which has no torch. No account and no network.
+test-cloud: setup $(VENV)-cloud/.installed
+	$(BIN)/pytest -n 2 -m cloud
+
+$(VENV)-cloud/.installed: Makefile
+	$(PYTHON) -m venv $(VENV)-cloud
+	@echo "installing SkyPilot, dstack, vastai and moto (1 GB)"
+	$(VENV)-cloud/bin/pip install -qq 'skypilot[vast,runpod]>=0.14' 'dstack>=0.22' 'vastai>=1.9' 'moto[server]>=5'
+	@touch $@
 
 # The oldest Python, torch and triton that pyproject.toml allows; triton 3.6's interpreter fails with NumPy 2.4.
 FLOOR_PYTHON := $(shell command -v python3.11 || echo $(PYTHON))
@@ -122,4 +136,4 @@ lint: $(VENV)/.installed
 	$(BIN)/basedpyright
 
 clean:
-	rm -rf $(VENV) $(VENV)-floor runs site
+	rm -rf $(VENV) $(VENV)-floor $(VENV)-cloud runs site

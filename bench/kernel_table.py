@@ -35,7 +35,7 @@ from torchvision.models import resnet18
 
 from seqjepa.engine.runtime.provenance import commit, versions
 from seqjepa.kernels import AdamWEMA, coding_rate, ema_update_, sigreg
-from seqjepa.kernels.adamw_ema import adamw_ema_reference
+from seqjepa.kernels.adamw_step import adamw_ema_reference
 from seqjepa.kernels.coding_rate import coding_rate_reference
 from seqjepa.kernels.directions import directions
 from seqjepa.kernels.ema import ema_reference

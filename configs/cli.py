@@ -1,5 +1,6 @@
 """What all commands share: streams, options, error lines, exit codes and signals."""
 
+import argparse
 import contextlib
 import functools
 import signal
@@ -12,7 +13,7 @@ from .compose import Composed
 from .console import open_console
 from .errors import InputError
 
-DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED, OUT_OF_TIME = range(6)  # exit codes
+DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED, OUT_OF_TIME, IDLE = range(7)  # exit codes
 
 
 def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[..., int]]:
@@ -56,6 +57,12 @@ def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[...
         return run
 
     return decorate
+
+
+def parser_of(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser of the command `seqjepa name`; its --help begins and ends with the module's docstring."""
+    summary, _, details = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(prog=f"seqjepa {name}", description=summary, epilog=details)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ class RunFailed(RuntimeError):
     Args:
         message: one line.
         code: exit code that the command `seqjepa train` would have had: 3 diverged, 4 the machine failed,
-            5 run.max_hours is over.
+            5 run.max_hours is over. An idle run (run.max_idle) ends the process itself.
     """
 
     def __init__(self, message: str, code: int):

@@ -16,7 +16,8 @@ from ..loaders.config import ActionsConfig, AffineConfig, AnySequence, DataConfi
 from ..loaders.streams.config import AnyStream, NoStreamConfig
 from .analysis.config import DiagnosticsConfig
 from .evaluation.config import EvalConfig, ProbesConfig
-from .models.config import AnyTarget, EMATargetConfig, ModelConfig
+from .models.config import ModelConfig
+from .models.targets.config import AnyTarget, EMATargetConfig
 from .objectives.config import NearestScopeConfig, ObjectiveConfig
 from .reports.config import LONGEST, TrackingConfig
 from .runtime.config import CheckpointConfig, RunConfig

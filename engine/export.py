@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..configs.cli import DONE, command
+from ..configs.cli import DONE, command, parser_of
 from ..configs.errors import InputError, first_line, shown
 
 FORMATS = ("timm", "onnx", "pt2")
@@ -27,8 +27,7 @@ Features = Callable[[Any], Any]  # of images float32 [B, C, H, W] in [0, 1]
 @command("nothing was exported")
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="seqjepa export", description=summary, epilog=details)
+    parser = parser_of("export", __doc__)
     add_words(parser)
     args = parser.parse_args(argv)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):

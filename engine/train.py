@@ -21,18 +21,19 @@ PARENT = os.getppid()  # before any slow import: a launcher that dies during one
 DEFAULT_CONFIG = "configs/smoke.yaml"
 MOST_PROCESSES = 64  # of one machine
 USAGE = """\
-usage: seqjepa train [CONFIG.yaml ...] [section.key=value ...] [--processes N] [--print-config] [--help]
+usage: seqjepa train [CONFIG.yaml ...] [section.key=value ...] [--processes N] [--print-config] [--check] [--help]
 
 Trains seq-JEPA. YAML files are merged from left to right, then the overrides; the default file is configs/smoke.yaml.
   seqjepa train configs/data/cifar10_rot.yaml configs/tier/quick.yaml data.root=data/cifar10
 
 --processes N    train in N processes on this machine, one for each GPU (default: 1)
 --print-config   show the resolved config and stop
+--check          look whether images and run.mirror can be reached, train a few steps on the CPU, and stop
 --help           show this page and stop
 
 Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 machine failure (disk, memory),
-5 run.max_hours is over, 128 + signal when interrupted. `accelerate launch engine/train.py` does the same, and turns
-every failure into 1."""
+5 run.max_hours is over, 6 idle for run.max_idle, 128 + signal when interrupted. `accelerate launch engine/train.py`
+does the same, and turns every failure into 1."""
 
 
 def resolve(words: list[str]) -> Composed[Config]:
@@ -54,8 +55,9 @@ def main(argv: list[str]) -> int:
         print(help_page(USAGE, Config))
         return DONE
     processes, words = _processes(argv)
-    check_options(words, "--help", "--processes", "--print-config")
-    printing, words = "--print-config" in words, [word for word in words if word != "--print-config"]
+    check_options(words, "--help", "--processes", "--print-config", "--check")
+    printing, checking = "--print-config" in words, "--check" in words
+    words = [word for word in words if word not in ("--print-config", "--check")]
     speaks = os.environ.get("RANK", "0") in ("", "0")
     if all("=" in word for word in words):
         if speaks and not printing:
@@ -65,6 +67,10 @@ def main(argv: list[str]) -> int:
     if printing:
         _print_config(composed.config)
         return DONE
+    if checking:
+        from seqjepa.engine.rehearsal import check
+
+        return check(composed)
     if processes > 1:
         from seqjepa.engine.runtime.launcher import launch
 
@@ -111,6 +117,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--processes", type=int)
     parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--check", action="store_true")
     parser.add_argument("--help", action="store_true")
     complete_words(parser, "words", Config)
 

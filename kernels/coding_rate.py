@@ -29,14 +29,13 @@ from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
 from .collectives import group_of, name_of
-from .internal.backend import full_precision, jit, launch, tl, triton, uses_triton, widest
+from .internal.backend import full_precision, widest
 from .internal.buffers import BufferedModule
 from .internal.checks import check_positive, plain, readable
 from .internal.cholesky import factor_logdet, inverse_of
 from .internal.matmul import gram, matmul
+from .internal.rows import centered, exact_dtype, is_empty, root_of, rows_of, torch_rows, weighted_moments
 from .internal.transforms import differentiable
-
-BLOCKS = {"BLOCK_B": 32, "BLOCK_D": 64}
 
 __all__ = ["CodingRate", "CodingRateStats", "coding_rate", "coding_rate_reference", "coding_rate_stats"]
 
@@ -58,164 +57,6 @@ def coding_rate_reference(z: Tensor, scale: Tensor, weights: Tensor | None = Non
     return torch.logdet(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device) + scale * covariance)
 
 
-def _exact(z: Tensor) -> torch.dtype:
-    """Dtype of the computation."""
-    return torch.float64 if z.dtype == torch.float64 else torch.float32
-
-
-def _empty(mass: Tensor) -> Tensor:
-    """Whether a class has (almost) no members: division by a smaller mass would overflow."""
-    return mass < torch.finfo(mass.dtype).tiny * 2**40
-
-
-def _root(weights: Tensor) -> Tensor:
-    """√w, but never zero: rows of weight 0 have a gradient too, and a weight of 2⁻¹²⁸ does not change I + c ZᵀZ."""
-    return weights.sqrt().clamp(min=2**-64)
-
-
-@jit
-def _sums_kernel(
-    z,  # pointer to Z [S, B, d]
-    sums,  # pointer to float64 [S, parts, d]
-    B,
-    d,
-    stride_zs,
-    stride_zb,
-    stride_zd,
-    BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    i_part, parts = tl.program_id(1), tl.num_programs(1)
-    columns = tl.cdiv(d, BLOCK_D)
-    i_s = (tl.program_id(0) // columns).to(tl.int64)
-    o_d = tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
-    b_sum = tl.zeros([BLOCK_D], dtype=tl.float64)
-    for start in range(i_part * BLOCK_B, B, parts * BLOCK_B):
-        o_b = start + tl.arange(0, BLOCK_B).to(tl.int64)
-        p_z = z + i_s * stride_zs + o_b[:, None] * stride_zb + o_d[None, :] * stride_zd
-        b_z = tl.load(p_z, mask=(o_b < B)[:, None] & (o_d < d)[None, :], other=0.0)
-        b_sum += b_z.to(tl.float64).sum(axis=0)
-    tl.store(sums + (i_s * parts + i_part) * d + o_d, b_sum, mask=o_d < d)
-
-
-@jit
-def _rows_kernel(
-    z,  # pointer to Z [S, B, d]
-    sums,  # pointer to float64 [S, parts, d]; their sum over `count` is the mean
-    root,  # pointer to √w [S, B], contiguous
-    y,  # pointer to diag(√w) (Z - mean) [S, B, d], contiguous
-    mean,  # pointer to float64 [S, d], which is written
-    B,
-    d,
-    parts,
-    count,
-    stride_zs,
-    stride_zb,
-    stride_zd,
-    CENTER: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    MEAN: tl.constexpr,  # whether to write the mean
-    BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    columns, rows = tl.cdiv(d, BLOCK_D), tl.cdiv(B, BLOCK_B)
-    i_s = (tl.program_id(0) // (columns * rows)).to(tl.int64)
-    i_row = tl.program_id(0) // columns % rows
-    o_b = i_row * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
-    o_d = tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
-    m = (o_b < B)[:, None] & (o_d < d)[None, :]
-    p_z = z + i_s * stride_zs + o_b[:, None] * stride_zb + o_d[None, :] * stride_zd
-    b_y = tl.load(p_z, mask=m, other=0.0).to(tl.float32)
-    if CENTER:
-        b_mean = tl.zeros([BLOCK_D], dtype=tl.float64)
-        for i_part in range(parts):
-            b_mean += tl.load(sums + (i_s * parts + i_part) * d + o_d, mask=o_d < d, other=0.0)
-        b_mean /= count
-        b_upper = b_mean.to(tl.float32)
-        b_y = b_y - b_upper[None, :] - (b_mean - b_upper.to(tl.float64)).to(tl.float32)[None, :]
-        if MEAN:
-            tl.store(mean + i_s * d + o_d, b_mean, mask=(o_d < d) & (i_row == 0))
-    if WEIGHTED:
-        b_y *= tl.load(root + i_s * B + o_b, mask=o_b < B, other=0.0)[:, None]
-    tl.store(y + (i_s * B + o_b[:, None]) * d + o_d[None, :], b_y, mask=m)
-
-
-def _launch_rows(z: Tensor, sums: Tensor, root: Tensor, center: bool, count: int, mean: Tensor | None) -> Tensor:
-    batch, rows, width = z.shape
-    y = torch.empty(z.shape, dtype=torch.float32, device=z.device)
-    programs = batch * triton.cdiv(rows, BLOCKS["BLOCK_B"]) * triton.cdiv(width, BLOCKS["BLOCK_D"])
-    launch(
-        _rows_kernel, (programs,), z, sums, root.contiguous(), y, sums if mean is None else mean,
-        rows, width, sums.shape[1], count, *z.stride(),
-        CENTER=center, WEIGHTED=root.numel() > 0, MEAN=mean is not None, **BLOCKS,
-    )  # fmt: skip
-    return y
-
-
-def _rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
-    """diag(√w) (Z - mean) [S, B, d]; `mean` is float64 [S, d], `root` is √w or empty.
-
-    If rows hardly differ, rounding the mean to float32 would lose their differences, so the rest is subtracted as well.
-    """
-    if uses_triton(z):
-        if not center and not root.numel():
-            return z  # products take any dtype
-        return _launch_rows(z, mean[:, None], root, center, 1, None)
-    return _torch_rows(z, root, center, mean)
-
-
-def _torch_rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
-    y = z.to(_exact(z))
-    if center:
-        upper = mean.to(y.dtype)
-        y = y - upper[:, None]
-        if y.dtype != mean.dtype:
-            y -= (mean - upper).to(y.dtype)[:, None]
-    return y * root[..., None] if root.numel() else y
-
-
-def _centered(z: Tensor, center: bool) -> tuple[Tensor, Tensor]:
-    """Rows less their mean, [S, B, d], and the mean [S, d] in the device's widest dtype; zero without centring."""
-    batch, rows, width = z.shape
-    none = z.new_empty(0, dtype=_exact(z))
-    if not center or not rows:  # one of several processes may have no rows
-        mean = z.new_zeros((batch, width), dtype=widest(z.device))
-        return _rows(z, none, False, mean), mean
-    if uses_triton(z):
-        mean = z.new_empty((batch, width), dtype=torch.float64)
-        parts = min(triton.cdiv(rows, 4 * BLOCKS["BLOCK_B"]), 16)
-        sums = z.new_empty((batch, parts, width), dtype=torch.float64)
-        launch(
-            _sums_kernel,
-            (batch * triton.cdiv(width, BLOCKS["BLOCK_D"]), parts),
-            z,
-            sums,
-            rows,
-            width,
-            *z.stride(),
-            **BLOCKS,
-        )
-        return _launch_rows(z, sums, none, True, rows, mean), mean
-    y = z.to(_exact(z))
-    mean = y.mean(-2)
-    y = y - mean[:, None]
-    rest = y.mean(-2)  # of which float32 has lost the last digits, but y has not
-    return y.sub_(rest[:, None]), mean.to(widest(z.device)) + rest
-
-
-def _weighted_moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
-    """Weighted mean [S, d], in the device's widest dtype (zero without centring), and the sum of the weights [S]."""
-    mass = weights.sum(-1)
-    if not center:
-        return z.new_zeros((z.shape[0], z.shape[2]), dtype=widest(z.device)), mass
-    _, mean = _centered(z, True)
-    # products are rounded, so rows are shifted towards zero before: to the mean of their class, then to its last digits
-    for _ in range(2):
-        shift = (weights[..., None] * _rows(z, weights.new_empty(0), True, mean)).sum(-2, dtype=widest(z.device))
-        mean = mean + torch.where(_empty(mass)[:, None], 0.0, shift / mass[:, None])
-    return mean, mass
-
-
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate"), mutates_args=())
 def _forward(
     z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, alone: bool, group: str, size: int
@@ -226,16 +67,16 @@ def _forward(
     `samples` the side n is B instead of d.
     """
     if weights.numel():
-        mean, mass = _weighted_moments(z, weights, center)
-        y = _rows(z, _root(weights), center, mean)
+        mean, mass = weighted_moments(z, weights, center)
+        y = rows_of(z, root_of(weights), center, mean)
     else:
-        y, mean = _centered(z, center)
+        y, mean = centered(z, center)
         mass = scale.new_full(scale.shape if group else (0,), z.shape[1])
     sides = y if samples else y.mT
     if group:
         local = gram(sides, torch.ones_like(mass), identity=False)
         matrix, mean, mass = _join(local, mean, mass, group, size)
-    c = torch.where(_empty(mass), 0.0, scale / mass) if mass.numel() else scale / z.shape[1]
+    c = torch.where(is_empty(mass), 0.0, scale / mass) if mass.numel() else scale / z.shape[1]
     if group:
         matrix *= c[:, None, None]
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
@@ -262,7 +103,7 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
     exact = widest(upper.device)
     means = upper.to(exact) + lower.to(exact)  # [S, processes, d]
     mass = masses.sum((1, 2))
-    mean = torch.where(_empty(mass)[:, None], 0.0, (masses * means).sum(1) / mass[:, None])
+    mean = torch.where(is_empty(mass)[:, None], 0.0, (masses * means).sum(1) / mass[:, None])
     between = masses.sqrt() * (means - mean[:, None]).to(local.dtype)
     return matrix + gram(between.mT, torch.ones_like(mass), identity=False), mean, mass
 
@@ -271,7 +112,7 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
 def _(z, weights, scale, center, samples, alone, group, size):
     batch, rows, width = z.shape
     n = rows if samples else width
-    rate = z.new_empty(batch, dtype=_exact(z))
+    rate = z.new_empty(batch, dtype=exact_dtype(z))
     info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=widest(rate.device))
     mass, c = rate.new_empty(batch if group or weights.numel() else 0), torch.empty_like(rate)
     return rate, info, mean, mass, c, rate.new_empty((batch, n, n))
@@ -284,14 +125,14 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of z and of the weights, the latter [S, 0] unless `weighted`."""
     inverse = inverse_of(factor, info, c, alone=alone)  # c M⁻¹
-    root = _root(weights) if weights.numel() else weights
+    root = root_of(weights) if weights.numel() else weights
     double = (2 * grad)[:, None]
     if not weighted:
-        y = _rows(z, root, center, mean)
+        y = rows_of(z, root, center, mean)
         rows = double * weights / root if weights.numel() else double.expand(z.shape[:2])
         dz = matmul(inverse, y, rows, z.dtype) if samples else matmul(y, inverse, rows, z.dtype)
         return dz, weights.new_empty((len(z), 0))
-    y = _rows(z, weights.new_empty(0), center, mean)
+    y = rows_of(z, weights.new_empty(0), center, mean)
     # rows c z_i M⁻¹; with Y = diag(√w) Z they are those of c diag(√w)⁻¹ (I + c Y Yᵀ)⁻¹ Y
     solved = matmul(inverse, root[..., None] * y, 1 / root) if samples else matmul(y, inverse)
     dz = (double * weights)[..., None] * solved
@@ -301,7 +142,7 @@ def _backward(
     total = (weights * leverage).sum(-1)
     if group:
         dist.all_reduce(total, group=group_of(group))
-    average = torch.where(_empty(mass), 0.0, total / mass)
+    average = torch.where(is_empty(mass), 0.0, total / mass)
     dw = grad[:, None] * (leverage - average[:, None])
     return dz.to(z.dtype), dw.to(weights.dtype)
 
@@ -456,10 +297,10 @@ def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, 
     check_positive(**{name: value})
     if not isinstance(value, Tensor) and not torch.compiler.is_compiling():
         number = float(plain(value))
-        return z.new_full((), number if eps is None else z.shape[-1] / number, dtype=_exact(z))
+        return z.new_full((), number if eps is None else z.shape[-1] / number, dtype=exact_dtype(z))
     if not isinstance(value, Tensor):
-        value = z.new_ones((), dtype=_exact(z)) * value  # torch.full would be recompiled for each value
-    value = value.to(_exact(z))  # also NumPy numbers, which torch.compile traces as tensors
+        value = z.new_ones((), dtype=exact_dtype(z)) * value  # torch.full would be recompiled for each value
+    value = value.to(exact_dtype(z))  # also NumPy numbers, which torch.compile traces as tensors
     return value if eps is None else z.shape[-1] / value
 
 
@@ -487,8 +328,8 @@ def _check_weights(z: Tensor, weights: Tensor) -> None:
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate_gram"), mutates_args=())
 def _gram(z: Tensor, center: bool, samples: bool, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gram matrix [S, n, n], mean [S, d] and number [S] of the rows z [S, B, d] of all processes."""
-    y, mean = _centered(z, center)
-    mass = z.new_full((z.shape[0],), z.shape[1], dtype=_exact(z))
+    y, mean = centered(z, center)
+    mass = z.new_full((z.shape[0],), z.shape[1], dtype=exact_dtype(z))
     matrix = gram(y if samples else y.mT, torch.ones_like(mass), identity=False)
     return _join(matrix, mean, mass, group, size) if group else (matrix, mean, mass)
 
@@ -497,7 +338,7 @@ def _gram(z: Tensor, center: bool, samples: bool, group: str, size: int) -> tupl
 def _(z, center, samples, group, size):
     batch, rows, width = z.shape
     n = rows if samples else width
-    mass = z.new_empty(batch, dtype=_exact(z))
+    mass = z.new_empty(batch, dtype=exact_dtype(z))
     return mass.new_empty((batch, n, n)), mass.new_empty((batch, width), dtype=widest(mass.device)), mass
 
 
@@ -511,7 +352,7 @@ def _gram_tangent(ctx, tangent, *_):
     if ctx.group:
         raise RuntimeError("coding_rate_stats has no forward-mode derivative over several processes")
     z, mean = ctx.saved_tensors
-    y, tangent = _torch_rows(z, mean.new_empty(0), ctx.center, mean), tangent.to(_exact(z))
+    y, tangent = torch_rows(z, mean.new_empty(0), ctx.center, mean), tangent.to(exact_dtype(z))
     if ctx.center:
         tangent = tangent - tangent.mean(-2, keepdim=True)
     with full_precision(z.device):

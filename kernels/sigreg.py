@@ -26,32 +26,27 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ._ops import add_op_namespace_prefix
+from .characteristic import (
+    TracedSums,
+    cached,
+    compared,
+    eager_gradient,
+    knots,
+    launch_gradient,
+    plain_gradient,
+    spacing,
+    sums_of,
+    table,
+)
 from .collectives import group_of, name_of
-from .directions import directions, sincos
-from .internal.backend import jit, launch, tl, triton, uses_triton, widest
+from .directions import directions
+from .internal.backend import uses_triton, widest
 from .internal.buffers import BufferedModule
 from .internal.checks import check_count, check_positive, plain, real
 from .internal.matmul import matmul
 from .internal.transforms import count_up, differentiable, folded, transformed
 
 __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
-
-MOMENTS_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 128}
-GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
-STATISTIC_BLOCK = 64  # slices
-CACHED = 2**16  # projections that a thread of a CPU processes at a time, so that they stay in its cache
-
-
-def knots(t_max: float, num_points: int, span: str) -> tuple[list[float], list[float]]:
-    """Positive knots, equally spaced, and their trapezoidal weights for the integral over [-t_max, t_max].
-
-    The integrand is even and zero at t = 0. The first knot is one step from zero, or half a step if zero is no knot.
-    """
-    step = t_max / (num_points - 1) * (1 if span == "half" else 2)
-    between = span == "full" and num_points % 2 == 0  # zero lies between two knots
-    count = num_points - 1 if span == "half" else num_points // 2
-    t = [(i + (0.5 if between else 1)) * step for i in range(count)]
-    return t, [2 * step] * (count - 1) + [step]
 
 
 def degenerate_value(t_max: float = 3.0, num_points: int = 17, span: str = "half") -> float:
@@ -77,264 +72,6 @@ def sigreg_reference(
     return z.shape[-2] * (error @ (w * phi)).mean(-1)
 
 
-@jit
-def _first_knot(b_x, step, BETWEEN: tl.constexpr):
-    """Cosine and sine of t x at the first knot, and of the angle from each knot to the next."""
-    if BETWEEN:
-        b_sin, b_cos = sincos(b_x * (0.5 * step))
-        b_turn_cos = b_cos * b_cos - b_sin * b_sin
-        b_turn_sin = 2.0 * b_cos * b_sin
-    else:
-        b_sin, b_cos = sincos(b_x * step)
-        b_turn_cos = b_cos
-        b_turn_sin = b_sin
-    return b_cos, b_sin, b_turn_cos, b_turn_sin
-
-
-@jit
-def _moments_kernel(
-    x,  # pointer to projections [S, N, K], contiguous
-    sums,  # pointer to [S, splits, 2, P, K]: sums over a part of the rows of cos(t x) and sin(t x)
-    N,
-    K,
-    P,
-    step,
-    BETWEEN: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    i_split, num_splits = tl.program_id(1), tl.num_programs(1)
-    num_blocks = tl.cdiv(K, BLOCK_K)
-    i_s = (tl.program_id(0) // num_blocks).to(tl.int64)
-    o_k = tl.program_id(0) % num_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-    o_p = tl.arange(0, BLOCK_P)[:, None]
-    b_cosines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
-    b_sines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
-    m_k = o_k < K
-    for start in range(i_split * BLOCK_N, N, num_splits * BLOCK_N):
-        o_n = (start + tl.arange(0, BLOCK_N)[:, None]).to(tl.int64)
-        m = (o_n < N) & m_k[None, :]
-        b_x = tl.load(x + (i_s * N + o_n) * K + o_k[None, :], mask=m, other=0.0)
-        b_cos, b_sin, b_turn_cos, b_turn_sin = _first_knot(b_x, step, BETWEEN)
-        b_cos = tl.where(m, b_cos, 0.0)  # rows beyond N stay zero under rotation
-        b_sin = tl.where(m, b_sin, 0.0)
-        for p in range(P):
-            here = o_p == p
-            b_cosines += tl.where(here, b_cos.sum(axis=0)[None, :], 0.0)
-            b_sines += tl.where(here, b_sin.sum(axis=0)[None, :], 0.0)
-            b_next = b_cos * b_turn_cos - b_sin * b_turn_sin
-            b_sin = b_sin * b_turn_cos + b_cos * b_turn_sin
-            b_cos = b_next
-    m = (o_p < P) & m_k[None, :]
-    p_sums = sums + ((i_s * num_splits + i_split) * 2 * P + o_p) * K + o_k[None, :]
-    tl.store(p_sums, b_cosines, mask=m)
-    tl.store(p_sums + P * K, b_sines, mask=m)
-
-
-@jit
-def _knot(o_p, P, step, BETWEEN: tl.constexpr):
-    """Knots t of these numbers, φ(t), and the weights w φ(t) of the trapezoidal rule."""
-    b_t = (o_p + (0.5 if BETWEEN else 1.0)) * step
-    b_phi = tl.exp(-0.5 * b_t * b_t)
-    return b_t, b_phi, tl.where(o_p == P - 1, step, 2.0 * step) * b_phi
-
-
-@jit
-def _statistic_kernel(
-    sums,  # pointer to [S, splits, 2, P, K], from _moments_kernel
-    difference,  # pointer to [S, 2, P, K]: means of the cosines less φ, and of the sines
-    statistic,  # pointer to [S, blocks]: parts of the mean over slices
-    N,
-    K,
-    P,
-    splits,
-    step,
-    BETWEEN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    blocks = tl.cdiv(K, BLOCK_K)
-    i_s = (tl.program_id(0) // blocks).to(tl.int64)
-    o_k = tl.program_id(0) % blocks * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-    o_p = tl.arange(0, BLOCK_P)[:, None]
-    m = (o_p < P) & (o_k < K)
-    b_cosines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
-    b_sines = tl.zeros([BLOCK_P, BLOCK_K], dtype=tl.float32)
-    p_sums = sums + (i_s * splits * 2 * P + o_p) * K + o_k
-    for _ in range(splits):
-        b_cosines += tl.load(p_sums, mask=m, other=0.0)
-        b_sines += tl.load(p_sums + P * K, mask=m, other=0.0)
-        p_sums += 2 * P * K
-    _, b_phi, b_weight = _knot(o_p, P, step, BETWEEN)
-    b_cosines = tl.where(m, b_cosines / N - b_phi, 0.0)
-    b_sines /= N
-    p_difference = difference + (i_s * 2 * P + o_p) * K + o_k
-    tl.store(p_difference, b_cosines, mask=m)
-    tl.store(p_difference + P * K, b_sines, mask=m)
-    total = ((b_cosines * b_cosines + b_sines * b_sines) * b_weight).sum(axis=1).sum(axis=0)
-    tl.store(statistic + tl.program_id(0), total * N / K)
-
-
-@jit
-def _projection_gradient_kernel(
-    x,  # pointer to projections [S, N, K], contiguous
-    difference,  # pointer to [S, 2, P, K], from _statistic_kernel
-    grad,  # pointer to [S], contiguous
-    out,  # pointer to [S, N, K]
-    N,
-    K,
-    P,
-    step,
-    BETWEEN: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    columns, rows = tl.cdiv(K, BLOCK_K), tl.cdiv(N, BLOCK_N)
-    i_s = (tl.program_id(0) // (columns * rows)).to(tl.int64)
-    i_row = tl.program_id(0) // columns % rows
-    o_n = (i_row * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]).to(tl.int64)
-    o_k = tl.program_id(0) % columns * BLOCK_K + tl.arange(0, BLOCK_K)
-    m_k = o_k < K
-    m = (o_n < N) & m_k[None, :]
-    o_x = (i_s * N + o_n) * K + o_k[None, :]
-    b_x = tl.load(x + o_x, mask=m, other=0.0)
-    b_cos, b_sin, b_turn_cos, b_turn_sin = _first_knot(b_x, step, BETWEEN)
-    b_out = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
-    factor = 2.0 * tl.load(grad + i_s) / K
-    p_difference = difference + i_s * 2 * P * K + o_k
-    for p in range(P):
-        t, _, weight = _knot(p, P, step, BETWEEN)
-        b_cosine_slope = factor * t * weight * tl.load(p_difference, mask=m_k, other=0.0)[None, :]
-        b_sine_slope = factor * t * weight * tl.load(p_difference + P * K, mask=m_k, other=0.0)[None, :]
-        b_out += b_sine_slope * b_cos - b_cosine_slope * b_sin
-        b_next = b_cos * b_turn_cos - b_sin * b_turn_sin
-        b_sin = b_sin * b_turn_cos + b_cos * b_turn_sin
-        b_cos = b_next
-        p_difference += K
-    tl.store(out + o_x, b_out, mask=m)
-
-
-def _turns(x: Tensor, step: float, between: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Cosine and sine of t x at the first knot, and of the angle from each knot to the next."""
-    first = x * (step / 2 if between else step)
-    cosine, sine = first.cos(), first.sin()
-    turn = (cosine * cosine - sine * sine, 2 * cosine * sine) if between else (cosine, sine)
-    return (cosine, sine), turn
-
-
-def _plain_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
-    """Sums over rows [S, 2, knots, K] of the cosines and sines of t x, for x [S, N, K].
-
-    Plain operations, for devices without Triton, and for torch.compile, which makes one loop of them.
-    """
-    (cosine, sine), turn = _turns(x, step, between)
-    sums = []
-    for _ in range(count):
-        sums.append(torch.stack([cosine.sum(1), sine.sum(1)], 1))
-        cosine, sine = cosine * turn[0] - sine * turn[1], sine * turn[0] + cosine * turn[1]
-    return torch.stack(sums, 2)
-
-
-def _plain_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
-    """Gradient [S, N, K] w.r.t. the projections, from t times those w.r.t. the sums, [S, 2, knots, K].
-
-    It is the real part of a polynomial in exp(i x step), computed by Horner's rule. Were it a sum over angles,
-    torch.compile would find these in the forward pass, and keep all of them.
-    """
-    (cosine, sine), (turn_cosine, turn_sine) = _turns(x, step, between)
-    real, imaginary = slopes[:, 1, -1, None], slopes[:, 0, -1, None]
-    for number in reversed(range(slopes.shape[2] - 1)):
-        real, imaginary = (
-            real * turn_cosine - imaginary * turn_sine + slopes[:, 1, number, None],
-            real * turn_sine + imaginary * turn_cosine + slopes[:, 0, number, None],
-        )
-    return real * cosine - imaginary * sine
-
-
-def _cached(x: Tensor, slices: int) -> tuple[Tensor, ...]:
-    """Parts of the rows of x [S, N, ...] for which a tensor [S, rows, slices] stays in a CPU's cache."""
-    return x.split(max(torch.get_num_threads() * CACHED // max(x.shape[0] * slices, 1), 1), dim=1)
-
-
-def _waves(x: Tensor, step: float, between: bool) -> tuple[Tensor, Tensor]:
-    """exp(i t x) at the first knot, and the factor from each knot to the next."""
-    angle = x * (step / 2 if between else step)
-    first = torch.complex(angle.cos(), angle.sin())
-    return first, first * first if between else first.clone()
-
-
-def _eager_sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
-    """`_plain_sums` on a CPU: one product and one sum for each knot."""
-    sums = x.new_zeros((x.shape[0], count, x.shape[2]), dtype=x.dtype.to_complex())
-    for part in _cached(x, x.shape[2]):
-        wave, turn = _waves(part, step, between)
-        for number in range(count):
-            sums[:, number] += wave.sum(1)
-            wave *= turn
-    return torch.stack([sums.real, sums.imag], 1)
-
-
-def _eager_gradient(x: Tensor, slopes: Tensor, step: float, between: bool) -> Tensor:
-    """`_plain_gradient` on a CPU, in complex numbers."""
-    coefficients = torch.complex(slopes[:, 1], slopes[:, 0])[:, :, None]  # [S, knots, 1, K]
-    wave, turn = _waves(x, step, between)
-    total = coefficients[:, -1].expand_as(wave).contiguous()
-    for number in reversed(range(slopes.shape[2] - 1)):
-        torch.addcmul(coefficients[:, number], total, turn, out=total)
-    return total.mul_(wave).real
-
-
-def _sums(x: Tensor, step: float, between: bool, count: int) -> Tensor:
-    """Sums over parts of the rows of the cosines and sines of t x: [S, N, K] to [S, parts, 2, knots, K]."""
-    if not uses_triton(x):
-        return (_eager_sums if x.device.type == "cpu" else _plain_sums)(x, step, between, count)[:, None]
-    batch, rows, slices = x.shape
-    parts = min(triton.cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
-    sums = torch.empty((batch, parts, 2, count, slices), dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]) * batch, parts)
-    launch(
-        _moments_kernel, grid, x, sums, rows, slices, count, step,
-        BETWEEN=between, BLOCK_P=triton.next_power_of_2(count), **MOMENTS_BLOCKS,
-    )  # fmt: skip
-    return sums
-
-
-def _compared(sums: Tensor, rows: int, step: float, between: bool) -> tuple[Tensor, Tensor]:
-    """The statistic [S] and differences from φ [S, 2, knots, K], from the sums over parts of the rows."""
-    batch, parts, _, count, slices = sums.shape
-    blocks = triton.cdiv(slices, STATISTIC_BLOCK)
-    difference = torch.empty((batch, 2, count, slices), dtype=torch.float32, device=sums.device)
-    statistic = torch.empty((batch, blocks), dtype=torch.float32, device=sums.device)
-    launch(
-        _statistic_kernel, (batch * blocks,), sums, difference, statistic, rows, slices, count, parts, step,
-        BETWEEN=between, BLOCK_K=STATISTIC_BLOCK, BLOCK_P=triton.next_power_of_2(count),
-    )  # fmt: skip
-    return statistic.sum(1), difference
-
-
-def _launch_gradient(x: Tensor, difference: Tensor, grad: Tensor, step: float, between: bool) -> Tensor:
-    """Gradient w.r.t. the projections [S, N, K]."""
-    batch, rows, slices = x.shape
-    out = torch.empty_like(x)
-    tiles = triton.cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]) * triton.cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"])
-    launch(
-        _projection_gradient_kernel, (tiles * batch,), x, difference, grad.contiguous(), out, rows, slices,
-        difference.shape[2], step, BETWEEN=between, **GRADIENT_BLOCKS,
-    )  # fmt: skip
-    return out
-
-
-def _table(t_max: float, num_points: int, span: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Knots t, φ(t) and weights w φ(t), each [knots, 1]; computed on the device, since copying them would wait."""
-    step, between, count = _spacing(t_max, num_points, span)
-    t = (torch.arange(count, dtype=like.dtype, device=like.device)[:, None] + (0.5 if between else 1)) * step
-    phi = torch.exp(-(t**2) / 2)
-    weight = 2 * step * phi
-    weight[-1] /= 2
-    return t, phi, weight
-
-
 @torch.library.custom_op(add_op_namespace_prefix("sigreg"), mutates_args=())
 def _forward(
     z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str, group: str, size: int
@@ -347,11 +84,11 @@ def _forward(
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     unit = directions(seed, z.shape[-1], num_slices).to(exact)
     x = matmul(z, unit.expand(z.shape[0], -1, -1))
-    step, between, count = _spacing(t_max, num_points, span)
-    sums = _sums(x, step, between, count)
+    spaced = spacing(t_max, num_points, span)
+    sums = sums_of(x, spaced)
     samples = sums.new_full((z.shape[0] if group else 0,), z.shape[1])
     if uses_triton(x) and not group:
-        statistic, difference = _compared(sums, z.shape[1], step, between)
+        statistic, difference = compared(sums, z.shape[1], spaced)
         return statistic, samples, unit, x, difference
     sums = sums.sum(1)
     total = z.shape[1]
@@ -360,25 +97,18 @@ def _forward(
         dist.all_reduce(packed, group=group_of(group))
         sums, samples = packed[:, :-1].view_as(sums), packed[:, -1].clone()
         total = samples[:, None, None, None]
-    _, phi, weight = _table(t_max, num_points, span, x)
+    _, phi, weight = table(spaced, x)
     difference = sums / total
     difference[:, 0] -= phi
     statistic = (samples if group else total) * ((difference**2).sum(1) * weight).sum(1).mean(-1)
     return statistic, samples, unit, x, difference
 
 
-def _spacing(t_max: float, num_points: int, span: str) -> tuple[float, bool, int]:
-    """Distance between knots, whether the first knot is half that distance from zero, and the number of knots."""
-    t, _ = knots(t_max, num_points, span)
-    between = span == "full" and num_points % 2 == 0
-    return t[0] * (2 if between else 1), between, len(t)
-
-
 @_forward.register_fake
 def _(z, seed, num_slices, t_max, num_points, span, group, size):
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     batch, rows, width = z.shape
-    count = _spacing(t_max, num_points, span)[2]
+    count = spacing(t_max, num_points, span)[2]
     shapes = (
         (batch,),
         (batch if group else 0,),
@@ -394,17 +124,17 @@ def _backward(
     grad: Tensor, z: Tensor, unit: Tensor, x: Tensor, difference: Tensor, t_max: float, num_points: int, span: str
 ) -> Tensor:
     """Gradient [S, N, D] w.r.t. the samples z, which are an argument so that a second derivative raises an error."""
-    step, between, _ = _spacing(t_max, num_points, span)
+    spaced = spacing(t_max, num_points, span)
     back = unit.mT.expand(x.shape[0], -1, -1)
     if uses_triton(x):
-        return matmul(_launch_gradient(x, difference, grad, step, between), back, dtype=z.dtype)
-    t, _, weight = _table(t_max, num_points, span, x)
+        return matmul(launch_gradient(x, difference, grad, spaced), back, dtype=z.dtype)
+    t, _, weight = table(spaced, x)
     slopes = difference * (2 * t * weight) * (grad / x.shape[-1])[:, None, None, None]
     if x.device.type != "cpu":
-        return matmul(_plain_gradient(x, slopes, step, between), back, dtype=z.dtype)
+        return matmul(plain_gradient(x, slopes, spaced), back, dtype=z.dtype)
     dz = torch.empty_like(z, memory_format=torch.contiguous_format)
-    for part, out in zip(_cached(x, x.shape[2]), _cached(dz, x.shape[2]), strict=True):
-        out.copy_(matmul(_eager_gradient(part, slopes, step, between), back))
+    for part, out in zip(cached(x, x.shape[2]), cached(dz, x.shape[2]), strict=True):
+        out.copy_(matmul(eager_gradient(part, slopes, spaced), back))
     return dz
 
 
@@ -477,29 +207,12 @@ def _(seed, dim, num_slices):
     return seed.new_empty((dim, num_slices), dtype=torch.float32)
 
 
-class _TracedSums(torch.autograd.Function):
-    """`_plain_sums` for torch.compile, with a gradient that keeps nothing but the projections."""
-
-    @staticmethod
-    def forward(ctx, x, step, between, count):
-        ctx.save_for_backward(x)
-        ctx.spacing = step, between
-        return _plain_sums(x, step, between, count)
-
-    @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,) = ctx.saved_tensors
-        step, between = ctx.spacing
-        first = 0.5 if between else 1
-        t = (torch.arange(grad.shape[2], dtype=x.dtype, device=x.device)[:, None] + first) * step
-        return _plain_gradient(x, grad * t, step, between), None, None, None
-
-
 def _traced(z: Tensor, seed: Tensor, num_slices: int, t_max: float, num_points: int, span: str) -> Tensor:
     """The statistic [S] for torch.compile on a CPU, whose loops over knots are faster than eager operations."""
     unit = _directions(seed, z.shape[-1], num_slices).to(torch.float64 if z.dtype == torch.float64 else torch.float32)
-    sums = _TracedSums.apply(_projected(z, unit), *_spacing(t_max, num_points, span))
-    _, phi, weight = _table(t_max, num_points, span, unit)
+    spaced = spacing(t_max, num_points, span)
+    sums = TracedSums.apply(_projected(z, unit), *spaced)
+    _, phi, weight = table(spaced, unit)
     cosines, sines = (sums / z.shape[1]).unbind(1)
     return z.shape[1] * (((cosines - phi) ** 2 + sines**2) * weight).sum(1).mean(-1)
 

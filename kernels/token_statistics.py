@@ -20,8 +20,7 @@ from torch import Tensor
 from ._ops import add_op_namespace_prefix
 from .causal_statistics import causal_statistics_attention
 from .internal.backend import jit, launch, tl, triton, uses_triton
-from .internal.tokens import FLOOR, SMALLEST, blocks, channel_offsets, tile_offsets
-from .internal.transforms import differentiable, folded
+from .internal.tokens import FLOOR, SMALLEST, attention_of, blocks, channel_offsets, tile_offsets
 
 __all__ = ["token_statistics_attention", "token_statistics_reference"]
 
@@ -348,26 +347,7 @@ def _of_moments(of_squares: Tensor, moments: Tensor, temperature: Tensor) -> tup
     return rates, of_moment, (of_squares / safe).sum(-1)
 
 
-@_backward.register_fake
-def _(grad, w, temperature, weights, moments, seconds, totals):
-    out = torch.empty(w.shape, dtype=w.dtype, device=w.device)
-    return out, w.new_empty((w.shape[0], w.shape[2]), dtype=temperature.dtype)
-
-
-def _setup(ctx, inputs, output):
-    ctx.mark_non_differentiable(*output[1:])
-    return *inputs, *output[1:]
-
-
-_gradient = differentiable(_backward, vmap=folded(shared=(2,)))
-
-
-def _differentiate(ctx, grad, *_):
-    dw, of_temperature = _gradient(grad, *ctx.saved_tensors)
-    return dw, of_temperature.sum(0)
-
-
-_attention = differentiable(_forward, _setup, _differentiate, vmap=folded(shared=(1,)))
+_attention = attention_of(_forward, _backward)
 
 
 def token_statistics_attention(w: Tensor, temperature: Tensor, *, causal: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, model_validator
 
-from ..configs.cli import DONE, MACHINE_FAILED, command, located
+from ..configs.cli import DONE, MACHINE_FAILED, command, located, parser_of
 from ..configs.compose import Composed, compose
 from ..configs.errors import InputError, out_of_memory, shown
 from ..configs.section import Schema
@@ -100,8 +100,7 @@ def _read(words: list[str]) -> Composed[_Config]:
 @command("nothing was drawn")
 def main(argv: list[str]) -> int:
     """Run the command line and return 0, 2 for bad input, or 4 if memory runs out."""
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="seqjepa show", description=summary, epilog=details)
+    parser = parser_of("show", __doc__)
     add_words(parser)
     args = parser.parse_intermixed_args(argv)
     if not 1 <= args.rows <= MOST_ROWS:

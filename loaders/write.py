@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..configs.cli import DONE, MACHINE_FAILED, command
+from ..configs.cli import DONE, MACHINE_FAILED, command, parser_of
 from ..configs.errors import InputError, out_of_memory
 from ..configs.files import file_sha256
 from .images import DATASETS, find_dataset
@@ -182,8 +182,7 @@ def _frame(
 @command("finished betons are kept, and no beton is half-written")
 def main(argv: list[str]) -> int:
     """Run the command line and return 0, 2 for bad input, or 4 if memory runs out."""
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="seqjepa write", description=summary, epilog=details)
+    parser = parser_of("write", __doc__)
     add_words(parser)
     args = parser.parse_args(argv)
     # torch is imported only here, so that --help is instant

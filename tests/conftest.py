@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 # torch keeps compiled graphs on disk under an operation's name, and would run one of before the operation changed
@@ -126,6 +127,42 @@ def refused(capsys):
             assert part in error
 
     return check
+
+
+@pytest.fixture
+def blank_figures():
+    """Figures are small and empty, because drawing takes half of the time of a tiny run; `undo()` ends that."""
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+
+    def save_blank(figure, path, **_):
+        figure.clear()
+        save(figure, path, dpi=10)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_blank)
+        yield patch
+
+
+@pytest.fixture
+def powerless():
+    """A context in which permissions count, also where the tests run as root.
+
+    Another user may not search the folders above pytest's: name what is in them relative to the working folder.
+    """
+
+    @contextmanager
+    def without_rights():
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            yield
+        finally:
+            os.seteuid(user)
+
+    return without_rights
 
 
 @pytest.fixture

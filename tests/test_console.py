@@ -16,6 +16,7 @@ COMMANDS = (
     "engine/evaluate.py",
     "engine/compare.py",
     "engine/export.py",
+    "engine/remote.py",
     "loaders/show.py",
     "loaders/write.py",
 )

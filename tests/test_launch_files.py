@@ -1,5 +1,6 @@
 """Files that rent machines: their services accept them, and what they run there survives the loss of its machine."""
 
+import json
 import os
 import random
 import re
@@ -13,12 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seqjepa.configs.cli import BAD_INPUT, DIVERGED, DONE, GATE_FAILED, MACHINE_FAILED, OUT_OF_TIME
+from seqjepa.configs.cli import BAD_INPUT, DIVERGED, DONE, GATE_FAILED, IDLE, MACHINE_FAILED, OUT_OF_TIME
 from seqjepa.engine.config import compose
 
 ROOT = Path(__file__).resolve().parent.parent
 SKY, DSTACK = ROOT / "configs/launch/sky.yaml", ROOT / "configs/launch/dstack.yml"
-CODES = {DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED, OUT_OF_TIME, 128 + signal.SIGTERM}
+CLOUD = ROOT / ".venv-cloud/bin"  # made by `make test-cloud`
+CODES = {DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED, OUT_OF_TIME, IDLE, 128 + signal.SIGTERM}
 TRIED_AGAIN = {MACHINE_FAILED, 128 + signal.SIGTERM}  # a gate, bad input or divergence would come again
 
 
@@ -44,37 +46,70 @@ def block(path: Path) -> str:
 # -- the services
 
 
-def test_skypilot_accepts_its_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))  # it makes a folder there
-    sky = pytest.importorskip("sky")
-    with pytest.raises(ValueError, match="MIRROR"):
-        sky.Task.from_yaml(str(SKY))
+OF_SKYPILOT = """
+import json, sys, sky
+try:
+    task = sky.Task.from_yaml(sys.argv[1])
+except ValueError as error:
+    sys.exit(str(error))
+features = sky.clouds.CloudImplementationFeatures
+for each in task.resources:
+    needed = each.get_required_cloud_features() | {features.AUTODOWN}
+    each.cloud.check_features_are_supported(each, needed)
+    said = {"cloud": str(each.cloud), "cards": list(each.accelerators), "spot": features.SPOT_INSTANCE in needed}
+    said |= {"autostop": [each.autostop_config.enabled, each.autostop_config.down], "recovery": each.job_recovery}
+    print(json.dumps(said))
+"""
+OF_DSTACK = """
+import json, sys, yaml
+from dstack._internal.core.errors import ConfigurationError
+from dstack._internal.core.models.configurations import parse_run_configuration
+given = yaml.safe_load(open(sys.argv[1])) | json.loads(sys.argv[2])
+try:
+    task = parse_run_configuration(given)
+except ConfigurationError as error:
+    sys.exit(str(error))
+policy = task.utilization_policy
+print(json.dumps([policy.min_gpu_utilization, policy.time_window, task.max_duration, [b.value for b in task.backends]]))
+"""
+
+
+def ask(script: str, *words: str, home: Path) -> subprocess.CompletedProcess:
+    """Run a script beside the services' own code, which makes folders in the home directory."""
+    command, environment = [CLOUD / "python", "-c", script, *words], os.environ | {"HOME": str(home)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.cloud
+def test_skypilot_accepts_its_file(tmp_path):
+    refused = ask(OF_SKYPILOT, str(SKY), home=tmp_path)
+    assert (refused.returncode, "MIRROR" in refused.stderr) == (1, True)
     (tmp_path / "sky.yaml").write_text(SKY.read_text().replace("MIRROR: null", "MIRROR: s3://bucket/runs"))
-    task = sky.Task.from_yaml(str(tmp_path / "sky.yaml"))
-    features = sky.clouds.CloudImplementationFeatures
-    asked = {(str(each.cloud), *each.accelerators) for each in task.resources}
-    assert asked == {(cloud, card) for cloud in ("Vast", "RunPod") for card in ("RTX4090", "RTX3090")}
-    for each in task.resources:
-        assert each.use_spot
-        assert (each.autostop_config.enabled, each.autostop_config.down) == (True, True)
-        assert each.job_recovery["recover_on_exit_codes"] == sorted(TRIED_AGAIN)
-        assert "max_restarts_on_errors" not in each.job_recovery  # it counts every other code
-        needed = each.get_required_cloud_features() | {features.AUTODOWN}
-        assert features.SPOT_INSTANCE in needed
-        each.cloud.check_features_are_supported(each, needed)
+    accepted = ask(OF_SKYPILOT, str(tmp_path / "sky.yaml"), home=tmp_path)
+    assert accepted.returncode == 0, accepted.stderr
+    asked = [json.loads(line) for line in accepted.stdout.splitlines()]
+    wanted = {(cloud, card) for cloud in ("Vast", "RunPod") for card in ("RTX4090", "RTX3090")}
+    assert {(each["cloud"], *each["cards"]) for each in asked} == wanted
+    for each in asked:
+        assert each["spot"]
+        assert each["autostop"] == [True, True]
+        assert each["recovery"]["recover_on_exit_codes"] == sorted(TRIED_AGAIN)
+        assert "max_restarts_on_errors" not in each["recovery"]  # it counts every other code
 
 
-def test_dstack_accepts_its_file():
-    configurations = pytest.importorskip("dstack._internal.core.models.configurations")
-    from dstack._internal.core.errors import ConfigurationError
-
-    task = configurations.parse_run_configuration(read(DSTACK))
-    assert task.utilization_policy.min_gpu_utilization > 0
-    assert task.max_duration > 0
-    assert [backend.value for backend in task.backends] == ["vastai", "runpod"]
-    for wrong in ({"max_prise": 0.5}, {"utilization_policy": {"min_gpu_utilization": 5}}):
-        with pytest.raises(ConfigurationError, match=r"max_prise|time_window"):
-            configurations.parse_run_configuration(read(DSTACK) | wrong)
+@pytest.mark.cloud
+def test_dstack_accepts_its_file(tmp_path):
+    accepted = ask(OF_DSTACK, str(DSTACK), "{}", home=tmp_path)
+    assert accepted.returncode == 0, accepted.stderr
+    utilisation, window, duration, backends = json.loads(accepted.stdout)
+    assert min(utilisation, window, duration) > 0
+    assert backends == ["vastai", "runpod"]
+    for wrong, named in (
+        ({"max_prise": 0.5}, "max_prise"),
+        ({"utilization_policy": {"min_gpu_utilization": 5}}, "time_window"),
+    ):
+        refused = ask(OF_DSTACK, str(DSTACK), json.dumps(wrong), home=tmp_path)
+        assert (refused.returncode, named in refused.stderr) == (1, True)
 
 
 # -- what the files say
@@ -139,7 +174,11 @@ def test_the_words_of_the_command(rented, tmp_path, path):
     assert lines[-3:] == words.split()
     given = environment(path)
     ours = {"run.device=cuda", "run.resume=auto", "run.name=auto", "run.mirror=s3://a b", "tracking.wandb=online"}
-    assert set(lines[:-3]) == ours | {f"run.max_hours={given['HOURS']}", f"run.price={given['PRICE']}"}
+    assert set(lines[:-3]) == ours | {
+        f"run.max_hours={given['HOURS']}",
+        f"run.price={given['PRICE']}",
+        "run.max_idle=30",
+    }
     assert rented(path, script).communicate(timeout=60)[0].splitlines()[-1] == "unset unset"
 
 

@@ -19,8 +19,16 @@ hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${hosts%%$'\n'*}
 
 # bash runs on each node, where SLURM_NODEID is that of the node; with exec, signals reach the launcher.
-# Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch.
-srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash -c 'exec accelerate launch --config_file configs/accelerate/multi_node.yaml \
+# Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch. With --kill-on-bad-exit=1 the first process to
+# leave after a signal would have another one sent to those that still save; whoever hangs instead is ended by --wait.
+srun --kill-on-bad-exit=0 --wait=300 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash -c 'exec accelerate launch --config_file configs/accelerate/multi_node.yaml \
     --num_machines "$1" --num_processes "$2" --main_process_ip "$3" --main_process_port "$4" \
     --machine_rank "$SLURM_NODEID" engine/train.py "${@:5}"' launch \
-    "$nodes" "$processes" "$first" "$((20000 + SLURM_JOB_ID % 20000))" "$@" run.resume=auto
+    "$nodes" "$processes" "$first" "$((20000 + SLURM_JOB_ID % 20000))" "$@" run.resume=auto || {
+    code=$?
+    # Slurm does not queue a preempted job again that leaves before its GraceTime is over
+    if [[ $(scontrol show job "$SLURM_JOB_ID") == *PreemptTime=[0-9]* ]]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit "$code"
+}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...loaders.batch import Batch, each
 from ..models.seq_jepa import SeqJEPA
-from ..models.white_box import WhiteBox, subspace_rate
+from ..models.white_box.layers import WhiteBox, subspace_rate
 
 ACTIVE = 0.01  # share of the tokens in which a code must be used to count as active
 

@@ -1,15 +1,12 @@
-"""The small parts of the network: neck, embedding of actions, projector of features, sharpening of targets."""
+"""The small parts of the network: neck, embedding of actions, projector of features, inference of actions."""
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from ...loaders.batch import Views
-from ..runtime.distributed import joined_mean
-from .config import LinearNeckConfig, MLPInverseConfig, MLPProjectorConfig, ModelConfig, SoftmaxSharpeningConfig
+from .config import LinearNeckConfig, MLPInverseConfig, MLPProjectorConfig, ModelConfig
 from .encoders.base import Tokens
 
 
@@ -89,36 +86,3 @@ class MLPInverse(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Linear(config.hidden, action_dim),
         )
-
-
-class Sharpening(nn.Module):
-    """Base class: turns targets [B, N, E] into sharpened ones of the same shape.
-
-    Attributes:
-        group: processes whose targets form one batch; None if each process has its own.
-    """
-
-    group: ProcessGroup | None = None
-
-
-class SoftmaxSharpening(Sharpening):
-    """Turns targets into distributions: softmax((target - center) / temperature); center is their running mean.
-
-    In training the center is updated before it is used, as in the reference code.
-    Source: DINO (arXiv 2104.14294), section 3.1.
-    """
-
-    center: Tensor
-
-    def __init__(self, config: SoftmaxSharpeningConfig, width: int):
-        super().__init__()
-        self.temperature, self.momentum = config.temperature, config.center_momentum
-        self.register_buffer("center", torch.zeros(width))
-
-    def forward(self, targets: Tensor) -> Tensor:
-        """Distributions of targets [B, N, E], in float32."""
-        targets = targets.float()
-        if self.training:
-            mean = joined_mean(targets.detach().mean((0, 1)), self.group)
-            self.center.lerp_(mean, 1 - self.momentum)
-        return ((targets - self.center) / self.temperature).softmax(-1)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .config import BlocksConfig, EncoderConfig
+from .config import BlocksConfig
 from .encoders.base import ImageEncoder
+from .encoders.config import EncoderConfig
 from .seq_jepa import Output, Reading
 
 T = TypeVar("T")

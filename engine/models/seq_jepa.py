@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from ...loaders.batch import Views, each
 from ...loaders.sequences import ActionSpace
 from .aggregators.base import Aggregator
-from .config import ModelConfig, Span, TargetConfig
+from .config import ModelConfig, Span
 from .encoders.base import Tokens
-from .heads import ActionEmbedding, Sharpening, build_encoder
+from .heads import ActionEmbedding, build_encoder
 from .memory import EncoderMemory, Recalled
 from .subspaces import Coordinates
 from .targets.base import Target
+from .targets.config import TargetConfig
+from .targets.sharpening import Sharpening
 
 
 class Reading(NamedTuple):

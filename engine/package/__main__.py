@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": ("engine.compare", "make a table of several runs, or list all of them"),
     "show": ("loaders.show", "draw a contact sheet of views and actions"),
     "write": ("loaders.write", "write a data set as betons, FFCV's files"),
+    "remote": ("engine.remote", "look at a file that rents a machine, before it costs money"),
     "export": ("engine.export", "write the encoder of a run to a folder, for other code"),
 }
 

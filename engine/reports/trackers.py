@@ -1,6 +1,7 @@
 """Experiment trackers: W&B, Trackio and TensorBoard, through Accelerate."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import math
@@ -77,14 +78,19 @@ class Trackers:
                 if online and mode == "online":
                     self.say(f"W&B cannot go online ({first_line(error)}); this run is tracked offline")
                 else:
-                    title = NAMES[name].partition(" (")[0]
-                    self.say(f"{title} cannot start ({first_line(error)}); the run continues without it")
+                    self.say(f"{_title(name)} cannot start ({first_line(error)}); the run continues without it")
         return []
 
     def _tracker(self, name: str) -> Any:
         """W&B's or Trackio's run, or TensorBoard's writer; None on other processes, and if it is left out."""
         here = self.accelerator.is_main_process
         return next((found.tracker for found in self.accelerator.trackers if here and found.name == name), None)
+
+    def _each(self, record: Callable[[str, Any], None]) -> None:
+        """Call `record` with the name of each tracker, and W&B's or Trackio's run or TensorBoard's writer."""
+        for tracker in list(self.accelerator.trackers) if self.accelerator.is_main_process else []:
+            with _without_it(tracker, self.accelerator, self.say):
+                record(tracker.name, tracker.tracker)
 
     def log(self, step: int, epoch: int | None = None, **groups: dict[str, Any]) -> None:
         """Log finite scalars at an optimiser step, and the epoch, if one has ended.
@@ -97,8 +103,9 @@ class Trackers:
         values = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
         values |= {"epoch": epoch}
         finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-        with _surviving(self.accelerator, self.say):
-            self.accelerator.log(finite, step=step)
+        for tracker in list(self.accelerator.trackers):
+            with _without_it(tracker, self.accelerator, self.say):
+                tracker.log(finite, step=step)
 
     def summarise(self, values: dict[str, Any], step: int | None = None) -> None:
         """Record values that a run has once, beside its charts.
@@ -108,36 +115,32 @@ class Trackers:
             step: number of optimiser steps done; None while more will be done, and then only W&B records them, which
                 has a place for them and keeps what comes last.
         """
-        with _surviving(self.accelerator, self.say):
-            if wandb := self._tracker("wandb"):
-                wandb.summary.update(values)
-            if step is None:
-                return
-            if trackio := self._tracker("trackio"):
+
+        def record(name: str, run: Any) -> None:
+            if name == "wandb":
+                run.summary.update(values)
+            elif name == "trackio" and step is not None:
                 numbers = {name: value for name, value in values.items() if isinstance(value, bool | int | float)}
-                trackio.log(numbers, step=step)
-            if tensorboard := self._tracker("tensorboard"):
-                for name, value in values.items():
-                    tensorboard.add_text(name, str(value))
+                run.log(numbers, step=step)
+            elif name == "tensorboard" and step is not None:
+                for title, value in values.items():
+                    run.add_text(title, str(value))
+
+        self._each(record)
 
     def log_figure(self, path: Path, step: int) -> None:
         """Log a PNG at an optimiser step, as figures/ and its name."""
-        name = f"figures/{path.stem}"
-        if board := self._tracker("tensorboard"):
-            from matplotlib.image import imread  # the figure was drawn by matplotlib, which is loaded
+        title = f"figures/{path.stem}"
 
-            with _surviving(self.accelerator, self.say):
-                board.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
-        if run := self._tracker("wandb"):
-            import wandb
+        def record(name: str, run: Any) -> None:
+            if name == "tensorboard":
+                from matplotlib.image import imread  # the figure was drawn by matplotlib, which is loaded
 
-            with _surviving(self.accelerator, self.say):
-                run.log({name: wandb.Image(str(path))}, step=step)
-        if run := self._tracker("trackio"):
-            import trackio
+                run.add_image(title, imread(path)[..., :3], step, dataformats="HWC")
+            else:
+                run.log({title: importlib.import_module(name).Image(str(path))}, step=step)
 
-            with _surviving(self.accelerator, self.say):
-                run.log({name: trackio.Image(str(path))}, step=step)
+        self._each(record)
 
 
 def _arguments(name: str, mode: str, tracking: TrackingConfig, folder: RunFolder) -> dict[str, Any]:
@@ -163,20 +166,26 @@ def _arguments(name: str, mode: str, tracking: TrackingConfig, folder: RunFolder
 
 
 @contextlib.contextmanager
-def _surviving(accelerator: Accelerator, say: Callable[[str], None]) -> Iterator[None]:
-    """Report a tracker's failure once, and drop the trackers: W&B's process may have died, or the disk be full."""
+def _without_it(tracker: Any, accelerator: Accelerator, say: Callable[[str], None]) -> Iterator[None]:
+    """Report a tracker's failure once, and drop it: W&B's process may have died, or the disk be full."""
     try:
         yield
     except Exception as error:  # trackers' errors share no base class
-        say(f"tracking has stopped ({first_line(error)}); the run continues, and metrics.jsonl has all metrics")
-        accelerator.trackers = []
-        _leave_wandb()
+        rest = "the run continues, and metrics.jsonl has all metrics"
+        say(f"{_title(tracker.name)} has stopped ({first_line(error)}); {rest}")
+        accelerator.trackers = [other for other in accelerator.trackers if other is not tracker]
+        if tracker.name == "wandb":
+            _leave_wandb()
+
+
+def _title(name: str) -> str:
+    return NAMES[name].partition(" (")[0]
 
 
 def end_tracking(accelerator: Accelerator, say: Callable[[str], None]) -> None:
     """Let the trackers write what they have buffered, and end them."""
-    with _surviving(accelerator, say), contextlib.redirect_stdout(io.StringIO()):  # Trackio prints a line
-        for tracker in accelerator.trackers:
+    for tracker in list(accelerator.trackers):
+        with _without_it(tracker, accelerator, say), contextlib.redirect_stdout(io.StringIO()):  # Trackio prints a line
             if tracker.name == "trackio":  # or it would end once more at the exit, and print
                 import trackio
 

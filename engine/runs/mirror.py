@@ -8,6 +8,7 @@ ADDRESS/<name>/metrics.jsonl, steps.jsonl, summary.json, config.yaml, tracker-id
 
 import os
 import queue
+import secrets
 import shutil
 import threading
 import time
@@ -20,6 +21,8 @@ from .checksums import MANIFEST, Damaged
 from .tensors import check
 
 PATIENCE = 600.0  # seconds that the end of a run waits for its last copy
+# stores without folders, in which makedirs would make a bucket of a name that was mistyped
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "oss", "hf"})
 RECORDS = ("metrics.jsonl", "steps.jsonl", "summary.json", "config.yaml", "tracker-id")
 
 
@@ -117,12 +120,17 @@ class Mirror:
 
     def _put(self, file: Path, place: str) -> None:
         size = file.stat().st_size
-        self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
+        self._make_folder(place.rpartition("/")[0])
         with file.open("rb") as source, self.files.open(place, "wb") as target:
             shutil.copyfileobj(source, target, 2**22)
         self.files.invalidate_cache(place.rpartition("/")[0])
         if (written := self.files.info(place)["size"]) < size:  # a record may have grown since
             raise OSError(f"{place} has {written} of {size} bytes")
+
+    def _make_folder(self, place: str) -> None:
+        protocols = self.files.protocol
+        if not BUCKETS & set([protocols] if isinstance(protocols, str) else protocols):
+            self.files.makedirs(place, exist_ok=True)
 
     def _names(self) -> list[str]:
         """Names of the checkpoints there, oldest first."""
@@ -131,6 +139,32 @@ class Mirror:
         except FileNotFoundError:
             return []
         return sorted(name for path in found if NAME.fullmatch(name := path.rstrip("/").rpartition("/")[2]))
+
+    def try_out(self) -> str | None:
+        """Write, read and delete a small file.
+
+        Returns:
+            The name of the newest whole checkpoint of this run there; None if there is none.
+
+        Raises:
+            InputError: one of these fails.
+        """
+        place, word = f"{self.root}/.tried-{secrets.token_hex(4)}", secrets.token_bytes(16)
+        try:
+            self._make_folder(self.root)
+            self.files.pipe_file(place, word)
+            self.files.invalidate_cache(self.root)
+            read = self.files.cat_file(place)
+            self.files.rm(place)
+            names = self._names()
+            newest = next(
+                (n for n in reversed(names) if self.files.exists(f"{self.root}/checkpoints/{n}/{MANIFEST}")), None
+            )
+        except Exception as error:  # whatever a provider's library raises
+            raise InputError(f"{self.address} cannot be used ({first_line(error)})", "run.mirror") from None
+        if read != word:
+            raise InputError(f"{self.address} does not give back what was written", "run.mirror")
+        return newest
 
     # -- from the mirror to an empty disk
 

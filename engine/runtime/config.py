@@ -24,6 +24,9 @@ class RunConfig(Operation):
     """Seed of the weights, of all random draws and of the order of the images."""
     max_hours: float | None = Field(default=None, gt=0)
     """Hours that the run may take, over all its starts. After them it saves and ends, with exit code 5."""
+    max_idle: float | None = Field(default=None, gt=0)
+    """Minutes without a step of training or validation after which the process ends, with exit code 6 and a list of
+    where each thread was. Images that have to be read first, and compilation, must take less."""
     price: float | None = Field(default=None, ge=0)
     """Price of an hour on this machine, in any currency: console, summary and trackers then tell the cost."""
     mirror: str | None = None

@@ -42,6 +42,7 @@ class Interrupts:
         self.received_at = 0.0
         # launchers set these variables; any other parent, such as a shell, may end while the run goes on
         self.launcher = parent if {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
+        self.alive_at = time.monotonic()  # when the loop last looked for signals
         self._previous: dict[int, Any] = {}
         self.new_pace()
 
@@ -121,6 +122,7 @@ class Interrupts:
         Every process calls it in every step. About every two seconds, all in the same step, the processes exchange what
         they received.
         """
+        self.alive_at = time.monotonic()
         if accelerator.num_processes == 1:
             self.check()
             return

@@ -19,7 +19,7 @@ from ..config import Config
 from ..evaluation.probes import OnlineProbes
 from ..models.quantisers.base import Codebook
 from ..models.seq_jepa import Output, Reading, SeqJEPA
-from ..models.white_box import CrateLayer
+from ..models.white_box.layers import CrateLayer
 from ..objectives.objective import Objective
 from ..runtime.accelerator import COMPILE_MODES, compile_mode
 from ..runtime.cuda_graph import GraphedStep

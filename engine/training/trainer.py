@@ -19,7 +19,7 @@ from ...configs.errors import InputError, shown
 from ...configs.files import to_json, write_atomically
 from ..analysis.spectra import collapse_warnings
 from ..config import Config
-from ..models.white_box import LONG_STEP
+from ..models.white_box.layers import LONG_STEP
 from ..reports.console import Reporter, Stopwatch, closing_block
 from ..reports.figures.curves import draw_curves
 from ..reports.figures.stream import draw_stream
@@ -32,6 +32,7 @@ from ..runs.state import Best, Position, Waiting
 from ..runtime.accelerator import build_accelerator, crowded, overruled
 from ..runtime.distributed import check_agreement
 from ..runtime.failures import PEER_LOST, explain, sigbus_handler
+from ..runtime.idle import IdleWatch
 from ..runtime.interrupts import Interrupted, Interrupts
 from ..runtime.provenance import code_digest, commit, hardware, versions
 from .alarms import alarms, pinned_sigreg
@@ -58,6 +59,7 @@ def train(config: Config, parent: int) -> int:
         Reporter(accelerator.is_main_process) as reporter,
         RunFolder(config, config.run, config.checkpoint.keep, main=accelerator.is_main_process) as folder,
         sigbus_handler(lambda: f"a file that was being read has shrunk or is gone (SIGBUS); {folder.last_good}"),
+        IdleWatch(interrupts, config.run.max_idle, lambda: _say_idle(config, reporter, folder)),
     ):
         try:
             trainer = Trainer(config, accelerator, interrupts, reporter, folder)
@@ -96,6 +98,13 @@ def train(config: Config, parent: int) -> int:
             accelerator.end_training()  # closes the process group
 
 
+def _say_idle(config: Config, reporter: Reporter, folder: RunFolder) -> None:
+    """The last words of a run in which nothing happens; those of its threads are on stderr."""
+    reporter.say(f"idle: no step for run.max_idle={config.run.max_idle:g} minutes; {folder.last_good}")
+    folder.patience = 30.0
+    folder.end_mirror(reporter.say)
+
+
 def share_of_the_largest(labels: np.ndarray) -> float:
     """The share of the class that most labels (int64 [N]) name."""
     return float(np.bincount(labels).max() / len(labels))
@@ -122,6 +131,7 @@ class Trainer:
         self.started = time.monotonic()
         self.earlier = 0.0  # seconds of earlier starts
         self.watch = Stopwatch()  # of the present segment
+        self.logs = 0  # of this start
         self.compile_seconds = 0.0  # of this process's first step, which the segment's time leaves out
         self.commit = commit()  # now: by the end of the run something else may be checked out
         self.settled = settle(config.run, accelerator)
@@ -233,13 +243,12 @@ class Trainer:
         """Hours that the run has taken: this start, and what earlier ones had trained when they saved."""
         return (self.earlier + time.monotonic() - self.started) / 3600
 
-    def _cost(self, seconds: float) -> dict[str, float]:
-        """Cost so far and, by the seconds of the last segment, of the whole run; nothing without run.price."""
+    def _cost(self, left: float) -> dict[str, float]:
+        """Cost so far and, with the seconds that are left, of the whole run; nothing without run.price."""
         price = self.config.run.price
         if price is None:
             return {}
-        rest = 0 if self.done else len(self.segments) - self.position.segment
-        return {"cost": price * self.hours, "cost_expected": price * (self.hours + rest * seconds / 3600)}
+        return {"cost": price * self.hours, "cost_expected": price * (self.hours + left / 3600)}
 
     @property
     def stopped_early(self) -> bool:
@@ -322,13 +331,21 @@ class Trainer:
             self.seconds += seconds
 
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
+        self.logs += 1
         status = f"loss {loss:.4f}  {1e3 * recent.seconds / recent.steps:.0f} ms/step  {recent.rate:.0f} seq/s"
-        self.reporter.advance(amount=0, status=status)
         lr = float(self.training.optimizer.param_groups[0]["lr"])  # of the last step
         values = {"step_loss": loss, "lr": lr}
         values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
         values |= self.training.embeddings() | self.training.code_changes()
-        timing = {"sequences_per_second": recent.rate}
+        cost = self._cost((self.training.total_steps - self.global_step) * recent.seconds / recent.steps)
+        if cost:
+            status += f"  cost {cost['cost']:.2f} of about {cost['cost_expected']:.2f}"
+            if self.logs == 2:  # the first steps warm up; the end of a segment can be hours away
+                self.reporter.say(
+                    f"by its last {recent.steps} steps, the run will cost about {cost['cost_expected']:.2f}"
+                )
+        self.reporter.advance(amount=0, status=status)
+        timing = {"sequences_per_second": recent.rate, **cost}
         self.trackers.log(self.global_step, train=values, system=timing)
         if self.steps_file:
             self.steps_file.append({"step": self.global_step, **values, "timing": timing})
@@ -355,7 +372,8 @@ class Trainer:
             timing["compile_time"] = self.compile_seconds
         if swept:
             timing["diagnostics_time"] = seconds
-        timing |= (cost := self._cost(watch.seconds))
+        left = 0 if self.done else len(self.segments) - number
+        timing |= (cost := self._cost(left * watch.seconds))
         if self.metrics_file:
             self.metrics_file.append({"epoch": number, **metrics, **swept, "timing": timing})
         of_tasks = {name for name in metrics if name.startswith(("task_", "stream_"))}

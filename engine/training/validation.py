@@ -21,7 +21,7 @@ from ..config import Config
 from ..evaluation.grids import FITTED, NEGATIVES, grid_scores
 from ..models.config import EMATargetConfig
 from ..models.seq_jepa import Output
-from ..models.white_box import CrateLayer
+from ..models.white_box.layers import CrateLayer
 from ..objectives.rate import normalized
 from ..runtime.distributed import of_main, uneven_rows
 from ..runtime.failures import VALIDATION, during

@@ -82,6 +82,15 @@ class TorchvisionDataset(Dataset):
             pixels = np.repeat(pixels[..., None], 3, axis=-1)
         return Images(self, pixels, np.asarray(stored.targets, np.int64), list(stored.classes))
 
+    def sources(self) -> list[str]:
+        """The addresses from which `read` may download; one of them suffices."""
+        from torchvision import datasets
+
+        reader = getattr(datasets, self.reader)
+        return (
+            [reader.url] if hasattr(reader, "url") else [mirror + reader.resources[0][0] for mirror in reader.mirrors]
+        )
+
 
 class Measures(NamedTuple):
     """What a pass over all images found."""

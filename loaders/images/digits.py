@@ -1,5 +1,6 @@
 """scikit-learn's handwritten digits, which come with the package: 1,797 gray images of 8x8 pixels."""
 
+import functools
 import random
 from pathlib import Path
 
@@ -18,19 +19,26 @@ class Digits(Dataset):
     needs_root = False
 
     def read(self, root: Path | None, split: str, download: bool) -> Images:
-        from PIL import Image
-        from sklearn.datasets import load_digits
-
         if root is not None:
             raise InputError(f"{root}: digits come with scikit-learn, or from betons; there is no .beton", "data.root")
-        flat, labels = load_digits(return_X_y=True)  # [N, 64] in 0..16, [N]
-        small = np.round(np.asarray(flat) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-        pixels = np.zeros((len(small), 24, 24, 3), np.uint8)
-        for canvas, digit in zip(pixels, small, strict=True):
-            doubled = Image.fromarray(digit).resize((16, 16), Image.Resampling.BILINEAR)
-            canvas[4:20, 4:20] = np.asarray(doubled)[..., None]
+        pixels, labels = _doubled()
         # images are ordered by writer and repeat 0 to 9: a permutation puts classes and writers in both splits
-        order = list(range(len(small)))
+        order = list(range(len(pixels)))
         random.Random(0).shuffle(order)
         chosen = sorted(order[:TEST] if split == "test" else order[TEST:])
-        return Images(self, pixels[chosen], np.asarray(labels)[chosen].astype(np.int64), [str(d) for d in range(10)])
+        return Images(self, pixels[chosen], labels[chosen], [str(d) for d in range(10)])
+
+
+@functools.cache  # both splits are made of them
+def _doubled() -> tuple[np.ndarray, np.ndarray]:
+    """All digits as uint8 [N, 24, 24, 3], and their labels, int64 [N]."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    flat, labels = load_digits(return_X_y=True)  # [N, 64] in 0..16, [N]
+    small = np.round(np.asarray(flat) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    pixels = np.zeros((len(small), 24, 24, 3), np.uint8)
+    for canvas, digit in zip(pixels, small, strict=True):
+        doubled = Image.fromarray(digit).resize((16, 16), Image.Resampling.BILINEAR)
+        canvas[4:20, 4:20] = np.asarray(doubled)[..., None]
+    return pixels, np.asarray(labels).astype(np.int64)

@@ -77,6 +77,28 @@ def test_three_loaders_one_output(resnet, tmp_path):
 
 
 @READERS
+@pytest.mark.slow
+def test_timms_other_ways_to_make_it(resnet, tmp_path):
+    import timm
+
+    assert main([str(resnet), "--out", str(tmp_path / "out")]) == 0
+    name = f"local-dir:{tmp_path / 'out'}"
+    plain = timm.create_model(name, pretrained=True).eval()
+    classifier = timm.create_model(name, pretrained=True, num_classes=7).eval()
+    gray = timm.create_model(name, pretrained=True, in_chans=1).eval()
+    maps = timm.create_model(name, pretrained=True, features_only=True).eval()
+    with torch.inference_mode():
+        wanted = plain(IMAGES)
+        assert classifier(IMAGES).shape == (len(IMAGES), 7)
+        assert torch.equal(classifier.forward_head(classifier.forward_features(IMAGES), pre_logits=True), wanted)
+        # timm adds up the weights of the three colours: a gray image is one of three equal channels
+        torch.testing.assert_close(
+            gray(IMAGES[:, :1]), plain(IMAGES[:, :1].expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(maps(IMAGES)[-1].mean((2, 3)), wanted, rtol=1e-4, atol=1e-5)
+
+
+@READERS
 def test_timms_resnet_has_the_names_and_the_outputs_of_ours():
     import timm
 

@@ -144,9 +144,10 @@ def trained_by(word, tiny):
 
 
 @pytest.mark.parametrize("word", [pytest.param(w, marks=[pytest.mark.slow] if w in LONG else []) for w in CHOICES])
-def test_a_kind_is_chosen_trained_resumed_and_evaluated(word, tiny, tmp_path, refused, capsys):
+def test_a_kind_is_chosen_trained_resumed_and_evaluated(word, tiny, tmp_path, refused, capsys, blank_figures):
     train = trained_by(word, tiny)
     assert main([*train, "run.epochs=1"]) == 0
+    blank_figures.undo()
     assert main([*train, "run.epochs=2", "run.resume=auto"]) == 0
     assert "resumed from" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

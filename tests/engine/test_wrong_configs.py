@@ -138,18 +138,12 @@ def test_strange_words_are_one_line(refused, word, parts):
     refused(["configs/smoke.yaml", word], *parts)
 
 
-def test_a_file_that_cannot_be_read_is_reported(tmp_path, refused, monkeypatch):
-    """By somebody whom modes keep out, as they do not root; the folders above are not theirs either."""
+def test_a_file_that_cannot_be_read_is_reported(tmp_path, refused, monkeypatch, powerless):
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o755)
     Path("own.yaml").touch(0)
-    user = os.geteuid()
-    try:
-        if user == 0:
-            os.seteuid(65534)
+    with powerless():
         refused(["own.yaml"], "error: own.yaml: cannot be read (Permission denied)\n")
-    finally:
-        os.seteuid(user)
 
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, refused):

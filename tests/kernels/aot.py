@@ -36,13 +36,9 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 import seqjepa.kernels
-from seqjepa.kernels import adamw_ema, causal_statistics, directions, ema
+from seqjepa.kernels import adamw_step, causal_statistics, characteristic, directions, ema
 from seqjepa.kernels import token_statistics as statistics
-from seqjepa.kernels.internal import backend, cholesky, matmul, multi_tensor
-
-# the package exports functions of these names
-sigreg = importlib.import_module("seqjepa.kernels.sigreg")
-rate = importlib.import_module("seqjepa.kernels.coding_rate")
+from seqjepa.kernels.internal import backend, cholesky, matmul, multi_tensor, rows
 
 BUDGET = Path(__file__).with_name("budget.json")
 
@@ -72,13 +68,12 @@ COPY = r"cp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], 0x(\w+)"
 def manifest(architecture: int) -> dict[str, tuple]:
     """What production launches: kernel, types of its arguments, constants, options. The names are the budget's."""
     capability = divmod(architecture, 10)
-    precision = {"PRECISION": "tf32x3" if capability in backend.TF32X3 else "ieee"}
+    precision = {"HALVES": True, "PRECISION": "tf32x3" if capability in backend.TF32X3 else "ieee"}
     lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE, "BLOCK": 1024}
     own = {"PARAMETER": tl.float32, "GRAD": tl.float32, "TEACHER": tl.float32}
     pair = {"TEACHER": tl.float32, "STUDENT": tl.float32, "LIVE": tl.bfloat16}
-    shapes = matmul.tiles(capability), matmul.tiles(capability, large=True), matmul.gram_tiles(capability)
-    gemm, large, gram = ({"HALVES": True, **precision, **shape} for shape in shapes)
-    of_gemm, of_large, of_gram = ({"num_warps": constants.pop("num_warps")} for constants in (gemm, large, gram))
+    gram = {**precision, **matmul.gram_tiles(capability)}
+    of_gram = {"num_warps": gram.pop("num_warps")}
     factor = "*fp32 *fp32 *i32 i32"
     average = "*i64 *i32 *fp64 *fp32"
     step = "*i64 *i32 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32"
@@ -86,19 +81,15 @@ def manifest(architecture: int) -> dict[str, tuple]:
     sizes, tile = " i32 i32 i32", statistics.blocks(4, 160)  # of the paper's tokens: features and an action
     chunk, warps = causal_statistics.plan(4, 160)
     chunk |= {"SMALLEST": statistics.SMALLEST, "FLOOR": statistics.FLOOR}
+
+    def product(first: str, scaled: bool, large: bool = False) -> tuple:
+        constants = {"SCALED": scaled, "stride_ak": 1, "stride_bn": 1, **precision, **matmul.tiles(capability, large)}
+        options = {"num_warps": constants.pop("num_warps")}
+        return matmul._matmul_kernel, f"{first} *fp32 *fp32 *fp32" + " i32" * 9, constants, options
+
     found = {
-        "matmul": (
-            matmul._matmul_kernel,
-            "*fp32 " * 4 + "i32 " * 9,
-            {"SCALED": True, "stride_ak": 1, "stride_bn": 1, **gemm},
-            of_gemm,
-        ),
-        "matmul of bf16 and fp32": (
-            matmul._matmul_kernel,
-            "*bf16 *fp32 *fp32 *fp32" + " i32" * 9,
-            {"SCALED": False, "stride_ak": 1, "stride_bn": 1, **gemm},
-            of_gemm,
-        ),
+        "matmul": product("*fp32", True),
+        "matmul of bf16 and fp32": product("*bf16", False),
         "gram": (
             matmul._gram_kernel,
             "*fp32 " * 3 + "i32 " * 5,
@@ -118,11 +109,11 @@ def manifest(architecture: int) -> dict[str, tuple]:
             of_gram,
         ),
         "total of parts": (matmul._total_kernel, "*fp32 *fp32 *fp32 i32 i32", {"IDENTITY": True, "BLOCK_N": 32}, {}),
-        "sums of columns": (rate._sums_kernel, "*fp32 *fp64 i32 i32 i32 i32", {"stride_zd": 1, **rate.BLOCKS}, {}),
+        "sums of columns": (rows._sums_kernel, "*fp32 *fp64 i32 i32 i32 i32", {"stride_zd": 1, **rows.BLOCKS}, {}),
         "centred rows": (
-            rate._rows_kernel,
+            rows._rows_kernel,
             "*fp32 *fp64 *fp32 *fp32 *fp64" + " i32" * 6,
-            {"stride_zd": 1, "CENTER": True, "WEIGHTED": False, "MEAN": True, **rate.BLOCKS},
+            {"stride_zd": 1, "CENTER": True, "WEIGHTED": False, "MEAN": True, **rows.BLOCKS},
             {},
         ),
         "cholesky": (cholesky._factor_kernel, factor, cholesky.BLOCKS, one_stage),
@@ -130,21 +121,21 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "log-determinant": (cholesky._logdet_kernel, "*fp32 *i32 *fp32 i32", {"BLOCK": 256}, {}),
         "directions": (directions._directions_kernel, "*i64 *fp32 i32 i32", directions.BLOCKS, {}),
         "moments": (
-            sigreg._moments_kernel,
+            characteristic._moments_kernel,
             "*fp32 *fp32 i32 i32 i32 fp32",
-            {"BETWEEN": False, "BLOCK_P": 16, **sigreg.MOMENTS_BLOCKS},
+            {"BETWEEN": False, "BLOCK_P": 16, **characteristic.MOMENTS_BLOCKS},
             {},
         ),
         "statistic": (
-            sigreg._statistic_kernel,
+            characteristic._statistic_kernel,
             "*fp32 *fp32 *fp32 i32 i32 i32 i32 fp32",
-            {"BETWEEN": False, "BLOCK_P": 16, "BLOCK_K": sigreg.STATISTIC_BLOCK},
+            {"BETWEEN": False, "BLOCK_P": 16, "BLOCK_K": characteristic.STATISTIC_BLOCK},
             {},
         ),
         "projection gradient": (
-            sigreg._projection_gradient_kernel,
+            characteristic._projection_gradient_kernel,
             "*fp32 *fp32 *fp32 *fp32 i32 i32 i32 fp32",
-            {"BETWEEN": False, **sigreg.GRADIENT_BLOCKS},
+            {"BETWEEN": False, **characteristic.GRADIENT_BLOCKS},
             {},
         ),
         "token moments": (statistics._moments_kernel, "*bf16 *fp32" + sizes, tile, {}),
@@ -173,38 +164,28 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "ema": (ema._ema_kernel, average, {"LISTS": 2, "SKIP": False, **pair, **lists}, {}),
         "ema and live copy": (ema._ema_kernel, average, {"LISTS": 3, "SKIP": True, **pair, **lists}, {}),
         "advance": (
-            adamw_ema._advance_kernel,
+            adamw_step._advance_kernel,
             "*i64 *fp32 *fp64 *fp64 *fp32 i32",
             {"COLUMNS": 8, "FOUND_INF": True, "BLOCK": 128},
             {},
         ),
         "adamw_ema": (
-            adamw_ema._adamw_ema_kernel,
+            adamw_step._adamw_ema_kernel,
             step,
             {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
             {},
         ),
         "adamw_ema with a scaler": (
-            adamw_ema._adamw_ema_kernel,
+            adamw_step._adamw_ema_kernel,
             step,
             {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
             {},
         ),
     }
-    if large != gemm:
+    if matmul.tiles(capability, large=True) != matmul.tiles(capability):
         found |= {
-            "matmul of many tiles": (
-                matmul._matmul_kernel,
-                "*fp32 " * 4 + "i32 " * 9,
-                {"SCALED": True, "stride_ak": 1, "stride_bn": 1, **large},
-                of_large,
-            ),
-            "matmul of bf16 and fp32, many tiles": (
-                matmul._matmul_kernel,
-                "*bf16 *fp32 *fp32 *fp32" + " i32" * 9,
-                {"SCALED": False, "stride_ak": 1, "stride_bn": 1, **large},
-                of_large,
-            ),
+            "matmul of many tiles": product("*fp32", True, large=True),
+            "matmul of bf16 and fp32, many tiles": product("*bf16", False, large=True),
         }
     return found
 

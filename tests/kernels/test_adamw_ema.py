@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqjepa.kernels._ops import ops
-from seqjepa.kernels.adamw_ema import AdamWEMA, adamw_ema_, adamw_ema_reference
+from seqjepa.kernels.adamw_ema import AdamWEMA
+from seqjepa.kernels.adamw_step import adamw_ema_, adamw_ema_reference
 from seqjepa.kernels.internal.backend import INTERPRETED
 
 triton = pytest.mark.triton

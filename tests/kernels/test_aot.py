@@ -55,7 +55,7 @@ def test_no_kernel_moves_more_bytes_than_its_budget(run_process):
         assert used["of_needed"] >= 1, name
     # teacher and student are read, the teacher written; and parameter, gradient, two moments and teacher are read, all
     # but the gradient written; beyond the elements there are addresses and scalars
-    for name, each in (("ema._ema_kernel, average", 12), ("adamw_ema._adamw_ema_kernel, step", 36)):
+    for name, each in (("ema._ema_kernel, average", 12), ("adamw_step._adamw_ema_kernel, step", 36)):
         assert each * 15300 < measured[f"{name} of 15,300"]["bytes"] < 1.01 * each * 15300
     causal = [
         used["of_needed"] for name, used in measured.items() if name.startswith("causal_statistics._causal_kernel")

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..config import CrateConfig
-from ..white_box import CrateLayer, WhiteBox
+from ..white_box.layers import CrateLayer, WhiteBox
 from .base import DistanceEmbedding, NormedAggregator
+from .config import CrateConfig
 
 
 class Crate(NormedAggregator):

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ..config import MeanConfig
 from .base import Aggregator
+from .config import MeanConfig
 
 
 class MeanToken(Aggregator):

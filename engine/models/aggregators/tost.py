@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..config import TostConfig
-from ..white_box import ClassAttention, TostLayer, WhiteBox
+from ..white_box.layers import ClassAttention, TostLayer, WhiteBox
 from .base import DistanceEmbedding, NormedAggregator
+from .config import TostConfig
 
 
 class Tost(NormedAggregator):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..config import TransformerConfig
 from .base import NormedAggregator
+from .config import TransformerConfig
 
 
 class Transformer(NormedAggregator):

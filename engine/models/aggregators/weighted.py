@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..config import WeightedConfig
 from .base import Aggregator
+from .config import WeightedConfig
 
 
 class WeightedViews(Aggregator):

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ..config import ConvNetConfig
 from .base import ImageEncoder
+from .config import ConvNetConfig
 
 
 class ConvNet(ImageEncoder, nn.Sequential):

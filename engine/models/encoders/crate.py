@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import CrateEncoderConfig
-from ..white_box import CrateLayer, WhiteBox
+from ..white_box.layers import CrateLayer, WhiteBox
 from .base import ImageEncoder
+from .config import CrateEncoderConfig
 
 
 class CrateEncoder(ImageEncoder):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ....configs.errors import InputError, first_line
-from ..config import TimmConfig
 from .base import ImageEncoder
+from .config import TimmConfig
 
 SMALL = 64  # pixels of a side up to which stem=auto is the one for small images
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....loaders.grids.moves import OUTSIDE
-from ..config import GridCellsConfig
 from .base import ImageEncoder
+from .config import GridCellsConfig
 
 
 class GridCells(ImageEncoder):

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....loaders.grids.moves import OUTSIDE
-from ..config import GridConvNetConfig
 from .base import ImageEncoder
+from .config import GridConvNetConfig
 
 
 class GridConvNet(ImageEncoder):

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from ....loaders.batch import each
 from ....loaders.grids.objects import FEATURES, Objects, find_objects
-from ..config import GridObjectsConfig
 from ..quantisers.base import Quantiser
 from ..quantisers.config import CodesConfig
 from .base import ImageEncoder, Tokens
+from .config import GridObjectsConfig
 
 ROUNDS = 16  # of the search for objects where the host cannot wait: as many as any grid of ARC-AGI-1 needs
 

@@ -5,8 +5,8 @@ from typing import Any
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from ..config import ResNet18Config
 from .base import ImageEncoder
+from .config import ResNet18Config
 
 
 class ResNet18CIFAR(ResNet):

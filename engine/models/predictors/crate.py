@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..config import CratePredictorConfig
-from ..white_box import CrateLayer, WhiteBox
+from ..white_box.layers import CrateLayer, WhiteBox
+from .config import CratePredictorConfig
 
 
 class CratePredictor(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..config import MLPPredictorConfig
+from .config import MLPPredictorConfig
 
 
 class MLPPredictor(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ....kernels import cosine_decay, ema_update_
 from ....kernels.precision import widest
 from ....loaders.batch import Views
-from ..config import EMATargetConfig
 from .base import Target
+from .config import EMATargetConfig
 
 
 class EMATeacher(Target):

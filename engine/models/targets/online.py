@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ....loaders.batch import Views
-from ..config import OnlineTargetConfig
 from .base import Target
+from .config import OnlineTargetConfig
 
 
 class OnlineTarget(Target):

@@ -10,7 +10,7 @@ from seqjepa.engine.analysis.layers import LayerCurves, layer_curves, layer_metr
 from seqjepa.engine.config import compose
 from seqjepa.engine.evaluate import main as evaluate
 from seqjepa.engine.models.seq_jepa import SeqJEPA
-from seqjepa.engine.models.white_box import CrateLayer, subspace_rate
+from seqjepa.engine.models.white_box.layers import CrateLayer, subspace_rate
 from seqjepa.engine.reports.figures.subspaces import NetworkSweeps, draw_layers
 from seqjepa.engine.train import main
 from seqjepa.loaders.batch import Batch

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seqjepa.engine.models.config import GridCellsConfig, GridConvNetConfig, GridObjectsConfig
+from seqjepa.engine.models.encoders.config import GridCellsConfig, GridConvNetConfig, GridObjectsConfig
 from seqjepa.loaders.grids.moves import OUTSIDE
 from seqjepa.loaders.images import find_dataset
 

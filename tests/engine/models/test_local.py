@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seqjepa.engine.config import compose
-from seqjepa.engine.models.config import ConvNetConfig, ResNet18Config
+from seqjepa.engine.models.encoders.config import ConvNetConfig, ResNet18Config
 from seqjepa.engine.runs.checkpoints import find_checkpoint
 from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.train import main

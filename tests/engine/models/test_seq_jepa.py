@@ -12,22 +12,17 @@ from seqjepa.configs.errors import InputError
 from seqjepa.configs.section import by_kind
 from seqjepa.engine.config import compose
 from seqjepa.engine.evaluation.probes import OnlineProbes
-from seqjepa.engine.models.config import (
-    AnyTarget,
-    ConvNetConfig,
-    EMATargetConfig,
-    MeanConfig,
-    MLPInverseConfig,
-    MLPPredictorConfig,
-    MLPProjectorConfig,
-    ModelConfig,
-    SoftmaxSharpeningConfig,
-    Span,
-    StopGradientTargetConfig,
-    TransformerConfig,
-    WeightedConfig,
-)
+from seqjepa.engine.models.aggregators.config import MeanConfig, TransformerConfig, WeightedConfig
+from seqjepa.engine.models.config import MLPInverseConfig, MLPProjectorConfig, ModelConfig, Span
+from seqjepa.engine.models.encoders.config import ConvNetConfig
+from seqjepa.engine.models.predictors.config import MLPPredictorConfig
 from seqjepa.engine.models.seq_jepa import SeqJEPA
+from seqjepa.engine.models.targets.config import (
+    AnyTarget,
+    EMATargetConfig,
+    SoftmaxSharpeningConfig,
+    StopGradientTargetConfig,
+)
 from seqjepa.engine.objectives.config import (
     BothReadingConfig,
     CosineConfig,

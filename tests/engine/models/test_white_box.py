@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from seqjepa.engine.config import compose
-from seqjepa.engine.models.config import CrateConfig, CrateEncoderConfig, CratePredictorConfig, TostConfig
+from seqjepa.engine.models.aggregators.config import CrateConfig, TostConfig
+from seqjepa.engine.models.encoders.config import CrateEncoderConfig
+from seqjepa.engine.models.predictors.config import CratePredictorConfig
 from seqjepa.engine.models.seq_jepa import SeqJEPA
-from seqjepa.engine.models.white_box import ISTA, OvercompleteISTA, SubspaceAttention, subspace_rate
+from seqjepa.engine.models.white_box.layers import ISTA, OvercompleteISTA, SubspaceAttention, subspace_rate
 from seqjepa.engine.train import main
 from seqjepa.engine.training.optimizers import build_optimizer
 from seqjepa.loaders.sequences import ActionSpace

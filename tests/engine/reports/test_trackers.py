@@ -266,15 +266,20 @@ sys.exit(main(words))
 
 @pytest.mark.parametrize("moment", ["training", pytest.param("closing", marks=pytest.mark.slow)])
 def test_a_tracker_that_dies_does_not_take_the_run_along(tiny, tmp_path, moment):
-    words = tiny("tracking.wandb=offline", "run.epochs=4", "run.log_every=2")
+    words = tiny("tracking.wandb=offline", "tracking.tensorboard=true", "run.epochs=4", "run.log_every=2")
     command = [sys.executable, "-c", KILLED_TRACKER, moment, *words]
     result = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
     said = result.stdout + result.stderr
     assert "killed" in said
     assert result.returncode == 0, said
-    assert said.count("tracking has stopped (") == 1
+    assert said.count("W&B has stopped (") == 1
+    assert said.count("has stopped") == 1
     assert "Traceback" not in said
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 4
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "run/tensorboard/seqjepa")).Reload()
+    assert len(board.Scalars("train/ep_loss")) == 4  # the other goes on
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -25,8 +25,11 @@ from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.runs.state import TrainingState
 from seqjepa.engine.train import main
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FILES = ("model.safetensors", "probes.safetensors", "trainer.safetensors", "rng-00000.safetensors")
 FILES += ("state.json", "manifest.json")
+BEST = ("eval.best_metric=ep_loss", "eval.best_mode=min")
 BEFORE = "probes.standardize=false"  # as in all versions before 6
 
 
@@ -39,11 +42,14 @@ def tiny(tiny):
 @pytest.fixture(scope="module")
 def saved(tiny_for_module, folder_of):
     """Folder of a run of three epochs, all of whose checkpoints are kept."""
-    words = tiny_for_module(
-        BEFORE, "run.epochs=3", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min"
-    )
+    words = tiny_for_module(BEFORE, "run.epochs=3", "checkpoint.keep=9", *BEST)
     assert main(words) == 0
     return folder_of(words)
+
+
+def resumed(epochs: int, keep: int = 9) -> tuple[str, ...]:
+    """Words that go on with the run to so many epochs."""
+    return (f"run.epochs={epochs}", f"checkpoint.keep={keep}", *BEST, "run.resume=auto")
 
 
 @pytest.fixture
@@ -71,15 +77,7 @@ def same_weights(one: Path, other: Path) -> bool:
 def test_the_checkpoint_before_a_damaged_one_is_taken(copy, saved, tiny, capsys, name, damage):
     newest = copy / "checkpoints" / "epoch-0003"
     damage(newest / name)
-    words = (
-        BEFORE,
-        "run.epochs=3",
-        "checkpoint.keep=9",
-        "eval.best_metric=ep_loss",
-        "eval.best_mode=min",
-        "run.resume=auto",
-    )
-    assert main(tiny(*words)) == 0
+    assert main(tiny(*resumed(3))) == 0
     printed = capsys.readouterr().out
     blamed = newest if (name, damage) == ("manifest.json", flip) else newest / name  # which of the two is wrong?
     assert f"damaged checkpoint passed over: {blamed}" in printed
@@ -92,16 +90,8 @@ def test_retention_counts_whole_checkpoints_only(copy, tiny, interrupt_at, saved
     """Two damaged ones at the end, of which two are kept: the good one before them must not go."""
     for epoch in (2, 3):
         flip(copy / "checkpoints" / f"epoch-000{epoch}" / "model.safetensors")
-    words = (
-        BEFORE,
-        "run.epochs=3",
-        "checkpoint.keep=2",
-        "eval.best_metric=ep_loss",
-        "eval.best_mode=min",
-        "run.resume=auto",
-    )
     interrupt_at(6)
-    assert main(tiny(*words)) == 143
+    assert main(tiny(*resumed(3, keep=2))) == 143
     found, damaged = Checkpoints(copy / "checkpoints", 2).newest_whole(print)
     assert (found.name, damaged) == ("epoch-0001-step-00002", [])
     kept = {path.name for path in (copy / "checkpoints").iterdir()}
@@ -112,7 +102,7 @@ def test_when_all_are_damaged_nothing_is_overwritten(copy, tiny, refused):
     for path in (copy / "checkpoints").glob("epoch-*"):
         cut(path / "model.safetensors")
     before = (copy / "metrics.jsonl").read_text()
-    words = ("run.epochs=3", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.overwrite=false")
+    words = ("run.epochs=3", *BEST, "run.overwrite=false")
     capture = tiny(*words, "run.resume=auto")
     refused(capture, "run.resume", "every checkpoint in", "is damaged; run.overwrite=true")
     assert (copy / "metrics.jsonl").read_text() == before
@@ -121,7 +111,7 @@ def test_when_all_are_damaged_nothing_is_overwritten(copy, tiny, refused):
 def test_a_checkpoint_named_by_its_path_is_checked_too(copy, tiny, refused):
     path = copy / "checkpoints" / "epoch-0002"
     flip(path / "probes.safetensors")
-    words = ("run.epochs=3", "eval.best_metric=ep_loss", "eval.best_mode=min")
+    words = ("run.epochs=3", *BEST)
     refused(tiny(*words, f"run.resume={path}"), "run.resume: ", "probes.safetensors: changed, its checksum")
 
 
@@ -171,22 +161,14 @@ def test_older_versions_are_migrated_and_a_line_says_so(copy, saved, tiny, capsy
     newest, before = (copy / "checkpoints" / f"epoch-000{epoch}" for epoch in (3, 2))
     shutil.rmtree(newest)
     as_before(before)
-    words = (
-        BEFORE,
-        "run.epochs=3",
-        "checkpoint.keep=9",
-        "eval.best_metric=ep_loss",
-        "eval.best_mode=min",
-        "run.resume=auto",
-    )
-    assert main(tiny(*words)) == 0
+    assert main(tiny(*resumed(3))) == 0
     assert f"{before}: a checkpoint of version {version}; its settings are read by" in capsys.readouterr().out
     assert same_weights(newest, saved / "checkpoints" / "epoch-0003")
     ours, theirs = (json.loads((run / "checkpoints/epoch-0003/state.json").read_text()) for run in (copy, saved))
     for name in ("version", "position", "best"):
         assert ours[name] == theirs[name]
     assert {**ours["config"], "run": 0, "control": 0} == {**theirs["config"], "run": 0, "control": 0}
-    assert main(tiny(*words)) == 0
+    assert main(tiny(*resumed(3))) == 0
     assert "a checkpoint of version" not in capsys.readouterr().out
 
 
@@ -236,7 +218,7 @@ def test_other_versions_are_refused(copy, version):
 
 def test_a_fork_of_another_run_keeps_that_run(copy, tiny, tmp_path, refused):
     """Its earlier epochs are copied; its id in W&B is not, and a run that stands in the way is refused."""
-    words = ("run.epochs=3", "eval.best_metric=ep_loss", "eval.best_mode=min")
+    words = ("run.epochs=3", *BEST)
     resume = f"run.resume={copy / 'checkpoints' / 'epoch-0002'}"
     assert main(tiny(*words, resume, run="fork")) == 0
     ours, theirs = (
@@ -350,9 +332,8 @@ def test_tensors_are_not_believed(copy, tiny, capsys, file, name, change, part):
 def refuse_resealed(checkpoint: Path, tiny, capsys, part: str) -> None:
     (checkpoint / "manifest.json").unlink()
     seal(checkpoint)
-    words = ("run.epochs=4", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
     capsys.readouterr()
-    assert main(tiny(*words)) == 2
+    assert main(tiny(*resumed(4))) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     assert part in error
@@ -370,46 +351,30 @@ def test_a_checkpoint_that_the_disk_cannot_read(copy, tiny, capsys, monkeypatch)
         return original(path)
 
     monkeypatch.setattr(manifest, "file_sha256", read)
-    words = (
-        BEFORE,
-        "run.epochs=3",
-        "checkpoint.keep=9",
-        "eval.best_metric=ep_loss",
-        "eval.best_mode=min",
-        "run.resume=auto",
-    )
-    assert main(tiny(*words)) == 0
+    assert main(tiny(*resumed(3))) == 0
     printed = capsys.readouterr().out
     assert f"damaged checkpoint passed over: {broken}: cannot be read (Input/output error)" in printed
     assert f"resumed from {copy / 'checkpoints' / 'epoch-0002'}" in printed
 
 
-@contextlib.contextmanager
-def powerless(folder: Path):
-    """Within it, permissions count, also where the tests run as root."""
-    if os.geteuid():
-        yield
-        return
+def let_others_in(folder: Path) -> None:
+    """Let other users into the folder, and into those above it that are pytest's and root's."""
     above = [path for path in folder.parents if path.stat().st_uid == 0 and path.name.startswith(("pytest-", "popen-"))]
     modes = {path: path.stat().st_mode for path in [folder, *folder.parent.glob("*"), folder.parent, *above]}
     for path, mode in modes.items():
         path.chmod(mode | 0o055)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.parametrize("name", [*FILES, ".", ".."])
-def test_what_may_not_be_read_is_not_called_damaged(copy, tmp_path, name):
+def test_what_may_not_be_read_is_not_called_damaged(copy, tmp_path, powerless, name):
     """Neither passed over for an older one, nor is it advised to start anew: it may be whole."""
     locked = (copy / "checkpoints" / "epoch-0003" / name).resolve()
     locked.chmod(0)
+    let_others_in(tmp_path)
     try:
-        with powerless(tmp_path), pytest.raises(InputError) as caught:
+        with powerless(), pytest.raises(InputError) as caught:
             Checkpoints(copy / "checkpoints", 2).newest_whole(pytest.fail)
-        with powerless(tmp_path), pytest.raises(InputError) as by_name:
+        with powerless(), pytest.raises(InputError) as by_name:
             checkpoint_files.check(find_checkpoint(copy / "checkpoints" / "epoch-0003"))
     finally:
         locked.chmod(0o755)
@@ -439,15 +404,7 @@ def test_a_pipe_among_the_files_is_not_waited_for(copy, tiny, capsys):
         path = copy / "checkpoints" / f"epoch-000{2 if name == 'manifest.json' else 3}" / name
         path.unlink()
         os.mkfifo(path)
-    words = (
-        BEFORE,
-        "run.epochs=3",
-        "checkpoint.keep=9",
-        "eval.best_metric=ep_loss",
-        "eval.best_mode=min",
-        "run.resume=auto",
-    )
-    assert main(tiny(*words)) == 0
+    assert main(tiny(*resumed(3))) == 0
     assert f"resumed from {copy / 'checkpoints' / 'epoch-0001'}" in capsys.readouterr().out
 
 
@@ -457,8 +414,7 @@ def test_a_best_that_is_a_folder_is_replaced(copy, tiny):
     best = os.readlink(link)
     link.unlink()
     shutil.copytree(copy / "checkpoints" / best, link)
-    words = ("run.epochs=4", "checkpoint.keep=9", "eval.best_metric=ep_loss", "eval.best_mode=min", "run.resume=auto")
-    assert main(tiny(*words)) == 0
+    assert main(tiny(*resumed(4))) == 0
     assert os.readlink(link) == "epoch-0004"  # the loss still falls
 
 

@@ -21,6 +21,8 @@ from seqjepa.engine.train import main
 from seqjepa.loaders.images import find_dataset
 from seqjepa.loaders.images.beton import Sidecar, open_beton
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "tracker-id")
 CHECKPOINT_FILES = ("manifest.json", "state.json", "model.safetensors", "trainer.safetensors", "rng-00000.safetensors")
 

@@ -1,12 +1,15 @@
 """Copies of a run at a second place: an empty disk goes on from them, and nothing that is wrong there stops a run."""
 
+import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.runs.mirror import Mirror
 from seqjepa.engine.train import main
 
+ROOT = Path(__file__).resolve().parents[3]
 WORDS = ("run.resume=auto", "run.overwrite=false", "run.epochs=4", "checkpoint.keep=2")
 WORDS += ("eval.best_metric=ep_loss", "eval.best_mode=max")  # the first epoch is the best, and is to be kept
 
@@ -84,6 +88,96 @@ def mirror_of_a_run(tmp_path: Path) -> tuple[Mirror, Path]:
     for name in ("model.safetensors", "manifest.json"):
         (checkpoint / name).write_text(name)
     return Mirror(str(tmp_path / "bucket"), tmp_path / "run"), checkpoint
+
+
+def test_a_copy_that_ends_between_two_files_is_passed_over(tiny, tmp_path, monkeypatch):
+    """Its process is killed, so that nothing of it is cleaned up."""
+    assert main(tiny("run.epochs=2")) == 0
+    older, newer = sorted((tmp_path / "run/checkpoints").glob("epoch-*"))
+    put, left = Mirror._put, 0
+
+    def put_or_die(mirror: Mirror, file: Path, place: str) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        put(mirror, file, place)
+
+    monkeypatch.setattr(Mirror, "_put", put_or_die)
+    files = len(list(newer.iterdir()))
+    for count in range(files + 1):
+        mirror = Mirror(str(tmp_path / f"bucket{count}"), tmp_path / "run")
+        left = len(list(older.iterdir()))
+        mirror._copy_checkpoint(older)
+        left = count
+        with contextlib.nullcontext() if count == files else pytest.raises(KeyboardInterrupt):
+            mirror._copy_checkpoint(newer)
+        said: list[str] = []
+        empty = tmp_path / f"disk{count}" / "run"
+        Mirror(str(tmp_path / f"bucket{count}"), empty).fetch(said.append)
+        whole = newer if count == files else older
+        assert [line.partition(" in ")[0] for line in said] == [f"{whole.name} fetched from {mirror.address}"]
+        assert [path.name for path in (empty / "checkpoints").iterdir()] == [whole.name]
+        for file in whole.iterdir():
+            assert (empty / "checkpoints" / whole.name / file.name).read_bytes() == file.read_bytes()
+
+
+def goes_on_from(address: str, tiny, tmp_path: Path, capsys) -> None:
+    """A run is mirrored there; its disk is lost; the same words bring back what it had."""
+    words = tiny(*WORDS, f"run.mirror={address}")
+    assert main(words) == 0
+    before = outcome(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    capsys.readouterr()
+    assert main([*words, "--check"]) == 0
+    assert f"mirror: {address}/run can be written and read, and has epoch-0004" in capsys.readouterr().out
+    assert main(words) == 0
+    assert f"epoch-0004 fetched from {address}/run" in capsys.readouterr().out
+    assert outcome(tmp_path / "run") == before
+
+
+@pytest.mark.cloud
+def test_s3(tiny, tmp_path, capsys, monkeypatch):
+    """By s3fs, from a server on this machine that answers as S3 does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    for name, value in {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    command = [ROOT / ".venv-cloud/bin/moto_server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(address, timeout=5).close()
+                    break
+                time.sleep(0.1)
+            import s3fs
+
+            s3fs.S3FileSystem().mkdir("runs")
+            goes_on_from("s3://runs/of/mine", tiny, tmp_path, capsys)
+            # a bucket that is not there is found out before, and is no reason for a run to fail
+            assert main([*tiny("run.mirror=s3://nothing"), "--check"]) == 2
+            assert "error: override run.mirror=s3://nothing: run.mirror: " in capsys.readouterr().err
+        finally:
+            server.terminate()
+
+
+def test_a_full_mirror_is_one_line(tiny, tmp_path, capsys):
+    """The device gives the system's own error."""
+    (tmp_path / "bucket/run").mkdir(parents=True)
+    (tmp_path / "bucket/run/metrics.jsonl").symlink_to("/dev/full")
+    assert main(tiny("run.epochs=3", f"run.mirror={tmp_path / 'bucket'}")) == 0
+    said = capsys.readouterr().out
+    assert said.count("No space left on device") == 1
+    assert "the run goes on" in said
 
 
 def test_a_slow_mirror_holds_nothing_up(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ from seqjepa.engine.runs.checksums import seal
 from seqjepa.engine.runs.folder import RunFolder
 from seqjepa.engine.train import main
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 # 160 images in batches of 16: ten steps an epoch
 TEN_STEPS = ("data.batch_size=16", "optim.warmup_epochs=0")
 

@@ -4,15 +4,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from variants import OBJECTIVES
 
-from seqjepa.engine.config import compose
 from seqjepa.engine.models.encoders import grid_objects
-from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.train import main
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import validate
 from seqjepa.loaders.grids.objects import find_objects
-from seqjepa.loaders.loader import build_loaders
 
 
 class Recording(TorchDispatchMode):
@@ -44,20 +42,6 @@ class Recording(TorchDispatchMode):
                         place.copy_(value)
 
 
-@pytest.fixture
-def build(tiny):
-    def make(*words, device="cpu", **loading):
-        config = compose(tiny(other=words)).config
-        loaders = build_loaders(
-            config.data, config.sequence, config.actions, seed=0, device=torch.device(device), **loading
-        )
-        accelerator = build_accelerator(config.run, config.optim.accumulate)
-        torch.manual_seed(0)
-        return TrainingStep(config, loaders, accelerator), loaders
-
-    return make
-
-
 def state(training: TrainingStep) -> list[torch.Tensor]:
     optimizers = (training.optimizer, training.probe_optimizer)
     moments = [value for o in optimizers for values in o.state.values() for value in values.values()]
@@ -68,27 +52,8 @@ def state(training: TrainingStep) -> list[torch.Tensor]:
 
 VARIANTS = {
     "ema": ("target.schedule=cosine", "optim.clip_norm=0.1"),
-    "inferred": (
-        *("objective.reading.kind=prefixes", "model.inverse.kind=mlp", "objective.inverse.weight=0.1"),
-        *("target.kind=stop_gradient", "model.projector.kind=mlp", "objective.invariance.weight=1.0"),
-        *("objective.rate.weight=0.1", "objective.rate.features=projections"),
-    ),
-    "symmetric": ("objective.reading.kind=both", "objective.rate.weight=0.1", "optim.accumulate=2"),
-    "sharpened": (
-        "target.kind=stop_gradient",
-        "target.sharpening.kind=softmax",
-        "objective.prediction.kind=cross_entropy",
-    ),
-    "sigreg": (
-        *(
-            "target.kind=shared",
-            "objective.prediction.kind=mse",
-            "model.projector.kind=mlp",
-            "model.projector.dim=8",
-            "model.projector.hidden=16",
-        ),
-        *("objective.sigreg.weight=0.1", "objective.sigreg.num_slices=8"),
-    ),
+    **OBJECTIVES,
+    "symmetric": (*OBJECTIVES["symmetric"], "optim.accumulate=2"),
     "bf16": ("run.precision=bf16",),
     "grids": (
         *("sequence.kind=program", "data.dataset=object_grids", "actions.normalization=none"),

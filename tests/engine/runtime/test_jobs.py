@@ -309,7 +309,7 @@ def test_the_slurm_script_asks_for_what_the_job_was_given(slurm, cores):
     command = ["bash", "configs/launch/slurm.sh", *words]
     lines = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True).stdout.splitlines()
     asked = lines[: lines.index("bash")]
-    assert asked == ["--kill-on-bad-exit=1", *(["--cpus-per-task=64"] if cores else [])]
+    assert asked == ["--kill-on-bad-exit=0", "--wait=300", *(["--cpus-per-task=64"] if cores else [])]
     launched = lines[len(lines) - lines[::-1].index("launch") - 1 :]
     options = dict(zip(launched[1:13:2], launched[2:13:2], strict=True))
     assert options["--num_machines"] == "2"

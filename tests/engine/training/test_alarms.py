@@ -10,6 +10,8 @@ from seqjepa.engine.train import main
 from seqjepa.engine.training.alarms import alarms, pinned_sigreg
 from seqjepa.kernels import sigreg
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SIGREG = ("model.projector.kind=mlp", "model.projector.dim=64", "target.kind=shared", "objective.prediction.kind=mse")
 SIGREG += ("objective.sigreg.weight=0.1", "objective.sigreg.num_slices=64", "data.batch_size=64")
 

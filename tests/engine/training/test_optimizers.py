@@ -6,8 +6,11 @@ import math
 import pytest
 import torch
 
-from seqjepa.engine.models.config import ConvNetConfig, EMATargetConfig, ModelConfig, TransformerConfig
+from seqjepa.engine.models.aggregators.config import TransformerConfig
+from seqjepa.engine.models.config import ModelConfig
+from seqjepa.engine.models.encoders.config import ConvNetConfig
 from seqjepa.engine.models.seq_jepa import SeqJEPA
+from seqjepa.engine.models.targets.config import EMATargetConfig
 from seqjepa.engine.training.config import OptimConfig
 from seqjepa.engine.training.optimizers import build_optimizer, learning_rate, set_rate
 from seqjepa.loaders.sequences import ActionSpace

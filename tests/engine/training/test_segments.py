@@ -12,6 +12,8 @@ from seqjepa.engine.train import main
 from seqjepa.engine.training import step, trainer
 from seqjepa.engine.training.segments import Epochs, Segments
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 class Phases(Segments):
     """Two stretches of training, of four steps and of seven; the second takes its batches from two epochs."""

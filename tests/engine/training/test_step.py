@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from variants import OBJECTIVES
 
 from seqjepa.engine.config import compose
 from seqjepa.engine.models.aggregators.base import Aggregator
 from seqjepa.engine.objectives.objective import Objective
-from seqjepa.engine.runtime.accelerator import build_accelerator
-from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import validate
 from seqjepa.loaders.loader import build_loaders
 
@@ -25,18 +24,6 @@ class CountReads(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.reads += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def build(tiny):
-    def make(*words, device="cpu"):
-        config = compose(tiny(*words)).config
-        loaders = build_loaders(config.data, config.sequence, config.actions, seed=0, device=torch.device(device))
-        accelerator = build_accelerator(config.run, config.optim.accumulate)
-        torch.manual_seed(0)
-        return TrainingStep(config, loaders, accelerator), loaders
-
-    return make
 
 
 def test_a_step_reads_nothing_back(build):
@@ -104,31 +91,11 @@ def test_shuffled_actions_reach_the_model_but_not_the_probes(build):
 
 VARIANTS = {
     "ema": (),
-    "inferred": (
-        *("objective.reading.kind=prefixes", "model.inverse.kind=mlp", "objective.inverse.weight=0.1"),
-        *("target.kind=stop_gradient", "model.projector.kind=mlp", "objective.invariance.weight=1.0"),
-        *("objective.rate.weight=0.1", "objective.rate.features=projections"),
-    ),
-    "symmetric": ("objective.reading.kind=both", "objective.rate.weight=0.1"),
-    "sharpened": (
-        "target.kind=stop_gradient",
-        "target.sharpening.kind=softmax",
-        "objective.prediction.kind=cross_entropy",
-    ),
+    **OBJECTIVES,
     "contrastive": (
         *("target.kind=ema", "objective.prediction.kind=infonce", "objective.prediction.queue=70"),
         *("objective.prediction.scale_limits=[0.05, 0.2]", "model.projector.kind=mlp", "model.projector.dim=8"),
         *("objective.sigreg.weight=0.1", "objective.sigreg.num_slices=8", "optim.accumulate=2"),
-    ),
-    "sigreg": (
-        *(
-            "target.kind=shared",
-            "objective.prediction.kind=mse",
-            "model.projector.kind=mlp",
-            "model.projector.dim=8",
-            "model.projector.hidden=16",
-        ),
-        *("objective.sigreg.weight=0.1", "objective.sigreg.num_slices=8"),
     ),
 }
 

@@ -18,6 +18,8 @@ from seqjepa.engine.training import diagnostics
 from seqjepa.engine.training import step as step_module
 from seqjepa.engine.training.validation import metric_names
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FILES = ("model", "probes", "trainer", "rng-00000")
 
 

@@ -15,6 +15,8 @@ from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.untrained_control import control_key
 from seqjepa.loaders.loader import build_loaders
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture
 def key(tiny):

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.precision import widest
-from ...kernels.token_statistics import token_statistics_attention
-from .config import CrateLayers, TostConfig
+from ....kernels.precision import widest
+from ....kernels.token_statistics import token_statistics_attention
+from ..aggregators.config import TostConfig
+from .config import CrateLayers
 
 RATE_EPS = 0.01  # of the published curves of the rate by layer
 POWER_ITERATIONS = 100

@@ -1,0 +1,1 @@
+"""Layers of CRATE and ToST, and what they do to their tokens."""

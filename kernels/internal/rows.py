@@ -1,0 +1,170 @@
+"""Rows of features less their mean, weighted or not, without losing what differs between rows that hardly differ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .backend import jit, launch, tl, triton, uses_triton, widest
+
+__all__ = ["centered", "exact_dtype", "is_empty", "root_of", "rows_of", "torch_rows", "weighted_moments"]
+
+BLOCKS = {"BLOCK_B": 32, "BLOCK_D": 64}
+
+
+def exact_dtype(z: Tensor) -> torch.dtype:
+    """Dtype of the computation."""
+    return torch.float64 if z.dtype == torch.float64 else torch.float32
+
+
+def is_empty(mass: Tensor) -> Tensor:
+    """Whether a class has (almost) no members: division by a smaller mass would overflow."""
+    return mass < torch.finfo(mass.dtype).tiny * 2**40
+
+
+def root_of(weights: Tensor) -> Tensor:
+    """√w, but never zero: rows of weight 0 have a gradient too, and a weight of 2⁻¹²⁸ does not change I + c ZᵀZ."""
+    return weights.sqrt().clamp(min=2**-64)
+
+
+@jit
+def _sums_kernel(
+    z,  # pointer to Z [S, B, d]
+    sums,  # pointer to float64 [S, parts, d]
+    B,
+    d,
+    stride_zs,
+    stride_zb,
+    stride_zd,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    i_part, parts = tl.program_id(1), tl.num_programs(1)
+    columns = tl.cdiv(d, BLOCK_D)
+    i_s = (tl.program_id(0) // columns).to(tl.int64)
+    o_d = tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    b_sum = tl.zeros([BLOCK_D], dtype=tl.float64)
+    for start in range(i_part * BLOCK_B, B, parts * BLOCK_B):
+        o_b = start + tl.arange(0, BLOCK_B).to(tl.int64)
+        p_z = z + i_s * stride_zs + o_b[:, None] * stride_zb + o_d[None, :] * stride_zd
+        b_z = tl.load(p_z, mask=(o_b < B)[:, None] & (o_d < d)[None, :], other=0.0)
+        b_sum += b_z.to(tl.float64).sum(axis=0)
+    tl.store(sums + (i_s * parts + i_part) * d + o_d, b_sum, mask=o_d < d)
+
+
+@jit
+def _rows_kernel(
+    z,  # pointer to Z [S, B, d]
+    sums,  # pointer to float64 [S, parts, d]; their sum over `count` is the mean
+    root,  # pointer to √w [S, B], contiguous
+    y,  # pointer to diag(√w) (Z - mean) [S, B, d], contiguous
+    mean,  # pointer to float64 [S, d], which is written
+    B,
+    d,
+    parts,
+    count,
+    stride_zs,
+    stride_zb,
+    stride_zd,
+    CENTER: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    MEAN: tl.constexpr,  # whether to write the mean
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    columns, rows = tl.cdiv(d, BLOCK_D), tl.cdiv(B, BLOCK_B)
+    i_s = (tl.program_id(0) // (columns * rows)).to(tl.int64)
+    i_row = tl.program_id(0) // columns % rows
+    o_b = i_row * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
+    o_d = tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    m = (o_b < B)[:, None] & (o_d < d)[None, :]
+    p_z = z + i_s * stride_zs + o_b[:, None] * stride_zb + o_d[None, :] * stride_zd
+    b_y = tl.load(p_z, mask=m, other=0.0).to(tl.float32)
+    if CENTER:
+        b_mean = tl.zeros([BLOCK_D], dtype=tl.float64)
+        for i_part in range(parts):
+            b_mean += tl.load(sums + (i_s * parts + i_part) * d + o_d, mask=o_d < d, other=0.0)
+        b_mean /= count
+        b_upper = b_mean.to(tl.float32)
+        b_y = b_y - b_upper[None, :] - (b_mean - b_upper.to(tl.float64)).to(tl.float32)[None, :]
+        if MEAN:
+            tl.store(mean + i_s * d + o_d, b_mean, mask=(o_d < d) & (i_row == 0))
+    if WEIGHTED:
+        b_y *= tl.load(root + i_s * B + o_b, mask=o_b < B, other=0.0)[:, None]
+    tl.store(y + (i_s * B + o_b[:, None]) * d + o_d[None, :], b_y, mask=m)
+
+
+def _launch_rows(z: Tensor, sums: Tensor, root: Tensor, center: bool, count: int, mean: Tensor | None) -> Tensor:
+    batch, rows, width = z.shape
+    y = torch.empty(z.shape, dtype=torch.float32, device=z.device)
+    programs = batch * triton.cdiv(rows, BLOCKS["BLOCK_B"]) * triton.cdiv(width, BLOCKS["BLOCK_D"])
+    launch(
+        _rows_kernel, (programs,), z, sums, root.contiguous(), y, sums if mean is None else mean,
+        rows, width, sums.shape[1], count, *z.stride(),
+        CENTER=center, WEIGHTED=root.numel() > 0, MEAN=mean is not None, **BLOCKS,
+    )  # fmt: skip
+    return y
+
+
+def rows_of(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
+    """diag(√w) (Z - mean) [S, B, d]; `mean` is float64 [S, d], `root` is √w or empty.
+
+    If rows hardly differ, rounding the mean to float32 would lose their differences, so the rest is subtracted as well.
+    """
+    if uses_triton(z):
+        if not center and not root.numel():
+            return z  # products take any dtype
+        return _launch_rows(z, mean[:, None], root, center, 1, None)
+    return torch_rows(z, root, center, mean)
+
+
+def torch_rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
+    y = z.to(exact_dtype(z))
+    if center:
+        upper = mean.to(y.dtype)
+        y = y - upper[:, None]
+        if y.dtype != mean.dtype:
+            y -= (mean - upper).to(y.dtype)[:, None]
+    return y * root[..., None] if root.numel() else y
+
+
+def centered(z: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+    """Rows less their mean, [S, B, d], and the mean [S, d] in the device's widest dtype; zero without centring."""
+    batch, rows, width = z.shape
+    none = z.new_empty(0, dtype=exact_dtype(z))
+    if not center or not rows:  # one of several processes may have no rows
+        mean = z.new_zeros((batch, width), dtype=widest(z.device))
+        return rows_of(z, none, False, mean), mean
+    if uses_triton(z):
+        mean = z.new_empty((batch, width), dtype=torch.float64)
+        parts = min(triton.cdiv(rows, 4 * BLOCKS["BLOCK_B"]), 16)
+        sums = z.new_empty((batch, parts, width), dtype=torch.float64)
+        launch(
+            _sums_kernel,
+            (batch * triton.cdiv(width, BLOCKS["BLOCK_D"]), parts),
+            z,
+            sums,
+            rows,
+            width,
+            *z.stride(),
+            **BLOCKS,
+        )
+        return _launch_rows(z, sums, none, True, rows, mean), mean
+    y = z.to(exact_dtype(z))
+    mean = y.mean(-2)
+    y = y - mean[:, None]
+    rest = y.mean(-2)  # of which float32 has lost the last digits, but y has not
+    return y.sub_(rest[:, None]), mean.to(widest(z.device)) + rest
+
+
+def weighted_moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+    """Weighted mean [S, d], in the device's widest dtype (zero without centring), and the sum of the weights [S]."""
+    mass = weights.sum(-1)
+    if not center:
+        return z.new_zeros((z.shape[0], z.shape[2]), dtype=widest(z.device)), mass
+    _, mean = centered(z, True)
+    # products are rounded, so rows are shifted towards zero before: to the mean of their class, then to its last digits
+    for _ in range(2):
+        shift = (weights[..., None] * rows_of(z, weights.new_empty(0), True, mean)).sum(-2, dtype=widest(z.device))
+        mean = mean + torch.where(is_empty(mass)[:, None], 0.0, shift / mass[:, None])
+    return mean, mass
