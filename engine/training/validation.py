@@ -19,8 +19,8 @@ from ..analysis.metrics import expand
 from ..analysis.spectra import Moments, spectrum_metrics
 from ..config import Config
 from ..evaluation.grids import FITTED, NEGATIVES, grid_scores
-from ..models.config import EMATargetConfig
 from ..models.seq_jepa import Output
+from ..models.targets.config import EMATargetConfig
 from ..models.white_box.layers import CrateLayer
 from ..objectives.rate import normalized
 from ..runtime.distributed import of_main, uneven_rows
