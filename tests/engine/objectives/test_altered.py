@@ -4,11 +4,7 @@ import pytest
 import torch
 from grid_data import on_canvas
 
-from seqjepa.engine.config import compose
 from seqjepa.engine.objectives.config import MirroredConfig, RecolouredConfig, ShiftedConfig
-from seqjepa.engine.runtime.accelerator import build_accelerator
-from seqjepa.engine.training.loading import open_loaders
-from seqjepa.engine.training.step import TrainingStep
 from seqjepa.loaders.grids.moves import COLUMNS, DX, DY, MOVE, Move, apply
 from seqjepa.loaders.images import find_dataset
 
@@ -83,14 +79,12 @@ def test_grids_are_shifted_by_shares_of_their_sides():
 
 
 @pytest.fixture
-def training(tiny):
-    def build(*words):
-        config = compose(tiny(other=(*WORDS, *words))).config
-        accelerator = build_accelerator(config.run, 1)
-        loaders = open_loaders(config, accelerator)
-        return TrainingStep(config, loaders, accelerator), next(loaders.train.epoch(0))
+def training(build):
+    def make(*words):
+        training, loaders = build(*WORDS, *words)
+        return training, next(loaders.train.epoch(0))
 
-    return build
+    return make
 
 
 @pytest.mark.parametrize("target", ["ema", "shared"])

@@ -3,13 +3,9 @@
 import pytest
 import torch
 
-from seqjepa.engine.config import compose
 from seqjepa.engine.runs.metrics_file import read_rows
-from seqjepa.engine.runtime.accelerator import build_accelerator
 from seqjepa.engine.train import main
 from seqjepa.engine.training.churn import Churn
-from seqjepa.engine.training.loading import open_loaders
-from seqjepa.engine.training.step import TrainingStep
 
 WORDS = ("sequence.kind=program", "data.dataset=object_grids", "actions.normalization=none", "target.kind=ema")
 WORDS += ("model.encoder.kind=grid_objects", "model.encoder.dim=32", "model.encoder.num_layers=1")
@@ -18,11 +14,8 @@ WORDS += ("objective.prediction.kind=infonce", "optim.lr=3e-3", "optim.schedule=
 
 
 @pytest.fixture
-def trained(tiny):
-    config = compose(tiny(other=WORDS)).config
-    accelerator = build_accelerator(config.run, 1)
-    loaders = open_loaders(config, accelerator)
-    training = TrainingStep(config, loaders, accelerator)
+def trained(build):
+    training, loaders = build(*WORDS)
     training.step(next(loaders.train.epoch(0)), 0)  # codebooks take their codes from a batch
     return training, loaders
 
