@@ -84,6 +84,7 @@ NAMES = [f"{label}/{number}.png" for label in range(10) for number in range(7)]
         (lambda images: draw(images, "train/10/0.png", "test/10/0.png"), "11 classes, cifar10 has 10"),
         (lambda images: (images / "test/9").rename(images / "test/other"), "train alone has 9"),
     ],
+    ids=["fine", "broken", "one too small", "too small", "too many classes", "unlike"],
 )
 def test_images_in_class_folders_are_opened(tiny, tmp_path, capsys, monkeypatch, change, told):
     """As a run opens them, so that what it refuses is told, with the file's own path."""
