@@ -80,7 +80,7 @@ def check(composed: Composed[Config]) -> int:
             line("rehearsal", lambda: _rehearse(config, few, Path(folder)))
     if config.run.max_hours is not None and config.run.price is not None:
         hours, price = config.run.max_hours, config.run.price
-        print(f"cost: at most {hours:g} h x {price:g} = {hours * price:.2f}, and the time to set the machine up")
+        print(f"cost: up to {hours:g} h x {price:g} = {hours * price:.2f}, and what set-up and interruptions take")
     return BAD_INPUT if wrong else DONE
 
 

@@ -40,7 +40,7 @@ def test_a_run_that_would_work(tiny, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in said] == ["images", "mirror", "rehearsal", "cost"]
     assert said[1].endswith("has epoch-0003")
-    assert "at most 3 h x 0.5 = 1.50" in said[3]
+    assert "up to 3 h x 0.5 = 1.50" in said[3]
     assert sorted(tmp_path.rglob("*")) == before
 
 

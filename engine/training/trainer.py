@@ -69,6 +69,8 @@ def train(config: Config, parent: int) -> int:
                 raise Interrupted(trainer.save_interrupted()) from None
             interrupts.work_goes_on()
             code = trainer.finish()
+            interrupts.work_goes_on(folder.patience)
+            folder.end_mirror(reporter.say)  # which the main process alone has; a launcher may end it once others leave
             accelerator.wait_for_everyone()  # no process leaves the group while another still uses it
             return code
         except Interrupted as stop:
