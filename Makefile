@@ -91,7 +91,7 @@ test-cloud: setup $(VENV)-cloud/.installed
 $(VENV)-cloud/.installed: Makefile
 	$(PYTHON) -m venv $(VENV)-cloud
 	@echo "installing SkyPilot, dstack, vastai and moto (1 GB)"
-	$(VENV)-cloud/bin/pip install -qq 'skypilot[vast,runpod]>=0.14' 'dstack>=0.22' 'vastai>=1.9' 'moto[server]>=5'
+	$(VENV)-cloud/bin/pip install -qq 'skypilot[vast,runpod]==0.14.1' dstack==0.22.5 vastai==1.9.1 'moto[server]==5.2.5'
 	@touch $@
 
 # The oldest Python, torch and triton that pyproject.toml allows; triton 3.6's interpreter fails with NumPy 2.4.

@@ -28,7 +28,7 @@ Trains seq-JEPA. YAML files are merged from left to right, then the overrides; t
 
 --processes N    train in N processes on this machine, one for each GPU (default: 1)
 --print-config   show the resolved config and stop
---check          look whether images and run.mirror can be reached, train a few steps on the CPU, and stop
+--check          look whether images can be read and run.mirror reached, train a few steps on the CPU, and stop
 --help           show this page and stop
 
 Exit codes: 0 done, 1 an enforced gate failed, 2 bad input, 3 diverged, 4 machine failure (disk, memory),

@@ -184,13 +184,16 @@ def test_the_words_of_the_command(rented, tmp_path, path):
 
 @pytest.mark.parametrize("code", sorted(CODES))
 def test_exit_codes_reach_the_service(rented, code):
-    """But a machine failure at the start, which SkyPilot would try again without end, at the user's cost."""
-    for path, seconds in ((SKY, "0"), (SKY, "3600"), (DSTACK, "0")):
-        job = rented(path, f"exit {code}\n", SECONDS=seconds)
+    """But a machine failure before anything is saved: SkyPilot would try again without end, at the user's cost."""
+    place = "runs/run/checkpoints/epoch-0001"
+    save = f"mkdir -p {place}; touch {place}/manifest.json\n"
+    fetch = f"{save} touch -d @0 {place}/manifest.json\n"
+    for path, before in ((SKY, ""), (SKY, fetch), (SKY, save), (DSTACK, "")):
+        job = rented(path, f"{before}exit {code}\n")
         said, _ = job.communicate(timeout=60)
-        at_once = path == SKY and seconds == "0" and code == MACHINE_FAILED
-        assert job.returncode == (GATE_FAILED if at_once else code)
-        assert ("not tried again" in said) == at_once
+        ended = path == SKY and before != save and code == MACHINE_FAILED
+        assert job.returncode == (GATE_FAILED if ended else code)
+        assert ("not tried again" in said) == ended
 
 
 @pytest.mark.slow  # test_mirror.py and the test above have its parts

@@ -3,17 +3,24 @@
 import http.server
 import json
 import os
-import stat
+import shlex
 import subprocess
+import sys
+import tempfile
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from seqjepa.configs.cli import BAD_INPUT, DONE
+from seqjepa.engine import rehearsal
+from seqjepa.engine.config import compose
 from seqjepa.engine.remote import main as remote
 from seqjepa.engine.runs.mirror import Mirror
 from seqjepa.engine.train import main as train
+from seqjepa.loaders.images.base import SPLITS
 
 ROOT = Path(__file__).resolve().parent.parent
 SKY, DSTACK = ROOT / "configs/launch/sky.yaml", ROOT / "configs/launch/dstack.yml"
@@ -33,27 +40,116 @@ def test_a_run_that_would_work(tiny, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in said] == ["images", "mirror", "rehearsal", "cost"]
     assert said[1].endswith("has epoch-0003")
-    assert "at most 3 h x 0.5 = 1.50" in said[3]
+    assert "up to 3 h x 0.5 = 1.50" in said[3]
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("split", [("train",), ("train", "test")])
-def test_images_of_ones_own_are_rehearsed_with_a_few_of_each_class(tiny, tmp_path, capsys, split):
-    from seqjepa.engine.rehearsal import BATCH, _link
-    from seqjepa.loaders.images import find_dataset
-    from seqjepa.loaders.images.sources import find_layout
+def draw(folder: Path, *names: str, side: int = 32) -> None:
+    """Image files, each of another colour."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side), (number % 256, number // 256, len(name))).save(folder / name)
 
-    for part in split:
-        for label in ("ab", "c d"):
-            (tmp_path / "images" / part / label).mkdir(parents=True)
-            for number in range(7):
-                (tmp_path / "images" / part / label / f"{number}.png").touch()
-    layout = find_layout(find_dataset("imagefolder"), str(tmp_path / "images"))
-    _link(tmp_path / "few", layout)
-    linked = [path for path in (tmp_path / "few").rglob("*") if path.is_symlink()]
-    assert len(linked) == len(split) * 2 * BATCH
-    for link in linked:
-        assert link.resolve() == tmp_path / "images" / link.relative_to(tmp_path / "few")
+
+@pytest.mark.parametrize("splits", [("train",), SPLITS])
+def test_images_of_ones_own_are_rehearsed_with_a_few_of_each_class(tiny, tmp_path, splits):
+    """Copies of them, although those of a class may lie in folders of its own, under one name."""
+    images, few = tmp_path / "images", tmp_path / "few"
+    for split in splits:
+        draw(images / split, *(f"{label}/{part}/0.PNG" for label in ("ab", "c d") for part in range(7)))
+    config = compose(tiny("data.dataset=imagefolder", "data.name=own", f"data.root={images}")).config
+    assert f"data.root={few}" in rehearsal._few(config, rehearsal._open(config).few, few)
+    places = [path for path in few.rglob("*") if path.is_dir() and path.parent != few]
+    assert sorted(place.relative_to(few).as_posix() for place in places) == [
+        f"{s}/{c}" for s in sorted(splits) for c in ("ab", "c d")
+    ]
+    for place in places:
+        files = list(place.iterdir())
+        contents = {file.read_bytes() for file in files}
+        assert len(contents) == len(files) == rehearsal.BATCH
+        assert contents < {file.read_bytes() for file in (images / place.relative_to(few)).rglob("*.PNG")}
+        assert {(file.suffix, file.is_symlink()) for file in files} == {(".PNG", False)}
+
+
+NAMES = [f"{label}/{number}.png" for label in range(10) for number in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda images: None, None),
+        (lambda images: (images / "train/9/6.png").write_text("no image"), "train/9/6.png: not a readable image"),
+        (lambda images: draw(images, "test/3/5.png", side=16), "test/3/5.png: 16x16 pixels, the others have 32x32"),
+        (lambda images: draw(images, *(f"train/{name}" for name in NAMES), side=16), "images are 16x16, cifar10 has"),
+        (lambda images: draw(images, "train/10/0.png", "test/10/0.png"), "11 classes, cifar10 has 10"),
+        (lambda images: (images / "test/9").rename(images / "test/other"), "train alone has 9"),
+    ],
+    ids=["fine", "broken", "one too small", "too small", "too many classes", "unlike"],
+)
+def test_images_in_class_folders_are_opened(tiny, tmp_path, capsys, monkeypatch, change, told):
+    """As a run opens them, so that what it refuses is told, with the file's own path."""
+    for split in SPLITS:
+        draw(tmp_path / split, *NAMES)
+    change(tmp_path)
+    rehearsed = []
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda config, few, folder: rehearsed.append(few))
+    words = tiny("data.dataset=cifar10", "data.name=own", f"data.root={tmp_path}", "data.download=true", "--check")
+    assert train(words) == (DONE if told is None else BAD_INPUT)
+    error = capsys.readouterr().err
+    assert error.count("error: ") == (told is not None)
+    assert told is None or (told in error and f"data.root: {tmp_path}" in error)
+    ((few),) = rehearsed
+    assert set(few) == (set(SPLITS) if told is None else set())
+
+
+def test_betons_are_opened(tiny, tmp_path, capsys, monkeypatch):
+    (tmp_path / "train.beton").touch()
+    words = tiny("data.dataset=imagefolder", "data.name=own", f"data.root={tmp_path}", "--check")
+    for there, told in ((False, "betons need ffcv"), (True, "train.beton.json: missing; `seqjepa write` makes it")):
+        monkeypatch.setattr(rehearsal, "has_ffcv", lambda there=there: there)
+        assert train(words) == BAD_INPUT
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+
+
+def test_an_error_of_the_system_is_a_line_too(tiny, capsys, monkeypatch):
+    def look(*given):
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr(rehearsal, "_open", look)
+    assert train([*tiny(), "--check"]) == BAD_INPUT
+    assert capsys.readouterr().err == "error: images: [Errno 13] Permission denied: 'somewhere'\n"
+
+
+NEAREST = ("objective.rate.weight=0.01", "objective.rate.scope.kind=nearest")
+
+
+def test_a_batch_is_as_large_as_a_term_needs(tiny, tmp_path, capsys):
+    """So are the images that are made: two batches, or one of each task."""
+    assert train([*tiny(*NEAREST), "--check"]) == DONE
+    assert "rehearsal: " in capsys.readouterr().out
+    for stream, least in (("none", 32), ("classes", 16)):
+        words = ["data.dataset=cifar10", "data.name=own", f"stream.kind={stream}"]
+        words += ["optim.schedule=constant"] * (stream != "none")
+        config, folder = compose(tiny(*NEAREST, *words)).config, tmp_path / stream
+        assert "data.batch_size=16" in rehearsal._few(config, {}, folder)
+        for split in SPLITS:
+            counts = [len(list((folder / split / f"{label:04}").iterdir())) for label in range(10)]
+            assert min(counts) * 10 // max(1, config.stream.count) >= least
+
+
+def test_grids_of_which_a_run_begins_with_a_part_fill_a_batch():
+    words = [str(ROOT / "configs/data/arc_programs.yaml"), "data.batch_size=512", "data.train_subset=null"]
+    words += ["data.fixed_views=true", "data.curriculum.kind=competence", "data.curriculum.start=0.1"]
+    words += ["gates.enforce=false"]
+    few = dict(word.split("=") for word in rehearsal._few(compose(words).config, {}, Path()))
+    assert int(few["data.train_subset"]) * 0.1 >= 512
+
+
+def test_what_a_rehearsal_sets_itself_is_not_told(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(rehearsal, "SHORT", [*rehearsal.SHORT, "optim.lr=-1"])
+    assert train([*tiny(), "--check"]) == BAD_INPUT
+    assert capsys.readouterr().err.startswith("error: optim.lr = -1: ")
 
 
 def test_everything_that_is_wrong_is_told_at_once(tiny, tmp_path, capsys):
@@ -83,9 +179,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
 def test_images_that_are_still_to_be_downloaded(tiny, tmp_path, capsys, monkeypatch):
     from torchvision.datasets import CIFAR10, MNIST
 
-    from seqjepa.engine import rehearsal
-
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda config, folder: "left out")
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda *given: "left out")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/"
@@ -162,6 +256,89 @@ def test_images_that_are_mounted_are_looked_for_where_they_are(project, capfd):
     assert capfd.readouterr().out.startswith(f"data.root={project}/pictures/birds --check\n")
 
 
+def test_the_folder_is_the_one_that_the_services_take(project, tmp_path, capfd, monkeypatch):
+    """SkyPilot's workdir, by default none; dstack's first repo, which may say where it goes on the machine."""
+    given = ["SEQJEPA_WORDS=--help", "MIRROR=x"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = f"ls > {tmp_path}/files; exec seqjepa train $SEQJEPA_WORDS"
+    (tmp_path / "deep").mkdir()
+    dstack = {"commands": [run], "env": ["SEQJEPA_WORDS", "MIRROR"]}
+    for task, there in (
+        ({"run": run, "envs": {"SEQJEPA_WORDS": None, "MIRROR": None}, "setup": None}, False),
+        ({"run": run, "envs": {"SEQJEPA_WORDS": None, "MIRROR": None}, "workdir": "~/project"}, True),
+        (dstack, False),
+        (dstack | {"repos": ["../project:/seqjepa"]}, True),
+        (dstack | {"repos": [{"local_path": "~/project", "path": "/seqjepa"}]}, True),
+    ):
+        (tmp_path / "deep/task.yaml").write_text(json.dumps(task))
+        assert remote(["check", str(tmp_path / "deep/task.yaml"), *given]) == DONE, capfd.readouterr().err
+        assert (tmp_path / "files").read_text() == ("new file\n" if there else "")
+
+
+@pytest.mark.parametrize("name", ["seqjepa", "other"])
+def test_the_code_is_that_of_the_copy(project, capfd, name):
+    """In a clone of the project a module that git ignores is missing, here as on the machine."""
+    for file, text in {
+        ".gitignore": "ignored.py",
+        "pyproject.toml": f"[project]\nname = '{name}'\n[tool.setuptools]\n"
+        "package-dir = {'seqjepa.inner' = 'inner', seqjepa = 'outer'}\n",
+        "outer/__init__.py": "",
+        "outer/__main__.py": "import seqjepa.inner.kept as k, seqjepa\nprint(seqjepa.__file__, k.__file__)\n"
+        "import seqjepa.inner.ignored",
+        "inner/kept.py": "",
+        "inner/ignored.py": "",
+    }.items():
+        (project / file).parent.mkdir(exist_ok=True)
+        (project / file).write_text(text)
+    code = remote(["check", task(project, "exec seqjepa train $SEQJEPA_WORDS"), "MIRROR=x"])
+    said = capfd.readouterr()
+    if name == "other":  # with the package that is installed
+        assert code == DONE
+        assert "usage: seqjepa train" in said.out
+        return
+    assert code == BAD_INPUT
+    outer, inner = (Path(word) for word in said.out.split())
+    assert (outer.name, inner.name) == ("__init__.py", "kept.py")
+    assert outer.parent == inner.parent.parent
+    assert not outer.is_relative_to(project)
+    assert not outer.is_relative_to(ROOT)
+    assert "No module named 'seqjepa.inner.ignored'" in said.err
+
+
+def test_names_with_spaces(project, tmp_path, monkeypatch):
+    place = tmp_path / "it's a place"
+    place.mkdir()
+    (place / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (place / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(place / "python"))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    assert remote(["check", task(project, "exec seqjepa train $SEQJEPA_WORDS"), "MIRROR=x"]) == DONE
+
+
+def test_a_secret_comes_from_the_environment(project, tmp_path, capfd, monkeypatch):
+    """As both services take it, and is not told where its name is mistyped."""
+    file = task(project, f"echo $TOKEN > {tmp_path}/token; exec seqjepa train $SEQJEPA_WORDS")
+    monkeypatch.setenv("TOKEN", "hidden")
+    assert remote(["check", file, "MIRROR=x", "TOKEN"]) == DONE
+    assert (tmp_path / "token").read_text() == "hidden\n"
+    monkeypatch.delenv("TOKEN")
+    capfd.readouterr()
+    for word, told in (("TOKEN", "TOKEN: is not in the environment"), ("TOKN=hidden", "TOKN: must be NAME=VALUE")):
+        assert remote(["check", file, "MIRROR=x", word]) == BAD_INPUT
+        error = capfd.readouterr().err
+        assert error.startswith(f"error: {told}")
+        assert "hidden" not in error
+
+
+def test_without_bash(project, tmp_path, capsys, monkeypatch):
+    file = task(project, "exec seqjepa train")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert remote(["check", file, "MIRROR=x"]) == BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "bash" in line
+
+
 @pytest.mark.parametrize("path", [SKY, DSTACK], ids=["sky", "dstack"])
 def test_the_projects_own_files(path, tiny, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -178,24 +355,104 @@ def test_a_rehearsal_of_the_projects_own_files(path, tiny, tmp_path, capfd, monk
     assert "rehearsal: " in capfd.readouterr().out
 
 
-def test_in_a_container(project, tmp_path, monkeypatch):
-    """Docker gets the machine's disk, the variables by name, so that none of them is in a list of processes, and all
-    commands of the file."""
-    (tmp_path / "docker").write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/words; echo $TOKEN > {tmp_path}/token\n'
-    )
-    (tmp_path / "docker").chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    file = task(project, "exec seqjepa train", setup="pip install here")
-    assert remote(["check", file, "MIRROR=x", "TOKEN=secret", "--image", "python:3.12"]) == DONE
-    words = (tmp_path / "words").read_text()
-    assert (tmp_path / "token").read_text() == "secret\n"
-    assert "secret" not in words
-    for part in ("--env\nTOKEN\n", "python:3.12\nbash\n", "pip install here\nexec seqjepa train"):
-        assert part in words
-    (tmp_path / "docker").unlink()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert remote(["check", file, "MIRROR=x", "--image", "python:3.12"]) == BAD_INPUT
+DOCKER = """
+import json, os, pathlib, subprocess, sys
+place, words = pathlib.Path(__file__).parent, sys.argv[1:]
+(place / "words").write_text(json.dumps(words))
+script = words[-1].replace("/seqjepa", str(place / "inside"))
+for word, volume in zip(words, words[1:]):
+    if word == "--volume":
+        here, there, *_ = volume.split(":")
+        script = script.replace(there, here)
+sys.exit(subprocess.run(words[-3:-1] + [script]).returncode)
+"""
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """A docker that runs a container's commands here, with what is mounted in its place; `seqjepa` is there too."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "docker").write_text(f"#!{sys.executable}{DOCKER}")
+    (programs / "seqjepa").write_text('#!/bin/sh\npwd; echo "$TOKEN" "$@"\n')
+    for name in ("docker", "seqjepa"):
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return programs
+
+
+IMAGE = ["--image", "python:3.12"]
+
+
+def test_in_a_container(project, docker, capfd, monkeypatch):
+    """Docker gets the machine's disk, what is mounted on the machine, the variables by name, so that none of them is in
+    a list of processes, and all commands of the file."""
+    mounts = {"/pictures": ".", "/bucket": "s3://bucket", "~/more": str(project)}
+    run = "cat installed && exec seqjepa train $SEQJEPA_WORDS"
+    file = task(project, run, setup="set -e\nexport LOST=1\necho set up > installed", file_mounts=mounts)
+    given = ["MIRROR=folder", "TOKEN=secret", "SEQJEPA_WORDS=data.root=/pictures/birds"]
+    assert remote(["check", file, *given, *IMAGE]) == DONE
+    said = capfd.readouterr().out
+    place, told = docker / "inside", "secret train data.root=/pictures/birds --check"
+    assert f"set up\n{place}\n{told}\n" in said
+    assert "MIRROR is a folder of the container's own" in said
+    assert (place / "new file").exists()
+    assert not (place / "ignored").exists()
+    words = json.loads((docker / "words").read_text())
+    assert "secret" not in " ".join(words)
+    pairs = list(pairwise(words))
+    assert ("--env", "TOKEN") in pairs
+    volumes = [word for option, word in pairs if option == "--volume"]
+    assert volumes[2:] == [f"{project}:/pictures:ro", f"{project}:/root/more:ro"]
+    monkeypatch.setenv("PATH", str(docker.parent))
+    assert remote(["check", file, "MIRROR=x", *IMAGE]) == BAD_INPUT
+    assert "docker cannot be started" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("run", "code"),
+    [
+        ("true", 0),
+        ("no-such-command", 127),
+        ("cd nowhere || exit 7\nseqjepa train", 7),
+        ("(seqjepa train)", None),
+        ("code=0; seqjepa train || code=$?; exit $code", None),
+        ("exec seqjepa train", None),
+    ],
+)
+@pytest.mark.parametrize("image", [[], IMAGE], ids=["here", "in a container"])
+def test_whether_training_began(project, docker, capfd, run, code, image):
+    file = task(project, run if code is not None else f"SEQJEPA_WORDS=--help\n{run.replace('train', 'train --help')}")
+    assert remote(["check", file, "MIRROR=s3://x", *image]) == (DONE if code is None else BAD_INPUT)
+    told = f"its commands end with exit code {code} before `seqjepa train` begins\n"
+    assert (told in capfd.readouterr().err) == (code is not None)
+
+
+@pytest.mark.parametrize("kind", ["sky", "dstack"])
+def test_a_set_up_that_fails_ends_the_container(project, docker, capfd, kind):
+    """With its exit code, and before anything is trained; what may fail on the machine may fail here."""
+    file = task(project, "false; exec seqjepa train", setup="false\nexit 9")
+    if kind == "dstack":
+        commands = ["cd .", "exit 9", "exec seqjepa train"]
+        given = {"commands": commands, "env": ["SEQJEPA_WORDS=a"], "repos": ["."]}
+        Path(file).write_text(json.dumps(given))
+    assert remote(["check", file, *["MIRROR=s3://x"] * (kind == "sky"), *IMAGE]) == BAD_INPUT
+    said = capfd.readouterr()
+    assert "exit code 9 before" in said.err
+    assert "--check" not in said.out
+
+
+def test_a_docker_that_runs_nothing(project, docker, capfd):
+    (docker / "docker").write_text("#!/bin/sh\n")
+    assert remote(["check", task(project, "exec seqjepa train"), "MIRROR=s3://x", *IMAGE]) == BAD_INPUT
+    assert "exit code 0 before `seqjepa train` begins" in capfd.readouterr().err
+
+
+def test_what_is_mounted_has_to_be_there(project, docker, capfd):
+    """Docker itself would make a folder of root's."""
+    file = task(project, "exec seqjepa train", file_mounts={"/pictures": "mistyped"})
+    assert remote(["check", file, "MIRROR=s3://x", *IMAGE]) == BAD_INPUT
+    assert f"{project}/mistyped, which the machine gets as /pictures, is not there" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -207,8 +464,10 @@ def test_in_a_container(project, tmp_path, monkeypatch):
         ("name: something", [], "is no task; SkyPilot's"),
         ("{run: train, envs: {A: 1}}", [], "has no variable SEQJEPA_WORDS"),
         ("{run: 'true', envs: {SEQJEPA_WORDS: a, MIRROR: null}}", [], "leaves MIRROR to you; MIRROR=VALUE sets it"),
-        ("{run: 'true', envs: {SEQJEPA_WORDS: a}}", ["B=1"], "B=1: must be NAME=VALUE, with one of"),
-        ("{run: 'true', envs: {SEQJEPA_WORDS: a}}", [], "its commands end before `seqjepa train` begins"),
+        ("{run: 'true', envs: {SEQJEPA_WORDS: a}}", ["B=1"], "B: must be NAME=VALUE or NAME, with one of"),
+        ("{run: 'true', envs: {SEQJEPA_WORDS: a}}", [], "end with exit code 0 before `seqjepa train`"),
+        ("{run: [], envs: {SEQJEPA_WORDS: a}}", [], "is no task; SkyPilot's"),
+        ("{run: a, workdir: mistyped, envs: {SEQJEPA_WORDS: a}}", [], "mistyped, which the machine gets, is no folder"),
         ("{commands: ['true'], env: [SEQJEPA_WORDS], repos: [.]}", [], "leaves SEQJEPA_WORDS to you"),
     ],
 )

@@ -1,5 +1,6 @@
 """A machine of Vast's destroys itself, however its run ends: Vast's client, against a provider on this machine."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from seqjepa.configs.cli import BAD_INPUT, DIVERGED, DONE, GATE_FAILED, IDLE, OUT_OF_TIME
@@ -54,10 +56,16 @@ class Provider(ThreadingHTTPServer):
             )
         return number
 
+    def end(self, number: int) -> None:
+        machine = psutil.Process(self.machines[number].pid)
+        for process in [machine, *machine.children(recursive=True)]:  # `timeout` makes a group of its own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.machines[number].wait()
+
     def destroy(self, number: int, key: str) -> None:
         self.destroyed[number] = key
-        os.killpg(self.machines[number].pid, signal.SIGKILL)
-        self.machines[number].wait()
+        self.end(number)
         shutil.rmtree(self.folder / f"disk{number}", ignore_errors=True)
 
 
@@ -117,9 +125,9 @@ def vast(tmp_path):
         return json.loads(done.stdout)
 
     yield provider, call
-    for number, machine in provider.machines.items():
+    for number in provider.machines:
         if number not in provider.destroyed:
-            os.killpg(machine.pid, signal.SIGKILL)
+            provider.end(number)
     provider.shutdown()
     provider.server_close()
 
@@ -147,6 +155,28 @@ ENDS = {
 }
 
 
+def wait_for_the_end(provider: Provider, number: int) -> None:
+    deadline = time.monotonic() + 120
+    while number not in provider.destroyed and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def test_the_machine_is_destroyed_after_a_signal_to_all_that_runs(vast, tiny, tmp_path):
+    """Then the program that writes the log gets it too."""
+    provider, call = vast
+    words = " ".join(tiny("run.epochs=9999", "run.overwrite=false"))
+    number = rent(call, MIRROR=str(tmp_path / "mirror"), SOURCE="git+https://nowhere", AGAIN="1", SEQJEPA_WORDS=words)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("mirror/run/checkpoints/*/manifest.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(provider.machines[number].pid, signal.SIGTERM)
+    wait_for_the_end(provider, number)
+    log = (tmp_path / "mirror/logs" / f"{number}.txt").read_text()
+    assert provider.destroyed == {number: f"key of {number}"}, log
+    assert "interrupted by SIGTERM: saved " in log
+    assert "exit code 143: destroying this machine" in log
+
+
 @pytest.mark.parametrize("end", ENDS)
 def test_the_machine_is_destroyed_after(vast, tiny, tmp_path, end):
     provider, call = vast
@@ -159,9 +189,7 @@ def test_the_machine_is_destroyed_after(vast, tiny, tmp_path, end):
         given = tiny(*words, "run.overwrite=false", run="run")
         variables["SEQJEPA_WORDS"] = " ".join(given)
     number = rent(call, **variables)
-    deadline = time.monotonic() + 120
-    while number not in provider.destroyed and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for_the_end(provider, number)
     log = tmp_path / "mirror/logs" / f"{number}.txt"
     said = log.read_text() if log.exists() else ""
     assert provider.destroyed == {number: f"key of {number}"}, said

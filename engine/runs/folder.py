@@ -106,10 +106,10 @@ class RunFolder:
         self._lock()
         self.mirror.fetch(say)
 
-    def copy(self, checkpoint: Path, say: Callable[[str], None]) -> None:
+    def copy(self, say: Callable[[str], None]) -> None:
         """Copy a new checkpoint to run.mirror, in the background; says what went wrong with the copies before."""
         if self.mirror is not None:
-            self.mirror.copy(checkpoint)
+            self.mirror.copy()
             self._tell(say)
 
     def end_mirror(self, say: Callable[[str], None]) -> None:

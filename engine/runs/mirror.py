@@ -21,6 +21,7 @@ from .checksums import MANIFEST, Damaged
 from .tensors import check
 
 PATIENCE = 600.0  # seconds that the end of a run waits for its last copy
+WAITS = (5.0, 15.0, 30.0, 70.0)  # seconds after which a first or a last contact that failed is tried again
 # stores without folders, in which makedirs would make a bucket of a name that was mistyped
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "oss", "hf"})
 RECORDS = ("metrics.jsonl", "steps.jsonl", "summary.json", "config.yaml", "tracker-id")
@@ -48,52 +49,79 @@ class Mirror:
         self.address = f"{address.rstrip('/')}/{path.name}"
         self.path = path
         self.lines: list[str] = []  # what the thread has to say, for the main thread
-        self._orders: queue.SimpleQueue[Path | threading.Event] = queue.SimpleQueue()
-        self._failing = False
+        protocols = self.files.protocol
+        self._protocols = {protocols} if isinstance(protocols, str) else set(protocols)
+        self._in_folder = "file" in self._protocols
+        self._orders: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
+        self._failing = self._unread = False
+        self._deadline = 0.0  # until which the last copies are tried again
         self._thread: threading.Thread | None = None
 
     # -- from the run's folder to the mirror
 
-    def copy(self, checkpoint: Path) -> None:
-        """Ask for a copy of a published checkpoint and of the records; returns at once."""
+    def copy(self) -> None:
+        """Ask for a copy of the newest and the best checkpoint, and of the records; returns at once."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
             self._thread.start()
-        self._orders.put(checkpoint)
+        self._orders.put(None)
 
     def finish(self, patience: float = PATIENCE) -> None:
-        """Copy the records once more, and wait for all that was asked for; after `patience` seconds the run ends."""
+        """Wait until everything is copied, also if it is tried several times; after `patience` seconds the run ends."""
         if self._thread is None:
             return
         done = threading.Event()
+        self._deadline = time.monotonic() + patience
         self._orders.put(done)
-        if not done.wait(patience):
-            self.lines.append(f"{self.address}: not everything is copied after {patience:.0f} s")
+        if not done.wait(patience + 1) or self._failing:
+            self.lines.append(f"{self.address}: not everything is copied")
         self._thread = None
 
     def _work(self) -> None:
-        done = None
-        while done is None:
+        ends: list[threading.Event] = []
+        while not ends:
             orders = [self._orders.get()]
             while not self._orders.empty():
                 orders.append(self._orders.get())
-            checkpoints = [order for order in orders if isinstance(order, Path)]
-            done = next((order for order in orders if isinstance(order, threading.Event)), None)
-            try:
-                self._copy_records()
-                for checkpoint in checkpoints[-1:]:
-                    self._copy_checkpoint(checkpoint)
-            except Exception as error:  # whatever a provider's library raises, training goes on
-                if checkpoints and not checkpoints[-1].exists():
-                    continue  # a newer one has taken its place, and is copied next
-                if not self._failing:
-                    self.lines.append(f"{self.address} is not written ({first_line(error)}); the run goes on")
-                self._failing = True
-            else:
-                if self._failing:
-                    self.lines.append(f"{self.address} is written again")
-                self._failing = False
-        done.set()
+            ends = [order for order in orders if order is not None]
+            waits = list(WAITS) if ends else []
+            while not self._copied() and waits and time.monotonic() + waits[0] < self._deadline:
+                time.sleep(waits.pop(0))
+        for done in ends:
+            done.set()
+
+    def _copied(self) -> bool:
+        """Copy what is not there yet; whether that went well."""
+        checkpoints = Checkpoints(self.path / "checkpoints", 1)
+        newest = checkpoints.newest()
+        try:
+            if self._behind(newest):
+                return True
+            self._copy_records()
+            if newest is not None:
+                self._copy_checkpoints(newest, checkpoints)
+        except Exception as error:  # whatever a provider's library raises, training goes on
+            if newest != checkpoints.newest():
+                return self._copied()  # a newer one has taken its place
+            if not self._failing:
+                self.lines.append(f"{self.address} is not written ({first_line(error)}); the run goes on")
+            self._failing = True
+            return False
+        if self._failing:
+            self.lines.append(f"{self.address} is written again")
+        self._failing = False
+        return True
+
+    def _behind(self, newest: Path | None) -> bool:
+        """Whether the mirror, which could not be read at the start, has a later checkpoint than this disk."""
+        if not self._unread:
+            return False
+        later = self._names()[-1:]
+        behind = bool(later) and (newest is None or later[0] > newest.name)
+        if behind and not self._failing:
+            self.lines.append(f"{self.address} has {later[0]}; nothing is copied before the run is past it")
+        self._failing = self._unread = behind
+        return behind
 
     def _copy_records(self) -> None:
         figures = sorted((self.path / "figures").glob("*.png"))
@@ -101,44 +129,55 @@ class Mirror:
             if file.is_file():
                 self._put(file, f"{self.root}/{file.relative_to(self.path).as_posix()}")
 
+    def _copy_checkpoints(self, newest: Path, checkpoints: Checkpoints) -> None:
+        link = checkpoints.folder / "best"
+        best = checkpoints.folder / os.readlink(link) if link.is_symlink() else newest
+        for checkpoint in {best, newest}:
+            self._copy_checkpoint(checkpoint)
+        if link.is_symlink():
+            self.files.pipe_file(f"{self.root}/checkpoints/best", best.name.encode())
+        kept = {path.name for path in checkpoints.all()}
+        for name in self._names():  # a later one is of a run that this one does not know: it stays
+            if name not in kept and name < newest.name:
+                self.files.rm(f"{self.root}/checkpoints/{name}", recursive=True)
+
     def _copy_checkpoint(self, checkpoint: Path) -> None:
         there = f"{self.root}/checkpoints/{checkpoint.name}"
-        manifest = checkpoint / MANIFEST
         sealed = f"{there}/{MANIFEST}"
-        if not (self.files.exists(sealed) and self.files.cat_file(sealed) == manifest.read_bytes()):
-            if self.files.exists(there):
-                self.files.rm(there, recursive=True)
-            for file in sorted(checkpoint.iterdir(), key=lambda file: (file.name == MANIFEST, file.name)):
-                self._put(file, f"{there}/{file.name}")
-        best = self.path / "checkpoints" / "best"
-        if best.is_symlink():
-            self.files.pipe_file(f"{self.root}/checkpoints/best", os.readlink(best).encode())
-        kept = {path.name for path in Checkpoints(self.path / "checkpoints", 1).all()}
-        for name in self._names():  # a later one is of a run that this one does not know: it stays
-            if name not in kept and name < checkpoint.name:
-                self.files.rm(f"{self.root}/checkpoints/{name}", recursive=True)
+        if self.files.exists(sealed) and self.files.cat_file(sealed) == (checkpoint / MANIFEST).read_bytes():
+            return
+        if self.files.exists(there):
+            self.files.rm(there, recursive=True)
+        for file in sorted(checkpoint.iterdir(), key=lambda file: (file.name == MANIFEST, file.name)):
+            self._put(file, f"{there}/{file.name}")
 
     def _put(self, file: Path, place: str) -> None:
         size = file.stat().st_size
         self._make_folder(place.rpartition("/")[0])
-        with file.open("rb") as source, self.files.open(place, "wb") as target:
+        written_to = f"{place}.new" if self._in_folder else place  # a store replaces an object as a whole
+        with file.open("rb") as source, self.files.open(written_to, "wb") as target:
             shutil.copyfileobj(source, target, 2**22)
         self.files.invalidate_cache(place.rpartition("/")[0])
-        if (written := self.files.info(place)["size"]) < size:  # a record may have grown since
+        if (written := self.files.info(written_to)["size"]) < size:  # a record may have grown since
             raise OSError(f"{place} has {written} of {size} bytes")
+        if self._in_folder:
+            os.replace(written_to, place)
 
     def _make_folder(self, place: str) -> None:
-        protocols = self.files.protocol
-        if not BUCKETS & set([protocols] if isinstance(protocols, str) else protocols):
+        if not BUCKETS & self._protocols:
             self.files.makedirs(place, exist_ok=True)
 
     def _names(self) -> list[str]:
         """Names of the checkpoints there, oldest first."""
+        return sorted(name for name in self._listed(f"{self.root}/checkpoints") if NAME.fullmatch(name))
+
+    def _listed(self, place: str) -> list[str]:
+        """Names in a folder; none if it is not there. `exists` would take an error of the network for a no."""
         try:
-            found = self.files.ls(f"{self.root}/checkpoints", detail=False)
+            self.files.invalidate_cache(place)
+            return [path.rstrip("/").rpartition("/")[2] for path in self.files.ls(place, detail=False)]
         except FileNotFoundError:
             return []
-        return sorted(name for path in found if NAME.fullmatch(name := path.rstrip("/").rpartition("/")[2]))
 
     def try_out(self) -> str | None:
         """Write, read and delete a small file.
@@ -157,9 +196,8 @@ class Mirror:
             read = self.files.cat_file(place)
             self.files.rm(place)
             names = self._names()
-            newest = next(
-                (n for n in reversed(names) if self.files.exists(f"{self.root}/checkpoints/{n}/{MANIFEST}")), None
-            )
+            whole = (name for name in reversed(names) if MANIFEST in self._listed(f"{self.root}/checkpoints/{name}"))
+            newest = next(whole, None)
         except Exception as error:  # whatever a provider's library raises
             raise InputError(f"{self.address} cannot be used ({first_line(error)})", "run.mirror") from None
         if read != word:
@@ -169,41 +207,65 @@ class Mirror:
     # -- from the mirror to an empty disk
 
     def fetch(self, say: Callable[[str], None]) -> None:
-        """Bring the newest whole checkpoint, the best one and the records into the run's folder, which has none."""
-        started = time.monotonic()
-        try:
-            names = self._names()
-            newest = next((name for name in reversed(names) if self._fetch(name, say)), None)
-            if newest is None:
-                return
-            best = f"{self.root}/checkpoints/best"
-            name = self.files.cat_file(best).decode() if self.files.exists(best) else newest
-            if name != newest and name in names:
-                self._fetch(name, say)
-            for record in ("metrics.jsonl", "steps.jsonl", "tracker-id"):
-                if self.files.exists(f"{self.root}/{record}"):
-                    (self.path / record).write_bytes(self.files.cat_file(f"{self.root}/{record}"))
-            say(f"{newest} fetched from {self.address} in {time.monotonic() - started:.0f} s")
-        except InputError:
-            raise
-        except Exception as error:  # whatever a provider's library raises
-            say(f"{self.address} cannot be read ({first_line(error)}); what is on this disk is used")
+        """Bring the newest whole checkpoint, the best one and the records into the run's folder, which has none.
 
-    def _fetch(self, name: str, say: Callable[[str], None]) -> bool:
-        """Whether this checkpoint is whole, and in the run's folder now."""
-        folder = self.path / "checkpoints"
-        partial, there = folder / f".partial-{name}", f"{self.root}/checkpoints/{name}"
-        if not self.files.exists(f"{there}/{MANIFEST}"):
+        A mirror that cannot be read is tried again for two minutes; then the run goes on without it.
+        """
+        started = time.monotonic()
+        for wait in (*WAITS, None):
+            try:
+                newest = self._fetch(say)
+            except InputError:
+                raise
+            except Exception as error:  # whatever a provider's library raises
+                if wait is not None:
+                    time.sleep(wait)
+                    continue
+                self._unread = True
+                say(f"{self.address} cannot be read ({first_line(error)}); what is on this disk is used")
+                return
+            if newest is not None:
+                say(f"{newest} fetched from {self.address} in {time.monotonic() - started:.0f} s")
+            return
+
+    def _fetch(self, say: Callable[[str], None]) -> str | None:
+        """The name of the newest whole checkpoint, which appears in the run's folder last of all."""
+        names = self._names()
+        newest = next((name for name in reversed(names) if self._download(name, say)), None)
+        if newest is None:
+            return None
+        there = self._listed(self.root)
+        if "best" in self._listed(f"{self.root}/checkpoints"):
+            best = self.files.cat_file(f"{self.root}/checkpoints/best").decode()
+            if best != newest and best in names and self._download(best, say):
+                self._publish(best)
+        for record in ("metrics.jsonl", "steps.jsonl", "tracker-id"):
+            if record in there:
+                (self.path / record).write_bytes(self.files.cat_file(f"{self.root}/{record}"))
+        self._publish(newest)
+        return newest
+
+    def _download(self, name: str, say: Callable[[str], None]) -> bool:
+        """Whether this checkpoint is whole, and beside its place in the run's folder now."""
+        partial, there = self._partial(name), f"{self.root}/checkpoints/{name}"
+        files = self._listed(there)
+        if MANIFEST not in files:
             return False
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for place in self.files.ls(there, detail=False):
-            self.files.get_file(place, str(partial / place.rpartition("/")[2]))
+        for file in files:
+            self.files.get_file(f"{there}/{file}", str(partial / file))
+            os.utime(partial / file, (0, 0))  # by which launch files know those that this start has published
         try:
             check(partial)
         except Damaged as problem:
             say(f"damaged checkpoint passed over: {self.address}/checkpoints/{name} ({problem})")
             shutil.rmtree(partial)
             return False
-        os.replace(partial, folder / name)
         return True
+
+    def _partial(self, name: str) -> Path:
+        return self.path / "checkpoints" / f".partial-{name}"
+
+    def _publish(self, name: str) -> None:
+        os.replace(self._partial(name), self.path / "checkpoints" / name)

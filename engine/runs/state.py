@@ -77,7 +77,9 @@ class TrainingState(Section):
     """Metrics of the last complete segment."""
     patience: Waiting
     seconds: float = Field(ge=0)
-    """Duration of the run, over all restarts."""
+    """Duration of training and validation, over all restarts."""
+    whole_seconds: float | None = Field(default=None, ge=0)
+    """The same with reading, control and compilation, which cost too; missing in older records."""
     train_seconds: float = Field(ge=0)
     """The same without validation."""
     images: str

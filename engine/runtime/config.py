@@ -23,7 +23,8 @@ class RunConfig(Operation):
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of the weights, of all random draws and of the order of the images."""
     max_hours: float | None = Field(default=None, gt=0)
-    """Hours that the run may take, over all its starts. After them it saves and ends, with exit code 5."""
+    """Hours that the run may take, over all its starts, of each until it last saved. After them it saves and ends, with
+    exit code 5."""
     max_idle: float | None = Field(default=None, gt=0)
     """Minutes without a step of training or validation after which the process ends, with exit code 6 and a list of
     where each thread was. Images that have to be read first, and compilation, must take less."""

@@ -1,9 +1,7 @@
 """The end of a process in which nothing happens any more: on a rented machine, waiting costs as much as training."""
 
-import contextlib
 import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -45,9 +43,14 @@ class IdleWatch:
         while (left := self.interrupts.alive_at + seconds - time.monotonic()) > 0:
             if self._over.wait(min(left, 60)):
                 return
-        with contextlib.suppress(OSError, RuntimeError, ValueError):  # there may be no stderr
-            faulthandler.dump_traceback(sys.stderr)
-        words = threading.Thread(target=self.last_words, daemon=True)
-        words.start()
-        words.join(self.PATIENCE)
-        os._exit(IDLE)
+        try:
+            # a thread without Python's lock, for a stderr that nobody reads: its exit code is 1
+            faulthandler.dump_traceback_later(2 * self.PATIENCE, exit=True)
+            faulthandler.dump_traceback()
+            words = threading.Thread(target=self.last_words, daemon=True)
+            words.start()
+            words.join(self.PATIENCE)
+        except Exception:  # there may be no stderr, or no thread more
+            pass
+        finally:
+            os._exit(IDLE)

@@ -61,11 +61,16 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: object) -> None:
-        if self.received is None:
-            self.received, self.received_at = number, time.monotonic()
-        elif time.monotonic() - self.received_at > self.GRACE:
+        if not self._receive(number) and time.monotonic() - self.received_at > self.GRACE:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+    def _receive(self, number: int) -> bool:
+        """Note why to stop; returns whether nothing was noted before."""
+        if self.received is not None:
+            return False
+        self.received, self.received_at = number, time.monotonic()
+        return True
 
     @property
     def out_of_time(self) -> bool:
@@ -79,10 +84,10 @@ class Interrupts:
 
     def check(self) -> None:
         """Raise `Interrupted` if this process was asked to stop."""
-        if self.received is None and self.launcher is not None and os.getppid() != self.launcher:
-            self.received = signal.SIGTERM
-        if self.received is None and time.monotonic() > self.deadline:
-            self.received = TIME_IS_UP
+        if self.launcher is not None and os.getppid() != self.launcher:
+            self._receive(signal.SIGTERM)
+        if time.monotonic() > self.deadline:
+            self._receive(TIME_IS_UP)
         if self.received is not None:
             raise Interrupted
 
@@ -111,6 +116,10 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, *timer)
         self.check()
 
+    def work_goes_on(self, seconds: float = 0.0) -> None:
+        """Tell `IdleWatch` that the process works, and may do so for so many seconds beyond its limit."""
+        self.alive_at = time.monotonic() + seconds
+
     def new_pace(self) -> None:
         """Begin work whose steps take another time: processes exchange signals in its first step."""
         self._steps, self._due = 0, 1  # steps since they last asked each other; step in which they ask again
@@ -122,7 +131,7 @@ class Interrupts:
         Every process calls it in every step. About every two seconds, all in the same step, the processes exchange what
         they received.
         """
-        self.alive_at = time.monotonic()
+        self.work_goes_on()
         if accelerator.num_processes == 1:
             self.check()
             return
@@ -138,7 +147,7 @@ class Interrupts:
         self._steps, self._asked_at = 0, now
         self._due = max(1, min(2 * self._due, int(self.PATIENCE / max(pace, 1e-6))))
         if asked:
-            self.received = self.received or int(asked)
+            self._receive(int(asked))  # this process's own signal may follow: a repetition
             raise Interrupted
 
 

@@ -67,15 +67,18 @@ def train(config: Config, parent: int) -> int:
                 trainer.fit()
             except Interrupted:
                 raise Interrupted(trainer.save_interrupted()) from None
+            interrupts.work_goes_on()
             code = trainer.finish()
+            interrupts.work_goes_on(folder.patience)
+            folder.end_mirror(reporter.say)  # which the main process alone has; a launcher may end it once others leave
             accelerator.wait_for_everyone()  # no process leaves the group while another still uses it
             return code
         except Interrupted as stop:
-            folder.patience = 30.0  # a machine that is taken away gives little more
             if interrupts.out_of_time:
                 hours = f"run.max_hours={config.run.max_hours:g} is over"
                 reporter.say(f"{hours}: {str(stop) or 'nothing new was trained'}")
                 return OUT_OF_TIME
+            folder.patience = 30.0  # a machine that is taken away gives little more
             reporter.say(f"interrupted by {interrupts.cause.name}: {str(stop) or 'nothing new was trained'}")
             return 128 + interrupts.cause
         except Diverged as problem:
@@ -93,8 +96,10 @@ def train(config: Config, parent: int) -> int:
                 time.sleep(5)  # the launcher blames the process that ends first, which should be the lost one
             return MACHINE_FAILED
         finally:
-            end_tracking(accelerator, reporter.say)
+            interrupts.work_goes_on(folder.patience)
             folder.end_mirror(reporter.say)
+            interrupts.work_goes_on()
+            end_tracking(accelerator, reporter.say)
             accelerator.end_training()  # closes the process group
 
 
@@ -129,7 +134,7 @@ class Trainer:
         self.patience = Waiting(best=None, waited=0)
         self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
         self.started = time.monotonic()
-        self.earlier = 0.0  # seconds of earlier starts
+        self.earlier = 0.0  # seconds of earlier starts, until they last saved
         self.watch = Stopwatch()  # of the present segment
         self.logs = 0  # of this start
         self.compile_seconds = 0.0  # of this process's first step, which the segment's time leaves out
@@ -227,7 +232,7 @@ class Trainer:
         self.global_step = self.segments.start(self.position.segment) + self.position.step
         self.best, self.final, self.patience = state.best, state.final, state.patience
         self.seconds, self.train_seconds = state.seconds, state.train_seconds
-        self.earlier = state.seconds
+        self.earlier = state.seconds if state.whole_seconds is None else state.whole_seconds
         files.restore(self.training, self.accelerator, resumed.tensors, self.global_step)
         if self.tasks:
             self.tasks.load_state_dict(files.under("stream.", resumed.tensors["trainer"]), self.position)
@@ -240,7 +245,7 @@ class Trainer:
 
     @property
     def hours(self) -> float:
-        """Hours that the run has taken: this start, and what earlier ones had trained when they saved."""
+        """Hours that the run has taken: this start, and earlier ones until they last saved."""
         return (self.earlier + time.monotonic() - self.started) / 3600
 
     def _cost(self, left: float) -> dict[str, float]:
@@ -285,7 +290,7 @@ class Trainer:
             measured = {}
             if self.tasks:
                 alone = self.accelerator.num_processes == 1
-                check = self.check_interrupt if alone else lambda: None
+                check = self.check_interrupt if alone else self.interrupts.work_goes_on
                 measured = self.tasks.after(number, self.metrics_file.rows if self.metrics_file else [], check)
                 self.tasks.end(number)
             metrics = self.training.epoch_metrics() | (validation.metrics if validation else {}) | measured
@@ -422,6 +427,7 @@ class Trainer:
             "final": self.final,
             "patience": self.patience.model_dump(),
             "seconds": self.seconds,
+            "whole_seconds": 3600 * self.hours,
             "train_seconds": self.train_seconds,
             "images": self.loaders.fingerprint,
             "wandb_id": self.folder.tracker_id,
@@ -445,7 +451,7 @@ class Trainer:
                 raise Diverged(f"diverged: {broken} is not finite")
             if self.accelerator.is_main_process:
                 checkpoints.publish(partial, final, best=best)
-                self.folder.copy(final, self.reporter.say)
+                self.folder.copy(self.reporter.say)
         finally:
             if self.accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)  # there only if something failed

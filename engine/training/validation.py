@@ -90,7 +90,7 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
         steps = [layer.step_length() for layer in getattr(model, name).modules() if isinstance(layer, CrateLayer)]
         metrics[f"dictionary_step_{name}"] = torch.stack(steps).max().item()
     if training.config.sequence.views == "grids":
-        alone = check if training.world is None else lambda: None
+        alone = check if training.world is None else lambda: None  # one process must not stop alone
         metrics |= of_main(training.accelerator, lambda: _grid_scores(training, loader, alone))
     if training.world is not None:
         # all processes decide by the same numbers: eigenvalues may differ between machines

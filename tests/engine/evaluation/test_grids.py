@@ -16,15 +16,21 @@ from seqjepa.engine.training.step import TrainingStep
 from seqjepa.loaders.grids.objects import shape_keys
 
 GRIDS = ("configs/data/arc_programs.yaml", "configs/tier/arc_smoke.yaml", "data.train_subset=200", "data.val_subset=64")
+FEW = ("data.train_subset=96", "data.val_subset=32")
 
 
-@pytest.fixture
-def opened():
-    config = compose([*GRIDS, "run.precision=fp32", "data.batch_size=32"]).config
+def built(*words):
+    """A step on programs, and its loaders."""
+    config = compose([*GRIDS, "run.precision=fp32", "data.batch_size=32", *words]).config
     accelerator = build_accelerator(config.run, 1)
     loaders = open_loaders(config, accelerator)
     torch.manual_seed(0)
-    training = TrainingStep(config, loaders, accelerator)
+    return TrainingStep(config, loaders, accelerator), loaders
+
+
+@pytest.fixture
+def opened(request):
+    training, loaders = built(*getattr(request, "param", ()))
 
     def measure(model, **more):
         given = model.eval(), training.objective, training.losses.spans, loaders.train, loaders.validation
@@ -95,6 +101,7 @@ def test_who_copies_scores_as_the_copy_does(opened):
     assert found["next_cf16"] == found["next_copy16"]
 
 
+@pytest.mark.parametrize("opened", [FEW], indirect=True, ids=["few"])
 def test_actions_of_another_are_told_to_a_shuffled_network(opened):
     model, measure, _ = opened
     seen, original = [], type(model).forward
@@ -128,11 +135,7 @@ def test_actions_of_another_are_told_to_a_shuffled_network(opened):
 )
 def test_candidates_are_compared_as_targets_are(words):
     """A prediction that is the true target is nearest to the true grid, whatever the targets pass through."""
-    config = compose([*GRIDS, "run.precision=fp32", "data.batch_size=32", *words]).config
-    accelerator = build_accelerator(config.run, 1)
-    loaders = open_loaders(config, accelerator)
-    torch.manual_seed(0)
-    training = TrainingStep(config, loaders, accelerator)
+    training, loaders = built(*FEW, *words)
     for batch in loaders.train.epoch(0):
         training.step(batch, 0)  # batch norms have seen a batch
     model, original = training.model.eval(), type(training.model).forward
@@ -159,10 +162,7 @@ def test_codes_that_are_the_colours_or_shapes_of_objects_are_pure(codes_are, cha
     codes = ("kind=ema", "codes=10")
     words = [*(f"model.encoder.quantiser.{setting}" for setting in codes), "model.encoder.slots=4"]
     words += [f"sequence.changes.{change}"] if change else []
-    config = compose([*GRIDS, "run.precision=fp32", "data.batch_size=32", *words]).config
-    accelerator = build_accelerator(config.run, 1)
-    loaders = open_loaders(config, accelerator)
-    training = TrainingStep(config, loaders, accelerator)
+    training, loaders = built(*words)
     encoder = training.model.encoder
     encode = type(encoder)._encoded
 

@@ -25,6 +25,11 @@ WORDS = ("run.resume=auto", "run.overwrite=false", "run.epochs=4", "checkpoint.k
 WORDS += ("eval.best_metric=ep_loss", "eval.best_mode=max")  # the first epoch is the best, and is to be kept
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    monkeypatch.setattr("seqjepa.engine.runs.mirror.WAITS", (0.0, 0.0))
+
+
 def killed_in_step(number: int, words: list[str]) -> None:
     script = Path(__file__).with_name("test_survival.py")
     command = [sys.executable, "-P", str(script), f"in step {number}", *words]
@@ -39,23 +44,23 @@ def outcome(run: Path) -> tuple[bytes, list[dict]]:
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_an_empty_disk_goes_on_from_the_mirror(tiny, tmp_path, capsys, damaged):
-    assert main(tiny(*WORDS, run="whole")) == 0
-    words = tiny(*WORDS, f"run.mirror={tmp_path / 'bucket'}", run="lost")
-    steps = len(read_rows(tmp_path / "whole" / "steps.jsonl", "step")) or 4
+    assert main(tiny(*WORDS, "run.log_every=1", run="whole")) == 0
+    words = tiny(*WORDS, "run.log_every=1", f"run.mirror={tmp_path / 'bucket'}", run="lost")
+    steps = read_rows(tmp_path / "whole" / "steps.jsonl", "step")[-1]["step"]
     killed_in_step(3 * steps // 4 + 1, words)
+    Mirror(str(tmp_path / "bucket"), tmp_path / "lost")._copied()  # what its thread may not have come to
     shutil.rmtree(tmp_path / "lost")
     there = tmp_path / "bucket" / "lost" / "checkpoints"
     copied = sorted(path.parent.name for path in there.glob("*/manifest.json"))
-    if damaged and len(copied) > 1:
+    assert len(copied) > 1
+    if damaged:
         weights = there / copied[-1] / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     capsys.readouterr()
     assert main(words) == 0
     said = capsys.readouterr().out
-    if copied:
-        wanted = copied[-2] if damaged and len(copied) > 1 else copied[-1]
-        assert f"{wanted} fetched from {tmp_path / 'bucket' / 'lost'}" in said
-        assert ("damaged checkpoint passed over" in said) == (damaged and len(copied) > 1)
+    assert f"{copied[-2 if damaged else -1]} fetched from {tmp_path / 'bucket' / 'lost'}" in said
+    assert ("damaged checkpoint passed over" in said) == damaged
     assert outcome(tmp_path / "lost") == outcome(tmp_path / "whole")
     # results are at home
     assert (there.parent / "summary.json").read_bytes() == (tmp_path / "lost" / "summary.json").read_bytes()
@@ -173,7 +178,7 @@ def test_s3(tiny, tmp_path, capsys, monkeypatch):
 def test_a_full_mirror_is_one_line(tiny, tmp_path, capsys):
     """The device gives the system's own error."""
     (tmp_path / "bucket/run").mkdir(parents=True)
-    (tmp_path / "bucket/run/metrics.jsonl").symlink_to("/dev/full")
+    (tmp_path / "bucket/run/metrics.jsonl.new").symlink_to("/dev/full")
     assert main(tiny("run.epochs=3", f"run.mirror={tmp_path / 'bucket'}")) == 0
     said = capsys.readouterr().out
     assert said.count("No space left on device") == 1
@@ -181,34 +186,124 @@ def test_a_full_mirror_is_one_line(tiny, tmp_path, capsys):
 
 
 def test_a_slow_mirror_holds_nothing_up(tmp_path, monkeypatch):
-    mirror, checkpoint = mirror_of_a_run(tmp_path)
+    mirror, _checkpoint = mirror_of_a_run(tmp_path)
     going_on = threading.Event()
     monkeypatch.setattr(mirror, "_put", lambda file, place: going_on.wait(60))
     began = time.monotonic()
-    mirror.copy(checkpoint)
+    mirror.copy()
     mirror.finish(patience=0.2)
     assert time.monotonic() - began < 30
-    assert ["not everything is copied after 0 s" in line for line in mirror.lines] == [True]
+    assert ["not everything is copied" in line for line in mirror.lines] == [True]
     going_on.set()
 
 
 def test_a_mirror_that_loses_bytes_is_found_out(tmp_path, monkeypatch):
-    mirror, checkpoint = mirror_of_a_run(tmp_path)
+    mirror, _checkpoint = mirror_of_a_run(tmp_path)
     monkeypatch.setattr(shutil, "copyfileobj", lambda source, target, size: target.write(source.read()[:-1]))
-    mirror.copy(checkpoint)
-    mirror.finish(patience=60)
-    assert len(mirror.lines) == 1
+    mirror.copy()
+    mirror.finish(patience=1)
+    assert len(mirror.lines) == 2
     assert "is not written (" in mirror.lines[0]
+    assert "not everything is copied" in mirror.lines[1]
     assert "has 16 of 17 bytes" in mirror.lines[0]
     assert not (tmp_path / "bucket" / "run" / "checkpoints" / "epoch-0003" / "manifest.json").exists()
 
 
+def test_the_last_copy_is_tried_again(tmp_path, monkeypatch):
+    mirror, checkpoint = mirror_of_a_run(tmp_path)
+    put, failures = mirror._put, [OSError("503"), OSError("503")]
+
+    def put_later(file: Path, place: str) -> None:
+        if failures:
+            raise failures.pop()
+        put(file, place)
+
+    monkeypatch.setattr(mirror, "_put", put_later)
+    mirror.copy()
+    mirror.finish(patience=60)
+    there = tmp_path / "bucket/run/checkpoints" / checkpoint.name
+    assert {path.name for path in there.iterdir()} == {path.name for path in checkpoint.iterdir()}
+    assert [line.partition(" is ")[2] for line in mirror.lines] == [
+        "not written (503); the run goes on",
+        "written again",
+    ]
+
+
+def test_the_best_checkpoint_is_copied_however_many_have_come_since(tmp_path):
+    mirror, checkpoint = mirror_of_a_run(tmp_path)
+    best = checkpoint.with_name("epoch-0001")
+    shutil.copytree(checkpoint, best)
+    (checkpoint.parent / "best").symlink_to(best.name)
+    mirror.copy()
+    mirror.finish(patience=60)
+    there = tmp_path / "bucket/run/checkpoints"
+    assert sorted(path.name for path in there.iterdir()) == ["best", "epoch-0001", "epoch-0003"]
+    assert (there / "best").read_text() == "epoch-0001"
+
+
+@pytest.fixture
+def mirrored(tiny, tmp_path):
+    """A mirror of a run of two epochs, and the folder of a run on an empty disk."""
+    assert main(tiny("run.epochs=2")) == 0
+    assert Mirror(str(tmp_path / "bucket"), tmp_path / "run")._copied()
+    empty = tmp_path / "disk/run"
+    empty.mkdir(parents=True)
+    return Mirror(str(tmp_path / "bucket"), empty), empty
+
+
+def test_a_mirror_that_answers_late_is_waited_for(mirrored, monkeypatch):
+    mirror, empty = mirrored
+    listing, failures, said = mirror.files.ls, [OSError("503"), OSError("503")], []
+
+    def list_later(*args, **options):
+        if failures:
+            raise failures.pop()
+        return listing(*args, **options)
+
+    monkeypatch.setattr(mirror.files, "ls", list_later)
+    mirror.fetch(said.append)
+    assert [line.partition(" from ")[0] for line in said] == ["epoch-0002 fetched"]
+    assert find_checkpoint(empty).name == "epoch-0002"
+
+
+def test_what_could_not_be_read_is_not_written_over(mirrored, tmp_path, monkeypatch):
+    """The run begins anew; the mirror's records stay with its checkpoint until the run has come further."""
+    mirror, empty = mirrored
+    before = (tmp_path / "bucket/run/metrics.jsonl").read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr(mirror.files, "ls", lambda *args, **options: 1 / 0)
+        said: list[str] = []
+        mirror.fetch(said.append)
+    assert len(said) == 1
+    assert "cannot be read" in said[0]
+    (empty / "metrics.jsonl").write_text("{}")
+    for name, copied in (("epoch-0001", False), ("epoch-0003", True)):
+        shutil.copytree(tmp_path / "run/checkpoints/epoch-0002", empty / "checkpoints" / name)
+        assert mirror._copied()
+        assert ((tmp_path / "bucket/run/metrics.jsonl").read_bytes() == before) == (not copied)
+        assert (tmp_path / "bucket/run/checkpoints" / name).exists() == copied
+    assert ["nothing is copied before the run is past it" in line for line in mirror.lines] == [True]
+
+
+def test_the_newest_checkpoint_appears_last(mirrored, monkeypatch):
+    """With it the next start would think that it has everything."""
+    mirror, empty = mirrored
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mirror.files, "cat_file", die)
+    with pytest.raises(KeyboardInterrupt):
+        mirror.fetch(print)
+    assert find_checkpoint(empty) is None
+
+
 def test_later_checkpoints_of_the_mirror_are_not_deleted(tmp_path):
     """They are of a run that this one did not go on from: its mirror could not be read, for example."""
-    mirror, checkpoint = mirror_of_a_run(tmp_path)
+    mirror, _checkpoint = mirror_of_a_run(tmp_path)
     for name in ("epoch-0001", "epoch-0007"):
         (tmp_path / "bucket" / "run" / "checkpoints" / name).mkdir(parents=True)
-    mirror.copy(checkpoint)
+    mirror.copy()
     mirror.finish(patience=60)
     assert mirror.lines == []
     there = tmp_path / "bucket" / "run" / "checkpoints"
@@ -221,6 +316,7 @@ def test_a_run_ends_when_its_hours_are_over_and_tells_what_it_cost(tiny, tmp_pat
     said = capsys.readouterr().out
     assert "run.max_hours=1e-09 is over: saved " in said
     saved = find_checkpoint(tmp_path / "run")
+    state = json.loads((saved / "state.json").read_text())
     assert (tmp_path / "bucket" / "run" / "checkpoints" / saved.name / "manifest.json").exists()
     assert main(tiny(*WORDS, bucket, "run.max_hours=1", "run.price=3600")) == 0
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
@@ -229,6 +325,9 @@ def test_a_run_ends_when_its_hours_are_over_and_tells_what_it_cost(tiny, tmp_pat
     assert all(row["timing"]["cost_expected"] >= row["timing"]["cost"] for row in rows)
     # at 3600 an hour, a second costs one
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    # what the first start paid for, without an epoch, is in it too
+    assert state["whole_seconds"] > state["seconds"]
+    assert costs[0] > state["whole_seconds"]
     assert summary["timing"]["cost"] >= max(summary["timing"]["seconds"], costs[-1])
     assert "cost " in capsys.readouterr().out
 

@@ -30,7 +30,7 @@ def wait(limit: float, step: float) -> subprocess.CompletedProcess:
 
 
 def test_it_says_where_it_waited():
-    result = wait(limit=0.2, step=90)
+    result = wait(limit=2, step=90)
     assert (result.returncode, result.stdout) == (IDLE, "last words\n")
     assert "in where_it_waits" in result.stderr
 

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from seqjepa.engine.runtime.interrupts import Interrupted, Interrupts
 from seqjepa.engine.train import main
@@ -49,6 +50,28 @@ def test_outside_at_once_a_signal_is_only_remembered():
             pytest.fail("it was told before")
         with pytest.raises(Interrupted):
             interrupts.check()
+
+
+def test_a_signal_that_another_process_told_of_is_a_repetition(monkeypatch):
+    """It arrives here a moment later, and must not end the process that saves because of it."""
+
+    class Accelerator:
+        device = torch.device("cpu")
+        num_processes = 2
+
+        def gather(self, mine):
+            return torch.cat([mine, torch.tensor([[float(signal.SIGTERM), 0.0]])])
+
+    ended = []
+    monkeypatch.setattr(os, "kill", lambda *given: ended.append(given))
+    with Interrupts(os.getppid()) as interrupts:
+        with pytest.raises(Interrupted):
+            interrupts.check_together(Accelerator())
+        signal.raise_signal(signal.SIGTERM)
+        assert not ended
+        monkeypatch.setattr(interrupts, "GRACE", 0.0)
+        signal.raise_signal(signal.SIGTERM)
+    assert ended == [(os.getpid(), signal.SIGTERM)]
 
 
 def test_timers_and_handlers_of_others_are_given_back():

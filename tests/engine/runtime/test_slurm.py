@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,7 @@ CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+FirstJobId={first}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
@@ -74,7 +76,9 @@ class Slurm:
         self.folder = folder
         self.environment = os.environ | {"PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
         host = socket.gethostname().partition(".")[0]
-        (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, host=host, ports=free_ports(3)))
+        first = random.randrange(1, 10_000)  # decides the port: another SLURM here would use that of its own job 1
+        config = CONFIG.format(folder=folder, host=host, ports=free_ports(3), first=first)
+        (folder / "slurm.conf").write_text(config)
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")  # something that is there
         (folder / "key").touch(0o600)
         (folder / "key").write_bytes(os.urandom(64))
