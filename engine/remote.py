@@ -25,6 +25,7 @@ MIRROR = "MIRROR"  # variable of the place where checkpoints go
 NOTICE = """set -T; trap 'case "$BASH_COMMAND" in (*"seqjepa train"*) : > /noted/started;; esac' DEBUG"""
 # of this machine, besides what the file sets: keys and logins that only this one has must not help
 KEPT = re.compile(r"LANG|LC_\w+|TMPDIR|LD_LIBRARY_PATH|PYTHONPATH|SSL_CERT_\w+|\w+_proxy|\w+_PROXY|OMP_NUM_THREADS")
+CONTAINER_HOME = "/root"  # of the user that images have unless they name one
 
 
 class Job(NamedTuple):
@@ -200,7 +201,7 @@ def _in_container(job: Job, variables: dict[str, str], folder: Path, image: str)
         source = _expanded(here).resolve()
         if not source.exists():  # docker would make a folder
             raise InputError(f"{source}, which the machine gets as {there}, is not there")
-        words += ["--volume", f"{source}:{re.sub('^~', '/root', there)}:ro"]
+        words += ["--volume", f"{source}:{re.sub('^~', CONTAINER_HOME, there)}:ro"]
     mirror = variables.get(MIRROR)
     if mirror and "://" not in mirror:
         print(f"{MIRROR} is a folder of the container's own; what is in one here is not looked at", flush=True)

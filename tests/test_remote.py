@@ -17,6 +17,7 @@ from PIL import Image
 from seqjepa.configs.cli import BAD_INPUT, DONE
 from seqjepa.engine import rehearsal
 from seqjepa.engine.config import compose
+from seqjepa.engine.remote import CONTAINER_HOME
 from seqjepa.engine.remote import main as remote
 from seqjepa.engine.runs.mirror import Mirror
 from seqjepa.engine.train import main as train
@@ -403,7 +404,7 @@ def test_in_a_container(project, docker, capfd, monkeypatch):
     pairs = list(pairwise(words))
     assert ("--env", "TOKEN") in pairs
     volumes = [word for option, word in pairs if option == "--volume"]
-    assert volumes[2:] == [f"{project}:/pictures:ro", f"{project}:/root/more:ro"]
+    assert volumes[2:] == [f"{project}:/pictures:ro", f"{project}:{CONTAINER_HOME}/more:ro"]
     monkeypatch.setenv("PATH", str(docker.parent))
     assert remote(["check", file, "MIRROR=x", *IMAGE]) == BAD_INPUT
     assert "docker cannot be started" in capfd.readouterr().err
