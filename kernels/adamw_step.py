@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -28,11 +29,10 @@ from torch.autograd.graph import increment_version
 from ._ops import add_op_namespace_prefix
 from .ema import lerp, torch_update, update_lists
 from .internal.arguments import on_device
-from .internal.backend import jit, launch, tl, triton, triton_dtype, uses_triton
+from .internal.backend import cdiv, jit, launch, tl, triton_dtype, uses_triton
 from .internal.multi_tensor import (
     PIECE,
     address_table,
-    are_plain,
     find_piece,
     kept,
     local,
@@ -42,6 +42,7 @@ from .internal.multi_tensor import (
     same_layout,
     sent,
 )
+from .internal.transforms import are_plain
 
 __all__ = ["adamw_ema_", "adamw_ema_reference", "step_group"]
 
@@ -183,7 +184,7 @@ def _launches(
     flag, divisor = lr if found_inf is None else found_inf, lr if grad_scale is None else grad_scale
     layout = {"COLUMNS": 2 + len(lists), "FOUND_INF": found_inf is not None}
     launch(
-        _advance_kernel, (triton.cdiv(len(params), 128),), table.rows, scalars, lr, settings, flag, len(params),
+        _advance_kernel, (cdiv(len(params), 128),), table.rows, scalars, lr, settings, flag, len(params),
         **layout, BLOCK=128,
     )  # fmt: skip
     launch(
@@ -323,7 +324,7 @@ def step_group(
         return
     if any(grad.layout != torch.strided for grad in grads):
         raise RuntimeError("AdamWEMA does not support sparse gradients")
-    if are_plain(lists):
+    if are_plain(chain(*lists)):
         plan = _step_lists(lists, *scalars, tuple(map(float, settings)))
         if plan is not None:
             remember("adamw_ema_", lists, plan)

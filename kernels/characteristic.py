@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .directions import sincos
-from .internal.backend import jit, launch, tl, triton, uses_triton
+from .internal.backend import cdiv, jit, launch, tl, triton, uses_triton
 
 __all__ = [
     "TracedSums",
@@ -217,9 +217,9 @@ def sums_of(x: Tensor, spaced: Spacing) -> Tensor:
     if not uses_triton(x):
         return (_eager_sums if x.device.type == "cpu" else _plain_sums)(x, spaced)[:, None]
     batch, rows, slices = x.shape
-    parts = min(triton.cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
+    parts = min(cdiv(rows, MOMENTS_BLOCKS["BLOCK_N"]), 16)
     sums = torch.empty((batch, parts, 2, spaced.count, slices), dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]) * batch, parts)
+    grid = (cdiv(slices, MOMENTS_BLOCKS["BLOCK_K"]) * batch, parts)
     launch(
         _moments_kernel, grid, x, sums, rows, slices, spaced.count, spaced.step,
         BETWEEN=spaced.between, BLOCK_P=triton.next_power_of_2(spaced.count), **MOMENTS_BLOCKS,
@@ -230,7 +230,7 @@ def sums_of(x: Tensor, spaced: Spacing) -> Tensor:
 def compared(sums: Tensor, rows: int, spaced: Spacing) -> tuple[Tensor, Tensor]:
     """The statistic [S] and differences from φ [S, 2, knots, K], from the sums over parts of the rows."""
     batch, parts, _, count, slices = sums.shape
-    blocks = triton.cdiv(slices, STATISTIC_BLOCK)
+    blocks = cdiv(slices, STATISTIC_BLOCK)
     difference = torch.empty((batch, 2, count, slices), dtype=torch.float32, device=sums.device)
     statistic = torch.empty((batch, blocks), dtype=torch.float32, device=sums.device)
     launch(
@@ -244,7 +244,7 @@ def launch_gradient(x: Tensor, difference: Tensor, grad: Tensor, spaced: Spacing
     """Gradient w.r.t. the projections [S, N, K]."""
     batch, rows, slices = x.shape
     out = torch.empty_like(x)
-    tiles = triton.cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]) * triton.cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"])
+    tiles = cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]) * cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"])
     launch(
         _projection_gradient_kernel, (tiles * batch,), x, difference, grad.contiguous(), out, rows, slices,
         spaced.count, spaced.step, BETWEEN=spaced.between, **GRADIENT_BLOCKS,

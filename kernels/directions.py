@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .internal.backend import jit, launch, tl, triton, uses_triton
+from .internal.backend import cdiv, jit, launch, tl, uses_triton
 from .internal.checks import readable
 from .philox import MASK, philox
 
@@ -109,6 +109,6 @@ def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
         drawn = drawn.flatten(0, 1)[:dim]
         return drawn.div_(drawn.square().sum(0).sqrt_())
     out = torch.empty((dim, num_slices), dtype=torch.float32, device=seed.device)
-    grid = (triton.cdiv(num_slices, BLOCKS["BLOCK_K"]),)
+    grid = (cdiv(num_slices, BLOCKS["BLOCK_K"]),)
     launch(_directions_kernel, grid, seed, out, dim, num_slices, **BLOCKS)
     return out

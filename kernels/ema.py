@@ -14,6 +14,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from typing import Literal, get_args
 
 import torch
@@ -21,13 +22,12 @@ from torch import Tensor, _foreach_copy_, _foreach_lerp_, nn  # pyright: ignore[
 from torch.autograd.graph import increment_version
 
 from ._ops import add_op_namespace_prefix
-from .internal.arguments import as_scalar, check_decay, check_unit, check_written, listed
+from .internal.arguments import as_scalar, check_decay, check_unit, check_written, listed, on_device
 from .internal.backend import jit, launch, tl, triton_dtype, uses_triton, widest
 from .internal.checks import check_positive
 from .internal.multi_tensor import (
     PIECE,
     address_table,
-    are_plain,
     find_piece,
     local,
     pointer,
@@ -35,6 +35,7 @@ from .internal.multi_tensor import (
     remember,
     same_layout,
 )
+from .internal.transforms import are_plain
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
 
@@ -148,13 +149,20 @@ def _plan(lists: list[list[Tensor]]) -> list[tuple[bool, list[int]]]:
 
 
 def _carry_out(
-    plan: list[tuple[bool, list[int]]], lists: list[list[Tensor]], decay: Tensor, skip: Tensor | None
+    plan: list[tuple[bool, list[int]]], lists: list[list[Tensor]], decay: float | Tensor, skip: Tensor | None
 ) -> None:
     for flat, rows in plan:
         columns = [[tensors[n] for n in rows] for tensors in lists]
-        device = columns[0][0].device
-        there = decay.to(device, non_blocking=True), None if skip is None else skip.to(device, non_blocking=True)
-        (_launch if flat else torch_update)(columns, *there)
+        device, dtypes = columns[0][0].device, {tensors[0].dtype for tensors in columns}
+        if isinstance(decay, Tensor):
+            there = decay.to(device, non_blocking=True)
+        elif len(columns) == 2 and len(dtypes) == 1 and skip is None:
+            _foreach_lerp_(columns[0], columns[1], 1 - float(decay))  # all that is asked for, and as few bytes
+            continue
+        else:
+            there = on_device(decay, device)
+        stop = None if skip is None else skip.to(device, non_blocking=True)
+        (_launch if flat else torch_update)(columns, there, stop)
 
 
 def update_lists(
@@ -260,15 +268,19 @@ def ema_update_(
                 _check_pair(number, t, other)
             for written in (t, *others[1:]):
                 check_written(written)
-    decay = as_scalar("decay", decay, teacher[0].device)
-    if plan is None and are_plain(lists):
-        plan = _plan(lists)
-        remember("ema_update_", lists, plan)
-    if plan is not None:
+    if plan is not None or are_plain(chain(*lists)):
+        if isinstance(decay, Tensor):
+            as_scalar("decay", decay, teacher[0].device)
+        else:
+            check_unit("decay", decay)
+        if plan is None:
+            plan = _plan(lists)
+            remember("ema_update_", lists, plan)
         _carry_out(plan, lists, decay, skip)
     else:
         students = [local(s, t, redistribute=True) for t, s in zip(teacher, student, strict=True)]
         copies = [local(copy, t) for copy, t in zip(live, teacher, strict=False)]
+        decay = as_scalar("decay", decay, teacher[0].device)
         _update([local(t, t) for t in teacher], students, copies, decay, skip)
     for t, s in copied:
         t.copy_(s if skip is None else torch.where(skip.reshape(()) == 0, s, t))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ._ops import add_op_namespace_prefix
 from .causal_statistics import causal_statistics_attention
-from .internal.backend import jit, launch, tl, triton, uses_triton
+from .internal.backend import cdiv, jit, launch, tl, uses_triton
 from .internal.tokens import FLOOR, SMALLEST, attention_of, blocks, channel_offsets, tile_offsets
 
 __all__ = ["token_statistics_attention", "token_statistics_reference"]
@@ -242,7 +242,7 @@ def _tokens_gradient_kernel(
 def _plan(w: Tensor) -> tuple[dict[str, int], tuple[int, int], tuple[int, int]]:
     """Blocks, the grid of kernels that sum over tokens, and the grid of those that do not."""
     sizes = blocks(*w.shape[2:])
-    tiles = triton.cdiv(w.shape[1], sizes["BLOCK_N"])
+    tiles = cdiv(w.shape[1], sizes["BLOCK_N"])
     return sizes, (len(w), min(tiles, MOST_SPLITS)), (len(w), tiles)
 
 

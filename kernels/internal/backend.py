@@ -21,6 +21,7 @@ except ImportError:  # there is no wheel for this platform: the torch implementa
     triton = tl = None
 
 __all__ = [
+    "cdiv",
     "dot_precision",
     "full_precision",
     "jit",
@@ -41,6 +42,11 @@ INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 def jit(function: Callable) -> Any:
     """`triton.jit`, or the function unchanged if Triton is not installed."""
     return function if triton is None else triton.jit(function)
+
+
+def cdiv(number: int, size: int) -> int:
+    """How many parts of a size hold a number of things; `triton.cdiv` takes a fifth of the time of a launch."""
+    return -(-number // size)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments, **constants) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import full_precision, jit, launch, tl, triton, uses_triton
+from .backend import cdiv, full_precision, jit, launch, tl, uses_triton
 from .matmul import gram
 
 __all__ = ["factor_logdet", "inverse_of"]
@@ -189,7 +189,7 @@ def inverse_of(factor: Tensor, info: Tensor, scale: Tensor, *, alone: bool) -> T
     batch, n, _ = factor.shape
     if _in_one_program(factor, alone):
         root = torch.empty_like(factor)
-        programs = batch * triton.cdiv(n, BLOCKS["BLOCK"])
+        programs = batch * cdiv(n, BLOCKS["BLOCK"])
         launch(_inverse_kernel, (programs,), factor, info, root, n, num_stages=1, **BLOCKS)
         return gram(root.mT, scale, identity=False)
     scale = torch.where(info > 0, float("nan"), scale)

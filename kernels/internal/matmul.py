@@ -14,7 +14,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .backend import INTERPRETED, TF32X3, dot_precision, full_precision, jit, launch, tl, triton, uses_triton
+from .backend import INTERPRETED, TF32X3, cdiv, dot_precision, full_precision, jit, launch, tl, uses_triton
 
 __all__ = ["gram", "matmul"]
 
@@ -226,9 +226,9 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None, dtype: torch.dtype
     batch, rows, inner = a.shape
     columns = b.shape[-1]
     out = torch.empty((batch, rows, columns), dtype=dtype or torch.float32, device=a.device)
-    large = batch * triton.cdiv(rows, 128) * triton.cdiv(columns, 128) >= _multiprocessors(a.device)
+    large = batch * cdiv(rows, 128) * cdiv(columns, 128) >= _multiprocessors(a.device)
     shape = tiles(_capability(a.device), large)
-    programs = batch * triton.cdiv(rows, shape["BLOCK_M"]) * triton.cdiv(columns, shape["BLOCK_N"])
+    programs = batch * cdiv(rows, shape["BLOCK_M"]) * cdiv(columns, shape["BLOCK_N"])
     launch(
         _matmul_kernel, (programs,), a, b, out if scale is None else scale, out,
         rows, columns, inner, *a.stride(), *b.stride(), *((0, 0) if scale is None else scale.stride()),
@@ -252,9 +252,9 @@ def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
         return _torch_gram(y, c, identity)
     batch, size, inner = y.shape
     shape = gram_tiles(_capability(y.device))
-    blocks = triton.cdiv(size, shape["BLOCK_N"])
+    blocks = cdiv(size, shape["BLOCK_N"])
     parts = _parts_of(batch * blocks * (blocks + 1) // 2, inner, y.device)
-    part = triton.cdiv(triton.cdiv(inner, parts), shape["BLOCK_K"]) * shape["BLOCK_K"]
+    part = cdiv(cdiv(inner, parts), shape["BLOCK_K"]) * shape["BLOCK_K"]
     out = torch.empty((batch, size, size), dtype=torch.float32, device=y.device)
     found = out if parts == 1 else torch.empty((parts, *out.shape), dtype=torch.float32, device=y.device)
     c = c.contiguous()
@@ -263,7 +263,7 @@ def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
         IDENTITY=identity, WHOLE=parts == 1, PRECISION=dot_precision(y.device), HALVES=not INTERPRETED, **shape,
     )  # fmt: skip
     if parts > 1:
-        programs = batch * triton.cdiv(size, 32) ** 2
+        programs = batch * cdiv(size, 32) ** 2
         launch(_total_kernel, (programs,), found, c, out, size, parts, IDENTITY=identity, BLOCK_N=32)
     return out
 

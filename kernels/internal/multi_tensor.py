@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch import Tensor
 
 from .backend import jit, tl
-from .transforms import transformed
+from .transforms import untraced
 
 try:
     from torch._C._dynamo.guards import TensorGuards
@@ -31,7 +30,6 @@ __all__ = [
     "PIECE",
     "Table",
     "address_table",
-    "are_plain",
     "find_piece",
     "kept",
     "local",
@@ -61,7 +59,7 @@ class Table:
         ValueError: a tensor is on another device.
     """
 
-    def __init__(self, lists: Sequence[Sequence[Tensor]], addresses: Sequence[Sequence[int]], device: torch.device):
+    def __init__(self, lists: Sequence[Sequence[Tensor]], device: torch.device):
         for tensor in (tensor for tensors in lists for tensor in tensors):
             if tensor.device != device:
                 raise ValueError(
@@ -69,7 +67,7 @@ class Table:
                 )
         counts = torch.tensor([tensor.numel() for tensor in lists[0]], dtype=torch.int64, device="cpu")
         pieces = (counts + PIECE - 1) // PIECE
-        columns = torch.tensor(addresses, dtype=torch.int64, device="cpu")
+        columns = torch.tensor([list(map(Tensor.data_ptr, tensors)) for tensors in lists], device="cpu")
         rows = torch.cat([torch.stack([counts, pieces.cumsum(0) - pieces]), columns]).T
         named = torch.arange(len(counts), dtype=torch.int32, device="cpu").repeat_interleave(pieces)
         self.rows = sent(rows.contiguous(), device)
@@ -78,26 +76,13 @@ class Table:
         self.aligned = not (columns % 16).any()
 
 
-def are_plain(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether operations on the tensors are simply carried out: nothing compiles, transforms or intercepts them."""
-    return _untraced() and all(
-        type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and not tensor.is_neg()
-        for tensors in lists
-        for tensor in tensors
-    )
-
-
-def _untraced() -> bool:
-    return not (torch.compiler.is_compiling() or transformed() or is_in_torch_dispatch_mode())
-
-
 def recalled(use: str, lists: Sequence[Sequence[Tensor]]) -> Any:
     """The plan that was remembered for plain tensors like these; None if there is none, or they are not plain now.
 
     Values and addresses may be others than they were, but not a class, dtype, device, layout, shape or stride. Lists
     that name a tensor twice are not remembered.
     """
-    if not _untraced():
+    if not untraced():
         return None
     guard, plan = _plans.get((use, id(lists[0][0]), *map(len, lists)), (None, None))
     return plan if guard is not None and guard.check(*itertools.chain(*lists)) else None
@@ -175,9 +160,8 @@ def _steps(tensor: Tensor) -> list[tuple[int, int]]:
 
 def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> Table:
     """Table of tensors in lists of equal length; one that was made for the same addresses is taken again."""
-    counts = tuple(tensor.numel() for tensor in lists[0])
-    addresses = tuple(tuple(tensor.data_ptr() for tensor in tensors) for tensors in lists)
-    return kept((counts, addresses), device, lambda: Table(lists, addresses, device))
+    key = (len(lists), *map(Tensor.numel, lists[0]), *map(Tensor.data_ptr, itertools.chain(*lists)))
+    return kept(key, device, lambda: Table(lists, device))
 
 
 def kept(key: tuple, device: torch.device, make: Callable[[], Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import jit, launch, tl, triton, uses_triton, widest
+from .backend import cdiv, jit, launch, tl, uses_triton, widest
 
 __all__ = ["centered", "exact_dtype", "is_empty", "root_of", "rows_of", "torch_rows", "weighted_moments"]
 
@@ -97,7 +97,7 @@ def _rows_kernel(
 def _launch_rows(z: Tensor, sums: Tensor, root: Tensor, center: bool, count: int, mean: Tensor | None) -> Tensor:
     batch, rows, width = z.shape
     y = torch.empty(z.shape, dtype=torch.float32, device=z.device)
-    programs = batch * triton.cdiv(rows, BLOCKS["BLOCK_B"]) * triton.cdiv(width, BLOCKS["BLOCK_D"])
+    programs = batch * cdiv(rows, BLOCKS["BLOCK_B"]) * cdiv(width, BLOCKS["BLOCK_D"])
     launch(
         _rows_kernel, (programs,), z, sums, root.contiguous(), y, sums if mean is None else mean,
         rows, width, sums.shape[1], count, *z.stride(),
@@ -137,11 +137,11 @@ def centered(z: Tensor, center: bool) -> tuple[Tensor, Tensor]:
         return rows_of(z, none, False, mean), mean
     if uses_triton(z):
         mean = z.new_empty((batch, width), dtype=torch.float64)
-        parts = min(triton.cdiv(rows, 4 * BLOCKS["BLOCK_B"]), 16)
+        parts = min(cdiv(rows, 4 * BLOCKS["BLOCK_B"]), 16)
         sums = z.new_empty((batch, parts, width), dtype=torch.float64)
         launch(
             _sums_kernel,
-            (batch * triton.cdiv(width, BLOCKS["BLOCK_D"]), parts),
+            (batch * cdiv(width, BLOCKS["BLOCK_D"]), parts),
             z,
             sums,
             rows,

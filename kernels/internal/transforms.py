@@ -1,23 +1,40 @@
 """Custom operators that also work under `torch.func` and in forward mode, which `torch.library.custom_op` does not.
 
 A bare custom operator drops tangents silently, and `torch.func.grad` of one fails with an internal error of torch. So
-while a transform or forward mode is active, operators are called through an `autograd.Function`.
+while a transform or forward mode is active, operators are called through an `autograd.Function`. So are they on plain
+tensors: then nothing needs the dispatcher, which takes longer than some kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["count_up", "differentiable", "folded", "transformed"]
+__all__ = ["are_plain", "count_up", "differentiable", "folded", "transformed", "untraced"]
 
 
 def transformed() -> bool:
     """Whether a transform of `torch.func` or a level of forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def untraced() -> bool:
+    """Whether nothing compiles, transforms or intercepts operations."""
+    return not (torch.compiler.is_compiling() or transformed() or is_in_torch_dispatch_mode())
+
+
+def are_plain(values: Iterable[object]) -> bool:
+    """Whether operations on the tensors among the values are simply carried out."""
+    return untraced() and all(
+        type(value) in (Tensor, nn.Parameter, nn.Buffer) and not (value.is_neg() or value.is_meta)
+        for value in values
+        if isinstance(value, Tensor)
+    )
 
 
 def count_up(counter: Tensor) -> None:
@@ -96,6 +113,7 @@ def differentiable(
         raise RuntimeError(f"{name} has no derivative: {name.removesuffix('_backward')} can be differentiated once")
 
     def save(ctx, inputs, output):
+        ctx.set_materialize_grads(False)  # the gradients of outputs that have none would be tensors of zeros
         ctx.save_for_backward(*setup(ctx, inputs, output))
 
     def save_twice(ctx, inputs, output):
@@ -104,25 +122,40 @@ def differentiable(
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
-    vmap = vmap or folded()
-    methods = {
-        "forward": lambda *inputs: operator(*inputs),
-        "setup_context": save_twice,
-        "backward": backward or refuse,
-        "jvp": jvp or refuse,
-        # torch's own rule fails for integer results if forward mode is outside of vmap
-        "vmap": vmap(lambda *inputs: function.apply(*inputs)),
-    }
-    operator.register_autograd(methods["backward"], setup_context=save)
+    def propagate(ctx, *grads):
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        return (backward or refuse)(ctx, *grads)
+
+    def carry_out(ctx, *inputs):
+        output = body(*inputs)
+        save(ctx, inputs, output)
+        return output
+
+    def function(**methods) -> Any:
+        members = {name: staticmethod(method) for name, method in methods.items()}
+        return type(operator._name, (torch.autograd.Function,), members)
+
+    vmap, body = vmap or folded(), operator._init_fn
+    operator.register_autograd(propagate, setup_context=save)
     operator.register_vmap(vmap(operator))
-    members = {name: staticmethod(method) for name, method in methods.items()}
-    function = type(operator._name, (torch.autograd.Function,), members)
+    plain = function(forward=carry_out, backward=propagate)
+    under_transforms = function(
+        forward=lambda *inputs: operator(*inputs),
+        setup_context=save_twice,
+        backward=propagate,
+        jvp=jvp or refuse,
+        # torch's own rule fails for integer results if forward mode is outside of vmap
+        vmap=vmap(lambda *inputs: under_transforms.apply(*inputs)),
+    )
 
     @torch.compiler.allow_in_graph  # torch.compile does not trace into a Function that has a jvp
     def apply(*inputs):
-        return function.apply(*inputs)
+        return under_transforms.apply(*inputs)
 
     def call(*inputs):
-        return apply(*inputs) if transformed() else operator(*inputs)
+        if transformed():
+            return apply(*inputs)
+        return plain.apply(*inputs) if are_plain(inputs) else operator(*inputs)
 
     return call

@@ -28,17 +28,21 @@ def tensors(device, dtype=torch.float32, seed=0):
     return [torch.randn(shape, generator=generator).to(device, dtype) for shape in SHAPES]
 
 
+@pytest.fixture(params=[False, True], ids=["number", "tensor"])
+def given(request, device):
+    """A decay as a number, by which torch's own loop works, or on the device, by which the kernel does."""
+    return lambda decay: torch.tensor(decay, dtype=torch.float64, device=device) if request.param else decay
+
+
 @triton
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.996, 1.0])
-@pytest.mark.parametrize("on_device", [False, True])
-def test_matches_formula_over_many_steps(decay, on_device, device):
+def test_matches_formula_over_many_steps(decay, given, device):
     teacher = tensors(device)
     addresses = [t.data_ptr() for t in teacher]
     exact = [t.double() for t in teacher]
     for step in range(5):
         student = tensors(device, seed=step + 1)
-        given = torch.tensor(decay, dtype=torch.float64, device=device) if on_device else decay
-        ema_update_(teacher, student, given)
+        ema_update_(teacher, student, given(decay))
         exact = [decay * t + (1 - decay) * s.double() for t, s in zip(exact, student, strict=True)]
     for got, expected in zip(teacher, exact, strict=True):
         # five roundings of values of order 1 to 4 in float32
@@ -47,23 +51,23 @@ def test_matches_formula_over_many_steps(decay, on_device, device):
 
 
 @triton
-def test_equal_teacher_is_a_fixed_point(device):
+def test_equal_teacher_is_a_fixed_point(given, device):
     student = [torch.randn(1000, device=device)]
     teacher = [student[0].clone()]
     for _ in range(50):
-        ema_update_(teacher, student, 0.996)
+        ema_update_(teacher, student, given(0.996))
     assert torch.equal(teacher[0], student[0])
 
 
 @triton
 @pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
-def test_follows_channels_last_parameters(device):
+def test_follows_channels_last_parameters(given, device):
     """Both so: in step. One of them: still right, and neither changes its layout."""
     student = torch.randn(4, 3, 5, 5, device=device).to(memory_format=torch.channels_last)
     both = torch.zeros_like(student)
     assert both.stride() == student.stride()
     apart = torch.zeros(4, 3, 5, 5, device=device)
-    ema_update_([both, apart], [student, student], 0.75)
+    ema_update_([both, apart], [student, student], given(0.75))
     for teacher in (both, apart):
         torch.testing.assert_close(teacher, 0.25 * student, rtol=1e-6, atol=0)
     assert apart.is_contiguous()
@@ -378,7 +382,7 @@ def test_refused_at_construction(student, settings, message):
 
 
 @triton
-def test_layouts_that_only_look_different(device, recwarn):
+def test_layouts_that_only_look_different(given, device, recwarn):
     """A 1 x 1 kernel has two descriptions of one layout; a transposed matrix is dense; neither goes one by one."""
     kernel = torch.randn(8, 4, 1, 1, device=device)
     pairs = [
@@ -387,17 +391,17 @@ def test_layouts_that_only_look_different(device, recwarn):
         (torch.zeros(40, device=device)[3:], torch.randn(40, device=device)[3:]),  # addresses are not aligned
     ]
     for t, s in pairs:
-        ema_update_([t], [s], 0.5)
+        ema_update_([t], [s], given(0.5))
         torch.testing.assert_close(t, 0.5 * s)
     assert not recwarn.list
 
 
 @triton
 @pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
-def test_tensors_with_gaps(device):
+def test_tensors_with_gaps(given, device):
     memory = torch.zeros(3, 8, device=device)
     student = torch.randn(3, 8, device=device)[:, ::2]
-    ema_update_([memory[:, ::2]], [student], 0.5)
+    ema_update_([memory[:, ::2]], [student], given(0.5))
     torch.testing.assert_close(memory[:, ::2], 0.5 * student)
     assert (memory[:, 1::2] == 0).all()
 
@@ -547,13 +551,13 @@ def test_equals_torchs_average_of_weights_and_buffers():
 
 @triton
 @pytest.mark.filterwarnings("ignore:ema_update_.*other strides")
-def test_what_changes_between_updates_is_seen(device):
+def test_what_changes_between_updates_is_seen(given, device):
     """Updates that repeat skip most checks; after each change they are still the formula, or are refused."""
     teacher, student = [torch.zeros(4, 4, device=device) for _ in range(2)], torch.randn(2, 4, 4, device=device)
 
     def update(students=student):
         expected = [0.5 * t.double() + 0.5 * s.double() for t, s in zip(teacher, students, strict=True)]
-        ema_update_(teacher, list(students), 0.5)
+        ema_update_(teacher, list(students), given(0.5))
         for got, want in zip(teacher, expected, strict=True):
             torch.testing.assert_close(got.double(), want, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-6)
 

@@ -97,7 +97,7 @@ def tokens(causal: bool) -> None:
 def average(live: bool) -> None:
     teacher, student = ([values(9000), values(70, 90)] for _ in range(2))
     copies = [t.bfloat16() for t in teacher] if live else None
-    ema_update_(teacher, student, 0.9, live=copies)
+    ema_update_(teacher, student, torch.tensor(0.9), live=copies)
 
 
 def step() -> None:
