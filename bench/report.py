@@ -13,8 +13,9 @@ import gc
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from common import command_line, cpu, history, kept_for_backward, loaders_of, random_images, wait
@@ -157,12 +158,18 @@ def main() -> None:
             compose([*words, f"data.batch_size={size}"])
     except InputError as error:
         parser.error(str(error))
-    found = measure(words, batch, sizes)
-    found |= {"task": args.task, "variant": args.variant, "settings": args.settings, "memory_limit_gib": args.memory}
+    known = {"task": args.task, "variant": args.variant, "settings": args.settings, "memory_limit_gib": args.memory}
     variant = "" if args.variant == "baseline" else f"-{args.variant}"
-    path = history(f"report-{args.task}{variant}-{found['compile']}", found["machine"], "json")
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    show(found, args.price)
+
+    def keep(found: dict) -> Path:
+        """Write what was found so far: a measurement on a rented machine may be cut short."""
+        path = history(f"report-{args.task}{variant}-{found['compile']}", found["machine"], "json")
+        path.write_text(json.dumps(found | known, indent=1) + "\n", encoding="utf-8")
+        return path
+
+    found = measure(words, batch, sizes, keep)
+    path = keep(found)
+    show(found | known, args.price)
     print(f"bench/history/{path.name}")
 
 
@@ -171,8 +178,8 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def measure(words: list[str], batch: int, sizes: Sequence[int]) -> dict:
-    """Measure everything that `show` prints; of batches of other sizes, the throughput."""
+def measure(words: list[str], batch: int, sizes: Sequence[int], keep: Callable[[dict], object]) -> dict:
+    """Measure everything that `show` prints; of batches of other sizes, the throughput. `keep` gets the first half."""
     run = Run(words, batch)
     on_gpu = run.device.type == "cuda"
     started = time.perf_counter()
@@ -192,14 +199,16 @@ def measure(words: list[str], batch: int, sizes: Sequence[int]) -> dict:
         "batch": batch,
         "first_step_seconds": first,
         "step_seconds": step,
-        "parts": run.parts(),
-        "flops_per_sequence": run.flops(),
-        "kept_per_sequence": run.kept(),
-        "matmul_flops": matmul_peak(run.device, run.dtype),
-        "convolution_seconds": run.roofline(),
         "eval_every": run.config.eval.every,
     }
-    if run.device.type == "cuda":
+    keep(found)
+    found["parts"] = run.parts()
+    keep(found)
+    found["flops_per_sequence"] = run.flops()
+    found["kept_per_sequence"] = run.kept()
+    found["matmul_flops"] = matmul_peak(run.device, run.dtype)
+    found["convolution_seconds"] = run.roofline()
+    if on_gpu:
         run.training._step(next(run.batches), measured=True)  # a logged step is not part of a CUDA graph
         found["peak_memory_gib"] = torch.cuda.max_memory_reserved() / GIB
     found["rates"] = {batch: batch / step}

@@ -24,6 +24,7 @@ GRAM_TILES = {**TILES, "num_warps": 8}  # where float32 is multiplied without te
 GROUPED = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4}  # for tensor cores that take whole warp groups
 LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8}  # on Hopper, if there are enough of them
 LEAST_PART = 256  # of the inner dimension, for a program of its own
+PROGRAMS = 4  # for each multiprocessor: one waits for memory while another multiplies, and the last ones leave few idle
 
 
 def tiles(capability: tuple[int, int], large: bool = False) -> dict[str, int]:
@@ -270,7 +271,7 @@ def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
 
 def _parts_of(programs: int, inner: int, device: torch.device) -> int:
     """Into how many parts to cut the inner dimension, so that a few tiles occupy the whole GPU."""
-    return max(1, min(2 * _multiprocessors(device) // max(programs, 1), inner // LEAST_PART))
+    return max(1, min(PROGRAMS * _multiprocessors(device) // max(programs, 1), inner // LEAST_PART))
 
 
 def _torch_gram(y: Tensor, c: Tensor, identity: bool) -> Tensor:
