@@ -1,6 +1,8 @@
 """Links between the pages lead somewhere, the README is short, and its configs and commands exist."""
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,25 @@ def test_links_lead_somewhere(page):
         assert place.exists(), target
         if anchor:
             assert anchor in anchors(place), target
+
+
+def test_pypis_page_leads_to_the_files_of_its_version(run_process, tmp_path):
+    """As the release workflow makes it: no relative link is left, and each path after the tag exists here."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    shutil.copy(ROOT / "docs/absolute.py", docs)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    made = run_process(sys.executable, docs / "absolute.py", "https://example.org/some/seqjepa", "v1.2")
+    assert made.returncode == 0, made.stderr
+    before, after = (re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", (d / "README.md").read_text()) for d in (ROOT, tmp_path))
+    assert len(before) == len(after) > 10
+    for (picture, target), (_, found) in zip(before, after, strict=True):
+        if target.startswith("http"):
+            assert found == target
+            continue
+        prefix, path = re.fullmatch(r"(https://example\.org/some/seqjepa/\w+/v1\.2/)(.+)", found).groups()
+        assert ("/raw/" if picture else "/blob/") in prefix
+        assert (ROOT / path.partition("#")[0]).exists()
 
 
 def test_the_readme_is_at_most_eighty_lines():
