@@ -2,9 +2,7 @@
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rich.console import Console
@@ -86,32 +84,6 @@ def table(title: str, headings: list[str], rows: list[list[Any]]) -> Table:
     for row in rows:
         shown.add_row(*(cell if isinstance(cell, str) else number(cell) for cell in row))
     return shown
-
-
-@dataclass
-class Stopwatch:
-    """Seconds, sequences and steps since it was made."""
-
-    started: float = field(default_factory=time.perf_counter)
-    sequences: int = 0
-    steps: int = 0
-
-    def count(self, sequences: int) -> None:
-        self.sequences += sequences
-        self.steps += 1
-
-    def leave_out(self, seconds: float) -> None:
-        """Do not count seconds that have passed."""
-        self.started += seconds
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    @property
-    def rate(self) -> float:
-        """Sequences a second."""
-        return self.sequences / max(self.seconds, 1e-9)
 
 
 def number(value: float | None) -> str:

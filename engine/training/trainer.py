@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -20,7 +19,7 @@ from ...configs.files import to_json, write_atomically
 from ..analysis.spectra import collapse_warnings
 from ..config import Config
 from ..models.white_box.layers import LONG_STEP
-from ..reports.console import Reporter, Stopwatch, closing_block
+from ..reports.console import Reporter, closing_block
 from ..reports.figures.curves import draw_curves
 from ..reports.figures.stream import draw_stream
 from ..reports.figures.terms import draw_terms
@@ -29,7 +28,7 @@ from ..runs import tensors as files
 from ..runs.folder import RunFolder
 from ..runs.metrics_file import MetricsFile, StepsFile
 from ..runs.state import Best, Position, Waiting
-from ..runtime.accelerator import build_accelerator, crowded, overruled
+from ..runtime.accelerator import build_accelerator
 from ..runtime.distributed import check_agreement
 from ..runtime.failures import PEER_LOST, explain, sigbus_handler
 from ..runtime.idle import IdleWatch
@@ -39,10 +38,12 @@ from .alarms import alarms, pinned_sigreg
 from .diagnostics import diagnose
 from .gates import check_rules, improves, judge_epochs, waited
 from .loading import open_loaders
+from .opening import opening_lines, share_of_the_largest
 from .resume import Resumed, changes, settle
 from .segments import segments_of
 from .step import Diverged, TrainingStep
-from .stream import TaskMeasures, buffer_size
+from .stream import TaskMeasures
+from .times import Stopwatch, Times
 from .untrained_control import untrained_control
 from .validation import Validation, metric_names, validate
 
@@ -110,11 +111,6 @@ def _say_idle(config: Config, reporter: Reporter, folder: RunFolder) -> None:
     folder.end_mirror(reporter.say)
 
 
-def share_of_the_largest(labels: np.ndarray) -> float:
-    """The share of the class that most labels (int64 [N]) name."""
-    return float(np.bincount(labels).max() / len(labels))
-
-
 class Trainer:
     """A run: its parts, its position, and what it writes."""
 
@@ -132,12 +128,8 @@ class Trainer:
         self.best = Best(segment=0, value=None, metrics={})
         self.final: dict[str, float] = {}  # metrics of the last complete segment
         self.patience = Waiting(best=None, waited=0)
-        self.seconds = self.train_seconds = 0.0  # with and without validation, over all restarts
-        self.started = time.monotonic()
-        self.earlier = 0.0  # seconds of earlier starts, until they last saved
-        self.watch = Stopwatch()  # of the present segment
+        self.times = Times(config.run.price)
         self.logs = 0  # of this start
-        self.compile_seconds = 0.0  # of this process's first step, which the segment's time leaves out
         self.commit = commit()  # now: by the end of the run something else may be checked out
         self.settled = settle(config.run, accelerator)
         say = reporter.say
@@ -172,7 +164,8 @@ class Trainer:
         accelerator.wait_for_everyone()
         if not folder.path.is_dir():
             raise InputError(f"{folder.path} is not on a disk that all machines share", "run.dir")
-        self._say_what_is_trained()
+        for line in opening_lines(config, self.loaders, self.segments, self.settled, accelerator):
+            say(line)
 
         # Trackers start before the untrained control, which can take minutes: one that cannot start says so now.
         self.trackers = Trackers(accelerator, config.tracking, folder, say)
@@ -192,7 +185,7 @@ class Trainer:
         if resumed:
             self._restore(resumed)
         if config.run.max_hours is not None:
-            interrupts.deadline = self.started + 3600 * config.run.max_hours - self.earlier
+            interrupts.deadline = self.times.deadline(config.run.max_hours)
         self.metrics_file, self.steps_file = None, None
         if accelerator.is_main_process:
             self.steps_file = StepsFile(folder.steps, self.global_step)
@@ -201,38 +194,13 @@ class Trainer:
                 epochs = ", ".join(map(str, self.metrics_file.lost))
                 say(f"{folder.metrics}: the lines of epoch {epochs} are missing or damaged")
 
-    def _say_what_is_trained(self) -> None:
-        config, loaders, accelerator, say = self.config, self.loaders, self.accelerator, self.reporter.say
-        say(
-            f"{config.run.name}: {config.data.name}, {len(loaders.train.sampler.indices)} training and "
-            f"{len(loaders.validation.sampler.indices)} test images, {loaders.kind} loader, "
-            f"{self.settled.device}, {self.settled.precision}, {self.settled.processes} process(es)"
-        )
-        if loaders.notice:
-            say(loaders.notice)
-        labels = loaders.validation.labels()
-        if loaders.num_classes is None and config.sequence.views == "images":
-            say("the images have no classes: accuracies are left out")
-        elif loaders.num_classes and (majority := share_of_the_largest(labels)) > 1.5 / loaders.num_classes:
-            say(f"the largest class has {100 * majority:.1f} % of the test images: so much is right without looking")
-        if loaders.stream:
-            say(f"a stream of {len(self.segments)} tasks, {self.segments.start(len(self.segments))} steps")
-        if kept := buffer_size(loaders):
-            say(f"kept to be trained on again: {kept}")
-        for line in overruled(config.run, config.optim.accumulate, accelerator):
-            say(line)
-        alone = self.settled.device == "cpu" and self.settled.processes == 1 and config.run.threads == "auto"
-        if alone and (advice := crowded(torch.get_num_threads())):
-            say(advice)
-
     def _restore(self, resumed: Resumed) -> None:
         """Go to the position of a checkpoint, and say what has changed since."""
         state, say = resumed.state, self.reporter.say
         self.position = state.position
         self.global_step = self.segments.start(self.position.segment) + self.position.step
         self.best, self.final, self.patience = state.best, state.final, state.patience
-        self.seconds, self.train_seconds = state.seconds, state.train_seconds
-        self.earlier = state.seconds if state.whole_seconds is None else state.whole_seconds
+        self.times.restore(state)
         files.restore(self.training, self.accelerator, resumed.tensors, self.global_step)
         if self.tasks:
             self.tasks.load_state_dict(files.under("stream.", resumed.tensors["trainer"]), self.position)
@@ -242,18 +210,6 @@ class Trainer:
         say(f"resumed from {resumed.path}: {self.segments.name} {segment + 1}, step {step}")
         for line in changes(resumed, self.training, self.settled, None if self.done else self.global_step):
             say(line)
-
-    @property
-    def hours(self) -> float:
-        """Hours that the run has taken: this start, and earlier ones until they last saved."""
-        return (self.earlier + time.monotonic() - self.started) / 3600
-
-    def _cost(self, left: float) -> dict[str, float]:
-        """Cost so far and, with the seconds that are left, of the whole run; nothing without run.price."""
-        price = self.config.run.price
-        if price is None:
-            return {}
-        return {"cost": price * self.hours, "cost_expected": price * (self.hours + left / 3600)}
 
     @property
     def stopped_early(self) -> bool:
@@ -274,13 +230,14 @@ class Trainer:
             Interrupted: the run was asked to stop.
             Diverged: a loss or a gradient is no longer finite.
         """
+        times = self.times
         self.reporter.advance("training", self.global_step, total=self.training.total_steps)
         while not self.done:
-            self.watch = Stopwatch()
+            times.segment = Stopwatch()
             self._train_segment()
             if self.settled.device == "cuda":
                 torch.cuda.synchronize()  # what is queued belongs to this segment's time
-            train_seconds = self.watch.seconds
+            train_seconds = times.segment.seconds
             number = self.position.segment + 1
             validated = number % self.config.eval.every == 0 or number == len(self.segments)
             # an interrupted validation is repeated by the resumed run; only then may the training metrics be read
@@ -295,8 +252,8 @@ class Trainer:
                 self.tasks.end(number)
             metrics = self.training.epoch_metrics() | (validation.metrics if validation else {}) | measured
             self.position, self.final = Position(number), metrics
-            self.seconds += self.watch.seconds
-            self.train_seconds += train_seconds
+            times.seconds += times.segment.seconds
+            times.train_seconds += train_seconds
             self._end_segment(metrics, validation, train_seconds)
 
     def _train_segment(self) -> None:
@@ -308,7 +265,7 @@ class Trainer:
             loss = self.training.step(batch, self.global_step)
             self.position = Position(self.position.segment, self.position.step + 1)
             self.global_step += 1
-            self.watch.count(self.config.data.batch_size)
+            self.times.segment.count(self.config.data.batch_size)
             recent.count(self.config.data.batch_size)
             self.reporter.advance()
             if self.global_step % self.config.run.log_every == 0:
@@ -318,12 +275,10 @@ class Trainer:
                 self._log_step(value, recent)
                 recent = Stopwatch()
             self._trace(recent)
-            if self.training.compiled and not self.compile_seconds:
+            if self.training.compiled and not self.times.compilation:
                 loss.item()  # waits for the compiler and the step
-                self.compile_seconds = self.watch.seconds
-                self.seconds += self.compile_seconds
-                self.reporter.say(f"compiled in {self.compile_seconds:.0f} s")
-                self.watch = Stopwatch()
+                self.times.compiled()
+                self.reporter.say(f"compiled in {self.times.compilation:.0f} s")
                 recent = Stopwatch()
             self.check_interrupt()
 
@@ -331,9 +286,9 @@ class Trainer:
         """Measure the earlier tasks of a stream, if it is time; that is no part of the time of training."""
         if self.tasks:
             seconds = self.tasks.trace(self.position)
-            for watch in (recent, self.watch):
+            for watch in (recent, self.times.segment):
                 watch.leave_out(seconds)
-            self.seconds += seconds
+            self.times.seconds += seconds
 
     def _log_step(self, loss: float, recent: Stopwatch) -> None:
         self.logs += 1
@@ -342,7 +297,7 @@ class Trainer:
         values = {"step_loss": loss, "lr": lr}
         values |= {name: norm.item() for name, norm in self.training.term_grad_norms.items()}
         values |= self.training.embeddings() | self.training.code_changes()
-        cost = self._cost((self.training.total_steps - self.global_step) * recent.seconds / recent.steps)
+        cost = self.times.cost((self.training.total_steps - self.global_step) * recent.seconds / recent.steps)
         if cost:
             status += f"  cost {cost['cost']:.2f} of about {cost['cost_expected']:.2f}"
             if self.logs == 2:  # the first steps warm up; the end of a segment can be hours away
@@ -357,7 +312,8 @@ class Trainer:
 
     def _end_segment(self, metrics: dict[str, float], validation: Validation | None, train_seconds: float) -> None:
         """Record a segment, show it, and save what is due; sweeps are made first, since their metrics are recorded."""
-        config, watch, number, say = self.config, self.watch, self.position.segment, self.reporter.say
+        config, times, number, say = self.config, self.times, self.position.segment, self.reporter.say
+        watch = times.segment
         is_best = False
         if validation:
             value = metrics.get(config.eval.best_metric, math.nan)  # some need a second task
@@ -371,14 +327,14 @@ class Trainer:
             before, loader = watch.seconds, self.loaders.validation
             swept, figures = diagnose(self.training, loader, validation.moments, self.folder, number, say)
             seconds = watch.seconds - before
-            self.seconds += seconds
+            times.seconds += seconds
         timing = {"ep_time": watch.seconds, "train_time": train_seconds, "sequences_per_second": rate}
-        if self.compile_seconds and watch.steps < self.segments.steps(number - 1):
-            timing["compile_time"] = self.compile_seconds
+        if times.compilation and watch.steps < self.segments.steps(number - 1):
+            timing["compile_time"] = times.compilation
         if swept:
             timing["diagnostics_time"] = seconds
         left = 0 if self.done else len(self.segments) - number
-        timing |= (cost := self._cost(left * watch.seconds))
+        timing |= (cost := times.cost(left * watch.seconds))
         if self.metrics_file:
             self.metrics_file.append({"epoch": number, **metrics, **swept, "timing": timing})
         of_tasks = {name for name in metrics if name.startswith(("task_", "stream_"))}
@@ -426,9 +382,7 @@ class Trainer:
             "best": self.best.model_dump(),
             "final": self.final,
             "patience": self.patience.model_dump(),
-            "seconds": self.seconds,
-            "whole_seconds": 3600 * self.hours,
-            "train_seconds": self.train_seconds,
+            **self.times.state_dict(),
             "images": self.loaders.fingerprint,
             "wandb_id": self.folder.tracker_id,
             "commit": self.commit,
@@ -460,8 +414,7 @@ class Trainer:
     def save_interrupted(self) -> str:
         """Save the position at which the loop stopped; returns a line for the user."""
         self._refuse_divergence()
-        self.seconds += self.watch.seconds
-        self.train_seconds += self.watch.seconds
+        self.times.interrupted()
         where = f"{self.segments.name} {self.position.segment + 1}"
         return f"saved {self.save()}; run.resume=auto continues in {where}"
 
@@ -469,7 +422,7 @@ class Trainer:
 
     def finish(self) -> int:
         """Judge, summarise, draw; returns the exit code."""
-        config, best, name = self.config, self.best, self.segments.name
+        config, times, best, name = self.config, self.times, self.best, self.segments.name
         judged = {f"final {name}": self.final, f"best {name} {best.segment}": best.metrics}
         rows = self.metrics_file.rows if self.metrics_file else []
         judgement: list[Any] = [judge_epochs(config, judged, self.untrained, rows)]
@@ -491,9 +444,9 @@ class Trainer:
                 **({"stream": self.tasks.summary(self.metrics_file.rows)} if self.tasks else {}),
                 "commit": self.commit,
                 "timing": {
-                    **({"cost": self._cost(0)["cost"]} if config.run.price is not None else {}),
-                    "seconds": self.seconds,
-                    "sequences_per_second": self.global_step * config.data.batch_size / max(self.train_seconds, 1e-9),
+                    **{name: value for name, value in times.cost().items() if name == "cost"},
+                    "seconds": times.seconds,
+                    "sequences_per_second": self.global_step * config.data.batch_size / max(times.train_seconds, 1e-9),
                     "hardware": hardware(self.accelerator),
                     "versions": versions(),
                 },

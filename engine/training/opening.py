@@ -1,0 +1,46 @@
+"""What a run says of itself when it begins: data, device, precision, and what may be unexpected about them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ...loaders.loader import Loaders
+from ..config import Config
+from ..runs.state import Settled
+from ..runtime.accelerator import crowded, overruled
+from .segments import Segments
+from .stream import buffer_size
+
+
+def share_of_the_largest(labels: np.ndarray) -> float:
+    """The share of the class that most labels (int64 [N]) name."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
+def opening_lines(
+    config: Config, loaders: Loaders, segments: Segments, settled: Settled, accelerator: Accelerator
+) -> Iterator[str]:
+    """The lines, in the order in which they are said."""
+    yield (
+        f"{config.run.name}: {config.data.name}, {len(loaders.train.sampler.indices)} training and "
+        f"{len(loaders.validation.sampler.indices)} test images, {loaders.kind} loader, "
+        f"{settled.device}, {settled.precision}, {settled.processes} process(es)"
+    )
+    if loaders.notice:
+        yield loaders.notice
+    if loaders.num_classes is None and config.sequence.views == "images":
+        yield "the images have no classes: accuracies are left out"
+    elif loaders.num_classes:
+        majority = share_of_the_largest(loaders.validation.labels())
+        if majority > 1.5 / loaders.num_classes:
+            yield f"the largest class has {100 * majority:.1f} % of the test images: so much is right without looking"
+    if loaders.stream:
+        yield f"a stream of {len(segments)} tasks, {segments.start(len(segments))} steps"
+    if kept := buffer_size(loaders):
+        yield f"kept to be trained on again: {kept}"
+    yield from overruled(config.run, config.optim.accumulate, accelerator)
+    alone = settled.device == "cpu" and settled.processes == 1 and config.run.threads == "auto"
+    if alone and (advice := crowded(torch.get_num_threads())):
+        yield advice
