@@ -7,7 +7,7 @@ tensors: then nothing needs the dispatcher, which takes longer than some kernels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["are_plain", "count_up", "differentiable", "folded", "transformed", "untraced"]
 
+# torch.autograd.grad(..., is_grads_batched=True)
+BATCHED_GRADIENTS: Any = torch._C._parse_dispatch_key("VmapMode")
+NUMBERS = (bool, int, float, str)  # types of settings, as the dispatcher hands them on
+
 
 def transformed() -> bool:
     """Whether a transform of `torch.func` or a level of forward-mode differentiation is active."""
@@ -25,15 +29,35 @@ def transformed() -> bool:
 
 def untraced() -> bool:
     """Whether nothing compiles, transforms or intercepts operations."""
-    return not (torch.compiler.is_compiling() or transformed() or is_in_torch_dispatch_mode())
+    return not (
+        torch.compiler.is_compiling()
+        or transformed()
+        or is_in_torch_dispatch_mode()
+        or torch._C._get_tracing_state()  # torch.jit.trace
+        or torch._C._dispatch_tls_is_dispatch_key_included(
+            "VmapMode"
+        )  # torch.autograd.grad(..., is_grads_batched=True)
+    )
 
 
-def are_plain(values: Iterable[object]) -> bool:
-    """Whether operations on the tensors among the values are simply carried out."""
-    return untraced() and all(
-        type(value) in (Tensor, nn.Parameter, nn.Buffer) and not (value.is_neg() or value.is_meta)
-        for value in values
-        if isinstance(value, Tensor)
+def are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether operations on the tensors are simply carried out."""
+    return untraced() and all(map(_is_plain, tensors))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and not (tensor.is_neg() or tensor._is_zerotensor())
+
+
+def _needs_no_dispatcher(values: Sequence[object]) -> bool:
+    """Whether an operator's body can take its arguments as they are; the dispatcher converts or refuses others."""
+    return (
+        untraced()
+        and not torch._C._len_torch_function_stack()  # a mode, which should see the operator only
+        and all(
+            _is_plain(value) and not value.is_meta if isinstance(value, Tensor) else type(value) in NUMBERS
+            for value in values
+        )
     )
 
 
@@ -113,8 +137,10 @@ def differentiable(
         raise RuntimeError(f"{name} has no derivative: {name.removesuffix('_backward')} can be differentiated once")
 
     def save(ctx, inputs, output):
-        ctx.set_materialize_grads(False)  # the gradients of outputs that have none would be tensors of zeros
         ctx.save_for_backward(*setup(ctx, inputs, output))
+        # without a group no zeros are made for outputs that have no gradient; with one, processes wait for each other
+        # in the backward pass, so that none may leave it out
+        ctx.set_materialize_grads(bool(getattr(ctx, "group", "")))
 
     def save_twice(ctx, inputs, output):
         ctx.set_materialize_grads(False)  # None says that there is no tangent
@@ -156,6 +182,6 @@ def differentiable(
     def call(*inputs):
         if transformed():
             return apply(*inputs)
-        return plain.apply(*inputs) if are_plain(inputs) else operator(*inputs)
+        return plain.apply(*inputs) if _needs_no_dispatcher(inputs) else operator(*inputs)
 
     return call

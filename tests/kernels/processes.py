@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from seqjepa.kernels import SIGReg, coding_rate, coding_rate_stats, sigreg
+from seqjepa.kernels.collectives import sum_over_processes
 
 
 def whole_batch(rows: int, width: int, offset: float) -> torch.Tensor:
@@ -48,6 +49,18 @@ def compare(loss, z, mine):
     alone = loss(whole, None)
     alone.sum().backward()
     return distributed, alone, part.grad, whole.grad[mine] * dist.get_world_size()
+
+
+class Undefined(torch.autograd.Function):
+    """The identity, whose gradient is defined on the first process only."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad if dist.get_rank() == 0 else None
 
 
 def main() -> None:
@@ -122,6 +135,11 @@ def main() -> None:
         with pytest.raises(RuntimeError, match="has no forward-mode derivative over several processes"):
             torch.func.jvp(lambda z, loss=loss: loss(z, group), (z[mine],), (z[mine],))
     mine = share(24, even=True)
+
+    # a process whose gradient is undefined takes part in the backward pass of the others
+    x = torch.zeros(3, requires_grad=True)
+    Undefined.apply(sum_over_processes(x, group.group_name)).sum().backward()
+    check("a gradient that is undefined on all processes but one", x.grad, torch.ones(3), 0)
 
     # what data-parallel training makes of it: the weights' gradient is the one of a single process
     torch.manual_seed(0)

@@ -598,3 +598,10 @@ def test_what_is_written_gets_a_new_version(device):
         assert teacher._version > before[0]
         assert student._version == before[1]
         assert live._version > before[2]
+
+
+def test_a_model_partly_without_values():
+    """Weights on the meta device have none: the others move all the same."""
+    teacher = [torch.ones(3), torch.ones(3, device="meta")]
+    ema_update_(teacher, [torch.zeros(3), torch.zeros(3, device="meta")], 0.5)
+    assert teacher[0].tolist() == [0.5] * 3

@@ -1,10 +1,12 @@
 """torch.func, forward mode and vmap on rates, statistics and all losses: by formulas and differences in float64."""
 
+import numpy as np
 import pytest
 import torch
-from torch import func
+from torch import Tensor, func
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from seqjepa.kernels import CodingRate, SIGReg, coding_rate, sigreg
 from seqjepa.kernels.coding_rate import coding_rate_reference
@@ -243,3 +245,58 @@ def test_calls_under_transforms_count(compiled):
         first, second = gradient(draw(12, 5)), gradient(draw(12, 5))
         assert not torch.equal(first, second)  # other directions
     assert [int(counter) for counter in counters] == [2, 2, 2]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", PAIRS)
+def test_batched_gradients_are_those_of_a_loop(name, device):
+    """torch's older vmap, by which `is_grads_batched` works, is no transform of torch.func."""
+    z = draw(3, 6, 5).float().to(device).requires_grad_()
+    value, grads = PAIRS[name][0](z), torch.eye(3, device=device)
+    together = torch.autograd.grad(value, z, grads, is_grads_batched=True, retain_graph=True)[0]
+    each = [torch.autograd.grad(value, z, grad, retain_graph=True)[0] for grad in grads]
+    torch.testing.assert_close(together, torch.stack(each))
+    assert together.abs().sum() > 0
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_mode_sees_an_operator_and_not_what_it_does(name, device):
+    """One that rounds products to bfloat16, as some libraries do, changes nothing here."""
+
+    class Rounding(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function in (torch.matmul, Tensor.matmul, Tensor.__matmul__):
+                args = [x.bfloat16() for x in args]
+            return function(*args, **kwargs or {})
+
+    z = draw(3, 6, 5).float().to(device)
+    with Rounding():
+        assert (z @ z.mT).dtype == torch.bfloat16
+        value = PAIRS[name][0](z)
+    assert torch.equal(value, PAIRS[name][0](z))
+
+
+@pytest.mark.triton
+def test_settings_of_numpy(device):
+    z = draw(12, 5).float().to(device)
+    numbers = {"num_slices": np.int64(SLICES), "num_points": np.int64(17), "t_max": np.float64(3)}
+    assert torch.equal(sigreg(z, seed=SEED, **numbers), statistic(z))
+    assert torch.equal(coding_rate(z, eps=EPS, center=np.bool_(True)), rate(z))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+def test_jit_traces_an_operator(tmp_path):
+    traced = torch.jit.trace(lambda z: coding_rate(z, eps=EPS), draw(6, 5))
+    assert any("coding_rate" in node.kind() for node in traced.graph.nodes())
+    z = draw(6, 5, seed=1)
+    torch.testing.assert_close(traced(z), rate(z))
+
+
+def test_a_gradient_of_torchs_symbolic_zeros():
+    """torch.func and forward mode make tensors of zeros without memory."""
+    z = draw(3, 6, 5).requires_grad_()
+    zeros = torch._efficientzerotensor(3, dtype=z.dtype)
+    assert torch.autograd.grad(rate(z), z, zeros)[0].abs().sum() == 0
