@@ -53,8 +53,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments, **constants) -> None:
     """Launch a kernel on the device of its first argument, a tensor; Triton alone would use the current device."""
     if 0 in grid:  # the batch is empty
         return
-    with torch.cuda.device_of(arguments[0]):
+    index = arguments[0].get_device()  # -1 for a CPU
+    if index < 0 or index == torch.cuda.current_device():
         kernel[grid](*arguments, **constants)
+    else:
+        with torch.cuda.device(index):
+            kernel[grid](*arguments, **constants)
 
 
 def triton_dtype(tensor: Tensor):
@@ -113,8 +117,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
     backends: Any = torch.backends  # modules that torch replaces by objects with more attributes
     matmul = (backends.cuda if device.type == "cuda" else backends.mkldnn).matmul
     before = matmul.fp32_precision
+    full = before in ("ieee", "none")
+    if full and not torch.is_autocast_enabled(device.type):
+        yield
+        return
     with torch.autocast(device.type, enabled=False):
-        if before in ("ieee", "none"):
+        if full:
             yield
             return
         matmul.fp32_precision = "ieee"

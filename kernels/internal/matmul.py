@@ -39,6 +39,7 @@ def gram_tiles(capability: tuple[int, int]) -> dict[str, int]:
     return tiles(capability) if capability in TF32X3 else GRAM_TILES
 
 
+@functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 

@@ -19,6 +19,7 @@ __all__ = ["are_plain", "count_up", "differentiable", "folded", "transformed", "
 
 # torch.autograd.grad(..., is_grads_batched=True)
 BATCHED_GRADIENTS: Any = torch._C._parse_dispatch_key("VmapMode")
+PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 NUMBERS = (bool, int, float, str)  # types of settings, as the dispatcher hands them on
 
 
@@ -34,31 +35,26 @@ def untraced() -> bool:
         or transformed()
         or is_in_torch_dispatch_mode()
         or torch._C._get_tracing_state()  # torch.jit.trace
-        or torch._C._dispatch_tls_is_dispatch_key_included(
-            "VmapMode"
-        )  # torch.autograd.grad(..., is_grads_batched=True)
+        or torch._C._dispatch_tls_is_dispatch_key_included(BATCHED_GRADIENTS)
     )
 
 
 def are_plain(tensors: Iterable[Tensor]) -> bool:
     """Whether operations on the tensors are simply carried out."""
-    return untraced() and all(map(_is_plain, tensors))
+    return untraced() and all(type(x) in PLAIN and not (x.is_neg() or x._is_zerotensor()) for x in tensors)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and not (tensor.is_neg() or tensor._is_zerotensor())
-
-
-def _needs_no_dispatcher(values: Sequence[object]) -> bool:
+def _needs_no_dispatcher(values: Sequence[Any]) -> bool:
     """Whether an operator's body can take its arguments as they are; the dispatcher converts or refuses others."""
-    return (
-        untraced()
-        and not torch._C._len_torch_function_stack()  # a mode, which should see the operator only
-        and all(
-            _is_plain(value) and not value.is_meta if isinstance(value, Tensor) else type(value) in NUMBERS
-            for value in values
-        )
-    )
+    if not untraced() or torch._C._len_torch_function_stack():  # a mode should see the operator only
+        return False
+    for x in values:
+        if type(x) in PLAIN:
+            if x.is_neg() or x._is_zerotensor() or x.is_meta:
+                return False
+        elif type(x) not in NUMBERS:
+            return False
+    return True
 
 
 def count_up(counter: Tensor) -> None:
