@@ -240,16 +240,14 @@ def compared(sums: Tensor, rows: int, spaced: Spacing) -> tuple[Tensor, Tensor]:
     return statistic.sum(1), difference
 
 
-def launch_gradient(x: Tensor, difference: Tensor, grad: Tensor, spaced: Spacing) -> Tensor:
-    """Gradient w.r.t. the projections [S, N, K]."""
+def launch_gradient(x: Tensor, difference: Tensor, grad: Tensor, spaced: Spacing, out: Tensor) -> None:
+    """Write the gradient w.r.t. the projections x [S, N, K] to `out`, which may be x."""
     batch, rows, slices = x.shape
-    out = torch.empty_like(x)
     tiles = cdiv(slices, GRADIENT_BLOCKS["BLOCK_K"]) * cdiv(rows, GRADIENT_BLOCKS["BLOCK_N"])
     launch(
         _projection_gradient_kernel, (tiles * batch,), x, difference, grad.contiguous(), out, rows, slices,
         spaced.count, spaced.step, BETWEEN=spaced.between, **GRADIENT_BLOCKS,
     )  # fmt: skip
-    return out
 
 
 def _turns(x: Tensor, spaced: Spacing) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

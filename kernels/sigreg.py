@@ -48,6 +48,8 @@ from .internal.transforms import count_up, differentiable, folded, transformed
 
 __all__ = ["SIGReg", "degenerate_value", "directions", "sigreg", "sigreg_reference"]
 
+MANY = 2**20  # projections: so many are computed again on a GPU, instead of being kept for the backward pass
+
 
 def degenerate_value(t_max: float = 3.0, num_points: int = 17, span: str = "half") -> float:
     """T / N if all projections are zero: SIGReg gets stuck there, with samples that are collapsed or of unit length."""
@@ -78,16 +80,17 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Statistic [S] of z [S, N, D], number of samples of a group's processes [S], and three tensors for the gradient.
 
-    These are directions [D, K], projections [S, N, K] and differences from φ [S, 2, knots, K]. Without a group there is
-    no number of samples, [0].
+    These are directions [D, K], projections [S, N, K], or [S, 0, K] if they are not kept, and differences from φ
+    [S, 2, knots, K]. Without a group there is no number of samples, [0].
     """
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
     unit = directions(seed, z.shape[-1], num_slices).to(exact)
     x = matmul(z, unit.expand(z.shape[0], -1, -1))
     spaced = spacing(t_max, num_points, span)
     sums = sums_of(x, spaced)
+    x = x if _are_kept(z, num_slices) else x.new_empty((z.shape[0], 0, num_slices))
     samples = sums.new_full((z.shape[0] if group else 0,), z.shape[1])
-    if uses_triton(x) and not group:
+    if uses_triton(z) and not group:
         statistic, difference = compared(sums, z.shape[1], spaced)
         return statistic, samples, unit, x, difference
     sums = sums.sum(1)
@@ -104,6 +107,11 @@ def _forward(
     return statistic, samples, unit, x, difference
 
 
+def _are_kept(z: Tensor, num_slices: int) -> bool:
+    """Whether the backward pass gets the projections; with Triton, many of them are one more product instead."""
+    return not uses_triton(z) or z.shape[0] * z.shape[1] * num_slices < MANY
+
+
 @_forward.register_fake
 def _(z, seed, num_slices, t_max, num_points, span, group, size):
     exact = torch.float64 if z.dtype == torch.float64 else torch.float32
@@ -113,7 +121,7 @@ def _(z, seed, num_slices, t_max, num_points, span, group, size):
         (batch,),
         (batch if group else 0,),
         (width, num_slices),
-        (batch, rows, num_slices),
+        (batch, rows if _are_kept(z, num_slices) else 0, num_slices),
         (batch, 2, count, num_slices),
     )
     return tuple(z.new_empty(shape, dtype=exact) for shape in shapes)
@@ -127,7 +135,11 @@ def _backward(
     spaced = spacing(t_max, num_points, span)
     back = unit.mT.expand(x.shape[0], -1, -1)
     if uses_triton(x):
-        return matmul(launch_gradient(x, difference, grad, spaced), back, dtype=z.dtype)
+        kept = x.shape[1] == z.shape[1]
+        x = x if kept else matmul(z, back.mT)
+        slopes = torch.empty_like(x) if kept else x
+        launch_gradient(x, difference, grad, spaced, out=slopes)
+        return matmul(slopes, back, dtype=z.dtype)
     t, _, weight = table(spaced, x)
     slopes = difference * (2 * t * weight) * (grad / x.shape[-1])[:, None, None, None]
     if x.device.type != "cpu":

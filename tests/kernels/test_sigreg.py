@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from seqjepa.kernels import SIGReg, sigreg
 from seqjepa.kernels._ops import ops
 from seqjepa.kernels.characteristic import knots
+from seqjepa.kernels.internal.backend import uses_triton
 from seqjepa.kernels.sigreg import degenerate_value, directions
 
 triton = pytest.mark.triton
@@ -60,6 +62,24 @@ def test_statistic_and_gradient(shape, scale, t_max, num_points, span, device):
     assert ((got - expected).abs() <= (2e-6 + 2**-24 * angle) * expected + floor).all()
     # terms of both signs cancel: 0.6 of the floor was measured
     assert (z.grad - exact.grad).norm() <= 2e-6 * exact.grad.norm() + 2**-24 * (16 + angle) * shape[-2] ** 0.5
+
+
+@triton
+@pytest.mark.parametrize("shape", [(40, 12), (2, 33, 20)])
+def test_projections_that_are_not_kept_give_the_same_gradient(shape, device, monkeypatch):
+    """To the bit, twice from one graph; what is kept does not grow with the number of samples."""
+    z, upstream = torch.randn(shape, device=device).requires_grad_(), torch.randn(shape[:-2], device=device)
+    kept, gradients = {}, {}
+    for many in (2**20, 0):
+        monkeypatch.setattr(sys.modules[sigreg.__module__], "MANY", many)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            value = sigreg(z, num_slices=64, seed=seed_on(device))
+        kept[many] = sum(sizes) - z.numel()
+        gradients[many] = [torch.autograd.grad(value, z, upstream, retain_graph=True)[0] for _ in range(2)]
+    assert all(torch.equal(one, gradients[0][0]) for each in gradients.values() for one in each)
+    if uses_triton(z):
+        assert kept[2**20] - kept[0] == z.numel() // shape[-1] * 64
 
 
 @triton
