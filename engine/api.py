@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..configs.cli import DONE, GATE_FAILED, located
 from ..configs.errors import InputError
 from .config import Config
@@ -108,8 +110,12 @@ def train(*words: str | Path) -> Result:
     config: Config = composed.config
     from .training.trainer import train as run
 
-    with located(composed):
-        code = run(config, os.getppid())
+    threads = torch.get_num_threads()
+    try:
+        with located(composed):
+            code = run(config, os.getppid())
+    finally:
+        torch.set_num_threads(threads)  # the caller's
     if code > 128:
         raise KeyboardInterrupt(code - 128)
     folder = RunFolder(config, config.run, config.checkpoint.keep, main=False).path

@@ -242,8 +242,10 @@ def group(runs: list[Run]) -> list[Group]:
         taken = {other.name for other_key, other in found.items() if other_key != key}
         if key not in found:
             found[key] = Group(name if name not in taken else run.path.name, [])
-        if run.seed in [other.seed for other in found[key].runs]:
-            raise InputError(f"{run.path}: seed {run.seed} of this config was given before")
+        for other in found[key].runs:
+            if run.seed == other.seed:
+                both = f"{run.path} and {other.path} have one config and seed {run.seed}"
+                raise InputError(f"{both}: give one of them; runs of other images are told apart by data.name")
         found[key].runs.append(run)
     return list(found.values())
 
@@ -286,11 +288,11 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
     cells = ([cell.replace("|", r"\|") for cell in row] for row in (headings, ["---"] * len(headings), *rows))
     lines = [f"| {' | '.join(row)} |" for row in cells]
     notes = "Final epoch; mean, and in brackets the standard deviation over seeds."
-    if commits := {str(run.summary["commit"]) for run in runs if run.summary}:
+    if commits := {run.summary["commit"] for run in runs if run.summary and run.summary["commit"]}:
         notes += f" Commit {', '.join(sorted(commits))}."
     limits = [(run.rows[-1]["epoch"], run.config["control"]["max_epochs"]) for run in runs if run.untrained]
     if fewer := sorted({at_most for epochs, at_most in limits if at_most < epochs}):
-        notes += f" The untrained control's probes had {' or '.join(map(str, fewer))} epochs, the runs' had more."
+        notes += f" The untrained control's probes had {' or '.join(map(str, fewer))} epochs, a longer run's more."
     return "\n".join([*lines, "", notes, ""])
 
 

@@ -149,7 +149,7 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
         images = make_tensor((4, len(encoder.mean), height, width), dtype=torch.float32, device="cpu", low=0, high=1)
     named, kind = architecture(encoder), encoder.description.model.encoder.kind
     if "timm" in formats and named is None:
-        how = "leave --format out, and load it by seqjepa.load_encoder"
+        how = "leave timm out, and load the folder by seqjepa.load_encoder"
         own = kind != "timm"
         reason = f"has no {kind} encoder" if own else "builds it without model.neck and model.encoder.stem=cifar"
         raise InputError(f"--format timm: timm {reason}; {how}")
@@ -182,7 +182,8 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
         if "onnx" in formats:
             loaded["encoder.onnx"] = _by_onnx(encoder, images, folder / "encoder.onnx")
     except ModuleNotFoundError as error:
-        raise InputError(f"--format: {error.name} is missing; pip install 'seqjepa[export]' brings it") from None
+        how = "pip install 'seqjepa[export]' brings it, in a clone '.[export]'"
+        raise InputError(f"--format: {error.name} is missing; {how}") from None
     with torch.inference_mode():
         wanted = encoder(images)
         largest = wanted.abs().max().clamp(min=1e-12)

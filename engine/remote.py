@@ -84,7 +84,8 @@ def read_job(path: Path) -> Job:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UNREADABLE as error:
-        raise InputError(f"{path}: is not YAML ({first_line(error)})") from None
+        kinds = "SkyPilot's and dstack's tasks are looked at"
+        raise InputError(f"{path}: is not YAML ({first_line(error)}); {kinds}") from None
     try:
         job = _of_skypilot(given) if "run" in given else _of_dstack(given, path.parent)
         if not isinstance(job.run, str):

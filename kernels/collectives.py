@@ -18,6 +18,8 @@ from .internal.transforms import differentiable
 
 __all__ = ["gather_rows", "group_of", "name_of", "sum_over_processes"]
 
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.14 renames it
+
 
 def name_of(group: ProcessGroup | None) -> tuple[str, int]:
     """Name and size of a process group, as operators take them; ("", 1) for no group and for a group of one process."""
@@ -87,7 +89,7 @@ _sum = differentiable(_sum_over_processes, _sum_setup, _sum_gradient, _sum_tange
 def _gather_rows(z: Tensor, group: str, size: int) -> Tensor:
     own = z.movedim(-2, 0).contiguous()
     gathered = own.new_empty((size * own.shape[0], *own.shape[1:]))
-    dist.all_gather_into_tensor(gathered, own, group=group_of(group))
+    _all_gather(gathered, own, group=group_of(group))
     return gathered.movedim(0, -2).contiguous()
 
 

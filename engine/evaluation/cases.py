@@ -57,7 +57,7 @@ class Case(NamedTuple):
         if loaders.notice:
             say(loaders.notice)
         if self.state.images not in ("unknown", loaders.fingerprint):
-            say("these are not the images that the network was trained on")
+            say(f"these are not the images that the network was trained on{self.state.other_pillow()}")
         return accelerator, loaders
 
     def facts(self, accelerator: Accelerator) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def __getattr__(name: str) -> Any:
         try:
             return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
         except ModuleNotFoundError as error:
-            missing = f"seqjepa.{name} needs {error.name}, which is not installed: pip install 'seqjepa[train]'"
+            how = "pip install 'seqjepa[train]', in a clone '.[train]'"
+            missing = f"seqjepa.{name} needs {error.name}, which is not installed: {how}"
             raise ImportError(missing, name=error.name) from error
     raise AttributeError(f"module 'seqjepa' has no attribute {name!r}")
 

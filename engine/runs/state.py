@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import PIL
 from pydantic import Field, ValidationError, WrapValidator
 
 from ...configs.errors import InputError, first_line
@@ -91,6 +92,14 @@ class TrainingState(Section):
     """Missing in older records."""
     pixels: PixelFacts | None = None
     """Missing in older records."""
+    pillow: str | None = None
+    """Version of Pillow, whose resizing changes from one to another; missing in older records."""
+
+    def other_pillow(self) -> str:
+        """What may be said where images differ: another version of Pillow brought them to their size."""
+        if self.pillow in (None, PIL.__version__):
+            return ""
+        return f"; Pillow {PIL.__version__} resizes a little differently from {self.pillow}, which was there then"
 
     def notice(self, path: Path) -> str | None:
         """A line for the user if the record is of an older version; None otherwise."""

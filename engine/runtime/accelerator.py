@@ -51,11 +51,7 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     if kind == "auto":
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE  # accelerate launch --cpu
         kind = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
-    # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle
-    processes = os.environ.get("LOCAL_WORLD_SIZE") or "1"  # of this machine, as launchers say
-    if not processes.isdecimal() or int(processes) < 1:
-        raise InputError(f"LOCAL_WORLD_SIZE={processes} in the environment: must be a whole number >= 1, or unset")
-    torch.set_num_threads(max(1, cores() // int(processes)) if run.threads == "auto" else run.threads)
+    torch.set_num_threads(_threads(run))
     if run.compile != "none":  # compiled programs are kept in a folder, so that a restarted job finds them
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(run.compile_cache).expanduser().absolute()))
     # the transformer's fast path for evaluation mixes bf16 with fp32 on a CPU, and fails there under torch.compile
@@ -88,6 +84,25 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     return accelerator
 
 
+def _threads(run: RunConfig) -> int:
+    """CPU threads of this process.
+
+    Raises:
+        InputError: a launcher says a number of processes that is none.
+    """
+    processes = os.environ.get("LOCAL_WORLD_SIZE") or "1"  # of this machine, as launchers say
+    if not processes.isdecimal() or int(processes) < 1:
+        raise InputError(f"LOCAL_WORLD_SIZE={processes} in the environment: must be a whole number >= 1, or unset")
+    if run.threads != "auto":
+        return run.threads
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    # launchers set it to 1 by themselves, which would leave all cores but one idle
+    launched = {"LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys()
+    if asked.isdecimal() and int(asked) and not launched:
+        return int(asked)
+    return max(1, cores() // int(processes))
+
+
 def overruled(run: RunConfig, accumulate: int, accelerator: Accelerator) -> list[str]:
     """A line for each setting of Accelerate's launcher, environment or saved config that the run's config overrules."""
     settled = {
@@ -113,7 +128,7 @@ def crowded(threads: int) -> str | None:
     if free > threads / 2:
         return None
     fewer = max(1, int(free))
-    return f"only {free:.1f} of {len(own)} cores are free: run.threads={fewer} should be faster than {threads}"
+    return f"only {free:.1f} of {len(own)} cores are free: run.threads={fewer} can be much faster than {threads}"
 
 
 def compile_mode(run: RunConfig, accelerator: Accelerator) -> str:

@@ -51,7 +51,8 @@ class RunConfig(Operation):
     deterministic: bool = False
     """Whether runs repeat bit for bit: deterministic algorithms, no compilation."""
     threads: Literal["auto"] | int = "auto"
-    """CPU threads per process; auto divides the cores among the processes of the machine."""
+    """CPU threads per process; auto is OMP_NUM_THREADS, but under a launcher, which sets that by itself, the machine's
+    cores are divided among its processes."""
     batch_statistics: Literal["global", "process"] = "global"
     """Scope of batch norm, of terms that use statistics of a batch, and of center, with several processes. global: the
     whole batch, as with one process; process: each process's part, with less communication, but results then depend on

@@ -55,7 +55,7 @@ class Resumed(NamedTuple):
         if self.state.images == "unknown":
             raise InputError(f"{path}: was imported from other code, and has no state of an optimiser", "run.resume")
         if self.state.images != loaders.fingerprint:
-            raise InputError(f"holds other images than {path} was trained on", "data.root")
+            raise InputError(f"holds other images than {path} was trained on{self.state.other_pillow()}", "data.root")
         begun = segment + (step > 0)
         if begun > len(segments):  # other settings of the length cannot change
             reached = f"is in epoch {begun}" if step else f"has {begun}"

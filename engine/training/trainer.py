@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -388,6 +389,7 @@ class Trainer:
             "commit": self.commit,
             "config": self.config.model_dump(),
             "settled": self.settled.model_dump(),
+            "pillow": PIL.__version__,
             "pixels": {
                 "mean": self.loaders.train.mean.flatten().tolist(),
                 "std": self.loaders.train.std.flatten().tolist(),

@@ -26,7 +26,7 @@ from .base import Dataset, Statistics
 
 INSTALL_HINT = (
     "apt-get install pkg-config libopencv-dev libturbojpeg0-dev (Ubuntu: libturbojpeg-dev), "
-    "then pip install 'seqjepa[ffcv]'"
+    "then pip install 'seqjepa[ffcv]', in a clone '.[ffcv]'"
 )
 
 

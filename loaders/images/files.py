@@ -44,7 +44,8 @@ class ImageFiles:
             try:
                 importlib.import_module("torchcodec.decoders")
             except (ImportError, OSError, RuntimeError) as error:  # it is built for some versions of torch
-                problem = f"torchcodec cannot be imported ({first_line(error)}); pip install 'seqjepa[torchcodec]'"
+                how = "pip install 'seqjepa[torchcodec]', in a clone '.[torchcodec]'"
+                problem = f"torchcodec cannot be imported ({first_line(error)}); {how}"
                 raise InputError(problem, "data.decoder") from None
         with _bombs_ignored():
             try:

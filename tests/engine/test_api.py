@@ -1,5 +1,6 @@
 """`seqjepa.train`, `seqjepa.Result` and `seqjepa.load_encoder`."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -42,6 +43,15 @@ def test_it_trains_in_a_thread(tiny):
     thread.start()
     thread.join()
     assert found[0].summary["epochs"] == 1
+
+
+def test_the_callers_number_of_threads_comes_back(tiny):
+    """Also after bad input, which is noticed in between."""
+    assert torch.get_num_threads() == 1
+    for words in (["run.epochs=1"], ["data.dataset=imagefolder", "data.root=/nowhere"]):
+        with contextlib.suppress(seqjepa.InputError):
+            seqjepa.train(*tiny("run.threads=2", *words))
+        assert torch.get_num_threads() == 1
 
 
 def test_bad_input_is_an_exception_with_one_line(tiny):

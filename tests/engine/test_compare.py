@@ -88,7 +88,7 @@ def test_the_best_loss_is_the_least(make):
 def test_a_control_with_shorter_probes_is_told_of(make, capsys):
     path = make("a", 1, [20.0, 30.0], "control.max_epochs=1")
     assert main([str(path)]) == 0
-    assert "control's probes had 1 epochs, the runs' had more" in capsys.readouterr().out
+    assert "control's probes had 1 epochs, a longer run's more" in capsys.readouterr().out
 
 
 def test_runs_that_have_just_begun_are_left_out(make, capsys):
@@ -148,7 +148,7 @@ def test_bad_input_is_one_line(make, tmp_path, capsys):
     for words, message in (
         ([str(tmp_path / "nothing")], "not the folder of a run"),
         ([str(broken)], "not the folder of a run (config.yaml: run.seed: Field required)"),
-        ([good, good], "seed 1 of this config was given before"),
+        ([good, good], "have one config and seed 1: give one of them"),
         ([good, "--against", "z"], "--against z: there are a"),
         ([good, "--metrics", "accuracy"], "--metrics accuracy: no run has it"),
         ([good, "--out", f"{good}/config.yaml/x.md"], "cannot be written"),

@@ -5,7 +5,10 @@ import math
 import re
 from pathlib import Path
 
+import PIL
 import pytest
+from image_data import write_images
+from PIL import Image, features
 
 from seqjepa.configs.errors import InputError
 from seqjepa.configs.section import Operation, Section, leaves
@@ -166,3 +169,19 @@ def test_fewer_epochs_than_have_begun_are_refused(tiny, interrupt_at, refused):
     interrupt_at(14)
     assert main(words) == 143
     refused([*words, "run.epochs=1", "run.resume=auto"], "run.epochs: is 1, ", "is in epoch 2 already; at least 2")
+
+
+def test_other_images_are_refused(tiny, refused, tmp_path, monkeypatch):
+    """One pixel is enough; where another Pillow is installed than at the time, the line says so."""
+    images = write_images(tmp_path / "images", size=(24, 24))
+    data = ["data.dataset=imagefolder", "data.name=own", f"data.root={images}", "data.train_subset=null"]
+    words = tiny(*data, "data.batch_size=2", "optim.warmup_epochs=0", "run.epochs=1")
+    assert main(words) == 0
+    again = [*words, "run.epochs=2", "run.resume=auto"]
+    place = images / "train" / "cat" / "0.png"
+    image = Image.open(place).convert("RGB")
+    image.putpixel((3, 4), (1, 2, 3))
+    image.save(place)
+    refused(again, "data.root: holds other images than", "epoch-0001 was trained on\n")
+    monkeypatch.setattr(PIL, "__version__", "1.2.3")
+    refused(again, f"was trained on; Pillow 1.2.3 resizes a little differently from {features.version('pil')}")
