@@ -1,9 +1,9 @@
 """Times the kernels beside what they replace: `python bench/kernel_table.py [--device cpu] [--only sigreg,ema]`.
 
-Contenders take turns, and the first turn does not count, so that compilation is not timed. A contender is timed only
-if its value and gradient agree with float64's. On a GPU a turn is timed by CUDA events, on an idle device whose L2
-cache was overwritten (cold, as in triton.testing.do_bench); if launching takes longer than the work, it is what is
-timed.
+Contenders take turns, in a new order each time, and the first turn does not count, so that compilation is not timed. A
+contender is timed only if its value and gradient agree with float64's. On a GPU a turn is timed by CUDA events, on an
+idle device whose L2 cache was overwritten (cold, as in triton.testing.do_bench); if launching takes longer than the
+work, it is what is timed.
 `graph_p50_us` is the same work replayed from a CUDA graph. A forward runs with gradients enabled. `least_us` is the
 time that bench/roofline.py allows the case: bytes over bandwidth or FLOPs over their rate, by a known card's published
 peaks. Elsewhere one product and one sum are measured for it, and what fits in a cache can be faster. Peak memory is
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -117,9 +118,10 @@ class Bench:
         cost = time.perf_counter() - started
         turns = min(self.repetitions, max(5, int(LIMIT[self.device.type] / cost)))
         marks = {key: [] for key in works}
+        order = random.Random(0)  # what the one before has left in a CPU's cache is worth up to a third
         for _ in range(turns):
-            for key, prepare in works.items():
-                marks[key].append(self.clock(prepare()))
+            for key in order.sample(list(works), len(works)):
+                marks[key].append(self.clock(works[key]()))
         self.wait()
         rows = []
         for name, contender in contenders.items():
@@ -476,6 +478,7 @@ def ema_rows(bench: Bench) -> None:
         moves = [t.double() - before for t, before in zip(teachers[name], start, strict=True)]
         # of the move, 0.4 % of a difference, float32 keeps four digits
         errors[name] = checked(f"ema, {name}", relative(moves, exact), 1e-3)
+    own.update(dict.fromkeys(own, own[OURS]))  # where in memory tensors lie is worth up to a fifth
     steps(bench, "ema_update_", 12, sum(t.numel() for t in start), works, errors)
 
 
@@ -484,10 +487,13 @@ def adamw_rows(bench: Bench) -> None:
     grads = [torch.cos(1e3 * p) for p in start]
     exact = three_steps(start, grads, start_teacher)
     works, errors = {}, {}
+    # all have the same tensors, but for their moments
+    parameters, teacher = [p.clone() for p in start], [t.clone() for t in start_teacher]
+    for p in parameters:
+        p.grad = torch.empty_like(p)
     for name, build in ((OURS, our_adamw), (FUSED, fused_adamw), (COMPILED, compiled_adamw)):
-        parameters, teacher = [p.clone() for p in start], [t.clone() for t in start_teacher]
-        for p, grad in zip(parameters, grads, strict=True):
-            p.grad = grad.clone()
+        for lists in ((parameters, start), (teacher, start_teacher), ([p.grad for p in parameters], grads)):
+            torch._foreach_copy_(*lists)
         works[name] = build(parameters, teacher, bench.device.type == "cuda")
         for _ in range(3):
             works[name]()
