@@ -31,7 +31,7 @@ from ._ops import add_op_namespace_prefix
 from .collectives import group_of, name_of
 from .internal.backend import full_precision, widest
 from .internal.buffers import BufferedModule
-from .internal.checks import check_positive, plain, readable
+from .internal.checks import check_positive, check_tensors, plain, readable
 from .internal.cholesky import factor_logdet, inverse_of
 from .internal.matmul import gram, matmul
 from .internal.rows import centered, exact_dtype, is_empty, root_of, rows_of, torch_rows, weighted_moments
@@ -286,6 +286,7 @@ def joint_rate(
 
 def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, group: str) -> Tensor:
     """alpha, or d / eps, as a 0-dim tensor on the device of `z`; checks both."""
+    check_tensors(z=z)
     if z.ndim < 2 or z.shape[-1] == 0 or (z.shape[-2] == 0 and not group) or not z.is_floating_point():
         raise ValueError(f"z must be floating-point [..., B, d] with rows and columns, got {z.dtype} {list(z.shape)}")
     name, value = _given(alpha, eps)
@@ -314,6 +315,7 @@ def _given(alpha: float | Tensor | None, eps: float | Tensor | None) -> tuple[st
 
 
 def _check_weights(z: Tensor, weights: Tensor) -> None:
+    check_tensors(weights=weights)
     if weights.ndim < 1 or weights.shape[-1] != z.shape[-2] or not weights.is_floating_point():
         raise ValueError(
             f"weights must be floating-point [..., {z.shape[-2]}], one per row of z, "

@@ -24,7 +24,7 @@ from torch.autograd.graph import increment_version
 from ._ops import add_op_namespace_prefix
 from .internal.arguments import as_scalar, check_decay, check_unit, check_written, listed, on_device
 from .internal.backend import jit, launch, tl, triton_dtype, uses_triton, widest
-from .internal.checks import check_positive
+from .internal.checks import check_positive, check_tensors
 from .internal.multi_tensor import (
     PIECE,
     address_table,
@@ -358,6 +358,7 @@ def cosine_decay(step: Tensor, *, start: float, end: float = 1.0, total_steps: i
     check_unit("start", start)
     check_unit("end", end)
     check_positive(total_steps=total_steps)
+    check_tensors(step=step)
     progress = (step.to(widest(step.device)) / max(total_steps - 1, 1)).clamp(max=1.0)
     return end - (end - start) * (1 + torch.cos(math.pi * progress)) / 2
 

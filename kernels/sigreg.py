@@ -42,7 +42,7 @@ from .collectives import group_of, name_of
 from .directions import directions
 from .internal.backend import uses_triton, widest
 from .internal.buffers import BufferedModule
-from .internal.checks import check_count, check_positive, plain, real
+from .internal.checks import check_count, check_positive, check_tensors, plain, real
 from .internal.matmul import matmul
 from .internal.transforms import count_up, differentiable, folded, transformed
 
@@ -279,6 +279,7 @@ def joint_sigreg(
 ) -> tuple[Tensor, Tensor | int]:
     """What `sigreg` returns, and the sum of N over all processes, [...], or N if there is no group."""
     name, size = name_of(group)
+    check_tensors(z=z)
     if z.ndim < 2 or z.shape[-1] == 0 or (z.shape[-2] == 0 and not name) or not z.is_floating_point():
         raise ValueError(f"z must be floating-point [..., N, D] with rows and columns, got {z.dtype} {list(z.shape)}")
     check_settings(num_slices, t_max, num_points, span)

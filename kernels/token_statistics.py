@@ -20,6 +20,7 @@ from torch import Tensor
 from ._ops import add_op_namespace_prefix
 from .causal_statistics import causal_statistics_attention
 from .internal.backend import cdiv, jit, launch, tl, uses_triton
+from .internal.checks import check_tensors
 from .internal.tokens import FLOOR, SMALLEST, attention_of, blocks, channel_offsets, tile_offsets
 
 __all__ = ["token_statistics_attention", "token_statistics_reference"]
@@ -370,6 +371,7 @@ def token_statistics_attention(w: Tensor, temperature: Tensor, *, causal: bool =
 
     Source: arXiv 2412.17810, its TSSA.
     """
+    check_tensors(w=w, temperature=temperature)
     if w.ndim != 4 or 0 in w.shape[1:] or not w.is_floating_point():
         raise ValueError(f"w must be floating-point [B, N, h, p], N, h, p > 0, got {w.dtype} {list(w.shape)}")
     if temperature.shape != w.shape[2:3] or not temperature.is_floating_point() or temperature.device != w.device:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .transforms import transformed
 
-__all__ = ["check_count", "check_finite", "check_positive", "plain", "readable", "real"]
+__all__ = ["check_count", "check_finite", "check_positive", "check_tensors", "plain", "readable", "real"]
 
 
 def readable(tensor: Tensor) -> bool:
@@ -70,6 +70,17 @@ def check_positive(**values: float | Tensor) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
         if not 1e-30 <= number <= 1e30:
             raise ValueError(f"{name} must lie between 1e-30 and 1e30, got {value}")
+
+
+def check_tensors(**values: object) -> None:
+    """Check that arguments, given by name, are tensors.
+
+    Raises:
+        ValueError: one is not; names the first.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def check_count(least: int, **values: int) -> None:
