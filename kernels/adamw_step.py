@@ -180,7 +180,9 @@ def _launches(
     scalars = torch.empty((len(params), 2), dtype=torch.float32, device=device)
     if not isinstance(settings, Tensor):
         numbers = settings
-        settings = kept(numbers, device, lambda: sent(torch.tensor(numbers, dtype=torch.float64, device="cpu"), device))
+        settings = kept(
+            numbers, device, params[0], lambda: sent(torch.tensor(numbers, dtype=torch.float64, device="cpu"), device)
+        )
     flag, divisor = lr if found_inf is None else found_inf, lr if grad_scale is None else grad_scale
     layout = {"COLUMNS": 2 + len(lists), "FOUND_INF": found_inf is not None}
     launch(

@@ -60,11 +60,12 @@ def coding_rate_reference(z: Tensor, scale: Tensor, weights: Tensor | None = Non
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate"), mutates_args=())
 def _forward(
     z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, alone: bool, group: str, size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rate [S], info [S], mean [S, d], mass [S], c [S] and factor [S, n, n] of z [S, B, d], for scale [S].
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rate [S], info [S], mean [S, d], mass [S], c [S], factor [S, n, n] and rows y of z [S, B, d], for scale [S].
 
-    No weights are [S, 0]. The mass is the sum of all processes' weights; without weights and a group it is [0]. With
-    `samples` the side n is B instead of d.
+    No weights are [S, 0]. The mass is the sum of all processes' weights; without weights and a group it is [0], and so
+    is c, which is scale / B then. With `samples` the side n is B instead of d. The rows are [S, 0, d] if the backward
+    pass has to compute them again.
     """
     if weights.numel():
         mean, mass = weighted_moments(z, weights, center)
@@ -74,16 +75,27 @@ def _forward(
         mass = scale.new_full(scale.shape if group else (0,), z.shape[1])
     sides = y if samples else y.mT
     if group:
-        local = gram(sides, torch.ones_like(mass), identity=False)
+        local = gram(sides, torch.ones_like(mass))
         matrix, mean, mass = _join(local, mean, mass, group, size)
-    c = torch.where(is_empty(mass), 0.0, scale / mass) if mass.numel() else scale / z.shape[1]
+    c = torch.where(is_empty(mass), 0.0, scale / mass) if mass.numel() else mass.new_empty(0)
     if group:
         matrix *= c[:, None, None]
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
-    else:
+    elif mass.numel():
         matrix = gram(sides, c, identity=True)
+    else:
+        matrix = gram(sides, scale, times=1 / z.shape[1], identity=True)
     rate, factor, info = factor_logdet(matrix, alone=alone)
-    return rate, info, mean, mass, c, factor
+    y = y if _are_kept(weights, center, group) else y.new_empty((z.shape[0], 0, z.shape[2]))
+    return rate, info, mean, mass, c, factor, y
+
+
+def _are_kept(weights: Tensor, center: bool, group: str) -> bool:
+    """Whether the forward pass computes rows other than z, and those that the backward pass needs.
+
+    The mean of a group's rows is known only after they were used.
+    """
+    return (center or bool(weights.numel())) and not group
 
 
 def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +117,7 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
     mass = masses.sum((1, 2))
     mean = torch.where(is_empty(mass)[:, None], 0.0, (masses * means).sum(1) / mass[:, None])
     between = masses.sqrt() * (means - mean[:, None]).to(local.dtype)
-    return matrix + gram(between.mT, torch.ones_like(mass), identity=False), mean, mass
+    return matrix + gram(between.mT, torch.ones_like(mass)), mean, mass
 
 
 @_forward.register_fake
@@ -114,31 +126,32 @@ def _(z, weights, scale, center, samples, alone, group, size):
     n = rows if samples else width
     rate = z.new_empty(batch, dtype=exact_dtype(z))
     info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=widest(rate.device))
-    mass, c = rate.new_empty(batch if group or weights.numel() else 0), torch.empty_like(rate)
-    return rate, info, mean, mass, c, rate.new_empty((batch, n, n))
+    mass = rate.new_empty(batch if group or weights.numel() else 0)
+    y = rate.new_empty((batch, rows if _are_kept(weights, center, group) else 0, width))
+    return rate, info, mean, mass, torch.empty_like(mass), rate.new_empty((batch, n, n)), y
 
 
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate_backward"), mutates_args=())
 def _backward(
-    grad: Tensor, z: Tensor, weights: Tensor, info: Tensor, mean: Tensor, mass: Tensor, c: Tensor, factor: Tensor,
-    center: bool, samples: bool, alone: bool, weighted: bool, group: str,
+    grad: Tensor, z: Tensor, weights: Tensor, scale: Tensor, info: Tensor, mean: Tensor, mass: Tensor, c: Tensor,
+    factor: Tensor, y: Tensor, center: bool, samples: bool, alone: bool, weighted: bool, group: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of z and of the weights, the latter [S, 0] unless `weighted`."""
-    inverse = inverse_of(factor, info, c, alone=alone)  # c M⁻¹
+    c, times = (c, 2.0) if mass.numel() else (scale, 2 / z.shape[1])
+    inverse = inverse_of(factor, info, c, times=times, alone=alone)  # 2c M⁻¹
     root = root_of(weights) if weights.numel() else weights
-    double = (2 * grad)[:, None]
     if not weighted:
-        y = rows_of(z, root, center, mean)
-        rows = double * weights / root if weights.numel() else double.expand(z.shape[:2])
+        y = y if _are_kept(weights, center, group) else rows_of(z, root, center, mean)
+        rows = grad[:, None] * weights / root if weights.numel() else grad[:, None].expand(z.shape[:2])
         dz = matmul(inverse, y, rows, z.dtype) if samples else matmul(y, inverse, rows, z.dtype)
         return dz, weights.new_empty((len(z), 0))
     y = rows_of(z, weights.new_empty(0), center, mean)
-    # rows c z_i M⁻¹; with Y = diag(√w) Z they are those of c diag(√w)⁻¹ (I + c Y Yᵀ)⁻¹ Y
+    # rows 2c z_i M⁻¹; with Y = diag(√w) Z they are those of 2c diag(√w)⁻¹ (I + c Y Yᵀ)⁻¹ Y
     solved = matmul(inverse, root[..., None] * y, 1 / root) if samples else matmul(y, inverse)
-    dz = (double * weights)[..., None] * solved
+    dz = (grad[:, None] * weights)[..., None] * solved
     # c = scale / Σ w falls as a weight grows: d log det M / d log c = tr(I - M⁻¹) = c Σ w_i z_i M⁻¹ z_iᵀ. No term of
     # this sum is negative, while d - tr M⁻¹ would suffer from cancellation
-    leverage = (y * solved).sum(-1)
+    leverage = (y * solved).sum(-1) / 2
     total = (weights * leverage).sum(-1)
     if group:
         dist.all_reduce(total, group=group_of(group))
@@ -148,7 +161,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad, z, weights, info, mean, mass, c, factor, center, samples, alone, weighted, group):
+def _(grad, z, weights, scale, info, mean, mass, c, factor, y, center, samples, alone, weighted, group):
     return z.new_empty(z.shape), weights.new_empty(weights.shape if weighted else (z.shape[0], 0))
 
 
@@ -157,9 +170,9 @@ NO_SCALE = "coding_rate has no derivative in alpha and eps"
 
 
 def _setup(ctx, inputs, output):
-    z, weights, _, ctx.center, ctx.samples, ctx.alone, ctx.group, ctx.size = inputs
+    z, weights, scale, ctx.center, ctx.samples, ctx.alone, ctx.group, ctx.size = inputs
     ctx.mark_non_differentiable(*output[1:])
-    return z, weights, *output[1:]
+    return z, weights, scale, *output[1:]
 
 
 def _differentiate(ctx, grad, *_):
@@ -178,17 +191,16 @@ def _tangent(ctx, z_tangent, weights_tangent, scale_tangent, *_):
         raise RuntimeError(NO_SCALE)
     if ctx.group:
         raise RuntimeError("coding_rate has no forward-mode derivative over several processes; use reverse mode")
-    z, *rest = ctx.saved_tensors
-    c = rest[4]
+    z, weights, scale, *rest = ctx.saved_tensors
     weighted = weights_tangent is not None
-    z = z.to(c.dtype)  # otherwise its gradient would be rounded to bfloat16 before it is used
-    dz, dw = _gradient(torch.ones_like(c), z, *rest, ctx.center, ctx.samples, ctx.alone, weighted, ctx.group)
-    tangent = torch.zeros_like(c)
+    z, grad = z.to(scale.dtype), torch.ones_like(scale)  # a gradient in bfloat16 would be rounded before it is used
+    dz, dw = _gradient(grad, z, weights, scale, *rest, ctx.center, ctx.samples, ctx.alone, weighted, ctx.group)
+    tangent = torch.zeros_like(scale)
     if z_tangent is not None:
         tangent = tangent + (dz * z_tangent).sum((-2, -1))
     if weighted:
         tangent = tangent + (dw * weights_tangent).sum(-1)
-    return tangent, None, None, None, None, None
+    return tangent, None, None, None, None, None, None
 
 
 _rate = differentiable(_forward, _setup, _differentiate, _tangent)
@@ -332,7 +344,7 @@ def _gram(z: Tensor, center: bool, samples: bool, group: str, size: int) -> tupl
     """Gram matrix [S, n, n], mean [S, d] and number [S] of the rows z [S, B, d] of all processes."""
     y, mean = centered(z, center)
     mass = z.new_full((z.shape[0],), z.shape[1], dtype=exact_dtype(z))
-    matrix = gram(y if samples else y.mT, torch.ones_like(mass), identity=False)
+    matrix = gram(y if samples else y.mT, torch.ones_like(mass))
     return _join(matrix, mean, mass, group, size) if group else (matrix, mean, mass)
 
 

@@ -69,7 +69,6 @@ def _ema_kernel(
     SKIP: tl.constexpr,
     ALIGNED: tl.constexpr,
     PIECE: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
     _, row, first, count = find_piece(table, pieces, 2 + LISTS, PIECE)
     if SKIP:
@@ -80,17 +79,15 @@ def _ema_kernel(
     p_live = p_teacher
     if LISTS == 3:
         p_live = pointer(row, 2, first, LIVE, ALIGNED)
+    o = tl.arange(0, PIECE)
     if count >= PIECE:  # without a mask, 16 bytes are read at once
-        for start in range(0, PIECE, BLOCK):
-            _ema_block(p_teacher, p_student, p_live, start + tl.arange(0, BLOCK), None, weight, LISTS)
+        _ema_piece(p_teacher, p_student, p_live, o, None, weight, LISTS)
     else:
-        for start in range(0, PIECE, BLOCK):
-            o = start + tl.arange(0, BLOCK)
-            _ema_block(p_teacher, p_student, p_live, o, o < count, weight, LISTS)
+        _ema_piece(p_teacher, p_student, p_live, o, o < count, weight, LISTS)
 
 
 @jit
-def _ema_block(p_teacher, p_student, p_live, o, m, weight, LISTS: tl.constexpr):
+def _ema_piece(p_teacher, p_student, p_live, o, m, weight, LISTS: tl.constexpr):
     b_teacher = tl.load(p_teacher + o, mask=m).to(tl.float32)
     b_student = tl.load(p_student + o, mask=m).to(tl.float32)
     b_teacher = lerp(b_teacher, b_student, weight).to(p_teacher.dtype.element_ty)
@@ -107,7 +104,7 @@ def _launch(lists: list[list[Tensor]], decay: Tensor, skip: Tensor | None) -> No
         _ema_kernel, (len(table.pieces),), table.rows, table.pieces, decay, decay if skip is None else skip,
         LISTS=len(lists), TEACHER=triton_dtype(teacher[0]), STUDENT=triton_dtype(student[0]),
         LIVE=triton_dtype(live[0][0] if live else teacher[0]), SKIP=skip is not None, ALIGNED=table.aligned,
-        PIECE=PIECE, BLOCK=1024,
+        PIECE=PIECE, num_warps=8,
     )  # fmt: skip
     increment_version([*teacher, *live[0]] if live else teacher)
 

@@ -1,4 +1,4 @@
-"""Which backend runs an operation, Triton or torch, and in which precision matrices are multiplied."""
+"""Which backend runs an operation, Triton or torch; launching kernels; torch's products in full precision."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ try:
     import triton
     import triton.knobs
     import triton.language as tl
+    from triton.compiler import CompiledKernel
 except ImportError:  # there is no wheel for this platform: the torch implementations are used
-    triton = tl = None
+    triton = tl = CompiledKernel = None
 
 __all__ = [
     "cdiv",
-    "dot_precision",
     "full_precision",
     "jit",
     "launch",
@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 WITHOUT_FLOAT64 = {"mps"}  # types of devices
-TF32X3 = ((8, 0), (9, 0), (10, 0))  # capabilities of GPUs whose tensor cores run TF32 at several times float32's rate
+
+MOST_BINARIES = 4096  # references to what Triton keeps; sizes of tensors are told apart, so there can be many
+_binaries: dict[tuple, tuple[Any, tuple]] = {}
 
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
@@ -50,15 +52,29 @@ def cdiv(number: int, size: int) -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments, **constants) -> None:
-    """Launch a kernel on the device of its first argument, a tensor; Triton alone would use the current device."""
+    """Launch a kernel on the device of its first argument, a tensor; Triton alone would use the current device.
+
+    Triton's own launch takes longer than many kernels: it looks at each argument to find the binary that was compiled
+    for the likes of it. Here binaries are found by what tells arguments apart.
+    """
     if 0 in grid:  # the batch is empty
         return
     index = arguments[0].get_device()  # -1 for a CPU
-    if index < 0 or index == torch.cuda.current_device():
-        kernel[grid](*arguments, **constants)
-    else:
+    if index >= 0 and index != torch.cuda.current_device():
         with torch.cuda.device(index):
-            kernel[grid](*arguments, **constants)
+            launch(kernel, grid, *arguments, **constants)
+        return
+    told = [(x.dtype, x.data_ptr() % 16 == 0) if isinstance(x, Tensor) else x for x in arguments]
+    key = (id(kernel), index, *told, *constants.values())
+    binary, values = _binaries.get(key, (None, ()))
+    if binary is not None:
+        binary[(*grid, 1, 1)[:3]](*arguments, *values)
+        return
+    binary = kernel[grid](*arguments, **constants)
+    if type(binary) is CompiledKernel and not torch.version.hip:  # AMD's tell more tensors apart
+        if len(_binaries) >= MOST_BINARIES:
+            _binaries.clear()
+        _binaries[key] = binary, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
 
 
 def triton_dtype(tensor: Tensor):
@@ -97,18 +113,6 @@ def _missing() -> str | None:
 @functools.cache
 def _announce(missing: str) -> None:
     warnings.warn(f"seqjepa.kernels: {missing}, so torch replaces the kernels", stacklevel=4)
-
-
-@functools.cache
-def dot_precision(device: torch.device) -> str:
-    """Triton's `input_precision` for products of full float32 accuracy.
-
-    Three TF32 products are as accurate as one in IEEE float32. They are faster where tensor cores run TF32 at several
-    times the rate of float32, which is the case on A100, H100 and B200 but not on GeForce cards.
-    """
-    if device.type != "cuda":
-        return "ieee"
-    return "tf32x3" if torch.cuda.get_device_capability(device) in TF32X3 else "ieee"
 
 
 @contextlib.contextmanager

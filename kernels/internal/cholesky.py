@@ -3,8 +3,9 @@
 M = L Lᵀ, log det M = 2 Σ log L_ii, M⁻¹ = Wᵀ W with W = L⁻¹. The forward pass needs the first two, the backward pass the
 inverse, so they are separate functions. One Triton program factors one matrix by the left-looking algorithm, 16 columns
 at a time: the 16 x 16 block on the diagonal is factored and inverted column by column, everything else is a product of
-tiles. The columns of W do not depend on each other, so one matrix has several programs there. As in LAPACK's potrf,
-`info` reports a pivot that is not positive; it stays on the device.
+tiles. The columns of W do not depend on each other, so one matrix has several programs there; the steps along its rows
+are 16 at first, within blocks on the diagonal, and then as long as these blocks. As in LAPACK's potrf, `info` reports a
+pivot that is not positive; it stays on the device.
 """
 
 from __future__ import annotations
@@ -18,8 +19,15 @@ from .matmul import gram
 __all__ = ["factor_logdet", "inverse_of"]
 
 BLOCKS = {"BLOCK": 64, "BLOCK_K": 32}
+STRIPES = {
+    "ROWS": 64,
+    "BLOCK": 32,
+    "BLOCK_K": 32,
+    "num_warps": 8,
+}  # of an inverse whose blocks on the diagonal are known
 # side of the largest matrix for one program, above which cuSOLVER factors: of several matrices, and of a single one
 ONE_PROGRAM, ONE_PROGRAM_ALONE = 256, 128
+ONE_STEP = 128  # side of the largest matrix whose inverse takes steps of 16 rows only
 
 
 @jit
@@ -97,31 +105,70 @@ def _factor_kernel(
 
 
 @jit
-def _inverse_kernel(
-    factor,  # pointer to [S, n, n], from _factor_kernel
-    info,  # pointer to int32 [S], from _factor_kernel
-    out,  # pointer to [S, n, n]: W, zero above its diagonal; or NaN, if the factorisation failed
+def _leaves_kernel(
+    factor,  # pointer to L [S, n, n]
+    out,  # pointer to [S, n, n], contiguous: the inverses of the 16 x 16 blocks on L's diagonal, in their places
     n,
+    stride_row,
+    stride_column,
+):
+    leaves = tl.cdiv(n, 16)
+    i_s = (tl.program_id(0) // leaves).to(tl.int64)
+    o = tl.arange(0, 16)
+    row, column = o[:, None], o[None, :]
+    o_j = tl.program_id(0) % leaves * 16 + o
+    m = (o_j < n)[:, None] & (o_j < n)[None, :]
+    p_l = factor + i_s * n * n + o_j[:, None] * stride_row + o_j[None, :] * stride_column
+    b_l = tl.load(p_l, mask=m, other=0.0) + ((row == column) & (o_j >= n)[:, None]).to(tl.float32)
+    b_v = (row == column).to(tl.float32)
+    for j in range(16):
+        b_column = tl.where(column == j, b_l, 0.0).sum(axis=1)
+        pivot = tl.where(o == j, b_column, 0.0).sum(axis=0)
+        b_row = tl.where(row == j, b_v, 0.0).sum(axis=0) / pivot
+        b_v = tl.where(row == j, b_row[None, :], b_v - tl.where(o > j, b_column, 0.0)[:, None] * b_row[None, :])
+    _store(out + i_s * n * n, o_j, o_j, n, b_v)
+
+
+@jit
+def _inverse_kernel(
+    factor,  # pointer to L [S, n, n]
+    diagonal,  # pointer to [S, n, n], contiguous: inverses of the blocks of ROWS on L's diagonal, in their places
+    out,  # pointer to W [S, n, n], contiguous, zero above its diagonal; or to the blocks of SPAN on W's diagonal
+    n,
+    stride_row,
+    stride_column,
+    SPAN: tl.constexpr,  # 0 for the whole W
+    KNOWN: tl.constexpr,  # whether the diagonal is that of `out`, which other programs read
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # a block of W's columns, 16 rows at a time: W_ji = W_jj (1_ji - Σ_k L_jk W_ki)
-    columns = tl.cdiv(n, BLOCK)
-    i_s = (tl.program_id(0) // columns).to(tl.int64)
+    # a block of W's columns, ROWS at a time: W_ji = W_jj (1_ji - Σ_k L_jk W_ki)
+    span = n
+    if SPAN:
+        span = SPAN
+    columns = tl.cdiv(span, BLOCK)
+    blocks = tl.cdiv(n, span)
+    i_s = (tl.program_id(0) // (columns * blocks)).to(tl.int64)
+    begin = tl.program_id(0) // columns % blocks * span
     factor += i_s * n * n
+    diagonal += i_s * n * n
     out += i_s * n * n
-    i = tl.program_id(0) % columns * BLOCK
-    o_i = i + tl.arange(0, BLOCK)
-    nothing = tl.where(tl.load(info + i_s) > 0, float("nan"), 0.0)
-    for j in range(0, n, 16):
-        o_j = j + tl.arange(0, 16)
-        b_sum = (o_j[:, None] == o_i[None, :]).to(tl.float32) + nothing
-        for k in range(i, j, BLOCK_K):
-            o_k = k + tl.arange(0, BLOCK_K)
-            b_l = tl.where((o_k < j)[None, :], _load(factor, o_j, o_k, n), 0.0)
-            b_w = tl.where((o_k < j)[:, None], _load(out, o_k, o_i, n), 0.0)
-            b_sum -= tl.dot(b_l, b_w, input_precision="ieee")
-        _store(out, o_j, o_i, n, tl.dot(_load(factor, o_j, o_j, n), b_sum, input_precision="ieee"))
+    o_i = begin + tl.program_id(0) % columns * BLOCK + tl.arange(0, BLOCK)
+    first = begin + tl.program_id(0) % columns * BLOCK // ROWS * ROWS
+    for j in range(begin, tl.minimum(begin + span, n), ROWS):
+        o_j = j + tl.arange(0, ROWS)
+        if j < first:
+            _store(out, o_j, o_i, n, tl.zeros([ROWS, BLOCK], dtype=tl.float32))
+        elif not KNOWN or j > first:
+            b_sum = (o_j[:, None] == o_i[None, :]).to(tl.float32)
+            for k in range(first, j, BLOCK_K):
+                o_k = k + tl.arange(0, BLOCK_K)
+                m = (o_j < n)[:, None] & (o_k < j)[None, :]
+                b_l = tl.load(factor + o_j[:, None] * stride_row + o_k[None, :] * stride_column, mask=m, other=0.0)
+                b_w = tl.where((o_k < j)[:, None], _load(out, o_k, o_i, n), 0.0)
+                b_sum -= tl.dot(b_l, b_w, input_precision="ieee")
+            _store(out, o_j, o_i, n, tl.dot(_load(diagonal, o_j, o_j, n), b_sum, input_precision="ieee"))
         tl.debug_barrier()
 
 
@@ -174,30 +221,48 @@ def factor_logdet(matrix: Tensor, *, alone: bool) -> tuple[Tensor, Tensor, Tenso
     return logdet, factor, info
 
 
-def inverse_of(factor: Tensor, info: Tensor, scale: Tensor, *, alone: bool) -> Tensor:
-    """`scale` times the inverses of the matrices that `factor_logdet` has factored.
+def inverse_of(factor: Tensor, info: Tensor, scale: Tensor, *, times: float = 1.0, alone: bool) -> Tensor:
+    """The inverses of the matrices that `factor_logdet` has factored, multiplied by `scale` and by `times`.
 
     Args:
         factor: [S, n, n], as returned; not changed.
         info: int32 [S], as returned.
         scale: [S], of the dtype of `factor`.
+        times: a number.
         alone: as it was given to `factor_logdet`.
 
     Returns:
         [S, n, n], symmetric; NaN where the factorisation failed.
     """
-    batch, n, _ = factor.shape
-    if _in_one_program(factor, alone):
-        root = torch.empty_like(factor)
-        programs = batch * cdiv(n, BLOCKS["BLOCK"])
-        launch(_inverse_kernel, (programs,), factor, info, root, n, num_stages=1, **BLOCKS)
-        return gram(root.mT, scale, identity=False)
-    scale = torch.where(info > 0, float("nan"), scale)
-    with full_precision(factor.device):
-        if factor.device.type == "cpu":
-            if info.any():  # LAPACK would refuse to invert the others too
-                factor = torch.where((info > 0)[:, None, None], torch.eye(n, dtype=factor.dtype), factor)
-            return torch.cholesky_inverse(factor.mT).mT.contiguous().mul_(scale[:, None, None])
+    n = factor.shape[-1]
+    if factor.device.type == "cpu" and not uses_triton(factor):
+        scale = torch.where(info > 0, float("nan"), scale * times)
+        if info.any():  # LAPACK would refuse to invert the others too
+            factor = torch.where((info > 0)[:, None, None], torch.eye(n, dtype=factor.dtype), factor)
+        return torch.cholesky_inverse(factor.mT).mT.contiguous().mul_(scale[:, None, None])
+    if uses_triton(factor):
+        root = _triangular_inverse(factor, own=_in_one_program(factor, alone))
+    else:
         identity = torch.eye(n, dtype=factor.dtype, device=factor.device)
-        root = torch.linalg.solve_triangular(factor.mT, identity, upper=False)
-    return gram(root.mT, scale, identity=False)
+        with full_precision(factor.device):
+            root = torch.linalg.solve_triangular(factor.mT, identity, upper=False)
+    return gram(root.mT, scale, times=times, info=info)
+
+
+def _triangular_inverse(factor: Tensor, own: bool) -> Tensor:
+    """W [S, n, n], of a factor with the inverses of its smallest blocks in their places, or of a library's, Lᵀ."""
+    batch, n, _ = factor.shape
+    root = torch.empty_like(factor)
+    strides = (n, 1) if own else (1, n)
+    leaves = factor if own else root
+    if not own:
+        launch(_leaves_kernel, (batch * cdiv(n, 16),), factor, root, n, *strides, num_warps=1)
+    whole = n <= ONE_STEP
+    rest = {"KNOWN": False, "ROWS": 16, "num_stages": 1, **BLOCKS}
+    programs = batch * cdiv(n, BLOCKS["BLOCK"])
+    launch(_inverse_kernel, (programs,), factor, leaves, root, n, *strides, SPAN=0 if whole else 64, **rest)
+    if not whole:
+        programs = batch * cdiv(n, STRIPES["BLOCK"])
+        rest = {"KNOWN": True, "num_stages": 1, **STRIPES}
+        launch(_inverse_kernel, (programs,), factor, root, root, n, *strides, SPAN=0, **rest)
+    return root

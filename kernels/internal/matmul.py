@@ -10,38 +10,50 @@ Letters: M, N rows and columns of the result, K the inner dimension, S matrices 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backend import INTERPRETED, TF32X3, cdiv, dot_precision, full_precision, jit, launch, tl, uses_triton
+from .backend import INTERPRETED, cdiv, full_precision, jit, launch, tl, uses_triton
 
-__all__ = ["gram", "matmul"]
+__all__ = ["gram", "gram_shape", "matmul", "product_shapes"]
 
-# The widest tiles that spill no registers (tests/kernels/aot.py)
-TILES = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4}
-GRAM_TILES = {**TILES, "num_warps": 8}  # where float32 is multiplied without tensor cores
-GROUPED = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4}  # for tensor cores that take whole warp groups
-LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8}  # on Hopper, if there are enough of them
-LEAST_PART = 256  # of the inner dimension, for a program of its own
-PROGRAMS = 4  # for each multiprocessor: one waits for memory while another multiplies, and the last ones leave few idle
+Shape = dict[str, Any]  # a program's tile of the result, its step along the inner dimension, its warps and its products
+
+# Three TF32 products, or six of bfloat16, are as exact as one in IEEE float32. They are faster where tensor cores run
+# TF32 at several times the rate of float32, which is the case on A100, H100 and B200 but not on GeForce cards
+IEEE: Shape = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4, "PRECISION": "ieee"}
+TF32: Shape = {**IEEE, "PRECISION": "tf32x3"}
+GROUPED: Shape = {**TF32, "BLOCK_K": 32}  # for tensor cores that take whole warp groups
+# On Hopper, the fastest of those that were timed on an H100: the largest of which there is one for each multiprocessor
+WIDE: Shape = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "PRECISION": "bf16x6"}
+SQUARE: Shape = {**GROUPED, "PRECISION": "bf16x6"}
+NARROW: Shape = {**GROUPED, "BLOCK_M": 32}
+AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
+
+UNCUT = 768  # an inner dimension shorter than this is not cut into parts: adding them up would take a launch
+LEAST_PART, PROGRAMS = 128, 4  # length of a part, and the most programs for a multiprocessor
 
 
-def tiles(capability: tuple[int, int], large: bool = False) -> dict[str, int]:
-    """Shape of a program's tile of a product, and its warps, for a GPU of this capability."""
-    if large and capability == (9, 0):
-        return LARGE
-    return GROUPED if capability in ((9, 0), (10, 0)) else TILES
+def product_shapes(capability: tuple[int, int]) -> tuple[Shape, ...]:
+    """Shapes of a product's programs on a GPU of this capability, the largest first."""
+    if capability == HOPPER:
+        return WIDE, SQUARE, NARROW
+    return ({AMPERE: TF32, BLACKWELL: GROUPED}.get(capability, IEEE),)
 
 
-def gram_tiles(capability: tuple[int, int]) -> dict[str, int]:
-    """The same for a Gram matrix."""
-    return tiles(capability) if capability in TF32X3 else GRAM_TILES
+def gram_shape(capability: tuple[int, int]) -> Shape:
+    """The same for a Gram matrix, whose tiles are square; as many as occupy the GPU share the inner dimension."""
+    if capability == HOPPER:
+        return SQUARE
+    return {AMPERE: TF32, BLACKWELL: GROUPED}.get(capability, {**IEEE, "num_warps": 8})
 
 
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    """Of an NVIDIA GPU; AMD's count otherwise."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" and not torch.version.hip else (0, 0)
 
 
 @functools.cache
@@ -119,9 +131,11 @@ def _matmul_kernel(
 
 
 @jit
-def _store_gram(out, c, b_out, o_i, o_j, N, IDENTITY: tl.constexpr):
-    """Store a tile of the lower triangle, times c, and its mirror image; both tiles are square."""
-    b_out *= tl.load(c)
+def _store_gram(out, c, info, times, b_out, o_i, o_j, N, IDENTITY: tl.constexpr, CHECKED: tl.constexpr):
+    """Store a tile of the lower triangle, times c and a number, and its mirror image; both tiles are square."""
+    b_out *= tl.load(c) * times
+    if CHECKED:
+        b_out = tl.where(tl.load(info) > 0, float("nan"), b_out)
     if IDENTITY:
         b_out += (o_i[:, None] == o_j[None, :]).to(tl.float32)
     # on the diagonal an element and its mirror image may be rounded differently: the lower one counts
@@ -135,7 +149,9 @@ def _store_gram(out, c, b_out, o_i, o_j, N, IDENTITY: tl.constexpr):
 def _gram_kernel(
     y,  # pointer to Y [S, N, K]
     c,  # pointer to [S]
+    info,  # pointer to int32 [S]: where it is positive, the result is NaN
     out,  # pointer to [S, N, N], contiguous; or to the lower triangles of [parts, S, N, N], which _total_kernel adds up
+    times,
     N,
     K,
     part,  # of the inner dimension, for each program
@@ -143,6 +159,7 @@ def _gram_kernel(
     stride_yn,
     stride_yk,
     IDENTITY: tl.constexpr,
+    CHECKED: tl.constexpr,  # whether info counts
     WHOLE: tl.constexpr,  # one part is all
     PRECISION: tl.constexpr,
     HALVES: tl.constexpr,
@@ -173,7 +190,7 @@ def _gram_kernel(
         b_j = tl.load(p_j, mask=m_k[:, None] & m_j[None, :], other=0.0)
         b_out = _dot(b_i, b_j, b_out, PRECISION, HALVES)
     if WHOLE:
-        _store_gram(out + i_s * N * N, c + i_s, b_out, o_i, o_j, N, IDENTITY)
+        _store_gram(out + i_s * N * N, c + i_s, info + i_s, times, b_out, o_i, o_j, N, IDENTITY, CHECKED)
     else:
         i_part = tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // num_tiles) + i_s
         p_out = out + i_part * N * N + o_i[:, None] * N + o_j[None, :]
@@ -184,10 +201,13 @@ def _gram_kernel(
 def _total_kernel(
     parts,  # pointer to [P, S, N, N], of which tiles of the lower triangles are read
     c,  # pointer to [S]
+    info,  # pointer to int32 [S]
     out,  # pointer to [S, N, N], contiguous
+    times,
     N,
     P,
     IDENTITY: tl.constexpr,
+    CHECKED: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     num_blocks = tl.cdiv(N, BLOCK_N)
@@ -204,7 +224,7 @@ def _total_kernel(
     for _ in range(P):
         b_out += tl.load(p_part, mask=m, other=0.0)
         p_part += (tl.num_programs(0) // num_tiles).to(tl.int64) * N * N
-    _store_gram(out + i_s * N * N, c + i_s, b_out, o_i, o_j, N, IDENTITY)
+    _store_gram(out + i_s * N * N, c + i_s, info + i_s, times, b_out, o_i, o_j, N, IDENTITY, CHECKED)
 
 
 def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -228,54 +248,62 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None, dtype: torch.dtype
     batch, rows, inner = a.shape
     columns = b.shape[-1]
     out = torch.empty((batch, rows, columns), dtype=dtype or torch.float32, device=a.device)
-    large = batch * cdiv(rows, 128) * cdiv(columns, 128) >= _multiprocessors(a.device)
-    shape = tiles(_capability(a.device), large)
-    programs = batch * cdiv(rows, shape["BLOCK_M"]) * cdiv(columns, shape["BLOCK_N"])
+    for shape in product_shapes(_capability(a.device)):
+        programs = batch * cdiv(rows, shape["BLOCK_M"]) * cdiv(columns, shape["BLOCK_N"])
+        if programs >= _multiprocessors(a.device):
+            break
     launch(
         _matmul_kernel, (programs,), a, b, out if scale is None else scale, out,
         rows, columns, inner, *a.stride(), *b.stride(), *((0, 0) if scale is None else scale.stride()),
-        SCALED=scale is not None, PRECISION=dot_precision(a.device), HALVES=not INTERPRETED, **shape,
+        SCALED=scale is not None, HALVES=not INTERPRETED, **shape,
     )  # fmt: skip
     return out
 
 
-def gram(y: Tensor, c: Tensor, *, identity: bool) -> Tensor:
-    """`c * y @ yᵀ` in float32, optionally plus the identity.
+def gram(y: Tensor, c: Tensor, *, times: float = 1.0, identity: bool = False, info: Tensor | None = None) -> Tensor:
+    """`times * c * y @ yᵀ` in float32, optionally plus the identity.
 
     Args:
         y: [S, N, K], float32, bfloat16 or float16, any strides; float64 is multiplied in float64.
         c: [S], float32.
+        times: a number; another one compiles no other kernel.
         identity: whether to add the identity.
+        info: int32 [S]; a matrix is NaN where it is positive. None checks nothing.
 
     Returns:
         [S, N, N], exactly symmetric.
     """
     if not uses_triton(y):
-        return _torch_gram(y, c, identity)
+        return _torch_gram(y, c * times, identity, info)
     batch, size, inner = y.shape
-    shape = gram_tiles(_capability(y.device))
-    blocks = cdiv(size, shape["BLOCK_N"])
+    shape = gram_shape(_capability(y.device))
+    blocks = cdiv(size, shape["BLOCK_M"])
     parts = _parts_of(batch * blocks * (blocks + 1) // 2, inner, y.device)
     part = cdiv(cdiv(inner, parts), shape["BLOCK_K"]) * shape["BLOCK_K"]
     out = torch.empty((batch, size, size), dtype=torch.float32, device=y.device)
     found = out if parts == 1 else torch.empty((parts, *out.shape), dtype=torch.float32, device=y.device)
-    c = c.contiguous()
+    c, checked = c.contiguous(), info is not None
+    of_result = c if info is None else info
     launch(
-        _gram_kernel, (batch * blocks**2, parts), y, c, found, size, inner, part, *y.stride(),
-        IDENTITY=identity, WHOLE=parts == 1, PRECISION=dot_precision(y.device), HALVES=not INTERPRETED, **shape,
+        _gram_kernel, (batch * blocks**2, parts), y, c, of_result, found, times,
+        size, inner, part, *y.stride(),
+        IDENTITY=identity, CHECKED=checked, WHOLE=parts == 1, HALVES=not INTERPRETED, **shape,
     )  # fmt: skip
     if parts > 1:
-        programs = batch * cdiv(size, 32) ** 2
-        launch(_total_kernel, (programs,), found, c, out, size, parts, IDENTITY=identity, BLOCK_N=32)
+        launch(
+            _total_kernel, (batch * cdiv(size, 32) ** 2,), found, c, of_result, out, times, size, parts,
+            IDENTITY=identity, CHECKED=checked, BLOCK_N=32,
+        )  # fmt: skip
     return out
 
 
 def _parts_of(programs: int, inner: int, device: torch.device) -> int:
     """Into how many parts to cut the inner dimension, so that a few tiles occupy the whole GPU."""
-    return max(1, min(PROGRAMS * _multiprocessors(device) // max(programs, 1), inner // LEAST_PART))
+    most = 1 if inner < UNCUT else inner // LEAST_PART
+    return max(1, min(PROGRAMS * _multiprocessors(device) // max(programs, 1), most))
 
 
-def _torch_gram(y: Tensor, c: Tensor, identity: bool) -> Tensor:
+def _torch_gram(y: Tensor, c: Tensor, identity: bool, info: Tensor | None) -> Tensor:
     """The same in torch. It has no symmetric product, so blocks above the diagonal are mirror images."""
     y = y.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
     size = y.shape[1]
@@ -289,4 +317,4 @@ def _torch_gram(y: Tensor, c: Tensor, identity: bool) -> Tensor:
             out[:, :start, start:stop] = block[..., :start].mT
     if identity:
         out.diagonal(dim1=-2, dim2=-1).add_(1)
-    return out
+    return out if info is None else out.masked_fill_((info > 0)[:, None, None], float("nan"))

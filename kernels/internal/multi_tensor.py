@@ -8,6 +8,7 @@ number of its row for each piece.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -43,7 +44,7 @@ __all__ = [
 PIECE = 4096  # elements that one program takes
 KEPT = 4096  # tables in the cache, a few kilobytes each
 PLANS = 256  # a list of numbers each, and what identifies their tensors
-_kept: OrderedDict[tuple, Any] = OrderedDict()
+_kept: OrderedDict[tuple, tuple[int | None, Any]] = OrderedDict()  # with the stream on which it was made
 _plans: dict[tuple, tuple[Any, Any]] = {}
 
 
@@ -72,7 +73,7 @@ class Table:
         named = torch.arange(len(counts), dtype=torch.int32, device="cpu").repeat_interleave(pieces)
         self.rows = sent(rows.contiguous(), device)
         # apart from the addresses, of which there may be many: it has four bytes for each 4096 elements
-        self.pieces = kept(("pieces", *counts.tolist()), device, lambda: sent(named, device))
+        self.pieces = kept(("pieces", *counts.tolist()), device, lists[0][0], lambda: sent(named, device))
         self.aligned = not (columns % 16).any()
 
 
@@ -161,27 +162,32 @@ def _steps(tensor: Tensor) -> list[tuple[int, int]]:
 def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> Table:
     """Table of tensors in lists of equal length; one that was made for the same addresses is taken again."""
     key = (len(lists), *map(Tensor.numel, lists[0]), *map(Tensor.data_ptr, itertools.chain(*lists)))
-    return kept(key, device, lambda: Table(lists, device))
+    return kept(key, device, lists[0][0], lambda: Table(lists, device))
 
 
-def kept(key: tuple, device: torch.device, make: Callable[[], Any]) -> Any:
-    """What `make` puts on the device. It is made once for each key, and again in every capture of a CUDA graph.
+def kept(key: tuple, device: torch.device, written: Tensor, make: Callable[[], Any]) -> Any:
+    """What `make` puts on the device, made once for each key.
 
-    A graph's own copy lives in the graph's memory, pinned memory included, and goes with it.
+    A CUDA graph takes what was made before its capture, and it is then held for as long as there is the memory of
+    `written`, without which the graph is of no use either. What the capture is the first to need is part of the graph:
+    each replay makes it anew.
     """
-    stream = None
+    key, capturing, stream = (device, *key), False, None
     if device.type == "cuda":
-        if torch.cuda.is_current_stream_capturing():
+        capturing = torch.cuda.is_current_stream_capturing()
+        stream = torch._C._cuda_getCurrentRawStream(device.index)  # a copy is ordered on its own stream only
+    made, value = _kept.get(key, (None, None))
+    if capturing:
+        if value is None:
             return make()
-        stream = torch.cuda.current_stream(device).cuda_stream  # a copy is ordered on its own stream only
-    key = (stream, device, *key)
-    if key in _kept:
-        _kept.move_to_end(key)
-    else:
-        _kept[key] = make()
+        weakref.finalize(written.untyped_storage(), id, value).atexit = False
+    elif value is None or made != stream:
+        value = make()
+        _kept[key] = stream, value
         if len(_kept) > KEPT:
             _kept.popitem(last=False)
-    return _kept[key]
+    _kept.move_to_end(key)
+    return value
 
 
 def sent(host: Tensor, device: torch.device) -> Tensor:

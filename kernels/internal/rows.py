@@ -10,6 +10,8 @@ from .backend import cdiv, jit, launch, tl, uses_triton, widest
 __all__ = ["centered", "exact_dtype", "is_empty", "root_of", "rows_of", "torch_rows", "weighted_moments"]
 
 BLOCKS = {"BLOCK_B": 32, "BLOCK_D": 64}
+ONE_PASS = 1024  # rows that one program centres; the sums of more are a launch of their own
+COLUMNS = {"BLOCK_B": 64, "BLOCK_D": 32}
 
 
 def exact_dtype(z: Tensor) -> torch.dtype:
@@ -28,6 +30,12 @@ def root_of(weights: Tensor) -> Tensor:
 
 
 @jit
+def _load(z, i_s, o_b, o_d, B, d, stride_zs, stride_zb, stride_zd):
+    p_z = z + i_s * stride_zs + o_b[:, None] * stride_zb + o_d[None, :] * stride_zd
+    return tl.load(p_z, mask=(o_b < B)[:, None] & (o_d < d)[None, :], other=0.0)
+
+
+@jit
 def _sums_kernel(
     z,  # pointer to Z [S, B, d]
     sums,  # pointer to float64 [S, parts, d]
@@ -43,13 +51,46 @@ def _sums_kernel(
     columns = tl.cdiv(d, BLOCK_D)
     i_s = (tl.program_id(0) // columns).to(tl.int64)
     o_d = tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
-    b_sum = tl.zeros([BLOCK_D], dtype=tl.float64)
+    b_sum = tl.zeros([BLOCK_B, BLOCK_D], dtype=tl.float64)
     for start in range(i_part * BLOCK_B, B, parts * BLOCK_B):
         o_b = start + tl.arange(0, BLOCK_B).to(tl.int64)
-        p_z = z + i_s * stride_zs + o_b[:, None] * stride_zb + o_d[None, :] * stride_zd
-        b_z = tl.load(p_z, mask=(o_b < B)[:, None] & (o_d < d)[None, :], other=0.0)
-        b_sum += b_z.to(tl.float64).sum(axis=0)
-    tl.store(sums + (i_s * parts + i_part) * d + o_d, b_sum, mask=o_d < d)
+        b_sum += _load(z, i_s, o_b, o_d, B, d, stride_zs, stride_zb, stride_zd).to(tl.float64)
+    tl.store(sums + (i_s * parts + i_part) * d + o_d, b_sum.sum(axis=0), mask=o_d < d)
+
+
+@jit
+def _less(b_z, b_mean):
+    """Rows less their float64 mean, in float32, of whose digits none is lost."""
+    b_upper = b_mean.to(tl.float32)
+    return b_z.to(tl.float32) - b_upper[None, :] - (b_mean - b_upper.to(tl.float64)).to(tl.float32)[None, :]
+
+
+@jit
+def _centered_kernel(
+    z,  # pointer to Z [S, B, d]
+    y,  # pointer to Z - mean [S, B, d], contiguous
+    mean,  # pointer to float64 [S, d], which is written
+    B,
+    d,
+    stride_zs,
+    stride_zb,
+    stride_zd,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    columns = tl.cdiv(d, BLOCK_D)
+    i_s = (tl.program_id(0) // columns).to(tl.int64)
+    o_d = tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    b_sum = tl.zeros([BLOCK_B, BLOCK_D], dtype=tl.float64)
+    for start in range(0, B, BLOCK_B):
+        o_b = start + tl.arange(0, BLOCK_B).to(tl.int64)
+        b_sum += _load(z, i_s, o_b, o_d, B, d, stride_zs, stride_zb, stride_zd).to(tl.float64)
+    b_mean = b_sum.sum(axis=0) / B
+    tl.store(mean + i_s * d + o_d, b_mean, mask=o_d < d)
+    for start in range(0, B, BLOCK_B):
+        o_b = start + tl.arange(0, BLOCK_B).to(tl.int64)
+        b_y = _less(_load(z, i_s, o_b, o_d, B, d, stride_zs, stride_zb, stride_zd), b_mean)
+        tl.store(y + (i_s * B + o_b[:, None]) * d + o_d[None, :], b_y, mask=(o_b < B)[:, None] & (o_d < d)[None, :])
 
 
 @jit
@@ -77,21 +118,18 @@ def _rows_kernel(
     i_row = tl.program_id(0) // columns % rows
     o_b = i_row * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
     o_d = tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
-    m = (o_b < B)[:, None] & (o_d < d)[None, :]
-    p_z = z + i_s * stride_zs + o_b[:, None] * stride_zb + o_d[None, :] * stride_zd
-    b_y = tl.load(p_z, mask=m, other=0.0).to(tl.float32)
+    b_y = _load(z, i_s, o_b, o_d, B, d, stride_zs, stride_zb, stride_zd).to(tl.float32)
     if CENTER:
         b_mean = tl.zeros([BLOCK_D], dtype=tl.float64)
         for i_part in range(parts):
             b_mean += tl.load(sums + (i_s * parts + i_part) * d + o_d, mask=o_d < d, other=0.0)
         b_mean /= count
-        b_upper = b_mean.to(tl.float32)
-        b_y = b_y - b_upper[None, :] - (b_mean - b_upper.to(tl.float64)).to(tl.float32)[None, :]
+        b_y = _less(b_y, b_mean)
         if MEAN:
             tl.store(mean + i_s * d + o_d, b_mean, mask=(o_d < d) & (i_row == 0))
     if WEIGHTED:
         b_y *= tl.load(root + i_s * B + o_b, mask=o_b < B, other=0.0)[:, None]
-    tl.store(y + (i_s * B + o_b[:, None]) * d + o_d[None, :], b_y, mask=m)
+    tl.store(y + (i_s * B + o_b[:, None]) * d + o_d[None, :], b_y, mask=(o_b < B)[:, None] & (o_d < d)[None, :])
 
 
 def _launch_rows(z: Tensor, sums: Tensor, root: Tensor, center: bool, count: int, mean: Tensor | None) -> Tensor:
@@ -137,18 +175,15 @@ def centered(z: Tensor, center: bool) -> tuple[Tensor, Tensor]:
         return rows_of(z, none, False, mean), mean
     if uses_triton(z):
         mean = z.new_empty((batch, width), dtype=torch.float64)
+        if rows <= ONE_PASS:
+            y = z.new_empty(z.shape, dtype=torch.float32)
+            programs = batch * cdiv(width, COLUMNS["BLOCK_D"])
+            launch(_centered_kernel, (programs,), z, y, mean, rows, width, *z.stride(), **COLUMNS)
+            return y, mean
         parts = min(cdiv(rows, 4 * BLOCKS["BLOCK_B"]), 16)
         sums = z.new_empty((batch, parts, width), dtype=torch.float64)
-        launch(
-            _sums_kernel,
-            (batch * cdiv(width, BLOCKS["BLOCK_D"]), parts),
-            z,
-            sums,
-            rows,
-            width,
-            *z.stride(),
-            **BLOCKS,
-        )
+        programs = batch * cdiv(width, BLOCKS["BLOCK_D"])
+        launch(_sums_kernel, (programs, parts), z, sums, rows, width, *z.stride(), **BLOCKS)
         return _launch_rows(z, sums, none, True, rows, mean), mean
     y = z.to(exact_dtype(z))
     mean = y.mean(-2)

@@ -38,7 +38,7 @@ from triton.compiler import ASTSource
 import seqjepa.kernels
 from seqjepa.kernels import adamw_step, causal_statistics, characteristic, directions, ema
 from seqjepa.kernels import token_statistics as statistics
-from seqjepa.kernels.internal import backend, cholesky, matmul, multi_tensor, rows
+from seqjepa.kernels.internal import cholesky, matmul, multi_tensor, rows
 
 BUDGET = Path(__file__).with_name("budget.json")
 
@@ -68,47 +68,45 @@ COPY = r"cp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], 0x(\w+)"
 def manifest(architecture: int) -> dict[str, tuple]:
     """What production launches: kernel, types of its arguments, constants, options. The names are the budget's."""
     capability = divmod(architecture, 10)
-    precision = {"HALVES": True, "PRECISION": "tf32x3" if capability in backend.TF32X3 else "ieee"}
-    lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE, "BLOCK": 1024}
+    lists = {"ALIGNED": True, "PIECE": multi_tensor.PIECE}
     own = {"PARAMETER": tl.float32, "GRAD": tl.float32, "TEACHER": tl.float32}
     pair = {"TEACHER": tl.float32, "STUDENT": tl.float32, "LIVE": tl.bfloat16}
-    gram = {**precision, **matmul.gram_tiles(capability)}
-    of_gram = {"num_warps": gram.pop("num_warps")}
     factor = "*fp32 *fp32 *i32 i32"
+    inverse = "*fp32 *fp32 *fp32 i32 i32 i32"
     average = "*i64 *i32 *fp64 *fp32"
     step = "*i64 *i32 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32"
-    one_stage = {"num_stages": 1}
+    stripes = dict(cholesky.STRIPES)
+    one_stage, eight = {"num_stages": 1}, {"num_warps": 8}
     sizes, tile = " i32 i32 i32", statistics.blocks(4, 160)  # of the paper's tokens: features and an action
     chunk, warps = causal_statistics.plan(4, 160)
     chunk |= {"SMALLEST": statistics.SMALLEST, "FLOOR": statistics.FLOOR}
 
-    def product(first: str, scaled: bool, large: bool = False) -> tuple:
-        constants = {"SCALED": scaled, "stride_ak": 1, "stride_bn": 1, **precision, **matmul.tiles(capability, large)}
+    def product(first: str, shape: matmul.Shape, scaled: bool) -> tuple:
+        constants = {"SCALED": scaled, "stride_ak": 1, "stride_bn": 1, "HALVES": True, **shape}
         options = {"num_warps": constants.pop("num_warps")}
         return matmul._matmul_kernel, f"{first} *fp32 *fp32 *fp32" + " i32" * 9, constants, options
 
+    def gram(first: str, **constants) -> tuple:
+        constants |= {"CHECKED": not constants["IDENTITY"], "HALVES": True, **matmul.gram_shape(capability)}
+        options = {"num_warps": constants.pop("num_warps")}
+        return matmul._gram_kernel, f"{first} *fp32 *i32 *fp32 fp32" + " i32" * 5, constants, options
+
     found = {
-        "matmul": product("*fp32", True),
-        "matmul of bf16 and fp32": product("*bf16", False),
-        "gram": (
-            matmul._gram_kernel,
-            "*fp32 " * 3 + "i32 " * 5,
-            {"IDENTITY": True, "WHOLE": True, "stride_yk": 1, **gram},
-            of_gram,
+        "gram": gram("*fp32", IDENTITY=True, WHOLE=True, stride_yk=1),
+        "gram of columns": gram("*fp32", IDENTITY=False, WHOLE=True, stride_yn=1),
+        "gram of bf16 columns in parts": gram("*bf16", IDENTITY=False, WHOLE=False, stride_yn=1),
+        "total of parts": (
+            matmul._total_kernel,
+            "*fp32 *fp32 *i32 *fp32 fp32 i32 i32",
+            {"IDENTITY": True, "CHECKED": False, "BLOCK_N": 32},
+            {},
         ),
-        "gram of columns": (
-            matmul._gram_kernel,
-            "*fp32 " * 3 + "i32 " * 5,
-            {"IDENTITY": False, "WHOLE": True, "stride_yn": 1, **gram},
-            of_gram,
+        "centred columns": (
+            rows._centered_kernel,
+            "*fp32 *fp32 *fp64 i32 i32 i32 i32",
+            {"stride_zd": 1, **rows.COLUMNS},
+            {},
         ),
-        "gram of bf16 columns in parts": (
-            matmul._gram_kernel,
-            "*bf16 *fp32 *fp32 " + "i32 " * 5,
-            {"IDENTITY": False, "WHOLE": False, "stride_yn": 1, **gram},
-            of_gram,
-        ),
-        "total of parts": (matmul._total_kernel, "*fp32 *fp32 *fp32 i32 i32", {"IDENTITY": True, "BLOCK_N": 32}, {}),
         "sums of columns": (rows._sums_kernel, "*fp32 *fp64 i32 i32 i32 i32", {"stride_zd": 1, **rows.BLOCKS}, {}),
         "centred rows": (
             rows._rows_kernel,
@@ -117,7 +115,25 @@ def manifest(architecture: int) -> dict[str, tuple]:
             {},
         ),
         "cholesky": (cholesky._factor_kernel, factor, cholesky.BLOCKS, one_stage),
-        "inverse": (cholesky._inverse_kernel, "*fp32 *i32 *fp32 i32", cholesky.BLOCKS, one_stage),
+        "leaves": (cholesky._leaves_kernel, "*fp32 *fp32 i32 i32 i32", {}, {"num_warps": 1}),
+        "inverse": (
+            cholesky._inverse_kernel,
+            inverse,
+            {"SPAN": 0, "KNOWN": False, "ROWS": 16, **cholesky.BLOCKS},
+            one_stage,
+        ),
+        "inverse of blocks": (
+            cholesky._inverse_kernel,
+            inverse,
+            {"SPAN": 64, "KNOWN": False, "ROWS": 16, **cholesky.BLOCKS},
+            one_stage,
+        ),
+        "inverse by its blocks": (
+            cholesky._inverse_kernel,
+            inverse,
+            {"SPAN": 0, "KNOWN": True, **{name: stripes[name] for name in ("ROWS", "BLOCK", "BLOCK_K")}},
+            {"num_warps": stripes["num_warps"], **one_stage},
+        ),
         "log-determinant": (cholesky._logdet_kernel, "*fp32 *i32 *fp32 i32", {"BLOCK": 256}, {}),
         "directions": (directions._directions_kernel, "*i64 *fp32 i32 i32", directions.BLOCKS, {}),
         "moments": (
@@ -161,8 +177,8 @@ def manifest(architecture: int) -> dict[str, tuple]:
             chunk,
             warps,
         ),
-        "ema": (ema._ema_kernel, average, {"LISTS": 2, "SKIP": False, **pair, **lists}, {}),
-        "ema and live copy": (ema._ema_kernel, average, {"LISTS": 3, "SKIP": True, **pair, **lists}, {}),
+        "ema": (ema._ema_kernel, average, {"LISTS": 2, "SKIP": False, **pair, **lists}, eight),
+        "ema and live copy": (ema._ema_kernel, average, {"LISTS": 3, "SKIP": True, **pair, **lists}, eight),
         "advance": (
             adamw_step._advance_kernel,
             "*i64 *fp32 *fp64 *fp64 *fp32 i32",
@@ -172,20 +188,21 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "adamw_ema": (
             adamw_step._adamw_ema_kernel,
             step,
-            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
+            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists, "BLOCK": 1024},
             {},
         ),
         "adamw_ema with a scaler": (
             adamw_step._adamw_ema_kernel,
             step,
-            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
+            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists, "BLOCK": 1024},
             {},
         ),
     }
-    if matmul.tiles(capability, large=True) != matmul.tiles(capability):
+    for shape in matmul.product_shapes(capability):
+        tile = f"{shape['BLOCK_M']} x {shape['BLOCK_N']}"
         found |= {
-            "matmul of many tiles": product("*fp32", True, large=True),
-            "matmul of bf16 and fp32, many tiles": product("*bf16", False, large=True),
+            f"matmul, {tile}": product("*fp32", shape, True),
+            f"matmul of bf16 and fp32, {tile}": product("*bf16", shape, False),
         }
     return found
 

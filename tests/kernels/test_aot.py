@@ -35,7 +35,7 @@ def test_every_kernel_compiles_within_its_budget(run_process):
     for name, used in measured.items():
         budget = COMMITTED["kernels"][name]
         assert used["programs"] >= 1, f"{name}: a program does not fit on a multiprocessor"
-        assert used["spills"] <= 16, f"{name} spills {used['spills']} bytes"
+        assert used["spills"] <= 24, f"{name} spills {used['spills']} bytes"
         assert used["products"] or not budget["products"], f"{name} no longer uses {budget['products']}"
         if same_compiler:
             for limits, sign, word in ((AT_MOST, 1, "at most"), (AT_LEAST, -1, "at least")):

@@ -41,7 +41,7 @@ def closed_form(z: Tensor, c: float, center: bool) -> tuple[Tensor, Tensor, floa
     return torch.log1p(c * s**2).sum(), u @ torch.diag(2 * c * s / (1 + c * s**2)) @ vt, condition
 
 
-SHAPES = [(1, 1), (1, 16), (15, 17), (16, 16), (17, 15), (100, 128), (128, 100), (33, 130)]
+SHAPES = [(1, 1), (1, 16), (15, 17), (16, 16), (17, 15), (100, 128), (128, 100), (33, 130), (1100, 20)]
 LARGE = [(640, 1000), (1000, 640), (512, 640)]
 SPECTRA = ["isotropic", "power law", "rank 4", "almost constant"]
 
@@ -421,18 +421,18 @@ def test_a_jacobian_of_sides_between_the_limits(shape, device):
 @triton
 @pytest.mark.skipif(not INTERPRETED, reason="counts kernels")
 @pytest.mark.parametrize("shape", [(4, 96, 160), (1, 160, 96), (1024, 96)])
-def test_a_forward_and_backward_pass_takes_twelve_launches(shape, launches):
+def test_a_forward_and_backward_pass_takes_nine_launches(shape, launches):
     z = torch.randn(shape, requires_grad=True)
     before = launches.total()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         rate = coding_rate(z, eps=0.5)
         torch.autograd.grad(rate, z, torch.ones_like(rate))
     kernels = launches.total() - before
-    assert kernels >= 8
+    assert kernels >= 6
     # what computes on a device; copies and zeros belong to the interpreter
     computing = re.compile("aten::(add|sub|mul|div|where|gt|lt|eq|sum|mean|exp|log|sqrt|clamp|reciprocal|mm|bmm)_?$")
     others = [event.name for event in profile.events() if computing.match(event.name)]
-    assert kernels + len(others) + 1 <= 12, others  # and eps becomes a tensor
+    assert kernels + len(others) + 1 <= 9, others  # and eps becomes a tensor
 
 
 def test_compiles_whole_and_does_not_recompile(device):

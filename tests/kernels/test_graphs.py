@@ -1,10 +1,11 @@
 """A whole training step in a CUDA graph, replayed while decay, alpha, seed and learning rate change."""
 
 import copy
+import gc
 import shutil
 import sys
+import weakref
 from collections import OrderedDict
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,28 +117,42 @@ def test_captures_on_new_tensors():
             assert (torch.cat(teacher) == expected).all()
 
 
-def test_a_capture_makes_tables_of_its_own(monkeypatch):
-    """One from before could leave the cache and be overwritten while the graph is still replayed."""
-    device, capturing, stream = torch.device("cuda", 0), [False], SimpleNamespace(cuda_stream=1)
+def test_a_capture_takes_the_table_of_the_warm_up_and_holds_it(monkeypatch):
+    """One that left the cache could be overwritten while the graph is still replayed."""
+    device, capturing, stream = torch.device("cuda", 0), [False], [1]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: stream[0], raising=False)
     monkeypatch.setattr(multi_tensor, "_kept", OrderedDict())
     monkeypatch.setattr(multi_tensor, "KEPT", 2)
-    first = multi_tensor.kept((1,), device, object)
-    assert multi_tensor.kept((1,), device, object) is first
-    capturing[0] = True
-    own = multi_tensor.kept((1,), device, object)
-    assert own is not first
-    assert multi_tensor.kept((1,), device, object) is not own  # another graph's
+
+    class Made:
+        """Of which there can be weak references."""
+
+    written = [torch.zeros(3)]
+
+    def kept(number):
+        return multi_tensor.kept((number,), device, written[0], Made)
+
+    first, unused = kept(1), weakref.ref(kept(2))
+    assert kept(1) is first
+    capturing[0], stream[0] = True, 2
+    assert kept(1) is first
+    own = kept(3)
+    assert kept(3) is not own  # each graph makes what no warm-up has made
     capturing[0] = False
-    assert multi_tensor.kept((1,), device, object) is first
-    stream.cuda_stream = 2
-    other = multi_tensor.kept((1,), device, object)
-    assert other is not first
-    multi_tensor.kept((2,), device, object)  # the oldest leaves
-    assert multi_tensor.kept((1,), device, object) is other
-    stream.cuda_stream = 1
-    assert multi_tensor.kept((1,), device, object) is not first
+    assert kept(1) is not first, "a copy is ordered on its own stream only"
+    first = weakref.ref(first)
+    kept(4)
+    kept(5)
+    gc.collect()
+    assert unused() is None
+    assert first() is not None
+    written[0] = written[0].detach()
+    gc.collect()
+    assert first() is not None
+    written.clear()
+    gc.collect()
+    assert first() is None
 
 
 @gpu
