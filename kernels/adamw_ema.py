@@ -85,7 +85,7 @@ class AdamWEMA(Optimizer):
             "fused": fused is None or fused, "ema_decay": ema_decay,
         }  # fmt: skip
         super().__init__(params, defaults)
-        self._find_taught("not in params")
+        self._taught("not in params")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_teachers": self._teachers}
@@ -110,17 +110,25 @@ class AdamWEMA(Optimizer):
         """The teacher of a parameter; None if it has none, or before the first step makes one."""
         return self.state.get(parameter, {}).get("ema") if self._teachers is None else self._teachers.get(parameter)
 
-    def _find_taught(self, lost: str) -> None:
-        """Raise unless every parameter that has a teacher is in a group; `lost` says what the others are."""
-        if self._teachers is not None:
-            taught = self._teachers
-        elif torch.compiler.is_compiling():  # a loop over the state would be recompiled for every new gradient
-            return
+    def _taught(self, lost: str) -> list[list[Tensor | None]]:
+        """The teacher of each parameter, by group.
+
+        Raises:
+            ValueError: a parameter that has a teacher is in no group; `lost` says what such parameters are.
+        """
+        given, state = self._teachers, self.state
+        if given is None:
+            found = [[state[p].get("ema") if p in state else None for p in g["params"]] for g in self.param_groups]
+            if torch.compiler.is_compiling():  # a loop over the state would be recompiled for every new gradient
+                return found
+            total = sum("ema" in own for own in state.values())
         else:
-            taught = {p for p, state in self.state.items() if "ema" in state}
-        total, found = len(taught), sum(p in taught for group in self.param_groups for p in group["params"])
-        if found < total:
-            raise ValueError(f"{total - found} of {total} teachers follow parameters that are {lost}")
+            found = [[given.get(p) for p in group["params"]] for group in self.param_groups]
+            total = len(given)
+        missing = total - sum(t is not None for teachers in found for t in teachers)
+        if missing > 0:
+            raise ValueError(f"{missing} of {total} teachers follow parameters that are {lost}")
+        return found
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -130,40 +138,47 @@ class AdamWEMA(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        self._find_taught("no longer in any group: make a new optimiser after replacing parameters")
+        taught = self._taught("no longer in any group: make a new optimiser after replacing parameters")
         for group in self.param_groups:
             _check_options(group)
             _check_numbers(group)
-        for group in self.param_groups:
-            params = group["params"]
-            idle = [(t, p) for p in params if p.grad is None and (t := self.teacher_of(p)) is not None]
-            active = [p for p in params if p.grad is not None]
-            if not active and not idle:
+        for group, followers in zip(self.param_groups, taught, strict=True):
+            params, grads = group["params"], [p.grad for p in group["params"]]
+            moving = [grad is not None for grad in grads]
+            idle = [
+                (t, p) for t, p, moves in zip(followers, params, moving, strict=True) if t is not None and not moves
+            ]
+            if not any(moving) and not idle:
                 continue
             ema_decay = as_scalar("ema_decay", group["ema_decay"], params[0].device)
-            states = [self._started(p) for p in active]
-            given = self._teachers
-            teachers = [state["ema"] for state in states] if given is None else [given.get(p) for p in active]
-            lists = [active, [p.grad for p in active]]
+            active = list(compress(params, moving))
+            states = self._started(active)
+            if self._teachers is None:
+                teachers = [state["ema"] for state in states]  # of which the first step has made some
+            else:
+                teachers = list(compress(followers, moving))
+            lists = [active, list(compress(grads, moving))]
             lists += [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
-            for taught, columns in ((True, [*lists, teachers]), (False, lists)):
-                chosen = [(t is not None) == taught for t in teachers]
+            for has_teacher, columns in ((True, [*lists, teachers]), (False, lists)):
+                chosen = [(t is not None) == has_teacher for t in teachers]
                 if any(chosen):
-                    columns = [list(compress(column, chosen)) for column in columns]
+                    columns = columns if all(chosen) else [list(compress(column, chosen)) for column in columns]
                     step_group(columns, group, ema_decay, found_inf, grad_scale)
             if idle:
                 ema_update_([t for t, _ in idle], [p for _, p in idle], ema_decay, skip=found_inf)
         return loss
 
-    def _started(self, p: Tensor) -> dict[str, Tensor]:
-        state = self.state[p]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        if self._teachers is None and "ema" not in state:
-            state["ema"] = self._wide(p)
-        return state
+    def _started(self, parameters: list[Tensor]) -> list[dict[str, Tensor]]:
+        """The state of each parameter, made at its first step."""
+        states = [self.state[p] for p in parameters]
+        for p, state in zip(parameters, states, strict=True):
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if self._teachers is None and "ema" not in state:
+                state["ema"] = self._wide(p)
+        return states
 
     @staticmethod
     def _wide(tensor: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def test_gram(n, device):
 
 
 @pytest.mark.parametrize("batch", [1, 2])  # a single matrix above 128 takes the library's way
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 64, 65, 100, 150])
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 64, 65, 100, 150, 300])
 def test_inverse_and_logdet(n, batch, device):
     torch.manual_seed(n)
     y = torch.randn(batch, n, n + 5, device=device, dtype=torch.float64)
