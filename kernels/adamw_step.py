@@ -108,7 +108,6 @@ def _adamw_ema_kernel(
     GRAD_SCALE: tl.constexpr,
     ALIGNED: tl.constexpr,
     PIECE: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
     i_tensor, row, first, count = find_piece(table, pieces, COLUMNS, PIECE)
     if FOUND_INF:
@@ -131,22 +130,21 @@ def _adamw_ema_kernel(
     p_teacher = p_parameter
     if TAUGHT:
         p_teacher = pointer(row, 5, first, TEACHER, ALIGNED)
-    for start in range(0, PIECE, BLOCK):
-        o = start + tl.arange(0, BLOCK)
-        if count >= PIECE:  # without a mask, 16 bytes are read at once
-            _adamw_ema_block(
-                p_parameter, p_grad, p_m, p_v, p_teacher, o, None, step_size, inverse_root_bias2, rest1, beta2, rest2,
-                eps, shrink, weight, scale, TAUGHT, GRAD_SCALE,
-            )  # fmt: skip
-        else:
-            _adamw_ema_block(
-                p_parameter, p_grad, p_m, p_v, p_teacher, o, o < count, step_size, inverse_root_bias2, rest1, beta2,
-                rest2, eps, shrink, weight, scale, TAUGHT, GRAD_SCALE,
-            )  # fmt: skip
+    o = tl.arange(0, PIECE)
+    if count >= PIECE:  # without a mask, 16 bytes are read at once
+        _adamw_ema_piece(
+            p_parameter, p_grad, p_m, p_v, p_teacher, o, None, step_size, inverse_root_bias2, rest1, beta2, rest2,
+            eps, shrink, weight, scale, TAUGHT, GRAD_SCALE,
+        )  # fmt: skip
+    else:
+        _adamw_ema_piece(
+            p_parameter, p_grad, p_m, p_v, p_teacher, o, o < count, step_size, inverse_root_bias2, rest1, beta2,
+            rest2, eps, shrink, weight, scale, TAUGHT, GRAD_SCALE,
+        )  # fmt: skip
 
 
 @jit
-def _adamw_ema_block(
+def _adamw_ema_piece(
     p_parameter, p_grad, p_m, p_v, p_teacher, o, m, step_size, inverse_root_bias2, rest1, beta2, rest2, eps, shrink,
     weight, scale, TAUGHT: tl.constexpr, GRAD_SCALE: tl.constexpr,
 ):  # fmt: skip
@@ -193,7 +191,7 @@ def _launches(
         _adamw_ema_kernel, (len(table.pieces),), table.rows, table.pieces, scalars, lr, settings, ema_decay, flag,
         divisor, **layout, TAUGHT=len(lists) == 6, PARAMETER=triton_dtype(params[0]), GRAD=triton_dtype(grads[0]),
         TEACHER=triton_dtype(last[0]), GRAD_SCALE=grad_scale is not None, ALIGNED=table.aligned, PIECE=PIECE,
-        BLOCK=1024,
+        num_warps=8,
     )  # fmt: skip
 
 

@@ -69,10 +69,10 @@ def _forward(
     """
     if weights.numel():
         mean, mass = weighted_moments(z, weights, center)
-        y = rows_of(z, root_of(weights), center, mean)
+        y = rows_of(z, weights, center, mean)
     else:
         y, mean = centered(z, center)
-        mass = scale.new_full(scale.shape if group else (0,), z.shape[1])
+        mass = scale.new_full(scale.shape, z.shape[1]) if group else scale.new_empty(0)
     sides = y if samples else y.mT
     if group:
         local = gram(sides, torch.ones_like(mass))
@@ -139,13 +139,12 @@ def _backward(
     """Gradients of z and of the weights, the latter [S, 0] unless `weighted`."""
     c, times = (c, 2.0) if mass.numel() else (scale, 2 / z.shape[1])
     inverse = inverse_of(factor, info, c, times=times, alone=alone)  # 2c M⁻¹
-    root = root_of(weights) if weights.numel() else weights
     if not weighted:
-        y = y if _are_kept(weights, center, group) else rows_of(z, root, center, mean)
-        rows = grad[:, None] * weights / root if weights.numel() else grad[:, None].expand(z.shape[:2])
+        y = y if _are_kept(weights, center, group) else rows_of(z, weights, center, mean)
+        rows = grad[:, None].expand(z.shape[:2]) if not weights.numel() else grad[:, None] * weights.sqrt()
         dz = matmul(inverse, y, rows, z.dtype) if samples else matmul(y, inverse, rows, z.dtype)
         return dz, weights.new_empty((len(z), 0))
-    y = rows_of(z, weights.new_empty(0), center, mean)
+    y, root = rows_of(z, weights.new_empty(0), center, mean), root_of(weights)
     # rows 2c z_i M⁻¹; with Y = diag(√w) Z they are those of 2c diag(√w)⁻¹ (I + c Y Yᵀ)⁻¹ Y
     solved = matmul(inverse, root[..., None] * y, 1 / root) if samples else matmul(y, inverse)
     dz = (grad[:, None] * weights)[..., None] * solved
@@ -281,18 +280,20 @@ def joint_rate(
     """What `coding_rate` returns with `return_info`, and the sum of B over the processes, [...], or B."""
     name, size = name_of(group)
     scale = _scale(z, alpha, eps, name)
+    lead, (rows, width) = z.shape[:-2], z.shape[-2:]
     if weights is not None:
         _check_weights(z, weights)
-    lead, rows = z.shape[:-2], z.shape[-2]
-    if weights is not None:
         lead = torch.broadcast_shapes(lead, weights.shape[:-1])
-        z = z.expand(*lead, *z.shape[-2:])
-        weights = weights.to(scale.dtype).expand(*lead, rows).reshape(math.prod(lead), rows)
+        z = z.expand(*lead, rows, width)
+    batch = math.prod(lead)
+    if weights is None:
+        given = scale.new_empty((batch, 0))
+    else:
+        given = weights.to(scale.dtype).expand(*lead, rows).reshape(batch, rows)
     # several processes must factor the same side, although their numbers of rows may differ
-    samples = rows < z.shape[-1] and not name
-    flat = z.reshape(math.prod(lead), *z.shape[-2:])
-    given = scale.new_empty((len(flat), 0)) if weights is None else weights
-    rate, info, _, mass, *_ = _rate(flat, given, scale.expand(len(flat)), center, samples, len(flat) == 1, name, size)
+    samples = rows < width and not name
+    flat = z.reshape(batch, rows, width)
+    rate, info, _, mass, *_ = _rate(flat, given, scale.expand(batch), center, samples, batch == 1, name, size)
     return rate.view(lead), info.view(lead), mass.view(lead) if name or weights is not None else rows
 
 

@@ -41,7 +41,7 @@ __all__ = [
     "sent",
 ]
 
-PIECE = 4096  # elements that one program takes
+PIECE = 2048  # elements that one program takes, in one access of each thread to each tensor
 KEPT = 4096  # tables in the cache, a few kilobytes each
 PLANS = 256  # a list of numbers each, and what identifies their tensors
 _kept: OrderedDict[tuple, tuple[int | None, Any]] = OrderedDict()  # with the stream on which it was made
@@ -72,7 +72,7 @@ class Table:
         rows = torch.cat([torch.stack([counts, pieces.cumsum(0) - pieces]), columns]).T
         named = torch.arange(len(counts), dtype=torch.int32, device="cpu").repeat_interleave(pieces)
         self.rows = sent(rows.contiguous(), device)
-        # apart from the addresses, of which there may be many: it has four bytes for each 4096 elements
+        # apart from the addresses, of which there may be many: it has four bytes for each piece
         self.pieces = kept(("pieces", *counts.tolist()), device, lists[0][0], lambda: sent(named, device))
         self.aligned = not (columns % 16).any()
 

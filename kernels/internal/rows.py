@@ -11,7 +11,7 @@ __all__ = ["centered", "exact_dtype", "is_empty", "root_of", "rows_of", "torch_r
 
 BLOCKS = {"BLOCK_B": 32, "BLOCK_D": 64}
 ONE_PASS = 1024  # rows that one program centres; the sums of more are a launch of their own
-COLUMNS = {"BLOCK_B": 64, "BLOCK_D": 32}
+COLUMNS = {"BLOCK_B": 256, "BLOCK_D": 8}  # many rows at a time, since their loads do not wait for each other
 
 
 def exact_dtype(z: Tensor) -> torch.dtype:
@@ -24,9 +24,12 @@ def is_empty(mass: Tensor) -> Tensor:
     return mass < torch.finfo(mass.dtype).tiny * 2**40
 
 
+LEAST_ROOT = 2**-64  # rows of weight 0 have a gradient too, and a weight of 2⁻¹²⁸ does not change I + c ZᵀZ
+
+
 def root_of(weights: Tensor) -> Tensor:
-    """√w, but never zero: rows of weight 0 have a gradient too, and a weight of 2⁻¹²⁸ does not change I + c ZᵀZ."""
-    return weights.sqrt().clamp(min=2**-64)
+    """√w, but never zero."""
+    return weights.sqrt().clamp(min=LEAST_ROOT)
 
 
 @jit
@@ -97,7 +100,7 @@ def _centered_kernel(
 def _rows_kernel(
     z,  # pointer to Z [S, B, d]
     sums,  # pointer to float64 [S, parts, d]; their sum over `count` is the mean
-    root,  # pointer to √w [S, B], contiguous
+    weights,  # pointer to [S, B], contiguous
     y,  # pointer to diag(√w) (Z - mean) [S, B, d], contiguous
     mean,  # pointer to float64 [S, d], which is written
     B,
@@ -110,6 +113,7 @@ def _rows_kernel(
     CENTER: tl.constexpr,
     WEIGHTED: tl.constexpr,
     MEAN: tl.constexpr,  # whether to write the mean
+    ROOT: tl.constexpr,  # the least √w
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -128,51 +132,51 @@ def _rows_kernel(
         if MEAN:
             tl.store(mean + i_s * d + o_d, b_mean, mask=(o_d < d) & (i_row == 0))
     if WEIGHTED:
-        b_y *= tl.load(root + i_s * B + o_b, mask=o_b < B, other=0.0)[:, None]
+        b_weights = tl.load(weights + i_s * B + o_b, mask=o_b < B, other=0.0)
+        b_y *= tl.maximum(tl.sqrt(b_weights), ROOT)[:, None]
     tl.store(y + (i_s * B + o_b[:, None]) * d + o_d[None, :], b_y, mask=(o_b < B)[:, None] & (o_d < d)[None, :])
 
 
-def _launch_rows(z: Tensor, sums: Tensor, root: Tensor, center: bool, count: int, mean: Tensor | None) -> Tensor:
+def _launch_rows(z: Tensor, sums: Tensor, weights: Tensor, center: bool, count: int, mean: Tensor | None) -> Tensor:
     batch, rows, width = z.shape
     y = torch.empty(z.shape, dtype=torch.float32, device=z.device)
     programs = batch * cdiv(rows, BLOCKS["BLOCK_B"]) * cdiv(width, BLOCKS["BLOCK_D"])
     launch(
-        _rows_kernel, (programs,), z, sums, root.contiguous(), y, sums if mean is None else mean,
+        _rows_kernel, (programs,), z, sums, weights.contiguous(), y, sums if mean is None else mean,
         rows, width, sums.shape[1], count, *z.stride(),
-        CENTER=center, WEIGHTED=root.numel() > 0, MEAN=mean is not None, **BLOCKS,
+        CENTER=center, WEIGHTED=weights.numel() > 0, MEAN=mean is not None, ROOT=LEAST_ROOT, **BLOCKS,
     )  # fmt: skip
     return y
 
 
-def rows_of(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
-    """diag(√w) (Z - mean) [S, B, d]; `mean` is float64 [S, d], `root` is √w or empty.
+def rows_of(z: Tensor, weights: Tensor, center: bool, mean: Tensor) -> Tensor:
+    """diag(√w) (Z - mean) [S, B, d]; `mean` is float64 [S, d], `weights` are [S, B] or empty.
 
     If rows hardly differ, rounding the mean to float32 would lose their differences, so the rest is subtracted as well.
     """
     if uses_triton(z):
-        if not center and not root.numel():
+        if not center and not weights.numel():
             return z  # products take any dtype
-        return _launch_rows(z, mean[:, None], root, center, 1, None)
-    return torch_rows(z, root, center, mean)
+        return _launch_rows(z, mean[:, None], weights, center, 1, None)
+    return torch_rows(z, weights, center, mean)
 
 
-def torch_rows(z: Tensor, root: Tensor, center: bool, mean: Tensor) -> Tensor:
+def torch_rows(z: Tensor, weights: Tensor, center: bool, mean: Tensor) -> Tensor:
     y = z.to(exact_dtype(z))
     if center:
         upper = mean.to(y.dtype)
         y = y - upper[:, None]
         if y.dtype != mean.dtype:
             y -= (mean - upper).to(y.dtype)[:, None]
-    return y * root[..., None] if root.numel() else y
+    return y * root_of(weights)[..., None] if weights.numel() else y
 
 
 def centered(z: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     """Rows less their mean, [S, B, d], and the mean [S, d] in the device's widest dtype; zero without centring."""
     batch, rows, width = z.shape
-    none = z.new_empty(0, dtype=exact_dtype(z))
     if not center or not rows:  # one of several processes may have no rows
         mean = z.new_zeros((batch, width), dtype=widest(z.device))
-        return rows_of(z, none, False, mean), mean
+        return rows_of(z, mean.new_empty(0), False, mean), mean
     if uses_triton(z):
         mean = z.new_empty((batch, width), dtype=torch.float64)
         if rows <= ONE_PASS:
@@ -184,7 +188,7 @@ def centered(z: Tensor, center: bool) -> tuple[Tensor, Tensor]:
         sums = z.new_empty((batch, parts, width), dtype=torch.float64)
         programs = batch * cdiv(width, BLOCKS["BLOCK_D"])
         launch(_sums_kernel, (programs, parts), z, sums, rows, width, *z.stride(), **BLOCKS)
-        return _launch_rows(z, sums, none, True, rows, mean), mean
+        return _launch_rows(z, sums, sums.new_empty(0), True, rows, mean), mean
     y = z.to(exact_dtype(z))
     mean = y.mean(-2)
     y = y - mean[:, None]

@@ -111,7 +111,7 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "centred rows": (
             rows._rows_kernel,
             "*fp32 *fp64 *fp32 *fp32 *fp64" + " i32" * 6,
-            {"stride_zd": 1, "CENTER": True, "WEIGHTED": False, "MEAN": True, **rows.BLOCKS},
+            {"stride_zd": 1, "CENTER": True, "WEIGHTED": False, "MEAN": True, "ROOT": 0, **rows.BLOCKS},
             {},
         ),
         "cholesky": (cholesky._factor_kernel, factor, cholesky.BLOCKS, one_stage),
@@ -188,14 +188,14 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "adamw_ema": (
             adamw_step._adamw_ema_kernel,
             step,
-            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists, "BLOCK": 1024},
-            {},
+            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": False, "GRAD_SCALE": False, **own, **lists},
+            eight,
         ),
         "adamw_ema with a scaler": (
             adamw_step._adamw_ema_kernel,
             step,
-            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists, "BLOCK": 1024},
-            {},
+            {"COLUMNS": 8, "TAUGHT": True, "FOUND_INF": True, "GRAD_SCALE": True, **own, **lists},
+            eight,
         ),
     }
     for shape in matmul.product_shapes(capability):
