@@ -178,6 +178,8 @@ def differentiable(
     def call(*inputs):
         if transformed():
             return apply(*inputs)
-        return plain.apply(*inputs) if _needs_no_dispatcher(inputs) else operator(*inputs)
+        if not _needs_no_dispatcher(inputs):
+            return operator(*inputs)
+        return plain.apply(*inputs) if torch.is_grad_enabled() else body(*inputs)
 
     return call
