@@ -75,7 +75,8 @@ def manifest(architecture: int) -> dict[str, tuple]:
     inverse = "*fp32 *fp32 *fp32 i32 i32 i32"
     average = "*i64 *i32 *fp64 *fp32"
     step = "*i64 *i32 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32"
-    stripes = dict(cholesky.STRIPES)
+    stripes, columns = dict(cholesky.STRIPES), dict(rows.COLUMNS)
+    of_stripes, of_columns = ({"num_warps": shape.pop("num_warps")} for shape in (stripes, columns))
     one_stage, eight = {"num_stages": 1}, {"num_warps": 8}
     sizes, tile = " i32 i32 i32", statistics.blocks(4, 160)  # of the paper's tokens: features and an action
     chunk, warps = causal_statistics.plan(4, 160)
@@ -104,8 +105,8 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "centred columns": (
             rows._centered_kernel,
             "*fp32 *fp32 *fp64 i32 i32 i32 i32",
-            {"stride_zd": 1, **rows.COLUMNS},
-            {},
+            {"stride_zd": 1, **columns},
+            of_columns,
         ),
         "sums of columns": (rows._sums_kernel, "*fp32 *fp64 i32 i32 i32 i32", {"stride_zd": 1, **rows.BLOCKS}, {}),
         "centred rows": (
@@ -131,8 +132,8 @@ def manifest(architecture: int) -> dict[str, tuple]:
         "inverse by its blocks": (
             cholesky._inverse_kernel,
             inverse,
-            {"SPAN": 0, "KNOWN": True, **{name: stripes[name] for name in ("ROWS", "BLOCK", "BLOCK_K")}},
-            {"num_warps": stripes["num_warps"], **one_stage},
+            {"SPAN": 0, "KNOWN": True, **stripes},
+            {**of_stripes, **one_stage},
         ),
         "log-determinant": (cholesky._logdet_kernel, "*fp32 *i32 *fp32 i32", {"BLOCK": 256}, {}),
         "directions": (directions._directions_kernel, "*i64 *fp32 i32 i32", directions.BLOCKS, {}),

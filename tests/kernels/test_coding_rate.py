@@ -41,7 +41,7 @@ def closed_form(z: Tensor, c: float, center: bool) -> tuple[Tensor, Tensor, floa
     return torch.log1p(c * s**2).sum(), u @ torch.diag(2 * c * s / (1 + c * s**2)) @ vt, condition
 
 
-SHAPES = [(1, 1), (1, 16), (15, 17), (16, 16), (17, 15), (100, 128), (128, 100), (33, 130), (1100, 20)]
+SHAPES = [(1, 1), (1, 16), (15, 17), (16, 16), (17, 15), (100, 128), (128, 100), (33, 130), (4200, 20)]
 LARGE = [(640, 1000), (1000, 640), (512, 640)]
 SPECTRA = ["isotropic", "power law", "rank 4", "almost constant"]
 

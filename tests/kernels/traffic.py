@@ -110,7 +110,7 @@ def step() -> None:
 CASES = {
     "rate of (384, 192)": lambda: differentiated(rate, values(384, 192)),
     "rate of (320, 400), the library's factor": lambda: differentiated(rate, values(320, 400)),
-    "rate of (2048, 48)": lambda: differentiated(rate, values(2048, 48)),
+    "rate of (4500, 48)": lambda: differentiated(rate, values(4500, 48)),
     "rates of (3, 80, 144)": lambda: differentiated(rate, values(3, 80, 144)),
     "rate of (256, 160) alone": rate_alone,
     "sigreg of (384, 96), 160 slices": lambda: differentiated(
