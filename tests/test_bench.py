@@ -349,3 +349,30 @@ def test_the_least_times_on_an_h100_are_those_of_its_peaks():
     for label, work in works.items():
         assert table[label] == f"{least_seconds(work('both'), peaks) * 1e6:.2g}"
         assert table[f"{label}, forward alone"] == f"{least_seconds(work('forward'), peaks) * 1e6:.2g}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+def test_tiles_compares_what_its_shapes_compute(run_process):
+    """In Triton's interpreter, which has no time to tell: each shape computes the product, and is taken in turn."""
+    script = """
+import sys
+sys.path.insert(0, "bench")
+import torch, tiles
+from seqjepa.kernels.internal import matmul
+
+used = []
+tiles.microseconds = lambda what, work: used.append(matmul.product_shapes((0, 0))[0]["BLOCK_M"]) or 1.0
+tiles.TILES, tiles.PRECISIONS, tiles.SHOWN = ((32, 64), (64, 32)), ("ieee", "tf32x3"), 24
+tiles.multiply(1, 20, 40, 30, torch.device("cpu"))
+print(*used)
+tiles.TILES = ((32, 32),)
+tiles.gram(2, 20, 40, torch.device("cpu"))
+"""
+    result = run_process(sys.executable, "-c", script, TRITON_INTERPRET="1")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    errors = [float(line.split()[2]) for line in lines if "µs" in line]
+    assert len(errors) == (3 + 24) + (3 + 12)  # the library in two precisions, and now
+    assert max(errors) < 1e-6
+    used = next(line.split() for line in lines if line.startswith("64 "))
+    assert (used.count("64"), used.count("32")) == (3 + 12, 12)

@@ -159,9 +159,23 @@ def test_a_capture_takes_the_table_of_the_warm_up_and_holds_it(monkeypatch):
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(tool, run_process):
-    tests = ["tests/kernels/test_matmul.py", "tests/kernels/test_sigreg.py", "tests/kernels/test_adamw_ema.py"]
-    select = ["-m", "gpu", "-k", "inverse_and_logdet or statistic_and_gradient or one_step", "-q", "-x"]
-    select += ["-p", "no:benchmark"]  # it warns inside a worker of pytest-xdist, and a warning is an error
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
-    result = run_process(*command, *tests, *select, timeout=1200)
+    script = """
+import torch
+from seqjepa.kernels import AdamWEMA, coding_rate, ema_update_, sigreg
+
+for shape in ((33, 40), (2, 70, 20), (200, 300), (1100, 17)):
+    z = torch.randn(shape, device="cuda", requires_grad=True)
+    torch.autograd.grad(coding_rate(z, eps=0.5).sum(), z)
+    torch.autograd.grad(sigreg(z, num_slices=40, seed=0).sum(), z)
+parameters = [torch.nn.Parameter(torch.randn(n, device="cuda")) for n in (1, 2048, 5000)]
+for p in parameters:
+    p.grad = torch.randn_like(p)
+optimizer = AdamWEMA(parameters)
+optimizer.step()
+decay = torch.tensor(0.9, device="cuda")
+ema_update_([optimizer.teacher_of(p) for p in parameters], parameters, decay)
+torch.cuda.synchronize()
+"""
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", script]
+    result = run_process(*command, timeout=1200)
     assert result.returncode == 0, result.stdout[-4000:]
