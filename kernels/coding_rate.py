@@ -282,8 +282,7 @@ def joint_rate(
     scale = _scale(z, alpha, eps, name)
     lead, (rows, width) = z.shape[:-2], z.shape[-2:]
     if weights is not None:
-        _check_weights(z, weights)
-        lead = torch.broadcast_shapes(lead, weights.shape[:-1])
+        lead = _check_weights(z, weights)
         z = z.expand(*lead, rows, width)
     batch = math.prod(lead)
     if weights is None:
@@ -327,7 +326,8 @@ def _given(alpha: float | Tensor | None, eps: float | Tensor | None) -> tuple[st
     raise ValueError("exactly one of alpha and eps must be given")
 
 
-def _check_weights(z: Tensor, weights: Tensor) -> None:
+def _check_weights(z: Tensor, weights: Tensor) -> torch.Size:
+    """The leading dimensions of z and the weights, broadcast against each other."""
     check_tensors(weights=weights)
     if weights.ndim < 1 or weights.shape[-1] != z.shape[-2] or not weights.is_floating_point():
         raise ValueError(
@@ -338,6 +338,12 @@ def _check_weights(z: Tensor, weights: Tensor) -> None:
         raise ValueError(f"weights are on {weights.device}, z is on {z.device}")
     if readable(weights) and (weights < 0).any():
         raise ValueError(f"weights must not be negative, got {weights.min().item()}")
+    try:
+        return torch.broadcast_shapes(z.shape[:-2], weights.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"weights {list(weights.shape)} and z {list(z.shape)} must have leading dimensions that broadcast"
+        ) from None
 
 
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate_gram"), mutates_args=())

@@ -6,6 +6,7 @@ import functools
 import re
 import secrets
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -81,11 +82,17 @@ class RunFolder:
                 (self.path / ".lock").chmod(self.path.stat().st_mode & 0o666)
         except Timeout:
             raise InputError(f"{self.path}: another run is training in it", "run.dir") from None
-        except NotImplementedError:  # a disk without locks
-            return
+        except NotImplementedError:
+            self._warn_without_lock()
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise InputError(f"{self.path}: cannot be written ({error.strerror})", "run.dir") from None
+            self._warn_without_lock()
+
+    def _warn_without_lock(self) -> None:
+        warnings.warn(
+            f"{self.path}: this disk has no locks, so nothing keeps another run from training in it", stacklevel=4
+        )
 
     @property
     def last_good(self) -> str:

@@ -570,6 +570,11 @@ def test_refusals(arguments, message):
         coding_rate(torch.randn(8, 4), **arguments)
 
 
+def test_refuses_weights_that_do_not_broadcast():
+    with pytest.raises(ValueError, match=r"weights \[2, 8\] and z \[3, 8, 4\] must have leading dimensions that broad"):
+        coding_rate(torch.randn(3, 8, 4), alpha=1.0, weights=torch.ones(2, 8))
+
+
 @pytest.mark.parametrize(
     "z",
     [

@@ -1,12 +1,15 @@
 """What a resumed run may change, and what is said of it."""
 
+import errno
 import json
 import math
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import PIL
 import pytest
+from filelock import FileLock
 from image_data import write_images
 from PIL import Image, features
 
@@ -30,6 +33,15 @@ def folder(words) -> Path:
 
 def folder_of(config) -> RunFolder:
     return RunFolder(config, config.run, config.checkpoint.keep)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(errno.ENOLCK, "No locks available")])
+def test_a_disk_without_locks_is_named(error, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(FileLock, "acquire", Mock(side_effect=error))
+    (tmp_path / "run").mkdir()
+    config = compose(tiny(f"run.dir={tmp_path / 'run'}")).config
+    with pytest.warns(match=f"{tmp_path / 'run'}: this disk has no locks"), RunFolder(config, config.run, 1):
+        pass
 
 
 def replaced(section, field: str):
