@@ -78,9 +78,10 @@ def check(composed: Composed[Config]) -> int:
         few = opened.few if opened else {}
         with tempfile.TemporaryDirectory() as folder:
             line("rehearsal", lambda: _rehearse(config, few, Path(folder)))
-    if config.run.max_hours is not None and config.run.price is not None:
-        hours, price = config.run.max_hours, config.run.price
-        print(f"cost: up to {hours:g} h x {price:g} = {hours * price:.2f}, and what set-up and interruptions take")
+    hours, price = config.run.max_hours, config.run.price
+    if price is not None:
+        whole = "; run.max_hours would limit it" if hours is None else f" x {hours:g} h = {price * hours:.2f} at most"
+        print(f"cost: {price:g} an hour{whole}, without set-up and interruptions")
     return BAD_INPUT if wrong else DONE
 
 

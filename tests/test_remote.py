@@ -41,7 +41,7 @@ def test_a_run_that_would_work(tiny, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in said] == ["images", "mirror", "rehearsal", "cost"]
     assert said[1].endswith("has epoch-0003")
-    assert "up to 3 h x 0.5 = 1.50" in said[3]
+    assert said[3].startswith("cost: 0.5 an hour x 3 h = 1.50 at most")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -118,8 +118,10 @@ def test_an_error_of_the_system_is_a_line_too(tiny, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied", "somewhere")
 
     monkeypatch.setattr(rehearsal, "_open", look)
-    assert train([*tiny(), "--check"]) == BAD_INPUT
-    assert capsys.readouterr().err == "error: images: [Errno 13] Permission denied: 'somewhere'\n"
+    assert train([*tiny("run.price=0.5"), "--check"]) == BAD_INPUT
+    printed = capsys.readouterr()
+    assert printed.err == "error: images: [Errno 13] Permission denied: 'somewhere'\n"
+    assert printed.out.startswith("cost: 0.5 an hour; run.max_hours would limit it")
 
 
 NEAREST = ("objective.rate.weight=0.01", "objective.rate.scope.kind=nearest")

@@ -1,5 +1,6 @@
 """What each term of the objective does over the epochs, as a PNG: losses, shares, gradients, ranks, codes."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,11 @@ PANELS = (
 )
 
 
+def _is_number(value: float | None) -> bool:
+    """Not what was not measured."""
+    return value is not None and math.isfinite(value)
+
+
 def draw_terms(rows: list[dict[str, Any]], untrained: dict[str, float] | None, path: Path) -> None:
     """Draw lines of metrics.jsonl in those of `PANELS` that have a metric; the untrained control is dashed."""
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -36,7 +42,7 @@ def draw_terms(rows: list[dict[str, Any]], untrained: dict[str, float] | None, p
         axes.set_axis_off()
     for axes, (panel, curves) in zip(places, shown, strict=False):
         for number, (name, label) in enumerate(curves.items()):
-            points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+            points = [(row["epoch"], value) for row in rows if _is_number(value := row.get(name))]
             if points:
                 marker = "o" if len(points) < 20 else None
                 axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, marker=marker, markersize=3)
@@ -44,7 +50,7 @@ def draw_terms(rows: list[dict[str, Any]], untrained: dict[str, float] | None, p
                 axes.axhline(untrained[name], color=f"C{number}", linestyle="--", linewidth=1)
         positive = [row[name] for row in rows for name in curves if (row.get(name) or 0) > 0]
         if panel.scale == "symlog" and positive:
-            axes.set_yscale("symlog", linthresh=max(min(positive), 1e-3))
+            axes.set_yscale("symlog", linthresh=10.0 ** math.ceil(math.log10(max(min(positive), 1e-3))))
         elif panel.scale == "log" and positive:
             axes.set_yscale("log")
         axes.set_title(panel.title, fontsize=10)

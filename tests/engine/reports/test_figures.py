@@ -66,5 +66,6 @@ def test_a_panel_of_terms_is_there_if_it_has_a_metric(tmp_path):
         assert (last[0] > first[0]) == falls  # lower in the picture
     image = np.asarray(Image.open(tmp_path / "terms.png").convert("L"))
     assert (image[image.shape[0] * 6 // 10 :] > 250).all()
-    draw_terms([{"epoch": 1, "loss_a": None}], None, tmp_path / "nothing.png")
-    assert not len(pixels(tmp_path / "nothing.png", BLUE))
+    for nothing in (None, float("nan")):
+        draw_terms([{"epoch": 1, "loss_a": nothing}], None, tmp_path / "nothing.png")
+        assert not len(pixels(tmp_path / "nothing.png", BLUE))  # not in the legend either
