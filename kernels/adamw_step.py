@@ -169,17 +169,20 @@ def _adamw_ema_piece(
 
 def _launches(
     lists: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
-    settings: Settings,
+    settings: Settings, lasting: Tensor,
 ) -> None:  # fmt: skip
-    """Two launches. All tensors are on one device, each list has one dtype, each row one layout."""
+    """Two launches. All tensors are on one device, each list has one dtype, each row one layout.
+
+    `lasting` is one of the parameters, while `lists` can have a copy of it.
+    """
     params, grads, *_, last = lists
     device = params[0].device
-    table = address_table(lists, device)
+    table = address_table(lists, device, lasting)
     scalars = torch.empty((len(params), 2), dtype=torch.float32, device=device)
     if not isinstance(settings, Tensor):
         numbers = settings
         settings = kept(
-            numbers, device, params[0], lambda: sent(torch.tensor(numbers, dtype=torch.float64, device="cpu"), device)
+            numbers, device, lasting, lambda: sent(torch.tensor(numbers, dtype=torch.float64, device="cpu"), device)
         )
     flag, divisor = lr if found_inf is None else found_inf, lr if grad_scale is None else grad_scale
     layout = {"COLUMNS": 2 + len(lists), "FOUND_INF": found_inf is not None}
@@ -197,7 +200,7 @@ def _launches(
 
 def _torch_step(
     lists: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
-    settings: Settings,
+    settings: Settings, lasting: Tensor,
 ) -> None:  # fmt: skip
     """The same in two passes: torch's fused AdamW, then the update of the teachers."""
     params, grads, exp_avgs, exp_avg_sqs, steps, *teachers = lists
@@ -220,12 +223,14 @@ def _torch_step(
 
 def _update(
     lists: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
-    settings: Settings,
+    settings: Settings, lasting: Tensor,
 ) -> None:  # fmt: skip
     device = lists[0][0].device
     numbers = [number.to(device, non_blocking=True) for number in (lr, ema_decay)]
     scaler = [None if flag is None else flag.to(device, non_blocking=True) for flag in (found_inf, grad_scale)]
-    (_launches if uses_triton(lists[0][0]) else _torch_step)(lists, *numbers, *scaler, settings=settings)
+    (_launches if uses_triton(lists[0][0]) else _torch_step)(
+        lists, *numbers, *scaler, settings=settings, lasting=lasting
+    )
     # torch's fused step does not say to autograd what it writes, and neither does a launch
     written = lists if grad_scale is not None else [tensors for tensors in lists if tensors is not lists[1]]
     increment_version([tensor for tensors in written for tensor in tensors])
@@ -251,7 +256,7 @@ def _step_lists(
         buckets[kind].append((number, (flat, grad, *moments, step, *teacher)))
     for rows in buckets.values():
         columns = [list(column) for column in zip(*(row for _, row in rows), strict=True)]
-        _update(columns, lr, ema_decay, found_inf, grad_scale, settings)
+        _update(columns, lr, ema_decay, found_inf, grad_scale, settings, lists[0][rows[0][0]])
     for tensor, flat in written_back:
         tensor.copy_(flat)
     for g, flat in scaled_back if grad_scale is not None else ():
@@ -320,7 +325,7 @@ def step_group(
         settings = tuple(map(float, settings))
         for rows in plan:
             columns = lists if len(plan) == 1 else [[tensors[number] for number in rows] for tensors in lists]
-            _update(columns, *scalars, settings)
+            _update(columns, *scalars, settings, columns[0][0])
         return
     if any(grad.layout != torch.strided for grad in grads):
         raise RuntimeError("AdamWEMA does not support sparse gradients")

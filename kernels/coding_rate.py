@@ -86,16 +86,17 @@ def _forward(
     else:
         matrix = gram(sides, scale, times=1 / z.shape[1], identity=True)
     rate, factor, info = factor_logdet(matrix, alone=alone)
-    y = y if _are_kept(weights, center, group) else y.new_empty((z.shape[0], 0, z.shape[2]))
+    y = y.contiguous() if _are_kept(weights, center, group) else rate.new_empty((z.shape[0], 0, z.shape[2]))
     return rate, info, mean, mass, c, factor, y
 
 
 def _are_kept(weights: Tensor, center: bool, group: str) -> bool:
-    """Whether the forward pass computes rows other than z, and those that the backward pass needs.
+    """Whether the backward pass gets the rows less their mean.
 
-    The mean of a group's rows is known only after they were used.
+    The mean of a group's rows is known only after they were used, and with weights there can be rows for each of many
+    classes.
     """
-    return (center or bool(weights.numel())) and not group
+    return center and not (weights.numel() or group)
 
 
 def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,7 +314,8 @@ def _scale(z: Tensor, alpha: float | Tensor | None, eps: float | Tensor | None, 
         return z.new_full((), number if eps is None else z.shape[-1] / number, dtype=exact_dtype(z))
     if not isinstance(value, Tensor):
         value = z.new_ones((), dtype=exact_dtype(z)) * value  # torch.full would be recompiled for each value
-    value = value.to(exact_dtype(z))  # also NumPy numbers, which torch.compile traces as tensors
+    # also NumPy numbers, which torch.compile traces as tensors; a copy, since a schedule may write to the user's tensor
+    value = value.to(exact_dtype(z), copy=True)
     return value if eps is None else z.shape[-1] / value
 
 

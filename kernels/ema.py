@@ -99,7 +99,7 @@ def _ema_piece(p_teacher, p_student, p_live, o, m, weight, LISTS: tl.constexpr):
 def _launch(lists: list[list[Tensor]], decay: Tensor, skip: Tensor | None) -> None:
     """One launch. All tensors are on one device, each list has one dtype, and the tensors of a row have one layout."""
     teacher, student, *live = lists
-    table = address_table(lists, teacher[0].device)
+    table = address_table(lists, teacher[0].device, teacher[0])
     launch(
         _ema_kernel, (len(table.pieces),), table.rows, table.pieces, decay, decay if skip is None else skip,
         LISTS=len(lists), TEACHER=triton_dtype(teacher[0]), STUDENT=triton_dtype(student[0]),

@@ -55,7 +55,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments, **constants) -> None:
     """Launch a kernel on the device of its first argument, a tensor; Triton alone would use the current device.
 
     Triton's own launch takes longer than many kernels: it looks at each argument to find the binary that was compiled
-    for the likes of it. Here binaries are found by what tells arguments apart.
+    for the likes of it. Here binaries are found by what tells arguments apart. Of Triton's hooks, those around a launch
+    still run, those before it looks for a binary only at the first launch.
     """
     if 0 in grid:  # the batch is empty
         return

@@ -116,7 +116,7 @@ def _leaves_kernel(
     i_s = (tl.program_id(0) // leaves).to(tl.int64)
     o = tl.arange(0, 16)
     row, column = o[:, None], o[None, :]
-    o_j = tl.program_id(0) % leaves * 16 + o
+    o_j = (tl.program_id(0) % leaves * 16 + o).to(tl.int64)
     m = (o_j < n)[:, None] & (o_j < n)[None, :]
     p_l = factor + i_s * n * n + o_j[:, None] * stride_row + o_j[None, :] * stride_column
     b_l = tl.load(p_l, mask=m, other=0.0) + ((row == column) & (o_j >= n)[:, None]).to(tl.float32)
@@ -138,7 +138,7 @@ def _inverse_kernel(
     stride_row,
     stride_column,
     SPAN: tl.constexpr,  # 0 for the whole W
-    KNOWN: tl.constexpr,  # whether the diagonal is that of `out`, which other programs read
+    KNOWN: tl.constexpr,  # whether `out` has its blocks of ROWS on the diagonal already
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -154,16 +154,16 @@ def _inverse_kernel(
     factor += i_s * n * n
     diagonal += i_s * n * n
     out += i_s * n * n
-    o_i = begin + tl.program_id(0) % columns * BLOCK + tl.arange(0, BLOCK)
+    o_i = (begin + tl.program_id(0) % columns * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     first = begin + tl.program_id(0) % columns * BLOCK // ROWS * ROWS
     for j in range(begin, tl.minimum(begin + span, n), ROWS):
-        o_j = j + tl.arange(0, ROWS)
+        o_j = j + tl.arange(0, ROWS).to(tl.int64)
         if j < first:
             _store(out, o_j, o_i, n, tl.zeros([ROWS, BLOCK], dtype=tl.float32))
         elif not KNOWN or j > first:
             b_sum = (o_j[:, None] == o_i[None, :]).to(tl.float32)
             for k in range(first, j, BLOCK_K):
-                o_k = k + tl.arange(0, BLOCK_K)
+                o_k = k + tl.arange(0, BLOCK_K).to(tl.int64)
                 m = (o_j < n)[:, None] & (o_k < j)[None, :]
                 b_l = tl.load(factor + o_j[:, None] * stride_row + o_k[None, :] * stride_column, mask=m, other=0.0)
                 b_w = tl.where((o_k < j)[:, None], _load(out, o_k, o_i, n), 0.0)

@@ -8,10 +8,10 @@ number of its row for each piece.
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ PIECE = 2048  # elements that one program takes, in one access of each thread to
 KEPT = 4096  # tables in the cache, a few kilobytes each
 PLANS = 256  # a list of numbers each, and what identifies their tensors
 _kept: OrderedDict[tuple, tuple[int | None, Any]] = OrderedDict()  # with the stream on which it was made
+_held: WeakKeyDictionary[torch.UntypedStorage, dict[int, Any]] = WeakKeyDictionary()  # by what lasts as long
 _plans: dict[tuple, tuple[Any, Any]] = {}
 
 
@@ -60,7 +61,7 @@ class Table:
         ValueError: a tensor is on another device.
     """
 
-    def __init__(self, lists: Sequence[Sequence[Tensor]], device: torch.device):
+    def __init__(self, lists: Sequence[Sequence[Tensor]], device: torch.device, lasting: Tensor):
         for tensor in (tensor for tensors in lists for tensor in tensors):
             if tensor.device != device:
                 raise ValueError(
@@ -73,7 +74,7 @@ class Table:
         named = torch.arange(len(counts), dtype=torch.int32, device="cpu").repeat_interleave(pieces)
         self.rows = sent(rows.contiguous(), device)
         # apart from the addresses, of which there may be many: it has four bytes for each piece
-        self.pieces = kept(("pieces", *counts.tolist()), device, lists[0][0], lambda: sent(named, device))
+        self.pieces = kept(("pieces", *counts.tolist()), device, lasting, lambda: sent(named, device))
         self.aligned = not (columns % 16).any()
 
 
@@ -159,18 +160,18 @@ def _steps(tensor: Tensor) -> list[tuple[int, int]]:
     return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
 
 
-def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device) -> Table:
+def address_table(lists: Sequence[Sequence[Tensor]], device: torch.device, lasting: Tensor) -> Table:
     """Table of tensors in lists of equal length; one that was made for the same addresses is taken again."""
     key = (len(lists), *map(Tensor.numel, lists[0]), *map(Tensor.data_ptr, itertools.chain(*lists)))
-    return kept(key, device, lists[0][0], lambda: Table(lists, device))
+    return kept(key, device, lasting, lambda: Table(lists, device, lasting))
 
 
-def kept(key: tuple, device: torch.device, written: Tensor, make: Callable[[], Any]) -> Any:
+def kept(key: tuple, device: torch.device, lasting: Tensor, make: Callable[[], Any]) -> Any:
     """What `make` puts on the device, made once for each key.
 
     A CUDA graph takes what was made before its capture, and it is then held for as long as there is the memory of
-    `written`, without which the graph is of no use either. What the capture is the first to need is part of the graph:
-    each replay makes it anew.
+    `lasting`: one of the tensors that the graph writes to, without which it is of no use either. What the capture is
+    the first to need is part of the graph: each replay makes it anew.
     """
     key, capturing, stream = (device, *key), False, None
     if device.type == "cuda":
@@ -180,7 +181,7 @@ def kept(key: tuple, device: torch.device, written: Tensor, make: Callable[[], A
     if capturing:
         if value is None:
             return make()
-        weakref.finalize(written.untyped_storage(), id, value).atexit = False
+        _held.setdefault(lasting.untyped_storage(), {})[id(value)] = value
     elif value is None or made != stream:
         value = make()
         _kept[key] = stream, value

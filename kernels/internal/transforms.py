@@ -2,7 +2,8 @@
 
 A bare custom operator drops tangents silently, and `torch.func.grad` of one fails with an internal error of torch. So
 while a transform or forward mode is active, operators are called through an `autograd.Function`. So are they on plain
-tensors: then nothing needs the dispatcher, which takes longer than some kernels.
+tensors: then nothing needs the dispatcher, which takes longer than some kernels; without gradients the operator's body
+is called by itself.
 """
 
 from __future__ import annotations

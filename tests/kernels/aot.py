@@ -72,7 +72,7 @@ def manifest(architecture: int) -> dict[str, tuple]:
     own = {"PARAMETER": tl.float32, "GRAD": tl.float32, "TEACHER": tl.float32}
     pair = {"TEACHER": tl.float32, "STUDENT": tl.float32, "LIVE": tl.bfloat16}
     factor = "*fp32 *fp32 *i32 i32"
-    inverse = "*fp32 *fp32 *fp32 i32 i32 i32"
+    inverse = "*fp32 *fp32 *fp32 i32 i32"
     average = "*i64 *i32 *fp64 *fp32"
     step = "*i64 *i32 *fp32 *fp64 *fp64 *fp64 *fp32 *fp32"
     stripes, columns = dict(cholesky.STRIPES), dict(rows.COLUMNS)
@@ -116,23 +116,35 @@ def manifest(architecture: int) -> dict[str, tuple]:
             {},
         ),
         "cholesky": (cholesky._factor_kernel, factor, cholesky.BLOCKS, one_stage),
-        "leaves": (cholesky._leaves_kernel, "*fp32 *fp32 i32 i32 i32", {}, {"num_warps": 1}),
+        "leaves": (cholesky._leaves_kernel, "*fp32 *fp32 i32 i32", {"stride_row": 1}, {"num_warps": 1}),
         "inverse": (
             cholesky._inverse_kernel,
             inverse,
-            {"SPAN": 0, "KNOWN": False, "ROWS": 16, **cholesky.BLOCKS},
+            {"SPAN": 0, "KNOWN": False, "ROWS": 16, "stride_column": 1, **cholesky.BLOCKS},
             one_stage,
         ),
         "inverse of blocks": (
             cholesky._inverse_kernel,
             inverse,
-            {"SPAN": 64, "KNOWN": False, "ROWS": 16, **cholesky.BLOCKS},
+            {"SPAN": 64, "KNOWN": False, "ROWS": 16, "stride_column": 1, **cholesky.BLOCKS},
+            one_stage,
+        ),
+        "inverse of a library's blocks": (
+            cholesky._inverse_kernel,
+            inverse,
+            {"SPAN": 64, "KNOWN": False, "ROWS": 16, "stride_row": 1, **cholesky.BLOCKS},
             one_stage,
         ),
         "inverse by its blocks": (
             cholesky._inverse_kernel,
             inverse,
-            {"SPAN": 0, "KNOWN": True, **stripes},
+            {"SPAN": 0, "KNOWN": True, "stride_column": 1, **stripes},
+            {**of_stripes, **one_stage},
+        ),
+        "library's inverse by its blocks": (
+            cholesky._inverse_kernel,
+            inverse,
+            {"SPAN": 0, "KNOWN": True, "stride_row": 1, **stripes},
             {**of_stripes, **one_stage},
         ),
         "log-determinant": (cholesky._logdet_kernel, "*fp32 *i32 *fp32 i32", {"BLOCK": 256}, {}),

@@ -1,5 +1,7 @@
 """Where torch stands in for the kernels."""
 
+import sys
+
 import pytest
 
 from seqjepa.kernels.internal import backend
@@ -21,3 +23,51 @@ def test_without_a_compiler_triton_is_of_no_use(monkeypatch, tmp_path):
     assert missing() is None
     monkeypatch.setenv("CC", "nowhere-to-be-found")
     assert missing() == "there is no C compiler (nowhere-to-be-found), which Triton needs"
+
+
+LAUNCHES = """
+import sys
+sys.path.insert(0, "bench")
+import torch
+import triton.runtime.driver
+from host import NoGPU
+from seqjepa.kernels import coding_rate
+from seqjepa.kernels.internal import backend
+
+launched = []
+
+
+class Recording(NoGPU):
+    launcher_cls = staticmethod(lambda source, metadata: lambda *arguments: launched.append((source, arguments[9:])))
+
+
+triton.runtime.driver.set_active(Recording())
+backend.INTERPRETED = True
+rows = torch.zeros(5000 * 5)
+for shape in ((1, 1), (5, 1), (1, 5), (16, 16), (17, 16), (5000, 4)):
+    for start in (0, 1):
+        for dtype in (torch.float32, torch.bfloat16):
+            z = rows.to(dtype)[start:][: shape[0] * shape[1]].view(shape).requires_grad_()
+            turns = []
+            for kept in ({}, dict(backend._binaries), {}):
+                backend._binaries.clear()
+                backend._binaries.update(kept)
+                launched.clear()
+                for _ in range(2):
+                    torch.autograd.grad(coding_rate(z, eps=0.5), z)
+                turns += [launched[: len(launched) // 2], launched[len(launched) // 2 :]]
+            for turn in turns[1:]:
+                assert len(turn) == len(turns[0]) >= 6
+                for (source, given), (first, before) in zip(turn, turns[0]):
+                    assert source is first, source.fn
+                    for x, y in zip(given, before, strict=True):
+                        assert type(x) is type(y)
+                        assert isinstance(x, torch.Tensor) or x == y
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+def test_a_binary_that_was_found_before_is_the_one_that_triton_takes(run_process):
+    """With a driver that launches nothing: of sizes one, odd and even, and of memory that is not aligned."""
+    result = run_process(sys.executable, "-c", LAUNCHES)
+    assert result.returncode == 0, result.stderr

@@ -400,7 +400,9 @@ def test_opcheck(device):
     nothing, scale = torch.zeros(2, 0, device=device), torch.tensor([2.0, 3.0], device=device)
     for rows, width, samples in ((8, 5, False), (5, 8, True)):
         z = torch.randn(2, rows, width, device=device, requires_grad=True)
-        torch.library.opcheck(ops.coding_rate.default, (z, nothing, scale, True, samples, False, "", 1))
+        laid_out_otherwise = torch.randn(2, width, rows, device=device).mT.requires_grad_()
+        for given, center in ((z, True), (laid_out_otherwise, True), (z.detach().bfloat16().requires_grad_(), False)):
+            torch.library.opcheck(ops.coding_rate.default, (given, nothing, scale, center, samples, False, "", 1))
         torch.library.opcheck(ops.coding_rate_gram.default, (z.detach(), True, samples, "", 1))
     z, weights = torch.randn(2, 8, 5, device=device), torch.rand(2, 8, device=device, requires_grad=True)
     for samples in (False, True):
@@ -433,6 +435,34 @@ def test_a_forward_and_backward_pass_takes_nine_launches(shape, launches):
     computing = re.compile("aten::(add|sub|mul|div|where|gt|lt|eq|sum|mean|exp|log|sqrt|clamp|reciprocal|mm|bmm)_?$")
     others = [event.name for event in profile.events() if computing.match(event.name)]
     assert kernels + len(others) + 1 <= 9, others  # and eps becomes a tensor
+
+
+def test_a_schedule_may_write_to_alpha_before_the_backward_pass(device):
+    z, alpha = torch.randn(9, 4, device=device, requires_grad=True), torch.tensor(1.0, device=device)
+    rate = coding_rate(z, alpha=alpha)
+    (expected,) = torch.autograd.grad(coding_rate(z, alpha=1.0), z)
+    alpha.fill_(2.0)
+    assert torch.equal(torch.autograd.grad(rate, z)[0], expected)
+
+
+def test_what_is_kept_for_the_backward_pass(device):
+    """The rows less their mean; with weights not the rows of each class, of which there may be many."""
+    z, classes = torch.randn(64, 8, device=device), torch.rand(50, 64, device=device)
+
+    def kept(**given) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(x):
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            coding_rate(z.clone().requires_grad_(), eps=0.5, **given)
+        return sum(sizes.values())
+
+    factors = 4 * 8 * 8
+    assert 2 * z.nbytes + factors <= kept() < 2 * z.nbytes + 2 * factors
+    assert kept(weights=classes) < z.nbytes + classes.nbytes + 50 * (factors + 8 * 8 + 64)
 
 
 def test_compiles_whole_and_does_not_recompile(device):

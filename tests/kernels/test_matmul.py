@@ -22,6 +22,15 @@ def test_matmul(m, k, n, dtype, device):
     assert matmul(a, b).dtype == torch.float32
 
 
+@pytest.mark.parametrize("inner", [40, 900])  # whole, and in parts
+def test_a_failed_factorisation_makes_its_gram_matrix_nan(inner, device):
+    y, c = torch.randn(2, 20, inner, device=device), torch.tensor([0.5, 3.0], device=device)
+    out = gram(y, c, times=0.25, info=torch.tensor([0, 7], dtype=torch.int32, device=device))
+    expected = 0.125 * (y[0].double() @ y[0].double().mT)
+    assert (out[0] - expected).norm() / expected.norm() < 1e-6
+    assert out[1].isnan().all()
+
+
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 64, 65, 130])
 def test_gram(n, device):
     torch.manual_seed(0)
