@@ -33,6 +33,7 @@ MOMENTS_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 128}
 GRADIENT_BLOCKS = {"BLOCK_N": 32, "BLOCK_K": 64}
 STATISTIC_BLOCK = 64  # slices
 ANEW = 8  # knots whose angles are added up; in longer sums Inductor cuts its loop, and keeps tensors of x's size
+COLUMNS = 64  # of a block of projections whose rows a CPU adds up
 CACHED = 2**16  # projections that a thread of a CPU processes at a time, so that they stay in its cache
 
 
@@ -311,20 +312,32 @@ def cached(x: Tensor, slices: int) -> tuple[Tensor, ...]:
 
 
 def _waves(x: Tensor, spaced: Spacing) -> tuple[Tensor, Tensor]:
-    """exp(i t x) at the first knot, and the factor from each knot to the next."""
+    """exp(i t x) at the first knot, and the factor from each knot to the next, which may be the same tensor."""
     angle = x * (spaced.step / 2 if spaced.between else spaced.step)
     first = torch.complex(angle.cos(), angle.sin())
-    return first, first * first if spaced.between else first.clone()
+    return first, first * first if spaced.between else first
 
 
 def _eager_sums(x: Tensor, spaced: Spacing) -> Tensor:
-    """`_plain_sums` on a CPU: one product and one sum for each knot."""
-    sums = x.new_zeros((x.shape[0], spaced.count, x.shape[2]), dtype=x.dtype.to_complex())
-    for part in cached(x, x.shape[2]):
-        wave, turn = _waves(part, spaced)
-        for number in range(spaced.count):
-            sums[:, number] += wave.sum(1)
-            wave *= turn
+    """`_plain_sums` on a CPU: one product and one sum for each knot.
+
+    Blocks of columns lie one after the other, so that a thread adds up what it has multiplied itself. Threads that
+    fetch it from each other's caches take longer than one alone.
+    """
+    width = x.shape[2]
+    whole = width - width % COLUMNS
+    if 0 < whole < width:
+        return torch.cat([_eager_sums(part, spaced) for part in x.split([whole, width - whole], dim=2)], dim=-1)
+    blocks = max(width // COLUMNS, 1)
+    sums = x.new_zeros((x.shape[0], spaced.count, blocks, width // blocks), dtype=x.dtype.to_complex())
+    for part in cached(x, width):
+        wave, turn = _waves(part.unflatten(2, sums.shape[2:]).transpose(1, 2).contiguous(), spaced)
+        knots = [wave.sum(2)]
+        for number in range(1, spaced.count):
+            wave = wave * turn if number == 1 else wave.mul_(turn)
+            knots.append(wave.sum(2))
+        sums += torch.stack(knots, 1)
+    sums = sums.flatten(2)
     return torch.stack([sums.real, sums.imag], 1)
 
 
