@@ -123,23 +123,11 @@ def manifest(architecture: int) -> dict[str, tuple]:
             {"SPAN": 0, "KNOWN": False, "ROWS": 16, "stride_column": 1, **cholesky.BLOCKS},
             one_stage,
         ),
-        "inverse of blocks": (
-            cholesky._inverse_kernel,
-            inverse,
-            {"SPAN": 64, "KNOWN": False, "ROWS": 16, "stride_column": 1, **cholesky.BLOCKS},
-            one_stage,
-        ),
         "inverse of a library's blocks": (
             cholesky._inverse_kernel,
             inverse,
             {"SPAN": 64, "KNOWN": False, "ROWS": 16, "stride_row": 1, **cholesky.BLOCKS},
             one_stage,
-        ),
-        "inverse by its blocks": (
-            cholesky._inverse_kernel,
-            inverse,
-            {"SPAN": 0, "KNOWN": True, "stride_column": 1, **stripes},
-            {**of_stripes, **one_stage},
         ),
         "library's inverse by its blocks": (
             cholesky._inverse_kernel,

@@ -44,25 +44,23 @@ class Recording(NoGPU):
 triton.runtime.driver.set_active(Recording())
 backend.INTERPRETED = True
 rows = torch.zeros(5000 * 5)
-for shape in ((1, 1), (5, 1), (1, 5), (16, 16), (17, 16), (5000, 4)):
+for shape in ((1, 5), (16, 16), (5000, 4)):
     for start in (0, 1):
-        for dtype in (torch.float32, torch.bfloat16):
-            z = rows.to(dtype)[start:][: shape[0] * shape[1]].view(shape).requires_grad_()
-            turns = []
-            for kept in ({}, dict(backend._binaries), {}):
+        z = rows[start:][: shape[0] * shape[1]].view(shape).requires_grad_()
+        turns = []
+        for _ in range(3):  # Triton's binaries; those that were found; and Triton's again
+            launched.clear()
+            torch.autograd.grad(coding_rate(z, eps=0.5), z)
+            turns.append(list(launched))
+            if len(turns) == 2:
                 backend._binaries.clear()
-                backend._binaries.update(kept)
-                launched.clear()
-                for _ in range(2):
-                    torch.autograd.grad(coding_rate(z, eps=0.5), z)
-                turns += [launched[: len(launched) // 2], launched[len(launched) // 2 :]]
-            for turn in turns[1:]:
-                assert len(turn) == len(turns[0]) >= 6
-                for (source, given), (first, before) in zip(turn, turns[0]):
-                    assert source is first, source.fn
-                    for x, y in zip(given, before, strict=True):
-                        assert type(x) is type(y)
-                        assert isinstance(x, torch.Tensor) or x == y
+        for turn in turns[1:]:
+            assert len(turn) == len(turns[0]) >= 6
+            for (source, given), (first, before) in zip(turn, turns[0]):
+                assert source is first, source.fn
+                for x, y in zip(given, before, strict=True):
+                    assert type(x) is type(y)
+                    assert isinstance(x, torch.Tensor) or x == y
 """
 
 
