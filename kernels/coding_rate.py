@@ -63,9 +63,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rate [S], info [S], mean [S, d], mass [S], c [S], factor [S, n, n] and rows y of z [S, B, d], for scale [S].
 
-    No weights are [S, 0]. The mass is the sum of all processes' weights; without weights and a group it is [0], and so
-    is c, which is scale / B then. With `samples` the side n is B instead of d. The rows are [S, 0, d] if the backward
-    pass has to compute them again.
+    No weights are [S, 0]. The mass is the sum of all processes' weights. Without weights and a group, mass and c are
+    [0], because nothing but scale / B is needed then. With `samples` the side n is B instead of d. The rows are
+    [S, 0, d] if the backward pass has to compute them again.
     """
     if weights.numel():
         mean, mass = weighted_moments(z, weights, center)

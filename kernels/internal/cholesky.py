@@ -19,12 +19,8 @@ from .matmul import gram
 __all__ = ["factor_logdet", "inverse_of"]
 
 BLOCKS = {"BLOCK": 64, "BLOCK_K": 32}
-STRIPES = {
-    "ROWS": 64,
-    "BLOCK": 32,
-    "BLOCK_K": 32,
-    "num_warps": 8,
-}  # of an inverse whose blocks on the diagonal are known
+# of an inverse whose blocks on the diagonal are known
+STRIPES = {"ROWS": 64, "BLOCK": 32, "BLOCK_K": 32, "num_warps": 8}
 # side of the largest matrix for one program, above which cuSOLVER factors: of several matrices, and of a single one
 ONE_PROGRAM, ONE_PROGRAM_ALONE = 256, 128
 ONE_STEP = 128  # side of the largest matrix whose inverse takes steps of 16 rows only

@@ -52,7 +52,7 @@ def gram_shape(capability: tuple[int, int]) -> Shape:
 
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
-    """Of an NVIDIA GPU; AMD's count otherwise."""
+    """(0, 0) for all but NVIDIA's GPUs; AMD numbers its own in another way."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" and not torch.version.hip else (0, 0)
 
 

@@ -26,7 +26,7 @@ PANELS = (
 
 
 def _is_number(value: float | None) -> bool:
-    """Not what was not measured."""
+    """False for None and NaN, which stand for what was not measured."""
     return value is not None and math.isfinite(value)
 
 
