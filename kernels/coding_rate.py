@@ -33,7 +33,7 @@ from .internal.backend import full_precision, widest
 from .internal.buffers import BufferedModule
 from .internal.checks import check_positive, check_tensors, plain, readable
 from .internal.cholesky import factor_logdet, inverse_of
-from .internal.matmul import gram, matmul
+from .internal.matmul import gram, matmul, side_to_factor
 from .internal.rows import centered, exact_dtype, is_empty, root_of, rows_of, torch_rows, weighted_moments
 from .internal.transforms import differentiable
 
@@ -61,11 +61,11 @@ def coding_rate_reference(z: Tensor, scale: Tensor, weights: Tensor | None = Non
 def _forward(
     z: Tensor, weights: Tensor, scale: Tensor, center: bool, samples: bool, alone: bool, group: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rate [S], info [S], mean [S, d], mass [S], c [S], factor [S, n, n] and rows y of z [S, B, d], for scale [S].
+    """Rate [S], info [S], mean [S, d], mass [S], c [S], factor [S, m, m] and rows y of z [S, B, d], for scale [S].
 
     No weights are [S, 0]. The mass is the sum of all processes' weights. Without weights and a group, mass and c are
-    [0], because nothing but scale / B is needed then. With `samples` the side n is B instead of d. The rows are
-    [S, 0, d] if the backward pass has to compute them again.
+    [0], because nothing but scale / B is needed then. With `samples` a B x B matrix is factored instead of a d x d one;
+    m is that side, or a little more. The rows are [S, 0, d] if the backward pass has to compute them again.
     """
     if weights.numel():
         mean, mass = weighted_moments(z, weights, center)
@@ -74,6 +74,7 @@ def _forward(
         y, mean = centered(z, center)
         mass = scale.new_full(scale.shape, z.shape[1]) if group else scale.new_empty(0)
     sides = y if samples else y.mT
+    side = _side(z, samples, group)
     if group:
         local = gram(sides, torch.ones_like(mass))
         matrix, mean, mass = _join(local, mean, mass, group, size)
@@ -82,12 +83,17 @@ def _forward(
         matrix *= c[:, None, None]
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
     elif mass.numel():
-        matrix = gram(sides, c, identity=True)
+        matrix = gram(sides, c, identity=True, side=side)
     else:
-        matrix = gram(sides, scale, times=1 / z.shape[1], identity=True)
+        matrix = gram(sides, scale, times=1 / z.shape[1], identity=True, side=side)
     rate, factor, info = factor_logdet(matrix, alone=alone)
     y = y.contiguous() if _are_kept(weights, center, group) else rate.new_empty((z.shape[0], 0, z.shape[2]))
     return rate, info, mean, mass, c, factor, y
+
+
+def _side(z: Tensor, samples: bool, group: str) -> int:
+    n = z.shape[1] if samples else z.shape[2]
+    return n if group else side_to_factor(n, z)
 
 
 def _are_kept(weights: Tensor, center: bool, group: str) -> bool:
@@ -124,12 +130,12 @@ def _join(local: Tensor, mean: Tensor, mass: Tensor, group: str, size: int) -> t
 @_forward.register_fake
 def _(z, weights, scale, center, samples, alone, group, size):
     batch, rows, width = z.shape
-    n = rows if samples else width
+    side = _side(z, samples, group)
     rate = z.new_empty(batch, dtype=exact_dtype(z))
     info, mean = rate.new_empty(batch, dtype=torch.int32), rate.new_empty((batch, width), dtype=widest(rate.device))
     mass = rate.new_empty(batch if group or weights.numel() else 0)
     y = rate.new_empty((batch, rows if _are_kept(weights, center, group) else 0, width))
-    return rate, info, mean, mass, torch.empty_like(mass), rate.new_empty((batch, n, n)), y
+    return rate, info, mean, mass, torch.empty_like(mass), rate.new_empty((batch, side, side)), y
 
 
 @torch.library.custom_op(add_op_namespace_prefix("coding_rate_backward"), mutates_args=())
@@ -139,7 +145,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of z and of the weights, the latter [S, 0] unless `weighted`."""
     c, times = (c, 2.0) if mass.numel() else (scale, 2 / z.shape[1])
-    inverse = inverse_of(factor, info, c, times=times, alone=alone)  # 2c M⁻¹
+    n = z.shape[1] if samples else z.shape[2]
+    inverse = inverse_of(factor, info, c, times=times, alone=alone)[:, :n, :n]  # 2c M⁻¹
     if not weighted:
         y = y if _are_kept(weights, center, group) else rows_of(z, weights, center, mean)
         rows = grad[:, None].expand(z.shape[:2]) if not weights.numel() else grad[:, None] * weights.sqrt()

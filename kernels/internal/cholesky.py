@@ -192,7 +192,8 @@ def factor_logdet(matrix: Tensor, *, alone: bool) -> tuple[Tensor, Tensor, Tenso
     """Log-determinants of positive definite matrices, and factors from which `inverse_of` computes inverses.
 
     Args:
-        matrix: [S, n, n], float32 or float64, contiguous, symmetric; may be overwritten.
+        matrix: [S, n, n], float32 or float64, contiguous, symmetric; may be overwritten. Blocks above the diagonal are
+            not read.
         alone: whether to choose the algorithm for a single matrix, as the user sees it: vmap may have made S of it.
 
     Returns:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .backend import INTERPRETED, cdiv, full_precision, jit, launch, tl, uses_triton
 
-__all__ = ["gram", "gram_shape", "matmul", "product_shapes"]
+__all__ = ["gram", "gram_shape", "matmul", "product_shapes", "side_to_factor"]
 
 Shape = dict[str, Any]  # a program's tile of the result, its step along the inner dimension, its warps and its products
 
@@ -34,6 +34,7 @@ AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
 
 UNCUT = 768  # an inner dimension shorter than this is not cut into parts: adding them up would take a launch
 LEAST_PART, PROGRAMS = 128, 4  # length of a part, and the most programs for a multiprocessor
+ADDED_UP = 4096  # products that torch is to add up in one sum: on a CPU it does so one by one, and rounding errors grow
 
 
 def product_shapes(capability: tuple[int, int]) -> tuple[Shape, ...]:
@@ -48,7 +49,6 @@ def gram_shape(capability: tuple[int, int]) -> Shape:
     if capability == HOPPER:
         return SQUARE
     return {AMPERE: TF32, BLACKWELL: GROUPED}.get(capability, {**IEEE, "num_warps": 8})
-
 
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
@@ -260,7 +260,15 @@ def matmul(a: Tensor, b: Tensor, scale: Tensor | None = None, dtype: torch.dtype
     return out
 
 
-def gram(y: Tensor, c: Tensor, *, times: float = 1.0, identity: bool = False, info: Tensor | None = None) -> Tensor:
+def gram(
+    y: Tensor,
+    c: Tensor,
+    *,
+    times: float = 1.0,
+    identity: bool = False,
+    info: Tensor | None = None,
+    side: int | None = None,
+) -> Tensor:
     """`times * c * y @ yᵀ` in float32, optionally plus the identity.
 
     Args:
@@ -269,12 +277,14 @@ def gram(y: Tensor, c: Tensor, *, times: float = 1.0, identity: bool = False, in
         times: a number; another one compiles no other kernel.
         identity: whether to add the identity.
         info: int32 [S]; a matrix is NaN where it is positive. None checks nothing.
+        side: for a matrix that is factored next, `side_to_factor(N, y)`: torch continues it by the identity up to this
+            side, and leaves blocks above the diagonal undefined. The identity must be added.
 
     Returns:
         [S, N, N], exactly symmetric.
     """
     if not uses_triton(y):
-        return _torch_gram(y, c * times, identity, info)
+        return _torch_gram(y, c * times, identity, info, side)
     batch, size, inner = y.shape
     shape = gram_shape(_capability(y.device))
     blocks = cdiv(size, shape["BLOCK_M"])
@@ -303,18 +313,42 @@ def _parts_of(programs: int, inner: int, device: torch.device) -> int:
     return max(1, min(PROGRAMS * _multiprocessors(device) // max(programs, 1), most))
 
 
-def _torch_gram(y: Tensor, c: Tensor, identity: bool, info: Tensor | None) -> Tensor:
-    """The same in torch. It has no symmetric product, so blocks above the diagonal are mirror images."""
+def side_to_factor(size: int, like: Tensor) -> int:
+    """Side of the matrix in place of one of side `size` on the device of `like`, so that it is factored fast.
+
+    A CPU needs up to twice the time for columns that lie a multiple of 512 bytes apart, as they share lines of its
+    cache.
+    """
+    return size + 8 if size % 128 == 0 and like.device.type == "cpu" and not uses_triton(like) else size
+
+
+def _torch_gram(y: Tensor, c: Tensor, identity: bool, info: Tensor | None, side: int | None) -> Tensor:
+    """The same in torch."""
     y = y.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
-    size = y.shape[1]
-    out = y.new_empty((len(y), size, size))
-    rows = min(max(size // 8, 64), 128)  # fewer would leave a CPU's units idle, more would compute too much twice
+    first, *others = y.split(ADDED_UP, dim=2)
     with full_precision(y.device):
-        for start in range(0, size, rows):
-            stop = start + rows
-            block = y[:, start:stop] @ y[:, :stop].mT
-            out[:, start:stop, :stop] = block.mul_(c[:, None, None])
-            out[:, :start, start:stop] = block[..., :start].mT
+        out = _blocks_of_gram(first, c, side)
+        for part in others:
+            out += _blocks_of_gram(part, c, side)
     if identity:
         out.diagonal(dim1=-2, dim2=-1).add_(1)
     return out if info is None else out.masked_fill_((info > 0)[:, None, None], float("nan"))
+
+
+def _blocks_of_gram(y: Tensor, c: Tensor, side: int | None) -> Tensor:
+    """Torch has no symmetric product, so blocks above the diagonal are mirror images, or undefined with a `side`."""
+    batch, size, _ = y.shape
+    out = y.new_empty((batch, side or size, side or size))
+    out[:, size:].zero_()
+    rows = min(max(size // 8, 64), 128)  # fewer would leave a CPU's units idle, more would compute too much twice
+    number = c.item() if batch == 1 and y.device.type == "cpu" else None
+    for start in range(0, size, rows):
+        stop = min(start + rows, size)
+        block = out[:, start:stop, :stop]
+        if number is None:
+            torch.mul(y[:, start:stop] @ y[:, :stop].mT, c[:, None, None], out=block)
+        else:
+            torch.addmm(block[0], y[0, start:stop], y[0, :stop].mT, beta=0, alpha=number, out=block[0])
+        if side is None:
+            out[:, :start, start:stop] = block[..., :start].mT
+    return out
