@@ -314,7 +314,7 @@ def cached(x: Tensor, slices: int) -> tuple[Tensor, ...]:
 def _waves(x: Tensor, spaced: Spacing) -> tuple[Tensor, Tensor]:
     """exp(i t x) at the first knot, and the factor from each knot to the next, which may be the same tensor."""
     angle = x * (spaced.step / 2 if spaced.between else spaced.step)
-    first = torch.complex(angle.cos(), angle.sin())
+    first = torch.polar(angle.new_ones(()).expand_as(angle), angle)
     return first, first * first if spaced.between else first
 
 

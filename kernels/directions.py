@@ -18,6 +18,7 @@ from .philox import MASK, philox
 __all__ = ["directions"]
 
 BLOCKS = {"BLOCK_D": 32, "BLOCK_K": 32}
+CACHED = 2**15  # counters that torch processes at a time, so that they stay in a CPU's cache
 
 
 @jit
@@ -99,14 +100,15 @@ def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
         index = torch.arange((dim + 3) // 4, device=seed.device)[:, None]
         slices = torch.arange(num_slices, device=seed.device)[None, :]
         key = int(seed) if readable(seed) else seed
-        words = philox((key & MASK, key >> 32 & MASK), (index, slices, 0, 0))
-        drawn = torch.empty((len(index), 4, num_slices), dtype=torch.float32, device=seed.device)
-        for pair, (first, second) in zip((drawn[:, :2], drawn[:, 2:]), (words[:2], words[2:]), strict=True):
-            radius = (first >> 8).float().add_(0.5).mul_(2**-24).log_().mul_(-2).sqrt_()
-            angle = (second >> 8).float().mul_(2 * math.pi * 2**-24)
-            torch.mul(radius, angle.cos(), out=pair[:, 0])
-            torch.mul(radius, angle.sin(), out=pair[:, 1])
-        drawn = drawn.flatten(0, 1)[:dim]
+        drawn = torch.empty((len(index), 2, 2, num_slices), dtype=torch.float32, device=seed.device)
+        rows = max(CACHED // num_slices, 1)
+        for part, out in zip(index.split(rows), drawn.split(rows), strict=True):
+            words = philox((key & MASK, key >> 32 & MASK), (part, slices, 0, 0))
+            radius = (torch.stack(words[::2], 1) >> 8).float().add_(0.5).mul_(2**-24).log_().mul_(-2).sqrt_()
+            angle = (torch.stack(words[1::2], 1) >> 8).float().mul_(2 * math.pi * 2**-24)
+            torch.mul(radius, angle.cos(), out=out[:, :, 0])
+            torch.mul(radius, angle.sin(), out=out[:, :, 1])
+        drawn = drawn.flatten(0, 2)[:dim]
         return drawn.div_(drawn.square().sum(0).sqrt_())
     out = torch.empty((dim, num_slices), dtype=torch.float32, device=seed.device)
     grid = (cdiv(num_slices, BLOCKS["BLOCK_K"]),)

@@ -31,17 +31,29 @@ def philox(
     c0, c1, c2, c3 = counter
     for _ in range(10):
         (high0, low0), (high1, low1) = _multiply(0xD2511F53, c0), _multiply(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        c0, c1, c2, c3 = _mix(high1, c1, k0), low1, _mix(high0, c3, k1), low0
         k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
-    return cast(tuple[Tensor, Tensor, Tensor, Tensor], (c0, c1, c2, c3))  # one was a tensor, so all are by now
+    # one was a tensor, so all are by now
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], (c0, c1 & MASK, c2, c3 & MASK))
 
 
 def _multiply(constant: int, word: Tensor | int) -> tuple[Tensor | int, Tensor | int]:
-    """Upper and lower 32 bits of a product of 32-bit words."""
+    """Upper and lower 32 bits of a product of 32-bit words; more may stand above them."""
     if not torch.compiler.is_compiling():
         product = constant * word  # torch keeps the lower 64 bits of it, which are all
-        return product >> 32 & MASK, product & MASK
+        return product >> 32, product
     # by 16-bit halves, since compilers differ on overflow
     low = constant * (word & 0xFFFF)  # < 2**48
     high = constant * (word >> 16) + (low >> 16)  # < 2**49
     return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF
+
+
+def _mix(high: Tensor | int, word: Tensor | int, key: Tensor | int) -> Tensor | int:
+    """The lower 32 bits of the exclusive or."""
+    mixed = high ^ word
+    if isinstance(key, Tensor):
+        mixed = mixed ^ key
+    else:
+        mixed ^= key
+    mixed &= MASK  # in place: on a CPU that is worth more than the arithmetic
+    return mixed
