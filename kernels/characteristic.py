@@ -288,7 +288,7 @@ def plain_gradient(x: Tensor, slopes: Tensor, spaced: Spacing) -> Tensor:
             real * turn_cosine - imaginary * turn_sine + slopes[:, 1, number, None],
             real * turn_sine + imaginary * turn_cosine + slopes[:, 0, number, None],
         )
-    return real * cosine - imaginary * sine
+    return cosine * real - sine * imaginary
 
 
 class TracedSums(torch.autograd.Function):
