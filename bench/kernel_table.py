@@ -1,9 +1,6 @@
 """Times the kernels beside what they replace: `python bench/kernel_table.py [--device cpu] [--only sigreg,ema]`.
 
-Contenders take turns, in a new order each time, and the first turn does not count, so that compilation is not timed. A
-contender is timed only if its value and gradient agree with float64's. On a GPU a turn is timed by CUDA events, on an
-idle device whose L2 cache was overwritten (cold, as in triton.testing.do_bench); if launching takes longer than the
-work, it is what is timed.
+A contender is timed only if its value and gradient agree with float64's; how it is timed stands in turns.py.
 `graph_p50_us` is the same work replayed from a CUDA graph. A forward runs with gradients enabled. `least_us` is the
 time that bench/roofline.py allows the case: bytes over bandwidth or FLOPs over their rate, by a known card's published
 peaks. Elsewhere one product and one sum are measured for it, and what fits in a cache can be faster. Peak memory is
@@ -13,32 +10,27 @@ counted.
 
 from __future__ import annotations
 
-import csv
-import os
-import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
-from typing import NamedTuple
-
-os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler, which counts memory on a CPU, says on stderr that it starts
 
 import torch
-from common import command_line, cpu, history
+from common import command_line
 from rich.console import Console
 from rich.table import Table
-from roofline import Work, factor_work, least_seconds, peaks_of, rate_work, sigreg_work
+from roofline import Work, factor_work, rate_work, sigreg_work
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import resnet18
+from turns import Bench, Contender, checked, compiled, differentiable, relative
 
-from seqjepa.engine.runtime.provenance import commit, versions
 from seqjepa.kernels import AdamWEMA, coding_rate, ema_update_, sigreg
 from seqjepa.kernels.adamw_step import adamw_ema_reference
 from seqjepa.kernels.coding_rate import coding_rate_reference
 from seqjepa.kernels.directions import directions
+from seqjepa.kernels.drop_in.lejepa import EppsPulley, SlicingUnivariateTest
+from seqjepa.kernels.drop_in.lightly import EMPSSLLoss
 from seqjepa.kernels.ema import ema_reference
 from seqjepa.kernels.internal import cholesky
 from seqjepa.kernels.sigreg import sigreg_reference
@@ -47,20 +39,25 @@ try:
     from timm.utils import ModelEmaV3
 except ImportError:
     ModelEmaV3 = None
+try:
+    from lightly import loss as lightly
+except ImportError:
+    lightly = None
 
 SINGLE = ((128, 512), (512, 256), (512, 640), (1024, 512), (4096, 512), (1024, 1024), (4096, 1024))  # rows, width
 BATCHED = ((64, 256, 256), (16, 128, 128), (100, 100, 1024))  # the last is EMP-SSL's: patches, rows, width
 CLASSES = (10, 1000, 128)
 FACTORS = [(batch, n) for n in (64, 128, 256, 512, 1024) for batch in (1, 16, 64)]
 SLICED = ((4096, 512, 1024), (512, 64, 1024), (256, 128, 256))  # samples, dimensions, slices
+VIEWS = ((20, 100, 512), (4, 256, 128))  # of EMP-SSL: views, rows, width
+SMALL_SLICED = ((256, 64, 256), (64, 32, 64))
 EPS, LR, DECAY, BETAS, ADAM_EPS, WEIGHT_DECAY = 0.2, 1e-3, 0.996, (0.9, 0.999), 1e-8, 1e-2
 OURS, LOGDET, CHOLESKY, EAGER, COMPILED = "ours", "torch.logdet", "cholesky_ex", "eager", "torch.compile"
 OURS_COMPILED = "ours, torch.compile"
 ONE_PROGRAM, LIBRARY = "one Triton program", "cholesky_ex, triangular solve, Gram"
 LERP, SCHEDULED, FUSED = "_foreach_lerp_", "ours, decay on the device", "AdamW(fused), _foreach_lerp_"
 AVERAGED, TIMM, COPY = "AveragedModel", "timm ModelEmaV3", "copy_"
-NETWORK = "ResNet-18, 11.2 M parameters"
-LIMIT = {"cuda": 10.0, "cpu": 3.0}  # seconds that a comparison may take before it gets fewer turns, but at least five
+NETWORK, SMALL = "ResNet-18, 11.2 M parameters", "62 tensors of 64 elements"
 SINGLE_RATE = {"kernel": "coding_rate", "case": "(512, 640)", "mode": "both", "dtype": "float32"}
 BATCHED_RATE = {"kernel": "coding_rate", "case": "(64, 256, 256)", "mode": "both"}
 PATCHES = {"kernel": "coding_rate", "case": "(100, 100, 1024)", "mode": "both"}
@@ -75,201 +72,6 @@ TARGETS = (  # device, what, rows, column, dividend, divisor, least
     ("cuda", "AdamWEMA, bytes a second of ours / of a copy", STEP, "gb_per_s", OURS, COPY, 0.85),
     ("cuda", "AdamWEMA, the same from CUDA graphs", STEP, "graph_gb_per_s", OURS, COPY, 0.85),
 )
-
-
-class Contender(NamedTuple):
-    """`prepare` returns the work to time; `needs` is what it needs at least; `capture`: also time a CUDA graph."""
-
-    prepare: Callable[[], Callable[[], object]]
-    error: float
-    needs: Work
-    capture: bool = False
-
-
-class Bench:
-    """Measures on one device, and writes each row to the history at once."""
-
-    def __init__(self, device: torch.device, repetitions: int, name: str):
-        self.device, self.repetitions, self.rows = device, repetitions, []
-        on_gpu = device.type == "cuda"
-        machine = torch.cuda.get_device_name(device) if on_gpu else cpu()
-        if not on_gpu:
-            machine += f", {torch.get_num_threads()} threads"
-            print(f"load average before the start: {os.getloadavg()[0]:.1f}")  # other work spreads the times
-        triton = versions().get("triton", "none")
-        self.facts = {"device": machine, "torch": torch.__version__, "triton": triton, "commit": commit()}
-        self.l2 = torch.empty(2**28 if on_gpu else 0, dtype=torch.int8, device=device)
-        source, self.peaks = peaks_of(device)
-        print(f"least times by {source}: {self.peaks}")
-        self.path = history(name, machine, "csv")
-
-    def measure(self, kernel: str, case: str, dtype: torch.dtype, mode: str, contenders: dict[str, Contender]) -> None:
-        peaks = {name: self.peak(contender.prepare) for name, contender in contenders.items()}
-        works = {(name, "eager"): contender.prepare for name, contender in contenders.items()}
-        for name, contender in contenders.items():
-            if self.device.type == "cuda" and contender.capture:
-                replay = captured(f"{kernel} {case} {mode}, {name}", contender.prepare)
-                if replay is not None:
-                    works[name, "graph"] = lambda replay=replay: replay
-        started = time.perf_counter()
-        for prepare in works.values():
-            self.clock(prepare())
-        self.wait()
-        cost = time.perf_counter() - started
-        turns = min(self.repetitions, max(5, int(LIMIT[self.device.type] / cost)))
-        marks = {key: [] for key in works}
-        order = random.Random(0)  # what the one before has left in a CPU's cache is worth up to a third
-        for _ in range(turns):
-            for key in order.sample(list(works), len(works)):
-                marks[key].append(self.clock(works[key]()))
-        self.wait()
-        rows = []
-        for name, contender in contenders.items():
-            p20, p50, p80 = quantiles(marks[name, "eager"])
-            graph = quantiles(marks[name, "graph"])[1] if (name, "graph") in marks else None
-            needs = contender.needs
-            moved = needs.moved if needs == Work(needs.moved) else None  # where the bandwidth is the only limit
-            least = least_seconds(needs, self.peaks) * 1e6
-            rows.append(
-                {
-                    "kernel": kernel, "case": case, "provider": name, "mode": mode,
-                    "dtype": str(dtype).removeprefix("torch."), "p50_us": round(p50, 2), "p20_us": round(p20, 2),
-                    "p80_us": round(p80, 2), "graph_p50_us": graph and round(graph, 2), "least_us": round(least, 3),
-                    "gb_per_s": moved and round(moved / p50 / 1e3, 1),
-                    "graph_gb_per_s": moved and graph and round(moved / graph / 1e3, 1),
-                    "peak_mib": round(peaks[name] / 2**20, 2), "relative_error": f"{contender.error:.1e}",
-                    "n": turns, **self.facts,
-                }
-            )  # fmt: skip
-        with self.path.open("a" if self.rows else "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            if not self.rows:
-                writer.writeheader()
-            writer.writerows(rows)
-        self.rows += rows
-
-    def clock(self, work: Callable[[], object]) -> float | tuple[torch.cuda.Event, torch.cuda.Event]:
-        """Seconds that the work takes; on a GPU, by CUDA events."""
-        if self.device.type == "cpu":
-            started = time.perf_counter()
-            work()
-            return time.perf_counter() - started
-        self.wait()
-        self.l2.zero_()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        work()
-        end.record()
-        return begin, end
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def peak(self, prepare: Callable[[], Callable[[], object]]) -> int:
-        """Peak of allocated bytes. Caches are warm, because the check of the result has run the work before."""
-        if self.device.type == "cuda":
-            self.wait()
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            prepare()()
-            return torch.cuda.max_memory_allocated(self.device) - before
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            prepare()()
-        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-        held = highest = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            highest = max(highest, held)
-        return highest
-
-    def row(self, **wanted: str) -> dict | None:
-        return next((row for row in self.rows if wanted.items() <= row.items()), None)
-
-
-def quantiles(marks: list) -> list[float]:
-    """The p20, p50 and p80 in microseconds."""
-    seconds = [mark if isinstance(mark, float) else mark[0].elapsed_time(mark[1]) / 1e3 for mark in marks]
-    return (torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()) * 1e6).tolist()
-
-
-def captured(what: str, prepare: Callable[[], Callable[[], object]]) -> Callable[[], None] | None:
-    """Replay of the work from a CUDA graph; prints a line if the work cannot be captured."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work = prepare()
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            work()
-    except RuntimeError as error:
-        print(f"no CUDA graph of {what}: {str(error).splitlines()[0]}")
-        return None
-    return partial(lambda work: graph.replay(), work)  # the graph reads the memory that `work` holds
-
-
-def relative(value: Tensor | list[Tensor], exact: Tensor | list[Tensor]) -> float:
-    """Norm of the difference from float64's result, relative to the norm of that result."""
-    value, exact = ([x] if isinstance(x, Tensor) else x for x in (value, exact))
-    difference = sum((a.double() - b).square().sum() for a, b in zip(value, exact, strict=True))
-    return (difference / sum(b.square().sum() for b in exact)).sqrt().item()
-
-
-def checked(name: str, error: float, limit: float) -> float:
-    if not error < limit:
-        raise RuntimeError(f"{name} is wrong, so its time means nothing: relative error {error:.1e}, limit {limit:.0e}")
-    return error
-
-
-def differentiable(
-    bench: Bench, kernel: str, case: str, z: Tensor, functions: dict[str, Callable[[Tensor], Tensor]],
-    exact: Callable[[Tensor], Tensor], capture: Iterable[str], needs: Callable[[str], Work],
-    timed: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
-) -> None:  # fmt: skip
-    """Time forward, backward and both, of functions from `z` to a number.
-
-    `exact` is the same in float64; `needs` tells the work of a mode; `timed` has what is timed in the place of a
-    function whose result is checked.
-    """
-    wide = z.double().requires_grad_()
-    value = exact(wide)
-    (gradient,) = torch.autograd.grad(value, wide)
-    z.requires_grad_()
-    # float32 keeps four digits of a gradient at conditions up to 1e4; bfloat16 rounds it by up to 2**-9
-    limits = {"forward": 1e-4, "backward": 1e-2 if z.dtype == torch.bfloat16 else 1e-3}
-    errors = {}
-    for name, function in functions.items():
-        result = function(z)
-        found = {"forward": relative(result.detach(), value.detach())}
-        found["backward"] = found["both"] = relative(*torch.autograd.grad(result, z), gradient)
-        for mode, limit in limits.items():
-            checked(f"{kernel} {case}, {name}, {mode}", found[mode], limit)
-        errors[name] = found
-    del wide, value, gradient, result
-    for mode, prepare in (
-        ("forward", lambda f: partial(f, z)),
-        ("backward", lambda f: partial(torch.autograd.grad, f(z), z)),
-        ("both", lambda f: lambda: torch.autograd.grad(f(z), z)),
-    ):
-        contenders = {
-            name: Contender(
-                partial(prepare, timed.get(name, function)),
-                errors[name][mode],
-                needs(mode),
-                capture=name in capture and mode != "backward",  # its forward would lie outside the graph
-            )
-            for name, function in functions.items()
-        }
-        bench.measure(kernel, case, z.dtype, mode, contenders)
-
-
-def compiled(function: Callable) -> Callable:
-    torch.compiler.reset()  # else the shapes before count towards the limit of recompilations
-    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def features(*shape: int, device: torch.device) -> Tensor:
@@ -400,14 +202,17 @@ def drawn_sigreg(z: Tensor, slices: int, table: Tensor) -> Tensor:
     return eager_sigreg(z, nn.functional.normalize(torch.randn(z.shape[-1], slices, device=z.device), dim=0), table)
 
 
-def sigreg_rows(bench: Bench) -> None:
-    t = torch.linspace(0, 3, 17)[1:]  # zero's term is zero: without it the baselines are faster
+def knots_of(device: torch.device) -> Tensor:
+    """Knots, φ and weights [3, 16]; zero's term is zero, and without it the baselines are faster."""
+    t = torch.linspace(0, 3, 17)[1:]
     weight = torch.full_like(t, 2 * 3 / 16)  # of the trapezoidal rule, doubled for the other half
     weight[-1] /= 2
-    table = torch.stack([t, torch.exp(-(t**2) / 2), weight]).to(bench.device)
-    seed = torch.tensor(0, device=bench.device)
+    return torch.stack([t, torch.exp(-(t**2) / 2), weight]).to(device)
+
+
+def sigreg_rows(bench: Bench) -> None:
+    table, seed = knots_of(bench.device), torch.tensor(0, device=bench.device)
     for samples, width, slices in SLICED:
-        z = torch.randn(samples, width, generator=torch.Generator().manual_seed(0)).to(bench.device)
         unit = directions(seed, width, slices)
         ours, draws = partial(sigreg, num_slices=slices, seed=seed), partial(drawn_sigreg, slices=slices, table=table)
         functions = {
@@ -419,22 +224,61 @@ def sigreg_rows(bench: Bench) -> None:
         timed = {EAGER: draws, COMPILED: compiled(draws)}  # ours draws directions too
         exact = partial(sigreg_reference, unit=unit.double())
         case = f"({samples}, {width}), {slices} slices"
-        needs = partial(sigreg_work, samples, width, slices, len(t))
+        needs = partial(sigreg_work, samples, width, slices, table.shape[1])
+        z = torch.randn(samples, width, generator=torch.Generator().manual_seed(0)).to(bench.device)
         differentiable(bench, "sigreg", case, z, functions, exact, functions, needs, timed)
 
 
-def network(device: torch.device) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
-    """ResNet-18, its parameters, and a teacher with other values."""
+def drop_in_rows(bench: Bench) -> None:
+    """Classes of other packages and ours of the same names, in eager mode: what changing an import brings."""
+    for views, rows, width in VIEWS if lightly is not None else ():
+        theirs = lightly.EMPSSLLoss()
+        functions = {OURS: partial(of_views, EMPSSLLoss()), "lightly": partial(of_views, theirs)}
+        z = features(views, rows, width, device=bench.device)
+        needs = partial(rate_work, views, rows, width, 4)
+        case = f"{views} views of ({rows}, {width})"
+        differentiable(bench, "EMPSSLLoss", case, z, functions, partial(of_views, theirs), functions, needs)
+    table = knots_of(bench.device)
+    for samples, width, slices in SMALL_SLICED:
+        test = SlicingUnivariateTest(EppsPulley(), num_slices=slices).to(bench.device)
+        unit = directions(test.global_step, width, slices)
+
+        def first_call(z: Tensor, test: SlicingUnivariateTest = test) -> Tensor:
+            test.global_step.zero_()
+            return test(z)
+
+        functions = {OURS: first_call, EAGER: partial(eager_sigreg, unit=unit, table=table)}
+        timed = {OURS: test, EAGER: partial(drawn_sigreg, slices=slices, table=table)}
+        z = torch.randn(samples, width, generator=torch.Generator().manual_seed(0)).to(bench.device)
+        exact, case = partial(sigreg_reference, unit=unit.double()), f"({samples}, {width}), {slices} slices"
+        needs = partial(sigreg_work, samples, width, slices, table.shape[1])
+        differentiable(bench, "SlicingUnivariateTest", case, z, functions, exact, functions, needs, timed)
+    if lightly is None:
+        print("lightly is not installed: its EMPSSLLoss is not in the table")
+
+
+def of_views(loss: Callable[[list[Tensor]], Tensor], z: Tensor) -> Tensor:
+    return loss(list(z.unbind()))
+
+
+def network(device: torch.device, case: str = NETWORK) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+    """A module, its parameters, and a teacher with other values."""
     torch.manual_seed(0)
-    student = resnet18(num_classes=10).to(device)
-    parameters = [p.detach() for p in student.parameters()]
+    student = resnet18(num_classes=10) if case == NETWORK else nn.ParameterList(torch.randn(62, 64).unbind())
+    parameters = [p.detach() for p in student.to(device).parameters()]
     return student, parameters, [p + 0.02 * torch.randn_like(p) for p in parameters]
 
 
 def steps(
-    bench: Bench, kernel: str, bytes_each: int, numel: int, works: dict[str, Callable], errors: dict[str, float]
+    bench: Bench,
+    kernel: str,
+    case: str,
+    bytes_each: int,
+    numel: int,
+    works: dict[str, Callable],
+    errors: dict[str, float],
 ) -> None:
-    """Time steps on a network's parameters, taking turns with a plain copy."""
+    """Time steps on a module's parameters, taking turns with a plain copy."""
     source = torch.ones(2**28 if bench.device.type == "cuda" else 2**26, device=bench.device)
     target = torch.zeros_like(source)
     contenders = {
@@ -446,11 +290,11 @@ def steps(
     target.copy_(source)
     copy = partial(target.copy_, source)
     contenders[COPY] = Contender(lambda: copy, relative(target, source), Work(8 * source.numel()), capture=True)
-    bench.measure(kernel, NETWORK, torch.float32, "step", contenders)
+    bench.measure(kernel, case, torch.float32, "step", contenders)
 
 
-def ema_rows(bench: Bench) -> None:
-    student, parameters, start = network(bench.device)
+def ema_rows(bench: Bench, case: str) -> None:
+    student, parameters, start = network(bench.device, case)
     decay = torch.tensor(DECAY, dtype=torch.float64, device=bench.device)
     averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     averaged.update_parameters(student)  # the first call copies
@@ -479,11 +323,11 @@ def ema_rows(bench: Bench) -> None:
         # of the move, 0.4 % of a difference, float32 keeps four digits
         errors[name] = checked(f"ema, {name}", relative(moves, exact), 1e-3)
     own.update(dict.fromkeys(own, own[OURS]))  # where in memory tensors lie is worth up to a fifth
-    steps(bench, "ema_update_", 12, sum(t.numel() for t in start), works, errors)
+    steps(bench, "ema_update_", case, 12, sum(t.numel() for t in start), works, errors)
 
 
-def adamw_rows(bench: Bench) -> None:
-    _, start, start_teacher = network(bench.device)
+def adamw_rows(bench: Bench, case: str) -> None:
+    _, start, start_teacher = network(bench.device, case)
     grads = [torch.cos(1e3 * p) for p in start]
     exact = three_steps(start, grads, start_teacher)
     works, errors = {}, {}
@@ -502,7 +346,7 @@ def adamw_rows(bench: Bench) -> None:
                  for lists in ((parameters, start), (teacher, start_teacher))]  # fmt: skip
         error = max(relative(*pair) for pair in zip(moves, exact, strict=True))
         errors[name] = checked(f"adamw, {name}", error, 1e-3)
-    steps(bench, "AdamWEMA", 36, sum(t.numel() for t in start), works, errors)
+    steps(bench, "AdamWEMA", case, 36, sum(t.numel() for t in start), works, errors)
 
 
 def our_adamw(parameters: list[Tensor], teacher: list[Tensor], on_gpu: bool) -> Callable[[], object]:
@@ -566,11 +410,13 @@ def show(bench: Bench, console: Console) -> None:
                 for name in providers
             ]
             least = f"{found[0]['least_us'] / 1e3:.3g}"
-            table.add_row(f"{case}\n{dtype}, n = {found[0]['n']}", least, *(cell(row) for row in found))
+            table.add_row(f"{case}\n{dtype}, n = {found[0]['n']}", least, *map(cell, found))
         console.print(table)
 
 
-def cell(row: dict) -> str:
+def cell(row: dict | None) -> str:
+    if row is None:
+        return ""
     p20, p50, p80 = (f"{row[key] / 1e3:.3g}" for key in ("p20_us", "p50_us", "p80_us"))
     graph = "" if row["graph_p50_us"] is None else f", graph {row['graph_p50_us'] / 1e3:.3g}"
     speed = f"{row['peak_mib']:.1f} MiB" if row["gb_per_s"] is None else f"{row['gb_per_s']:.1f} GB/s"
@@ -594,8 +440,9 @@ SECTIONS = {
     "coding_rate": coding_rate_rows,
     "factor": factor_rows,
     "sigreg": sigreg_rows,
-    "ema": ema_rows,
-    "adamw": adamw_rows,
+    "drop_in": drop_in_rows,
+    "ema": lambda bench: [ema_rows(bench, case) for case in (NETWORK, SMALL)],
+    "adamw": lambda bench: [adamw_rows(bench, case) for case in (NETWORK, SMALL)],
 }
 
 

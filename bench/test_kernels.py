@@ -9,13 +9,13 @@ from kernel_table import (
     DECAY,
     EPS,
     by_logdet,
-    compiled,
     eager_sigreg,
     features,
     fused_adamw,
     network,
     our_adamw,
 )
+from turns import compiled
 
 from seqjepa.kernels import coding_rate, ema_update_, sigreg
 from seqjepa.kernels.directions import directions

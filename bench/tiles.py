@@ -13,9 +13,9 @@ from unittest.mock import patch
 
 import torch
 from common import command_line
-from kernel_table import captured, relative
 from torch import Tensor
 from triton.testing import do_bench
+from turns import captured, relative
 
 from seqjepa.kernels.internal import matmul
 from seqjepa.kernels.internal.matmul import Shape

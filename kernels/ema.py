@@ -149,7 +149,7 @@ def _carry_out(
     plan: list[tuple[bool, list[int]]], lists: list[list[Tensor]], decay: float | Tensor, skip: Tensor | None
 ) -> None:
     for flat, rows in plan:
-        columns = [[tensors[n] for n in rows] for tensors in lists]
+        columns = lists if len(plan) == 1 else [[tensors[n] for n in rows] for tensors in lists]
         device, dtypes = columns[0][0].device, {tensors[0].dtype for tensors in columns}
         if isinstance(decay, Tensor):
             there = decay.to(device, non_blocking=True)
