@@ -8,6 +8,7 @@ renews budget.json. Of each binary are recorded:
     programs, warps    that a multiprocessor holds at a time: its occupancy
     load, store        bytes that a thread moves by an access to global memory, on average over the instructions; it
                        falls if one of several tensors is no longer read or written in vectors
+    barriers           instructions at which the threads of a program wait for each other
     products           kinds of tensor-core instructions; products in IEEE float32 have none
 """
 
@@ -62,6 +63,7 @@ ARCHITECTURES = {
 }
 PRODUCTS = r"(wgmma|mma|tcgen05)\.(?:(?:mma_async|sync)\S*\.m\d+n\d+k\d+(?:\.row\.col)?\.\w+\.|mma\S*kind::)(\w+)"
 ACCESS = r"\b(ld|st)\.(?:\w+\.)*global(?:\.\w+::\w+)*(?:\.v(\d))?\.[a-z]+(\d+)"
+BARRIER = r"\b(?:bar|barrier)\.sync\b"
 COPY = r"cp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], 0x(\w+)"
 
 
@@ -92,10 +94,11 @@ def manifest(architecture: int) -> dict[str, tuple]:
         options = {"num_warps": constants.pop("num_warps")}
         return matmul._gram_kernel, f"{first} *fp32 *i32 *fp32 fp32" + " i32" * 5, constants, options
 
+    square = "{BLOCK_M} x {BLOCK_N}".format(**matmul.gram_shape(capability))
     found = {
-        "gram": gram("*fp32", IDENTITY=True, WHOLE=True, stride_yk=1),
-        "gram of columns": gram("*fp32", IDENTITY=False, WHOLE=True, stride_yn=1),
-        "gram of bf16 columns in parts": gram("*bf16", IDENTITY=False, WHOLE=False, stride_yn=1),
+        f"gram, {square}": gram("*fp32", IDENTITY=True, WHOLE=True, stride_yk=1),
+        f"gram of columns, {square}": gram("*fp32", IDENTITY=False, WHOLE=True, stride_yn=1),
+        f"gram of bf16 columns in parts, {square}": gram("*bf16", IDENTITY=False, WHOLE=False, stride_yn=1),
         "total of parts": (
             matmul._total_kernel,
             "*fp32 *fp32 *i32 *fp32 fp32 i32 i32",
@@ -277,7 +280,7 @@ def resources(kernel, types: str, constants: dict, options: dict, architecture: 
     programs, warps = occupancy(registers, compiled.metadata.num_warps, shared, ARCHITECTURES[architecture])
     return {
         "registers": registers, "spills": stack + local, "shared": shared, "programs": programs, "warps": warps,
-        **widths(ptx), "products": products(ptx),
+        **widths(ptx), "barriers": len(re.findall(BARRIER, ptx)), "products": products(ptx),
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import triton
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="triton's compiler is for Linux")
 HERE = Path(__file__).parent
 COMMITTED = json.loads((HERE / "budget.json").read_text())
-AT_MOST = {"registers": 1.1, "spills": 1.0, "shared": 1.0}
+AT_MOST = {"registers": 1.1, "spills": 1.0, "shared": 1.0, "barriers": 1.0}
 AT_LEAST = {"programs": 1.0, "warps": 1.0, "load": 0.9, "store": 0.9}  # one more scalar is no loss of vectors
 
 

@@ -46,8 +46,8 @@ LARGE = [(640, 1000), (1000, 640), (512, 640)]
 SPECTRA = ["isotropic", "power law", "rank 4", "almost constant"]
 
 
-def check(z, alpha, center):
-    """The bounds of kernels/README."""
+def check(z, alpha, center, roundings=16):
+    """The bounds of kernels/README; `roundings` of the gradient for each unit of the condition number."""
     rows, width = z.shape
     n, c = min(rows, width), alpha / rows
     rate, gradient, condition = closed_form(z, c, center)
@@ -60,8 +60,9 @@ def check(z, alpha, center):
     x = z.detach().double()
     trace = n + c * (x - x.mean(0) if center else x).square().sum().item()
     assert abs(got.item() - rate.item()) <= 2**-21 * trace
-    error = (z.grad - gradient).norm()  # ten roundings times the condition number were the most
-    assert error <= (2**-20 * condition + 2e-6) * gradient.norm() + 1e-6
+    error = (z.grad - gradient).norm()
+    roundings = 16 if z.is_cuda else roundings
+    assert error <= (roundings * 2**-24 * condition + 2e-6) * gradient.norm() + 1e-6
 
 
 @triton
@@ -69,19 +70,24 @@ def check(z, alpha, center):
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_rate_and_gradient(rows, width, spectrum, device):
     for center, eps in ((True, 0.5), (False, 0.05)):
-        check(batch(rows, width, spectrum, device), width / eps, center)
+        check(batch(rows, width, spectrum, device), width / eps, center, roundings=3)
 
 
 @triton
 def test_more_rows_than_are_centred_at_once(device):
-    check(batch(4200, 5, "almost constant", device), 10.0, True)
+    check(batch(4200, 5, "almost constant", device), 10.0, True, roundings=3)
+
+
+def test_more_rows_than_are_added_up_in_one_sum(device):
+    """A CPU's products add one number after the other: in one sum the rounding errors would pass the bound."""
+    check(batch(65_536, 8, "isotropic", device), 16.0, False, roundings=3)
 
 
 @triton
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_condition_ten_thousand(spectrum, device):
     """eps 0.01, width 128: the condition number of an almost constant batch is past 1e4."""
-    check(batch(256, 128, spectrum, device), 128 / 0.01, False)
+    check(batch(256, 128, spectrum, device), 128 / 0.01, False, roundings=3)
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -101,7 +107,7 @@ def test_unit_rows_that_hardly_differ(rows, width, alpha, noise, center, device)
 @pytest.mark.parametrize(("rows", "width"), LARGE)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_large(rows, width, spectrum, device):
-    check(batch(rows, width, spectrum, device), width / 0.05, True)
+    check(batch(rows, width, spectrum, device), width / 0.05, True, roundings=3)
 
 
 @triton
@@ -429,8 +435,11 @@ def test_a_jacobian_of_sides_between_the_limits(shape, device):
 
 @triton
 @pytest.mark.skipif(not INTERPRETED, reason="counts kernels")
-@pytest.mark.parametrize("shape", [(4, 96, 160), (1, 160, 96), (1024, 96)])
-def test_a_forward_and_backward_pass_takes_nine_launches(shape, launches):
+@pytest.mark.parametrize(
+    ("shape", "most"),
+    [((4, 96, 160), 8), ((1, 160, 96), 8), ((1024, 96), 9), ((160, 200), 10)],  # the last is factored by a library
+)
+def test_launches_of_a_forward_and_backward_pass(shape, most, launches):
     z = torch.randn(shape, requires_grad=True)
     before = launches.total()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -439,9 +448,11 @@ def test_a_forward_and_backward_pass_takes_nine_launches(shape, launches):
     kernels = launches.total() - before
     assert kernels >= 6
     # what computes on a device; copies and zeros belong to the interpreter
-    computing = re.compile("aten::(add|sub|mul|div|where|gt|lt|eq|sum|mean|exp|log|sqrt|clamp|reciprocal|mm|bmm)_?$")
+    computing = re.compile(
+        "aten::(add|sub|mul|div|where|gt|lt|eq|sum|mean|exp|log|sqrt|clamp|reciprocal|mm|bmm|linalg_cholesky_ex)_?$"
+    )
     others = [event.name for event in profile.events() if computing.match(event.name)]
-    assert kernels + len(others) + 1 <= 9, others  # and eps becomes a tensor
+    assert kernels + len(others) + 1 <= most, others  # and eps becomes a tensor
 
 
 def test_a_schedule_may_write_to_alpha_before_the_backward_pass(device):

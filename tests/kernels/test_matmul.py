@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from seqjepa.kernels.internal import cholesky
+from seqjepa.kernels.internal.backend import INTERPRETED
 from seqjepa.kernels.internal.cholesky import factor_logdet, inverse_of
-from seqjepa.kernels.internal.matmul import gram, matmul
+from seqjepa.kernels.internal.matmul import gram, matmul, side_to_factor
 
 pytestmark = pytest.mark.triton
 
@@ -42,6 +44,30 @@ def test_gram(n, device):
     assert (out - expected).norm() / expected.norm() < 1e-6
     plain = gram(y, c, identity=False)
     torch.testing.assert_close(plain.double() + torch.eye(n, device=device), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [100, 128, 256])
+def test_a_matrix_to_factor_is_continued_by_the_identity(n, device):
+    """In torch on a CPU, to a side that is no multiple of 128; its other half is not read."""
+    y, c = torch.randn(2, n, 40, device=device), torch.tensor([0.5, 3.0], device=device)
+    side = side_to_factor(n, y)
+    assert side == n or (side % 128 and device.type == "cpu")
+    matrix = gram(y, c, identity=True, side=side)
+    assert matrix.shape == (2, side, side)
+    expected = torch.eye(side, device=device).repeat(2, 1, 1).double()
+    expected[:, :n, :n] += c[:, None, None] * (y.double() @ y.double().mT)
+    torch.testing.assert_close(matrix.tril().double(), expected.tril(), rtol=1e-5, atol=1e-5)
+    logdet, _, info = factor_logdet(matrix, alone=False)
+    torch.testing.assert_close(logdet.double(), torch.logdet(expected[:, :n, :n]), rtol=1e-5, atol=1e-5)
+    assert info.tolist() == [0, 0]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="asks for Triton's choice")
+@pytest.mark.parametrize(("alone", "largest"), [(True, 128), (False, 256)])
+def test_who_factors_depends_on_number_and_side(alone, largest):
+    batch = 1 if alone else 16
+    assert cholesky._in_one_program(torch.empty(batch, largest, largest), alone)
+    assert not cholesky._in_one_program(torch.empty(batch, largest + 1, largest + 1), alone)
 
 
 @pytest.mark.parametrize("batch", [1, 2])  # a single matrix above 128 takes the library's way

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections import defaultdict
+from unittest.mock import patch
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -24,6 +25,7 @@ import triton.runtime.interpreter as interpreter
 from aot import all_kernels, full_name, renew
 
 from seqjepa.kernels import AdamWEMA, coding_rate, ema_update_, sigreg
+from seqjepa.kernels.internal import matmul
 from seqjepa.kernels.token_statistics import token_statistics_attention
 
 
@@ -86,6 +88,18 @@ def rate_alone() -> None:
         rate(values(256, 160))
 
 
+def on_hopper(multiprocessors: int) -> None:
+    """A rate whose products have tiles that no other GPU has, in a precision that the interpreter knows."""
+    shapes = [shape | {"PRECISION": "ieee"} for shape in matmul.product_shapes(matmul.HOPPER)]
+    square = matmul.gram_shape(matmul.HOPPER) | {"PRECISION": "ieee"}
+    with (
+        patch.object(matmul, "product_shapes", lambda _: shapes),
+        patch.object(matmul, "gram_shape", lambda _: square),
+        patch.object(matmul, "_multiprocessors", lambda _: multiprocessors),
+    ):
+        differentiated(rate, values(384, 192))
+
+
 def tokens(causal: bool) -> None:
     temperature = torch.ones(4)
     differentiated(
@@ -109,6 +123,8 @@ def step() -> None:
 
 CASES = {
     "rate of (384, 192)": lambda: differentiated(rate, values(384, 192)),
+    "rate of (384, 192) on an H100": lambda: on_hopper(132),
+    "rate of (384, 192) on eight of its multiprocessors": lambda: on_hopper(8),
     "rate of (320, 400), the library's factor": lambda: differentiated(rate, values(320, 400)),
     "rate of (4500, 48)": lambda: differentiated(rate, values(4500, 48)),
     "rates of (3, 80, 144)": lambda: differentiated(rate, values(3, 80, 144)),
