@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .backend import cdiv, jit, launch, tl, uses_triton, widest
+from .matmul import matmul
 
 __all__ = ["centered", "exact_dtype", "is_empty", "root_of", "rows_of", "torch_rows", "weighted_moments"]
 
@@ -206,6 +207,6 @@ def weighted_moments(z: Tensor, weights: Tensor, center: bool) -> tuple[Tensor, 
     _, mean = centered(z, True)
     # products are rounded, so rows are shifted towards zero before: to the mean of their class, then to its last digits
     for _ in range(2):
-        shift = (weights[..., None] * rows_of(z, weights.new_empty(0), True, mean)).sum(-2, dtype=widest(z.device))
+        shift = matmul(weights[:, None], rows_of(z, weights.new_empty(0), True, mean))[:, 0]
         mean = mean + torch.where(is_empty(mass)[:, None], 0.0, shift / mass[:, None])
     return mean, mass
