@@ -192,7 +192,7 @@ def factor_rows(bench: Bench) -> None:
 def eager_sigreg(z: Tensor, unit: Tensor, table: Tensor) -> Tensor:
     """LeJEPA's form: cosine and sine of samples x slices x knots."""
     t, phi, weight = table
-    angle = (z @ unit)[..., None] * t
+    angle = (z.float() @ unit)[..., None] * t
     error = (angle.cos().mean(-3) - phi) ** 2 + angle.sin().mean(-3) ** 2
     return z.shape[-2] * (error @ (weight * phi)).mean(-1)
 
@@ -224,9 +224,10 @@ def sigreg_rows(bench: Bench) -> None:
         timed = {EAGER: draws, COMPILED: compiled(draws)}  # ours draws directions too
         exact = partial(sigreg_reference, unit=unit.double())
         case = f"({samples}, {width}), {slices} slices"
-        needs = partial(sigreg_work, samples, width, slices, table.shape[1])
         z = torch.randn(samples, width, generator=torch.Generator().manual_seed(0)).to(bench.device)
-        differentiable(bench, "sigreg", case, z, functions, exact, functions, needs, timed)
+        for dtype in (torch.float32, torch.bfloat16) if width == SLICED[1][1] else (torch.float32,):
+            needs = partial(sigreg_work, samples, width, slices, table.shape[1], size=dtype.itemsize)
+            differentiable(bench, "sigreg", case, z.to(dtype), functions, exact, functions, needs, timed)
 
 
 def drop_in_rows(bench: Bench) -> None:

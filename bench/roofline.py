@@ -124,15 +124,15 @@ def factor_work(matrices: int, n: int) -> Work:
     return Work(4 * matrices * (n * (n + 1) // 2 + n**2), matrices * n**3)
 
 
-def sigreg_work(samples: int, width: int, slices: int, knots: int, mode: str) -> Work:
-    """Work of SIGReg in float32, with knots at positive t; directions are drawn, and need not be read.
+def sigreg_work(samples: int, width: int, slices: int, knots: int, mode: str, size: int = 4) -> Work:
+    """Work of SIGReg of numbers of `size` bytes, with knots at positive t; directions are drawn, and need not be read.
 
     Either way: a product with the directions, 2 samples width slices, and 6 FLOPs for each projection and knot.
     Forward these are 2 for each of cos(k x) = 2 cos(x) cos((k - 1) x) - cos((k - 2) x) and of the sine, and 2 to add
     them up; backward, 3 for each of two series in cosines and sines by Clenshaw's recurrence.
     """
     passes = 2 if mode == "both" else 1
-    tensor = 4 * samples * width
+    tensor = size * samples * width
     moved = tensor if mode == "forward" else 2 * tensor
     return Work(moved, passes * 2 * samples * width * slices, passes * 6 * samples * slices * knots)
 
