@@ -422,6 +422,13 @@ def test_opcheck(device):
         torch.library.opcheck(ops.coding_rate.default, (z, weights, scale, True, samples, False, "", 1))
 
 
+@pytest.mark.parametrize(("shape", "samples"), [((2, 150, 128), False), ((2, 256, 260), True)])
+def test_a_factor_that_is_larger_than_its_matrix(shape, samples):
+    z, scale = torch.randn(shape, requires_grad=True), torch.tensor([2.0, 3.0])
+    arguments = (z, torch.zeros(2, 0), scale, True, samples, False, "", 1)
+    torch.library.opcheck(ops.coding_rate.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 @triton
 @pytest.mark.parametrize("shape", [(140, 160), (160, 140)])
 def test_a_jacobian_of_sides_between_the_limits(shape, device):
