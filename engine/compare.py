@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..configs.cli import DONE, command
+from ..configs.cli import DONE, command, parser_of
 from ..configs.compose import read
 from ..configs.errors import InputError, first_line, shown
 from ..configs.files import write_atomically
@@ -110,7 +110,7 @@ class Group(NamedTuple):
 @command("no file was half written")
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
-    parser = argparse.ArgumentParser(prog="seqjepa compare", description=str(__doc__).split("\n")[2])
+    parser = parser_of("compare", __doc__)
     add_words(parser)
     args = parser.parse_args(argv)
     if args.out and args.out.suffix == ".png":
