@@ -219,6 +219,9 @@ def read_run(path: Path) -> Run:
             Summary.model_validate(summary, strict=True)
         run = Run(path, config, read_rows(path / "metrics.jsonl"), summary)
         _ = run.seconds  # a missing field should fail here
+    except FileNotFoundError as error:
+        hint = "`seqjepa compare --list FOLDER` lists the runs in a folder"
+        raise InputError(f"{path}: not the folder of a run ({Path(error.filename).name} is missing); {hint}") from None
     except PermissionError as error:
         raise InputError(f"{shown(error.filename or path)}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:

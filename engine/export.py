@@ -9,6 +9,7 @@ does timm, if the encoder is one that timm knows: `import seqjepa.engine.timm_mo
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise InputError(f"--out {shown(args.out)}: exists; name a folder that is new or empty")
+    if args.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push):
+        raise InputError(f"--push {shown(args.push)}: must be USER/NAME, as on the Hub")
     # torch is imported only here, so that --help is instant
     from .encoder import load_encoder
     from .reports.card import card, card_of_reference

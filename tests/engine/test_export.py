@@ -205,6 +205,7 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(runs, tmp_path, capsys):
     full.mkdir()
     (full / "mine").touch()
     refuse([runs["convnet"], "--out", full], capsys, "new or empty")
+    refuse([runs["convnet"], "--out", tmp_path / "new", "--push", "mine"], capsys, "--push mine", "USER/NAME")
     refuse([runs["convnet"], "--out", full / "mine"], capsys, "new or empty")
     refuse([tmp_path, "--out", tmp_path / "out"], capsys, "neither a run")
     refuse([tmp_path / "nowhere", "--out", tmp_path / "out"], capsys, "neither a run")
