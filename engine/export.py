@@ -154,7 +154,7 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
     if "timm" in formats and named is None:
         how = "leave timm out, and load the folder by seqjepa.load_encoder"
         own = kind != "timm"
-        reason = f"has no {kind} encoder" if own else "builds it without model.neck and model.encoder.stem=cifar"
+        reason = f"has no {kind} encoder" if own else "builds it without model.neck"
         raise InputError(f"--format timm: timm {reason}; {how}")
     save_tensors(exported(encoder).state_dict(), folder / WEIGHTS)
     said: dict[str, Any] = {"seqjepa": {"encoder": encoder.description.model_dump(mode="json")}}
