@@ -1,6 +1,5 @@
 """What all commands share: streams, options, error lines, exit codes and signals."""
 
-import argparse
 import contextlib
 import functools
 import signal
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .compose import Composed
-from .console import open_console
+from .console import Parser, open_console
 from .errors import InputError
 
 DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED, OUT_OF_TIME, IDLE = range(7)  # exit codes
@@ -59,10 +58,10 @@ def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[...
     return decorate
 
 
-def parser_of(name: str, doc: str | None) -> argparse.ArgumentParser:
+def parser_of(name: str, doc: str | None) -> Parser:
     """A parser of the command `seqjepa name`; its --help begins and ends with the module's docstring."""
     summary, _, details = (doc or "").partition("\n\n")
-    return argparse.ArgumentParser(prog=f"seqjepa {name}", description=summary, epilog=details)
+    return Parser(prog=f"seqjepa {name}", description=summary, epilog=details)
 
 
 @contextlib.contextmanager
@@ -81,5 +80,5 @@ def check_options(words: list[str], *known: str) -> None:
         InputError: names the word and the options.
     """
     if unknown := [word for word in words if word.startswith("-") and word not in known]:
-        options = " and ".join(known)
+        options = ", ".join(known)
         raise InputError(f"{unknown[0]}: unknown option; allowed: {options}, and section.key=value for a setting")

@@ -268,10 +268,11 @@ def _find(name: str) -> Path:
         for p in sorted(CONFIGS.rglob("*.yaml"))
         if p.parent.name not in ("accelerate", "launch")
     ]
-    hint = difflib.get_close_matches(name, stems, 1, 0.5)
-    raise InputError(
-        f"{name}: no such config file; {f'did you mean {hint[0]}?' if hint else 'there are ' + ', '.join(stems)}"
-    )
+    if close := difflib.get_close_matches(name, stems, 1, 0.5):
+        raise InputError(f"{name}: no such config file; did you mean {close[0]}?")
+    nearest = " and ".join(difflib.get_close_matches(name, stems, 2, 0))
+    hint = f"nearest are {nearest} (`seqjepa train --help` lists all); a setting is section.key=value"
+    raise InputError(f"{name}: no such config file; {hint}")
 
 
 def _leaves(layer: dict[str, Any], prefix: str = "") -> Iterator[str]:

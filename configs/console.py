@@ -1,9 +1,18 @@
-"""Standard streams that cope with any encoding, with a reader that leaves early, and with a full disk."""
+"""Standard streams that no console can break, and a parser of words that refuses in one line."""
 
+import argparse
 import contextlib
 import io
 import os
 import sys
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses words in one line, which says what was wrong and how the command is used."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, " ".join(f"error: {message}; {self.format_usage()}".split()) + "\n")
 
 
 class _Stream(io.FileIO):

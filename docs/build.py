@@ -24,6 +24,7 @@ API = {
     "Data": ["seqjepa.loaders.loader", "seqjepa.loaders.batch", "seqjepa.loaders.sampler"],
     "Network": ["seqjepa.engine.models.seq_jepa"],
 }
+FOLDERS = ("bench", "configs", "docs", "engine", "kernels", "loaders", "tests")
 PACKAGES = {"Kernels": "seqjepa.kernels.", "Drop-in losses": "seqjepa.kernels.drop_in."}
 
 
@@ -50,14 +51,13 @@ def main() -> int:
 
 
 def copy_repository(pages: Path) -> None:
-    """Copy what git knows: pages, and the files that they link to."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
-    )
-    for name in listed.stdout.decode().split("\0")[:-1]:
-        if (ROOT / name).is_file() and not name.startswith("."):
-            (pages / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, pages / name)
+    """Copy the pages, and the files that they link to; an unpacked source distribution has them too, without git."""
+    pages.mkdir()
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copyfile(path, pages / path.name)
+        elif path.name in FOLDERS:
+            shutil.copytree(path, pages / path.name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def settings() -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..configs.cli import DONE, command
+from ..configs.cli import DONE, command, parser_of
 from ..configs.compose import read
 from ..configs.errors import InputError, first_line, shown
 from ..configs.files import write_atomically
@@ -110,7 +110,7 @@ class Group(NamedTuple):
 @command("no file was half written")
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
-    parser = argparse.ArgumentParser(prog="seqjepa compare", description=str(__doc__).split("\n")[2])
+    parser = parser_of("compare", __doc__)
     add_words(parser)
     args = parser.parse_args(argv)
     if args.out and args.out.suffix == ".png":
@@ -219,6 +219,9 @@ def read_run(path: Path) -> Run:
             Summary.model_validate(summary, strict=True)
         run = Run(path, config, read_rows(path / "metrics.jsonl"), summary)
         _ = run.seconds  # a missing field should fail here
+    except FileNotFoundError as error:
+        hint = "`seqjepa compare --list FOLDER` lists the runs in a folder"
+        raise InputError(f"{path}: not the folder of a run ({Path(error.filename).name} is missing); {hint}") from None
     except PermissionError as error:
         raise InputError(f"{shown(error.filename or path)}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:

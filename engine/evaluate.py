@@ -35,7 +35,7 @@ Exit codes: 0 done, 2 bad input, 4 machine failure, 128 + signal when interrupte
 @command("what was finished is written")
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
-    if not argv or {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(argv):
         from seqjepa.engine.evaluation.config import EvalConfig
 
         of_training = {"every", "best_metric", "best_mode"}
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     check_options(argv, "--help")
     paths = [Path(word).expanduser() for word in argv if "=" not in word or Path(word).exists()]
     if not paths:
-        raise InputError("no run or checkpoint was given")
+        raise InputError("no run or checkpoint was given; `seqjepa eval RUN_OR_CHECKPOINT` takes one or several")
     try:
         # these import torch; help and bad input above are answered without it
         from seqjepa.engine.evaluation.measure import evaluate

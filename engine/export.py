@@ -9,6 +9,7 @@ does timm, if the encoder is one that timm knows: `import seqjepa.engine.timm_mo
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise InputError(f"--out {shown(args.out)}: exists; name a folder that is new or empty")
+    if args.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push):
+        raise InputError(f"--push {shown(args.push)}: must be USER/NAME, as on the Hub")
     # torch is imported only here, so that --help is instant
     from .encoder import load_encoder
     from .reports.card import card, card_of_reference
@@ -151,7 +154,7 @@ def write(encoder: Any, folder: Path, formats: list[str]) -> dict[str, float]:
     if "timm" in formats and named is None:
         how = "leave timm out, and load the folder by seqjepa.load_encoder"
         own = kind != "timm"
-        reason = f"has no {kind} encoder" if own else "builds it without model.neck and model.encoder.stem=cifar"
+        reason = f"has no {kind} encoder" if own else "builds it without model.neck"
         raise InputError(f"--format timm: timm {reason}; {how}")
     save_tensors(exported(encoder).state_dict(), folder / WEIGHTS)
     said: dict[str, Any] = {"seqjepa": {"encoder": encoder.description.model_dump(mode="json")}}

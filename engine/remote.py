@@ -17,6 +17,7 @@ import yaml
 
 from ..configs.cli import BAD_INPUT, DONE, command
 from ..configs.compose import UNREADABLE
+from ..configs.console import Parser
 from ..configs.errors import InputError, first_line, shown
 
 WORDS = "SEQJEPA_WORDS"  # variable by which the file's commands take words for `seqjepa train`
@@ -41,7 +42,7 @@ class Job(NamedTuple):
 @command("nothing was rented")
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code, as listed on the help page."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="seqjepa remote",
         description="Look at a file of SkyPilot's or dstack's before it costs money: run its commands here, on a copy "
         "of the folder as the machine gets it and with the file's variables alone, and `seqjepa train` with --check; "
@@ -67,6 +68,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "variables",
         nargs="*",
+        default=[],
         metavar="NAME[=VALUE]",
         help="variables that the file leaves open, or others' new values; without =VALUE it is that of the environment",
     )

@@ -1,7 +1,8 @@
 """Encoders of ours that timm does not have; importing this module registers them.
 
 After `import seqjepa.engine.timm_models`, `timm.create_model("resnet18_cifar")` is timm's ResNet-18 with the stem for
-small images, whose weights have the names of ours.
+small images, whose weights have the names of ours, and `timm.create_model("resnet_cifar", network="resnet50")` is
+another of timm's networks with that stem.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from .models.encoders.from_timm import arguments, build
 from .models.encoders.resnet import ResNet18CIFAR
 
 OF_KINDS = {"resnet18": "resnet18_cifar"}  # timm's name of an encoder of this kind
@@ -23,16 +25,16 @@ def architecture(encoder: Any) -> tuple[str, dict[str, Any]] | None:
     if model.neck.kind != "none":
         return None
     if model.encoder.kind == "timm":
-        from .models.encoders.from_timm import arguments
-
+        name, given = model.encoder.name, arguments(model.encoder.name, model.encoder.input_size)
         changed = isinstance(getattr(encoder.network.exported, "maxpool", None), nn.Identity)  # the stem, by us
-        return None if changed else (model.encoder.name, arguments(model.encoder.name, model.encoder.input_size))
+        return ("resnet_cifar", {"network": name, **given}) if changed else (name, given)
     name = OF_KINDS.get(model.encoder.kind)
     return None if name is None else (name, {})
 
 
-default_cfgs = generate_default_cfgs(  # under this name timm looks for it
-    {"resnet18_cifar.untrained": {"input_size": (3, 32, 32), "first_conv": "conv1", "classifier": "fc"}}
+UNTRAINED = {"input_size": (3, 32, 32), "first_conv": "conv1", "classifier": "fc"}
+default_cfgs = generate_default_cfgs(  # under this name timm looks for them
+    {"resnet18_cifar.untrained": UNTRAINED, "resnet_cifar.untrained": UNTRAINED}
 )
 
 
@@ -41,3 +43,14 @@ def resnet18_cifar(pretrained: bool = False, **settings: Any) -> ResNet18CIFAR:
     """ResNet-18 with the stem for small images."""
     settings.setdefault("num_classes", 0)
     return build_model_with_cfg(ResNet18CIFAR, "resnet18_cifar", pretrained, **settings)
+
+
+@register_model
+def resnet_cifar(pretrained: bool = False, **settings: Any) -> nn.Module:
+    """A network of timm, whose name is `network`, with the stem for small images."""
+    settings.setdefault("num_classes", 0)
+
+    def made(network: str, **given: Any) -> nn.Module:
+        return build(network, "cifar", None, **given)
+
+    return build_model_with_cfg(made, "resnet_cifar", pretrained, **settings)

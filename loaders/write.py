@@ -1,7 +1,7 @@
 """Write betons, the files of FFCV: `seqjepa write SOURCE OUT`.
 
-SOURCE is a folder with train/ and test/, each with a folder for each class; or the name of a dataset, with its own
-files in --root. OUT receives train.beton and test.beton, each with a sidecar that describes it.
+SOURCE is a folder with train/ and test/ (or val/), each with a folder for each class; or the name of a dataset, with
+its own files in --root. OUT receives train.beton and test.beton, each with a sidecar that describes it.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def main(argv: list[str]) -> int:
 
 def add_words(parser: argparse.ArgumentParser) -> None:
     """Give a parser what the command takes."""
-    parser.add_argument("source", help=f"a folder with train/ and test/, or one of {', '.join(DATASETS)}")
+    parser.add_argument("source", help=f"a folder with train/ and test/ (or val/), or one of {', '.join(DATASETS)}")
     parser.add_argument("out", type=Path, help="folder for train.beton and test.beton")
     parser.add_argument("--root", help="folder of the dataset's own files, if SOURCE is its name")
     parser.add_argument("--download", action="store_true", help="let torchvision download what --root lacks")

@@ -28,13 +28,41 @@ def test_each_command_has_a_help_page_of_that_name(name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: seqjepa {name}")
 
 
-@pytest.mark.parametrize("words", [[], ["trian"], ["--verbose"]])
-def test_other_words_are_refused_in_a_line(words, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    assert end.value.code == 2
+REFUSED = {
+    "": COMMANDS,
+    "trian": COMMANDS,
+    "--verbose": COMMANDS,
+    "train --foo": ["--foo", "--print-config"],
+    "eval": ["RUN_OR_CHECKPOINT"],
+    "eval --foo": ["--foo", "--help"],
+    "compare": ["RUN", "--list"],
+    "compare --foo run": ["--foo", "--against"],
+    "show --rows many a.yaml": ["--rows", "many", "CONFIG"],
+    "write images": ["out", "--jpeg"],
+    "remote": ["required: action, file;", "check"],
+    "export run": ["--out", "--push"],
+    "export run --out new --format foo": ["foo", "timm", "onnx", "pt2"],
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_used_is_refused_in_a_line(words, capsys):
+    """It says what was given or is missing, and what there is."""
+    try:
+        code = main(words.split())
+    except SystemExit as end:  # argparse's way
+        code = end.code
+    assert code == 2
     said = capsys.readouterr().err
-    assert all(name in said for name in (COMMANDS if words == ["trian"] else ["COMMAND"]))
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert all(part in said for part in REFUSED[words]), said
+
+
+def test_a_word_of_two_lines_is_refused_in_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "run", "--two\nlines"])
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_version(capsys):

@@ -17,14 +17,15 @@ nodes=${SLURM_JOB_NUM_NODES:?run it by sbatch}
 processes=$((nodes * ${SLURM_GPUS_ON_NODE:-1}))
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${hosts%%$'\n'*}
+accelerate=$(python -c 'import seqjepa.configs as c; print(c.__path__[0])')/accelerate/multi_node.yaml
 
 # bash runs on each node, where SLURM_NODEID is that of the node; with exec, signals reach the launcher.
 # Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch. With --kill-on-bad-exit=1 the first process to
 # leave after a signal would have another one sent to those that still save; whoever hangs instead is ended by --wait.
-srun --kill-on-bad-exit=0 --wait=300 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash -c 'exec accelerate launch --config_file configs/accelerate/multi_node.yaml \
+srun --kill-on-bad-exit=0 --wait=300 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash -c 'exec accelerate launch --config_file "$5" \
     --num_machines "$1" --num_processes "$2" --main_process_ip "$3" --main_process_port "$4" \
-    --machine_rank "$SLURM_NODEID" engine/train.py "${@:5}"' launch \
-    "$nodes" "$processes" "$first" "$((20000 + SLURM_JOB_ID % 20000))" "$@" run.resume=auto || {
+    --machine_rank "$SLURM_NODEID" --module seqjepa.engine.train "${@:6}"' launch \
+    "$nodes" "$processes" "$first" "$((20000 + SLURM_JOB_ID % 20000))" "$accelerate" "$@" run.resume=auto || {
     code=$?
     # Slurm does not queue a preempted job again that leaves before its GraceTime is over
     if [[ $(scontrol show job "$SLURM_JOB_ID") == *PreemptTime=[0-9]* ]]; then

@@ -21,7 +21,7 @@ class ProbesConfig(Section):
 
 
 class EvalConfig(Operation):
-    """Validation during training, and the frozen-probe evaluation of engine/evaluate.py."""
+    """Validation during training, and the frozen-probe evaluation of `seqjepa eval`."""
 
     fixed = frozenset({"best_metric", "best_mode"})
     of_training = True
@@ -52,9 +52,9 @@ class EvalConfig(Operation):
     neighbours: int = Field(default=20, ge=1)
     """Number of nearest neighbours that vote (protocol=fast)."""
     subspace: bool = False
-    """Whether engine/evaluate.py measures subspaces and equivariance instead of running the protocol."""
+    """Whether `seqjepa eval` measures subspaces and equivariance instead of running the protocol."""
     arc: str | None = None
-    """Folder of ARC tasks in JSON files, by which engine/evaluate.py judges an encoder of grids instead."""
+    """Folder of ARC tasks in JSON files, by which `seqjepa eval` judges an encoder of grids instead."""
     arc_side: int = Field(default=14, ge=1, le=30)
     """Largest number of rows or columns of the grids of a task that counts, and side of the canvas."""
     out: str | None = None

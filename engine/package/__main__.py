@@ -2,7 +2,6 @@
 
 # PYTHON_ARGCOMPLETE_OK
 
-import argparse
 import importlib
 import os
 import sys
@@ -32,15 +31,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    from seqjepa.configs.console import open_console
+    from seqjepa.configs.console import Parser, open_console
 
     open_console()
     words = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="seqjepa", description="Train seq-JEPA and its relatives.", epilog="seqjepa COMMAND --help says more."
     )
     parser.add_argument("--version", action="version", version=f"seqjepa {version('seqjepa')}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, add_help=False)
         if "_ARGCOMPLETE" in os.environ and f" {name} " in os.environ.get("COMP_LINE", ""):

@@ -1,6 +1,7 @@
 """The model card of an exported encoder: what it was trained on, and what it reached beside its control."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,13 @@ def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
         ]
         recipe = yaml.safe_dump(without_paths(config), sort_keys=False, allow_unicode=True)
         (folder / RECIPE).write_text(recipe, encoding="utf-8")
-    lines += _results(home, state.position.segment if state else 0)
+    rules = config.get("gates", {}).get("rules", {}).get(data.get("name"), [])
+    lines += _results(home, state.position.segment if state else 0, rules)
     for figure in FIGURES:
         if (home / "figures" / figure).is_file():
             shutil.copyfile(home / "figures" / figure, folder / figure)
             lines += [f"![{figure.removesuffix('.png')}]({figure})", ""]
-    return "\n".join([*lines, *CITATION])
+    return "\n".join([*lines, *CITATION, "The seqjepa authors: seqjepa, with which the encoder was trained.", ""])
 
 
 def card_of_reference(name: str, encoder: Any, licence: str | None) -> str:
@@ -130,8 +132,8 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     return {name: without_paths(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
-def _results(home: Path, epoch: int) -> list[str]:
-    """The metrics of a checkpoint's epoch beside the untrained control's, and the verdict of the gates on the run."""
+def _results(home: Path, epoch: int, rules: list[dict[str, Any]]) -> list[str]:
+    """The metrics of a checkpoint's epoch beside the untrained control's; the gates' rules and their verdict."""
     try:
         summary = json.loads((home / "summary.json").read_text(encoding="utf-8"))
         untrained, verdict, reasons = summary["untrained"] or {}, summary["gate_pass"], summary["gate_reasons"]
@@ -145,6 +147,8 @@ def _results(home: Path, epoch: int) -> list[str]:
     cells = [(name, found.get(name), untrained.get(name)) for name in dict.fromkeys(names) if name in found]
     said = {True: "The gates passed.", False: "The gates failed:", None: "No gates apply to these data."}
     judged = [said[verdict], *(f"- {reason}" for reason in reasons)] if last else ["The gates judged a later epoch."]
+    judged += ["", "Their rules, where a margin is one over the untrained network:", ""] if rules else []
+    judged += [f"- {_rule(rule)}" for rule in rules]
     return [
         "## Results",
         "",
@@ -157,6 +161,14 @@ def _results(home: Path, epoch: int) -> list[str]:
         *judged,
         "",
     ]
+
+
+def _rule(rule: dict[str, Any]) -> str:
+    """A rule as a config has it, without what it leaves open."""
+    given = {name: value for name, value in rule.items() if value is not None and (name, value) != ("over", "epoch")}
+    if given.get("last") == 1:
+        del given["last"]
+    return f"`{yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=math.inf).strip()}`"
 
 
 def _number(value: float | None) -> str:

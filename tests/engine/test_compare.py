@@ -146,7 +146,7 @@ def test_bad_input_is_one_line(make, tmp_path, capsys):
     broken = make("c", 1, [1.0])
     (broken / "config.yaml").write_text(yaml.safe_dump({"run": {}}))
     for words, message in (
-        ([str(tmp_path / "nothing")], "not the folder of a run"),
+        ([str(tmp_path / "nothing")], "not the folder of a run (config.yaml is missing); `seqjepa compare --list"),
         ([str(broken)], "not the folder of a run (config.yaml: run.seed: Field required)"),
         ([good, good], "have one config and seed 1: give one of them"),
         ([good, "--against", "z"], "--against z: there are a"),

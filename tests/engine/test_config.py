@@ -136,6 +136,7 @@ def test_a_printed_config_is_a_config(tmp_path, capsys):
         (["run.name=.."], ["run.name = '..'"]),
         (["data.batch_size=32", "optim.accumulate=32"], ["optim.accumulate = 32", "batch norm needs at least two"]),
         (["confgs/smoke.yaml"], ["confgs/smoke.yaml: no such config file; did you mean configs/smoke.yaml?"]),
+        (["run.epochs"], ["run.epochs: no such config file; nearest are", "--help", "section.key=value"]),
         (["--epochs"], ["--epochs: unknown option"]),
         (["=1"], ["not of the form section.key=value"]),
     ],

@@ -178,6 +178,7 @@ def test_the_card_has_results_beside_the_control_and_nothing_of_this_machine(run
     for name in ("online_linacc_test", "online_r2_test", "online_r2_rotation_test"):
         assert f"| {name} | {result.metrics[name]:.4g} | {result.untrained[name]:.4g} |" in text
     assert "2505.03176" in text
+    assert "\n- `{metric: online_r2_test, margin: 0.25}`\n" in text
     assert "[B, 16]" in text  # four times the width of 4
     for path in out.iterdir():
         if path.suffix != ".png":
@@ -205,6 +206,7 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(runs, tmp_path, capsys):
     full.mkdir()
     (full / "mine").touch()
     refuse([runs["convnet"], "--out", full], capsys, "new or empty")
+    refuse([runs["convnet"], "--out", tmp_path / "new", "--push", "mine"], capsys, "--push mine", "USER/NAME")
     refuse([runs["convnet"], "--out", full / "mine"], capsys, "new or empty")
     refuse([tmp_path, "--out", tmp_path / "out"], capsys, "neither a run")
     refuse([tmp_path / "nowhere", "--out", tmp_path / "out"], capsys, "neither a run")

@@ -15,7 +15,7 @@ from .config import TimmConfig
 SMALL = 64  # pixels of a side up to which stem=auto is the one for small images
 
 
-def build(name: str, stem: str, side: int | None) -> Any:
+def build(name: str, stem: str, side: int | None, **settings: Any) -> Any:
     """A network of timm.
 
     Args:
@@ -23,6 +23,7 @@ def build(name: str, stem: str, side: int | None) -> Any:
         stem: cifar replaces a first convolution with a stride, and the max-pooling after it, by a 3x3 convolution, as
             for ResNets on small images; imagenet keeps them; auto is cifar up to 64 pixels where it is possible.
         side: height and width of the images; None leaves them to the network.
+        settings: further arguments of timm's, such as num_classes, which is 0 otherwise.
 
     Raises:
         InputError: names the field that cannot be used.
@@ -31,17 +32,21 @@ def build(name: str, stem: str, side: int | None) -> Any:
         close = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has the names"
         raise InputError(f"timm has no such network; {hint}", "model.encoder.name")
+    settings = {"num_classes": 0, **arguments(name, side), **settings}
     try:
-        network: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments(name, side))
+        network: Any = timm.create_model(name, pretrained=False, **settings)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InputError(f"timm cannot build {name} ({first_line(error)})", "model.encoder.name") from None
     replaceable = isinstance(getattr(network, "maxpool", None), nn.Module) and hasattr(network, "bn1")
     if stem == "cifar" and not replaceable:
         raise InputError(f"{name} has no stem that could be replaced; imagenet is allowed", "model.encoder.stem")
     if stem == "cifar" or (stem == "auto" and replaceable and side is not None and side <= SMALL):
-        network.conv1 = nn.Conv2d(3, network.bn1.num_features, kernel_size=3, padding=1, bias=False)
+        channels = settings.get("in_chans", 3)
+        network.conv1 = nn.Conv2d(channels, network.bn1.num_features, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
+        network.feature_info = [i | {"reduction": max(1, i["reduction"] // 4)} for i in network.feature_info]
+        network.pretrained_cfg = network.default_cfg = network.pretrained_cfg | {"first_conv": "conv1"}
     return network
 
 

@@ -1,5 +1,7 @@
 """Encoders of timm: shapes, stems, what is refused, and the way out by export."""
 
+import importlib
+
 import pytest
 import timm
 import torch
@@ -117,9 +119,11 @@ def test_it_trains_and_timm_loads_what_is_exported(tiny, tmp_path):
     same_by_timm(out, 24)
 
 
-def test_timm_loads_a_vit_for_images_of_its_size(tmp_path):
+@pytest.mark.parametrize("settings", [{"name": "test_vit", "input_size": 32}, {"name": "test_resnet", "stem": "cifar"}])
+def test_timm_loads_what_is_written(settings, tmp_path):
+    """A ViT for images of its size, and a network whose stem is not timm's own."""
     pixels = PixelFacts(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4], size=[32, 32], classes=[])
-    model = encoder(name="test_vit", input_size=32)
+    model = encoder(**settings)
     write(Encoder(build_encoder(model), Description(model=model, pixels=pixels)).eval(), tmp_path, ["timm"])
     same_by_timm(tmp_path, 32)
 
@@ -132,8 +136,12 @@ def same_by_timm(folder, side):
         torch.testing.assert_close(theirs((images - ours.mean) / ours.std), ours(images), rtol=1e-5, atol=1e-5)
 
 
-def test_a_stem_that_timm_does_not_have_is_refused(tmp_path):
-    pixels = PixelFacts(mean=[0.5] * 3, std=[0.2] * 3, size=[32, 32], classes=[])
-    model = encoder(name="resnet18", stem="cifar")
-    with pytest.raises(InputError, match=r"model\.encoder\.stem=cifar"):
-        write(Encoder(build_encoder(model), Description(model=model, pixels=pixels)).eval(), tmp_path, ["timm"])
+def test_timms_other_ways_to_make_a_network_with_the_small_stem():
+    importlib.import_module("seqjepa.engine.timm_models")  # which registers it
+    made = timm.create_model("resnet_cifar", network="test_resnet", num_classes=7, in_chans=1).eval()
+    maps = timm.create_model("resnet_cifar", network="test_resnet", features_only=True).eval()
+    with torch.inference_mode():
+        assert made(torch.rand(2, 1, 32, 32)).shape == (2, 7)
+        sides = [found.shape[-1] for found in maps(torch.rand(2, 3, 32, 32))]
+    assert sides == [32 // reduction for reduction in maps.feature_info.reduction()]
+    assert sides[0] == 32

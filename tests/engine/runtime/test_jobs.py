@@ -300,14 +300,15 @@ def slurm(tmp_path):
 
 
 @pytest.mark.parametrize("cores", ["64", None])
-def test_the_slurm_script_asks_for_what_the_job_was_given(slurm, cores):
-    """Processes for the GPUs of all nodes, the task's cores, and every word as it was given."""
+def test_the_slurm_script_asks_for_what_the_job_was_given(slurm, cores, tmp_path):
+    """Processes for the GPUs of all nodes, the task's cores, and every word as it was given; in any folder."""
     each = 'printf "%s\\n" "$@"\n'
     given = slurm(srun=f'{each}while [[ $1 == --* ]]; do shift; done\nSLURM_NODEID=1 "$@"\n', accelerate=each)
     given |= {"SLURM_GPUS_ON_NODE": "8"} | ({"SLURM_CPUS_PER_TASK": cores} if cores else {})
     words = ["data.root=/a b/größe", "run.name='x  y'", "optim.lr=1e-3"]
-    command = ["bash", "configs/launch/slurm.sh", *words]
-    lines = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True).stdout.splitlines()
+    command = ["bash", str(ROOT / "configs/launch/slurm.sh"), *words]
+    ended = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, check=True)
+    lines = ended.stdout.splitlines()
     asked = lines[: lines.index("bash")]
     assert asked == ["--kill-on-bad-exit=0", "--wait=300", *(["--cpus-per-task=64"] if cores else [])]
     launched = lines[len(lines) - lines[::-1].index("launch") - 1 :]
@@ -316,7 +317,8 @@ def test_the_slurm_script_asks_for_what_the_job_was_given(slurm, cores):
     assert options["--num_processes"] == "16"
     assert options["--main_process_ip"] == "127.0.0.1"
     assert options["--machine_rank"] == "1"
-    assert launched[13:] == ["engine/train.py", *words, "run.resume=auto"]
+    assert Path(options["--config_file"]).read_text() == (ROOT / "configs/accelerate/multi_node.yaml").read_text()
+    assert launched[13:] == ["--module", "seqjepa.engine.train", *words, "run.resume=auto"]
 
 
 @pytest.mark.soak
