@@ -50,6 +50,7 @@ def gram_shape(capability: tuple[int, int]) -> Shape:
         return SQUARE
     return {AMPERE: TF32, BLACKWELL: GROUPED}.get(capability, {**IEEE, "num_warps": 8})
 
+
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     """(0, 0) for all but NVIDIA's GPUs; AMD numbers its own in another way."""
