@@ -36,6 +36,8 @@ def opening_lines(
         majority = share_of_the_largest(loaders.validation.labels())
         if majority > 1.5 / loaders.num_classes:
             yield f"the largest class has {100 * majority:.1f} % of the test images: so much is right without looking"
+    if advice := config.model.encoder.advice(loaders.image_size):
+        yield advice
     if loaders.stream:
         yield f"a stream of {len(segments)} tasks, {segments.start(len(segments))} steps"
     if kept := buffer_size(loaders):
