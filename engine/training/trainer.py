@@ -181,7 +181,7 @@ class Trainer:
         self.tasks = TaskMeasures(self.training, self.loaders) if self.loaders.stream else None
         if self.tasks and self.untrained is not None:
             self.untrained |= self.tasks.untrained
-        self.trackers.summarise(self._controls())
+        self.trackers.summarise("control", self.untrained or {})
         set_seed(config.run.seed, device_specific=True)
         if resumed:
             self._restore(resumed)
@@ -364,10 +364,6 @@ class Trainer:
         if is_best or self.done or number % config.checkpoint.every == 0:
             self.save(best=is_best)
 
-    def _controls(self) -> dict[str, float]:
-        """What the untrained control reached, as trackers name it."""
-        return {f"control/{name}": value for name, value in (self.untrained or {}).items()}
-
     def _refuse_divergence(self) -> None:
         if found := self.training.diverged():
             step, term = found
@@ -466,7 +462,7 @@ class Trainer:
             except OSError as error:  # no reason to fail a run that has everything else
                 where = shown(error.filename or self.folder.curves)
                 self.reporter.say(f"curves are not drawn: {where} cannot be written ({error.strerror})")
-            self.trackers.summarise(verdict | {"best_epoch": best.segment} | self._controls(), self.global_step)
+            self.trackers.summarise("verdict", verdict | {"best_epoch": best.segment}, self.global_step)
             for reason in reasons:
                 self.reporter.say(f"gate: {reason}")
             self.reporter.say(closing_block(str(self.folder.path), summary))
