@@ -175,6 +175,12 @@ class Loaders:
         """Number of classes; None if the images have none."""
         return len(self.classes) or None
 
+    @property
+    def largest_class(self) -> float | None:
+        """Percent of the images for validation that are of their commonest class; None if they have no classes."""
+        labels = self.validation.labels()
+        return 100 * float(np.bincount(labels).max() / len(labels)) if self.classes else None
+
 
 def build_loaders(
     data: DataConfig,

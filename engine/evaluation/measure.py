@@ -80,6 +80,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
         "leakage_length": leakage_length(lengths, num_observed),
         "factors": list(loaders.sequence.factors),
         "images": images,
+        "largest_class": loaders.largest_class,
         "eval": settings.model_dump(),
     }
     renderings = {"paper": settings.epochs}  # of each training image

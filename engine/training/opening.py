@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -12,11 +11,6 @@ from ..runs.state import Settled
 from ..runtime.accelerator import crowded, overruled
 from .segments import Segments
 from .stream import buffer_size
-
-
-def share_of_the_largest(labels: np.ndarray) -> float:
-    """The share of the class that most labels (int64 [N]) name."""
-    return float(np.bincount(labels).max() / len(labels))
 
 
 def opening_lines(
@@ -30,12 +24,11 @@ def opening_lines(
     )
     if loaders.notice:
         yield loaders.notice
-    if loaders.num_classes is None and config.sequence.views == "images":
+    majority = loaders.largest_class
+    if majority is None and config.sequence.views == "images":
         yield "the images have no classes: accuracies are left out"
-    elif loaders.num_classes:
-        majority = share_of_the_largest(loaders.validation.labels())
-        if majority > 1.5 / loaders.num_classes:
-            yield f"the largest class has {100 * majority:.1f} % of the test images: so much is right without looking"
+    elif majority is not None and majority > 150 / len(loaders.classes):
+        yield f"the largest class has {majority:.1f} % of the test images: so much is right without looking"
     if advice := config.model.encoder.advice(loaders.image_size):
         yield advice
     if loaders.stream:

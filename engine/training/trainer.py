@@ -39,7 +39,7 @@ from .alarms import alarms, pinned_sigreg
 from .diagnostics import diagnose
 from .gates import check_rules, improves, judge_epochs, waited
 from .loading import open_loaders
-from .opening import opening_lines, share_of_the_largest
+from .opening import opening_lines
 from .resume import Resumed, changes, settle
 from .segments import segments_of
 from .step import Diverged, TrainingStep
@@ -427,13 +427,12 @@ class Trainer:
         broadcast_object_list(judgement)  # the others have no rows
         passed, reasons = judgement[0]
         if self.metrics_file:
-            labels = self.loaders.validation.labels()
             verdict = {"gate_pass": passed, "gate_reasons": reasons}
             summary = verdict | {
                 "final": self.final,
                 "best": best.metrics,
                 "untrained": self.untrained,
-                "largest_class": 100 * share_of_the_largest(labels) if self.loaders.num_classes else None,
+                "largest_class": self.loaders.largest_class,
                 "best_epoch": best.segment,
                 "final_minus_best": self.final.get(config.eval.best_metric, math.nan)
                 - (math.nan if best.value is None else best.value),
@@ -451,7 +450,7 @@ class Trainer:
             }
             write_atomically(self.folder.summary, to_json(summary, indent=1) + "\n")
             try:
-                draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves)
+                draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves, summary["largest_class"])
                 self.trackers.log_figure(self.folder.curves, self.global_step)
                 if len(config.objective.terms) > 1:
                     draw_terms(self.metrics_file.rows, self.untrained, self.folder.terms)
