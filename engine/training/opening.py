@@ -18,8 +18,7 @@ def opening_lines(
 ) -> Iterator[str]:
     """The lines, in the order in which they are said."""
     yield (
-        f"{config.run.name}: {config.data.name}, {len(loaders.train.sampler.indices)} training and "
-        f"{len(loaders.validation.sampler.indices)} test images, {loaders.kind} loader, "
+        f"{config.run.name}: {config.data.name}, {loaders.numbers}, {loaders.kind} loader, "
         f"{settled.device}, {settled.precision}, {settled.processes} process(es)"
     )
     if loaders.notice:
@@ -28,7 +27,8 @@ def opening_lines(
     if majority is None and config.sequence.views == "images":
         yield "the images have no classes: accuracies are left out"
     elif majority is not None and majority > 150 / len(loaders.classes):
-        yield f"the largest class has {majority:.1f} % of the test images: so much is right without looking"
+        share = f"{majority:.1f} % of the {loaders.validated_on} images"
+        yield f"the largest class has {share}: so much is right without looking"
     if advice := config.model.encoder.advice(loaders.image_size):
         yield advice
     if loaders.stream:
