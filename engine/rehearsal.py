@@ -107,7 +107,7 @@ def _open(config: Config) -> Opened:
             raise
         there = _reachable(dataset.sources())
         return Opened(f"{data.dataset} is not in {layout.root}; {there} has it", {})
-    check_alike(layout.root, {"test": images["train"], **images})
+    check_alike(layout, {"test": images["train"], **images})
     few = {
         name: _some(split, split.pixels, config)
         for name, split in images.items()

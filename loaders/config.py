@@ -94,8 +94,8 @@ class DataConfig(Section):
     """Where the images are during training. resident: as uint8 on the device; mapped: decoded in one file on the disk,
     which all processes of a machine share through its cache; files: image files are decoded for each batch; ffcv: in
     betons. All give the same sequences, betons of JPEGs those of their own pixels. auto: ffcv where `root` has betons;
-    else resident if they take at most half of the GPU's free memory, or a quarter of the host's for all processes
-    together; else mapped if they take at most half of the host's memory; else files."""
+    else resident if they take at most half of the GPU's free memory, or a quarter of the host's (of several processes
+    on a CPU together at most 256 MiB); else mapped if they take at most half of the host's memory; else files."""
     cache: str | None = None
     """Folder in which mapped keeps decoded images, and files the mean, deviation and checksum, for later runs; what is
     in it may be deleted between runs. null is seqjepa in $XDG_CACHE_HOME, or in ~/.cache."""

@@ -169,11 +169,24 @@ class Loaders:
     kind: str  # resident, mapped, files or ffcv
     stream: Stream | None = None  # the order in which training images arrive; None if all are there from the start
     notice: str | None = None  # a line about the images that the user should read
+    validated_on: str = "test"  # what the images for validation are called: test, val, held-out
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes; None if the images have none."""
         return len(self.classes) or None
+
+    @property
+    def numbers(self) -> str:
+        """How many images there are, in words."""
+        train, validation = (len(loader.sampler.indices) for loader in (self.train, self.validation))
+        return f"{train} training and {validation} {self.validated_on} images"
+
+    @property
+    def largest_class(self) -> float | None:
+        """Percent of the images for validation that are of their commonest class; None if they have no classes."""
+        labels = self.validation.labels()
+        return 100 * float(np.bincount(labels).max() / len(labels)) if self.classes else None
 
 
 def build_loaders(
@@ -239,7 +252,7 @@ def build_loaders(
     in_files = all(isinstance(split, Images) and isinstance(split.pixels, ImageFiles) for split in images.values())
     if data.decoder != "pillow" and not in_files:
         raise InputError(f"{data.decoder} decodes image files in folders, and {data.dataset} has none", "data.decoder")
-    check_alike(layout.root, images)
+    check_alike(layout, images)
     built = build_sequence(sequence, images["train"].size, actions, device)
 
     count, notices = len(images["train"].labels), []
@@ -296,6 +309,7 @@ def build_loaders(
         sequence=built,
         stream=arriving,
         notice="; ".join(notices) or None,
+        validated_on=layout.name_of_test if data.held_out is None else "held-out",
         image_size=(images["train"].size[0], images["train"].size[1]),
         classes=list(images["train"].classes),
         fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),

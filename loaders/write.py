@@ -215,7 +215,7 @@ def main(argv: list[str]) -> int:
         if layout.alone:
             raise InputError(f"{root}: needs train/ and test/ (or val/)")
         images = {split: open_images(dataset, layout, split, args.download, args.size) for split in SPLITS}
-        check_alike(layout.root, images)
+        check_alike(layout, images)
         if not images["train"].classes:
             raise InputError(f"{root}: has no folders of classes, which betons need")
         for split in SPLITS:

@@ -116,18 +116,23 @@ class MetricBank(nn.ModuleDict):
             buffer.zero_()
 
     def collect(self, accelerator: Accelerator) -> Self:
-        """A copy on the CPU, summed over all processes. This is the only host sync."""
+        """A copy on the CPU in double precision, summed over all processes. This is the only host sync."""
         buffers = list(self.buffers())
         if not buffers:
             return self
         sums: Any = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="sum")
-        parts = sums.cpu().split([buffer.numel() for buffer in buffers])
+        parts = sums.cpu().double().split([buffer.numel() for buffer in buffers])
         # deepcopy takes an object's copy from its memo if it is there: each buffer is copied as its sum
         return copy.deepcopy(self, {id(own): part.view_as(own) for own, part in zip(buffers, parts, strict=True)})
 
     def compute(self) -> dict[str, Any]:
         """The result of each metric, by name."""
         return {name: self[name].compute() for name in self}
+
+
+def with_float64(x: Tensor) -> Tensor:
+    """The same where float64 is: on its device, or on the CPU if that has none."""
+    return x if widest(x.device) is torch.float64 else x.cpu()
 
 
 def centred_cosine(prediction: Tensor, target: Tensor, accelerator: Accelerator) -> float:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .accumulators import with_float64
+
 
 @torch.no_grad()
 def largest_rate(features: Tensor, count: int, eps: float) -> Tensor:
@@ -19,7 +21,7 @@ def largest_rate(features: Tensor, count: int, eps: float) -> Tensor:
         count: number of rows.
         eps: squared distortion of the rate, as in `seqjepa.kernels.coding_rate` with `center=False`.
     """
-    rows = F.normalize(features.double(), dim=1)
+    rows = F.normalize(with_float64(features).double(), dim=1)
     inverse_weight = count * eps / rows.shape[1]
     solved = rows.clone()  # A⁻¹z of each row
     gains = rows.square().sum(1)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .accumulators import MetricBank
+from ...kernels.precision import widest
+from .accumulators import MetricBank, with_float64
 from .config import DiagnosticsConfig
 
 COLLAPSE_METRICS = ("effective_rank", "participation", "rankme", "variance", "variance_min", "isotropy", "pair_cosine")
@@ -80,25 +81,27 @@ class Moments(nn.Module):
 
 @torch.no_grad()
 def embedding_figures(rows: Tensor) -> dict[str, Tensor]:
-    """What a cloud of embeddings, [N, E] with N of at least 2, looks like; 0-dim each.
+    """What a cloud of embeddings, [N, E] with N of at least 2, looks like; 0-dim each, on their device.
 
     - rank: exponential of the entropy of the covariance's eigenvalues, from 1 to E
     - isotropy: the smallest eigenvalue of the covariance (plus 1e-6) over the largest; 1 for a sphere
     - variance: mean over dimensions, of which unit vectors cannot have more than 1 / E
     - gauss: 1 / (1 + |skewness| + |kurtosis - 3|), each the mean over dimensions; 1 for a Gaussian
     """
-    centred = rows.double() - rows.double().mean(0)
+    wide = with_float64(rows).double()
+    centred = wide - wide.mean(0)
     variance = centred.square().mean(0)
     eigenvalues = torch.linalg.eigvalsh(centred.T @ centred / (len(rows) - 1)).clamp(min=0)
     share = eigenvalues / eigenvalues.sum().clamp(min=TINY)
     scaled = centred / variance.sqrt().clamp(min=TINY)
     skewness, kurtosis = (scaled**power for power in (3, 4))
-    return {
+    found = {
         "rank": torch.special.entr(share).sum().exp(),
         "isotropy": (eigenvalues[0] + 1e-6) / (eigenvalues[-1] + 1e-6),
         "variance": variance.mean(),
         "gauss": 1 / (1 + skewness.mean(0).abs().mean() + (kurtosis.mean(0) - 3).abs().mean()),
     }
+    return {name: value.to(rows.device, widest(rows.device)) for name, value in found.items()}
 
 
 def spectrum_metrics(moments: MetricBank) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...loaders.batch import Batch, each
 from ...loaders.loader import SequenceLoader, build_loaders
+from ..analysis.accumulators import with_float64
 from ..config import Config
 from ..models.seq_jepa import SeqJEPA
 
@@ -101,13 +102,13 @@ class FrozenNetwork:
 def rows_of(
     loader: SequenceLoader, epochs: int, features: Callable[[Batch], dict[str, Tensor]], progress: Progress
 ) -> Rows:
-    """Features of each batch, and its `labels`, first `actions` and `index`."""
+    """Features of each batch, its `labels`, first `actions` and `index`; on the CPU if the device has no float64."""
     batches = []
     for batch in itertools.chain.from_iterable(map(loader.epoch, range(epochs))):
         facts = {"labels": batch.labels, "actions": batch.actions[:, 0], "index": batch.index}
         batches.append(features(batch) | facts)
         progress()
-    return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+    return {name: with_float64(torch.cat([part[name] for part in batches])) for name in batches[0]}
 
 
 def untrained_network(config: Config, accelerator: Accelerator, loader: SequenceLoader | None = None) -> SeqJEPA:

@@ -70,7 +70,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
         raise InputError(f"{case.checkpoint}: {without}")
     images = {"train": len(loaders.train.sampler.indices), "test": len(loaders.validation.sampler.indices)}
     title = " and ".join(case.protocols)
-    reporter.say(f"{case.checkpoint}: {images['train']} training and {images['test']} test images, {title}")
+    reporter.say(f"{case.checkpoint}: {loaders.numbers}, {title}")
     if most is not None and lengths[-1] > num_observed:
         reporter.say(f"the position embeddings after {num_observed} views were never trained")
     result: dict[str, Any] = {
@@ -80,6 +80,7 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
         "leakage_length": leakage_length(lengths, num_observed),
         "factors": list(loaders.sequence.factors),
         "images": images,
+        "largest_class": loaders.largest_class,
         "eval": settings.model_dump(),
     }
     renderings = {"paper": settings.epochs}  # of each training image
@@ -153,8 +154,7 @@ def _measure_subspaces(case: Case, reporter: Reporter) -> dict[str, Any]:
     # one more view: the aggregate leaves out the first, which is the unchanged image in some kinds of sequence
     accelerator, loaders = case.open_data(num_observed + 1, reporter.say)
     reporter.say(
-        f"{case.checkpoint}: subspaces of {config.diagnostics.anchors} images, equivariance on "
-        f"{len(loaders.train.sampler.indices)} training and {len(loaders.validation.sampler.indices)} test images"
+        f"{case.checkpoint}: subspaces of {config.diagnostics.anchors} images, equivariance on {loaders.numbers}"
     )
     started = time.perf_counter()
     networks = {"trained": case.model, "untrained": untrained_network(config, accelerator)}

@@ -37,6 +37,8 @@ def write(result: dict[str, Any], folder: Path, reporter: Reporter) -> None:
     pairs = [(protocol, network) for protocol in protocols for network in NETWORKS]
     headings = ["metric", *(f"{p}, {n}" if len(protocols) > 1 else n for p, n in pairs)]
     rows = [[name, *(result[p][n].get(name) for p, n in pairs)] for name in names]
+    if result["largest_class"] is not None:
+        rows.append(["largest_class", *(result["largest_class"] for _ in pairs)])  # right in percent without looking
     reporter.say(table(f"frozen probes, {result['checkpoint']}", headings, rows))
     seconds = sum(value for name, value in result["timing"].items() if name.endswith("_seconds"))
     reporter.say(f"{', '.join([str(folder / 'eval.json'), *figures])}; {seconds:.0f} s")

@@ -145,6 +145,8 @@ def _results(home: Path, epoch: int, rules: list[dict[str, Any]]) -> list[str]:
     names = [metric.name for metric in METRICS if metric.compared]
     names += [name for name in found if name.startswith("online_r2_") and name.endswith("_test") and "loss" not in name]
     cells = [(name, found.get(name), untrained.get(name)) for name in dict.fromkeys(names) if name in found]
+    if (largest := summary.get("largest_class")) is not None:
+        cells.append(("largest_class, right without looking", largest, largest))
     said = {True: "The gates passed.", False: "The gates failed:", None: "No gates apply to these data."}
     judged = [said[verdict], *(f"- {reason}" for reason in reasons)] if last else ["The gates judged a later epoch."]
     judged += ["", "Their rules, where a margin is one over the untrained network:", ""] if rules else []

@@ -43,12 +43,15 @@ class Trackers:
         accelerator.project_configuration.logging_dir = str(folder.path / "tensorboard")
         started = [found for name in asked for found in self._started(name, tracking, folder)]
         accelerator.trackers = started  # without those that failed halfway
-        if self._tracker("tensorboard"):
+        if writer := self._tracker("tensorboard"):
             scalars = {  # TensorBoard takes numbers and text under names without dots
                 re.sub(r"\W", "_", name): value if isinstance(value, bool | int | float) else str(value)
                 for name, value in leaves(folder.config.model_dump()).items()
             }
-            accelerator.get_tracker("tensorboard").store_init_configuration(scalars)
+            from torch.utils.tensorboard.summary import hparams
+
+            for part in hparams(scalars, {}):  # `add_hparams` makes another folder at each start
+                writer.file_writer.add_summary(part)
         run = self._tracker("wandb")
         if run and run.settings.mode == "offline":
             # each start has a folder of its own, and one id joins them when they are uploaded
@@ -101,29 +104,32 @@ class Trackers:
             groups: values by name; the name of their group comes before theirs: train/, val/, system/.
         """
         values = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
-        values |= {"epoch": epoch}
+        values |= {"train/epoch": epoch}
         finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
         for tracker in list(self.accelerator.trackers):
             with _without_it(tracker, self.accelerator, self.say):
                 tracker.log(finite, step=step)
 
-    def summarise(self, values: dict[str, Any], step: int | None = None) -> None:
+    def summarise(self, group: str, values: dict[str, Any], step: int | None = None) -> None:
         """Record values that a run has once, beside its charts.
 
         Args:
+            group: comes before their names.
             values: by name.
-            step: number of optimiser steps done; None while more will be done, and then only W&B records them, which
-                has a place for them and keeps what comes last.
+            step: number of optimiser steps done; None before anything is logged. Trackio has no place for values but a
+                run's config, which it keeps with the first that is logged, and draws what comes later as a chart.
         """
+        titled = {f"{group}/{name}": value for name, value in values.items()}
 
         def record(name: str, run: Any) -> None:
             if name == "wandb":
-                run.summary.update(values)
-            elif name == "trackio" and step is not None:
-                numbers = {name: value for name, value in values.items() if isinstance(value, bool | int | float)}
-                run.log(numbers, step=step)
-            elif name == "tensorboard" and step is not None:
-                for title, value in values.items():
+                run.summary.update(titled)
+            elif name == "trackio" and step is None:
+                run.config.update(titled)
+            elif name == "trackio":
+                run.log({name: value for name, value in titled.items() if isinstance(value, bool | int | float)}, step)
+            else:
+                for title, value in titled.items():
                     run.add_text(title, str(value))
 
         self._each(record)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -14,28 +13,24 @@ from .segments import Segments
 from .stream import buffer_size
 
 
-def share_of_the_largest(labels: np.ndarray) -> float:
-    """The share of the class that most labels (int64 [N]) name."""
-    return float(np.bincount(labels).max() / len(labels))
-
-
 def opening_lines(
     config: Config, loaders: Loaders, segments: Segments, settled: Settled, accelerator: Accelerator
 ) -> Iterator[str]:
     """The lines, in the order in which they are said."""
     yield (
-        f"{config.run.name}: {config.data.name}, {len(loaders.train.sampler.indices)} training and "
-        f"{len(loaders.validation.sampler.indices)} test images, {loaders.kind} loader, "
+        f"{config.run.name}: {config.data.name}, {loaders.numbers}, {loaders.kind} loader, "
         f"{settled.device}, {settled.precision}, {settled.processes} process(es)"
     )
     if loaders.notice:
         yield loaders.notice
-    if loaders.num_classes is None and config.sequence.views == "images":
+    majority = loaders.largest_class
+    if majority is None and config.sequence.views == "images":
         yield "the images have no classes: accuracies are left out"
-    elif loaders.num_classes:
-        majority = share_of_the_largest(loaders.validation.labels())
-        if majority > 1.5 / loaders.num_classes:
-            yield f"the largest class has {100 * majority:.1f} % of the test images: so much is right without looking"
+    elif majority is not None and majority > 150 / len(loaders.classes):
+        share = f"{majority:.1f} % of the {loaders.validated_on} images"
+        yield f"the largest class has {share}: so much is right without looking"
+    if advice := config.model.encoder.advice(loaders.image_size):
+        yield advice
     if loaders.stream:
         yield f"a stream of {len(segments)} tasks, {segments.start(len(segments))} steps"
     if kept := buffer_size(loaders):

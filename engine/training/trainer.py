@@ -39,7 +39,7 @@ from .alarms import alarms, pinned_sigreg
 from .diagnostics import diagnose
 from .gates import check_rules, improves, judge_epochs, waited
 from .loading import open_loaders
-from .opening import opening_lines, share_of_the_largest
+from .opening import opening_lines
 from .resume import Resumed, changes, settle
 from .segments import segments_of
 from .step import Diverged, TrainingStep
@@ -181,7 +181,7 @@ class Trainer:
         self.tasks = TaskMeasures(self.training, self.loaders) if self.loaders.stream else None
         if self.tasks and self.untrained is not None:
             self.untrained |= self.tasks.untrained
-        self.trackers.summarise(self._controls())
+        self.trackers.summarise("control", self.untrained or {})
         set_seed(config.run.seed, device_specific=True)
         if resumed:
             self._restore(resumed)
@@ -364,10 +364,6 @@ class Trainer:
         if is_best or self.done or number % config.checkpoint.every == 0:
             self.save(best=is_best)
 
-    def _controls(self) -> dict[str, float]:
-        """What the untrained control reached, as trackers name it."""
-        return {f"control/{name}": value for name, value in (self.untrained or {}).items()}
-
     def _refuse_divergence(self) -> None:
         if found := self.training.diverged():
             step, term = found
@@ -431,13 +427,12 @@ class Trainer:
         broadcast_object_list(judgement)  # the others have no rows
         passed, reasons = judgement[0]
         if self.metrics_file:
-            labels = self.loaders.validation.labels()
             verdict = {"gate_pass": passed, "gate_reasons": reasons}
             summary = verdict | {
                 "final": self.final,
                 "best": best.metrics,
                 "untrained": self.untrained,
-                "largest_class": 100 * share_of_the_largest(labels) if self.loaders.num_classes else None,
+                "largest_class": self.loaders.largest_class,
                 "best_epoch": best.segment,
                 "final_minus_best": self.final.get(config.eval.best_metric, math.nan)
                 - (math.nan if best.value is None else best.value),
@@ -455,7 +450,7 @@ class Trainer:
             }
             write_atomically(self.folder.summary, to_json(summary, indent=1) + "\n")
             try:
-                draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves)
+                draw_curves(self.metrics_file.rows, self.untrained, self.folder.curves, summary["largest_class"])
                 self.trackers.log_figure(self.folder.curves, self.global_step)
                 if len(config.objective.terms) > 1:
                     draw_terms(self.metrics_file.rows, self.untrained, self.folder.terms)
@@ -466,7 +461,7 @@ class Trainer:
             except OSError as error:  # no reason to fail a run that has everything else
                 where = shown(error.filename or self.folder.curves)
                 self.reporter.say(f"curves are not drawn: {where} cannot be written ({error.strerror})")
-            self.trackers.summarise(verdict | {"best_epoch": best.segment} | self._controls(), self.global_step)
+            self.trackers.summarise("verdict", verdict | {"best_epoch": best.segment}, self.global_step)
             for reason in reasons:
                 self.reporter.say(f"gate: {reason}")
             self.reporter.say(closing_block(str(self.folder.path), summary))

@@ -26,6 +26,11 @@ class Layout(NamedTuple):
         """Whether there is one set of images, of which some are held out."""
         return self.train is not None and self.test is None
 
+    @property
+    def name_of_test(self) -> str:
+        """What the images to validate on are called in the folder."""
+        return self.test.name if self.test else "test"
+
 
 def find_layout(dataset: Dataset, root: str | None) -> Layout:
     """Find out what `root` contains.
@@ -92,22 +97,24 @@ def open_images(
     return images
 
 
-def check_alike(root: Path | None, images: Mapping[str, Images | BetonImages]) -> None:
+def check_alike(layout: Layout, images: Mapping[str, Images | BetonImages]) -> None:
     """Refuse splits that differ in classes or image size, or that share an image file."""
     train, test = (images[split] for split in SPLITS)
+    both = f"{layout.root}: train and {layout.name_of_test} differ in"
     if train is test:  # a part of them is held out
         return
-    for name, one, other in (("train", train, test), ("test", test, train)):
+    for name, one, other in (("train", train, test), (layout.name_of_test, test, train)):
         if only := sorted(set(one.classes) - set(other.classes)):
             some = ", ".join(map(shown, only[:3])) + (", ..." if len(only) > 3 else "")
-            raise InputError(f"{root}: train and test differ in classes: {name} alone has {some}", "data.root")
+            raise InputError(f"{both} classes: {name} alone has {some}", "data.root")
     if train.classes != test.classes:
-        raise InputError(f"{root}: train and test differ in the order of their classes", "data.root")
+        raise InputError(f"{both} the order of their classes", "data.root")
     if train.size != test.size:
         sizes = " and ".join(f"{width}x{height}" for height, width in (train.size, test.size))
-        raise InputError(f"{root}: train and test differ in image size: {sizes}", "data.root")
+        raise InputError(f"{both} image size: {sizes}", "data.root")
     files, others = (getattr(split, "pixels", None) for split in (train, test))
     if isinstance(files, ImageFiles) and isinstance(others, ImageFiles):
         known = set(files.identities())
         if seen := [path for path, file in zip(others.paths, others.identities(), strict=True) if file in known]:
-            raise InputError(f"{shown(seen[0])}: {len(seen)} test images are training images, by a link", "data.root")
+            problem = f"{len(seen)} {layout.name_of_test} images are training images, by a link"
+            raise InputError(f"{shown(seen[0])}: {problem}", "data.root")

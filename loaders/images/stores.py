@@ -1,6 +1,7 @@
 """Where images are kept during training: on the device, in a memory-mapped file, in image files, or in betons."""
 
 import contextlib
+import importlib.util
 import math
 import os
 from collections.abc import Mapping
@@ -12,13 +13,14 @@ import torch
 
 from ...configs.errors import InputError, shown
 from .base import Images
-from .beton import BetonImages
+from .beton import BetonImages, has_ffcv
 from .cache import Cache
 from .files import ImageFiles
 from .host import HostImages
 from .resident import ResidentImages
 
 GROUP = Path("/sys/fs/cgroup")  # as a container sees its own
+COPIES = 2**28  # bytes that processes on a CPU may hold together in copies of the images: a third of what one takes
 Store = ResidentImages | HostImages | BetonImages
 
 
@@ -35,7 +37,8 @@ def suited(taken: list[tuple[Images, int]], device: torch.device, cache: Cache) 
     if device.type == "cuda":
         fits = size <= torch.cuda.mem_get_info(device)[0] / 2
     else:
-        fits = size * int(os.environ.get("LOCAL_WORLD_SIZE") or 1) <= host / 4
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        fits = size * processes <= (host / 4 if processes == 1 else min(host / 4, COPIES))
     if fits:
         return "resident"
     whole = sum(math.prod(images.pixels.shape) for images in {id(images): images for images, _ in taken}.values())
@@ -73,9 +76,20 @@ def prepare(kind: str, images: Mapping[str, Images | BetonImages], cache: Cache)
             if not isinstance(split.pixels, ImageFiles):
                 problem = f"files reads folders of image files; {split.dataset.name} has files of its own"
                 raise InputError(f"{problem}: resident or mapped", "data.loader")
-            if problem := cache.measure(split):
-                lines.append(problem)
-    return lines
+            lines += filter(None, (cache.measure(split), _faster(split.pixels)))
+    return list(dict.fromkeys(lines))
+
+
+def _faster(images: ImageFiles) -> str | None:
+    """A line on what is installed and decodes these files faster."""
+    if not images.paths[0].lower().endswith((".jpg", ".jpeg")):
+        return None
+    if has_ffcv():
+        size = f" --size {images.size}" if images.size else ""
+        return f"FFCV would decode faster: `seqjepa write FOLDER OUT{size} --jpeg 90`, then data.root=OUT"
+    if images.decoder == "pillow" and importlib.util.find_spec("torchcodec"):
+        return "data.decoder=torchcodec would decode JPEGs faster, most of all where they are less than twice data.size"
+    return None
 
 
 def open_store(kind: str, images: Images | BetonImages, device: torch.device, chosen: np.ndarray) -> Store:

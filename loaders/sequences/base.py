@@ -256,6 +256,7 @@ class Sequence(ABC):
         index = torch.arange(STATISTICS_SAMPLES)
         draws = words(0, STATISTICS_STREAM, 0, index, 4, self.num_draws)  # views 1 and 2 of 4: drawn, not the target
         drawn = self.params(draws.to(self.device))[:, 1:3]
-        moves = torch.cat([self.relative(drawn), self.relative(drawn.flip(1))]).double()[:, 0]
+        moves = torch.cat([self.relative(drawn), self.relative(drawn.flip(1))])[:, 0].cpu().double()
         mean, deviation = moves.mean(0), moves.std(0)
-        return mean.float(), torch.where(deviation > 1e-6, deviation, 1.0).float()
+        deviation = deviation.masked_fill(deviation <= 1e-6, 1.0)
+        return mean.float().to(self.device), deviation.float().to(self.device)

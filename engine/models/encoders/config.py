@@ -9,6 +9,8 @@ from ....configs.section import Kind
 from ..quantisers.config import AnyQuantiser, NoQuantiserConfig, QuantiserConfig
 from ..white_box.config import CrateLayers
 
+SMALL = 64  # pixels of a side up to which stem=auto is the one for small images
+
 
 class EncoderConfig(Kind):
     """The network that sees each view by itself: views [B, N, ...] -> features [B, N, D].
@@ -42,6 +44,10 @@ class EncoderConfig(Kind):
         Raises:
             InputError: names the field that does not fit.
         """
+
+    def advice(self, size: tuple[int, int]) -> str | None:
+        """A line on what may suit images of a height and width better."""
+        return None
 
 
 class ResNet18Config(EncoderConfig):
@@ -88,7 +94,7 @@ class TimmConfig(EncoderConfig):
     """Name of the network; timm.list_models() has all."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """cifar: a 3x3 convolution, and no max-pooling, in the place of a ResNet's first layers; imagenet: as timm builds
-    them; auto is cifar where input_size is at most 64 and the network is a ResNet."""
+    them; auto is cifar where input_size is given, at most 64, and the network is a ResNet."""
     input_size: int | None = Field(default=None, ge=8, le=1024)
     """Height and width of the images in pixels, which a ViT must know; null takes images of any size."""
 
@@ -118,6 +124,14 @@ class TimmConfig(EncoderConfig):
         if wanted is not None and size != (wanted, wanted):
             problem = f"images are {size[1]}x{size[0]} pixels, not {wanted}x{wanted}"
             raise InputError(problem, "model.encoder.input_size")
+        self.implementation().width(self.name, self.stem, wanted, size)
+
+    def advice(self, size: tuple[int, int]) -> str | None:
+        unknown = self.stem == "auto" and self.input_size is None and max(size) <= SMALL
+        if not unknown or not self.implementation().has_two_stems(self.name):
+            return None
+        alone = "model.encoder.stem=auto takes the stem for large images, because model.encoder.input_size is null"
+        return f"{alone}; cifar is the one for {size[1]}x{size[0]} pixels"
 
 
 class CrateEncoderConfig(CrateLayers, EncoderConfig):

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from ....configs.errors import InputError, first_line
 from .base import ImageEncoder
-from .config import TimmConfig
-
-SMALL = 64  # pixels of a side up to which stem=auto is the one for small images
+from .config import SMALL, TimmConfig
 
 
 def build(name: str, stem: str, side: int | None, **settings: Any) -> Any:
@@ -51,23 +49,38 @@ def build(name: str, stem: str, side: int | None, **settings: Any) -> Any:
 
 
 @functools.cache
-def width(name: str, stem: str, side: int | None) -> int:
+def width(name: str, stem: str, side: int | None, size: tuple[int, int] | None = None) -> int:
     """Number of features that a network gives, found by a pass without memory or arithmetic.
+
+    Args:
+        name: see `build`, as for stem and side.
+        size: height and width of the images that it sees; None takes the side, or those that it was designed for.
 
     Raises:
         InputError: names the field that cannot be used.
     """
     with torch.device("meta"):
         network = build(name, stem, side).eval()
-        pixels = side or network.default_cfg["input_size"][-1]
+        height, width = size or 2 * (side or network.default_cfg["input_size"][-1],)
         try:
-            features = network(torch.empty(1, 3, pixels, pixels))
+            features = network(torch.empty(1, 3, height, width))
         except (RuntimeError, AssertionError, ValueError) as error:
-            problem = f"{name} cannot see images of {pixels} pixels ({first_line(error)})"
-            raise InputError(problem, "model.encoder.input_size") from None
+            problem = f"{name} cannot see images of {width}x{height} pixels ({first_line(error)})"
+            raise InputError(problem, "model.encoder.input_size" if side else "model.encoder.name") from None
     if features.ndim != 2:
         raise InputError(f"{name} gives features {list(features.shape)}, not [B, D]", "model.encoder.name")
     return features.shape[1]
+
+
+@functools.cache
+def has_two_stems(name: str) -> bool:
+    """Whether the stem of a network can be replaced by one for small images."""
+    try:
+        with torch.device("meta"):
+            build(name, "cifar", None)
+    except InputError:
+        return False
+    return True
 
 
 def needs_a_size(name: str) -> bool:
@@ -97,6 +110,7 @@ class TimmEncoder(ImageEncoder):
 
     # its section asks for these without importing torch
     width = staticmethod(width)
+    has_two_stems = staticmethod(has_two_stems)
     needs_a_size = staticmethod(needs_a_size)
 
     def __init__(self, config: TimmConfig):

@@ -24,10 +24,12 @@ def epoch_axis(axes, epochs: Collection[int]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def draw_curves(rows: list[dict[str, Any]], untrained: dict[str, float] | None, path: Path) -> None:
+def draw_curves(
+    rows: list[dict[str, Any]], untrained: dict[str, float] | None, path: Path, largest_class: float | None = None
+) -> None:
     """Draw the lines of metrics.jsonl as a PNG, in those of `PANELS` for which there is a metric.
 
-    The untrained control, if it was run, is dashed.
+    The untrained control, if it was run, is dashed; the percent of images that are of the largest class is dotted.
     """
     computed = {name for row in rows for name in row}
     panels: dict[str, dict[str, str]] = {panel: {} for panel in PANELS}  # labels of the curves by name
@@ -49,6 +51,8 @@ def draw_curves(rows: list[dict[str, Any]], untrained: dict[str, float] | None, 
             if untrained and untrained.get(name) is not None:
                 style = {"color": f"C{number}", "linestyle": "--", "linewidth": 1}
                 axes.axhline(untrained[name], label=f"{label}, untrained", **style)
+        if panel == "class" and largest_class is not None and axes.has_data():
+            axes.axhline(largest_class, label="largest class", color="0.4", linestyle=":", linewidth=1)
         axes.set_title(PANELS[panel], fontsize=10)
         epoch_axis(axes, [row["epoch"] for row in rows])
         axes.grid(alpha=0.3)

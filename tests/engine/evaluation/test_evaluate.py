@@ -245,7 +245,10 @@ def test_evaluates_a_run_beside_its_control(run, tmp_path, capsys):
     assert result["timing"]["fast_trained_seconds"] > 0
     for figure in ("lengths.png", "factors.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
-    assert "agg_r2_translation_x" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "agg_r2_translation_x" in said
+    share = json.loads((Path(run) / "summary.json").read_text())["largest_class"]
+    assert re.search(rf"largest_class( +{share:.2f}){{4}}", said)
 
 
 @pytest.mark.parametrize("variant", ["ema", "stop_gradient"])

@@ -16,6 +16,7 @@ from seqjepa.engine.encoder import Description, Encoder
 from seqjepa.engine.export import main as export
 from seqjepa.engine.export import write
 from seqjepa.engine.models.config import ModelConfig
+from seqjepa.engine.models.encoders.config import TimmConfig
 from seqjepa.engine.models.encoders.from_timm import build, width
 from seqjepa.engine.models.heads import build_encoder
 from seqjepa.engine.runs.state import PixelFacts
@@ -105,6 +106,23 @@ def test_a_vit_must_know_the_size_of_the_images(tiny, refused):
     other = ("model.encoder.kind=timm", "model.encoder.name=test_vit")
     refused(tiny(other=other), "model.encoder.input_size", "the images are 24x24")
     refused(tiny("model.encoder.input_size=32", other=other), "images are 24x24 pixels, not 32x32")
+
+
+def test_images_that_are_too_small_are_refused_before_a_folder_is_made(tiny, refused, tmp_path):
+    for name in ("convnext_atto", "densenet121"):
+        words = tiny(other=("model.encoder.kind=timm", f"model.encoder.name={name}"))
+        refused(words, "model.encoder.name", f"{name} cannot see images of 24x24 pixels")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stem_for_large_images_on_small_ones_is_told():
+    network = TimmConfig(name="resnet18")
+    assert "cifar is the one for 24x24" in network.advice((24, 24))
+    silent = [network.advice((96, 96)), TimmConfig(name="test_vit").advice((24, 24))]
+    silent += [
+        TimmConfig(name="resnet18", **known).advice((24, 24)) for known in ({"stem": "imagenet"}, {"input_size": 24})
+    ]
+    assert silent == 4 * [None]
 
 
 def test_the_width_takes_no_memory():

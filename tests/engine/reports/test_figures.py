@@ -42,6 +42,16 @@ def test_one_validation_is_a_point_at_its_epoch(tmp_path):
     assert len(points) > 10
 
 
+def test_the_share_of_the_largest_class_is_a_line(tmp_path):
+    rows = [{"epoch": 1, "online_linacc_test": 50.0}]
+    images = []
+    for share in (None, 40.0):
+        draw_curves(rows, None, tmp_path / "curves.png", share)
+        images.append(np.asarray(Image.open(tmp_path / "curves.png").convert("L")).astype(int))
+    columns = (abs(images[1] - images[0]) > 40).any(0)
+    assert columns.sum() > 0.1 * len(columns)
+
+
 @pytest.mark.parametrize("value", [None, "missing"])
 def test_no_finite_value_is_said(tmp_path, value):
     rows = [] if value == "missing" else [{"epoch": 1} | dict.fromkeys(NAMES)]

@@ -76,7 +76,7 @@ def test_offline_folders_of_one_run_are_one_run(tiny, tmp_path):
     assert len(files) == 3
     ids = {record.run.run_id for path in files for record in records(path) if record.HasField("run")}
     assert ids == {(run / "tracker-id").read_text()}
-    logged = [[row["epoch"] for row in history(path) if "epoch" in row] for path in files]
+    logged = [[row["train/epoch"] for row in history(path) if "train/epoch" in row] for path in files]
     assert logged[2] == list(range(logged[2][0], 41))
     assert 2 < logged[2][0] < 40
     # what W&B's process had not written when it was killed is missing there, and nowhere else
@@ -112,8 +112,8 @@ def test_charts_are_grouped_and_the_control_is_a_value_and_no_curve(tiny, tmp_pa
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     names = {name.partition("/")[0] for row in history(path) for name in row if not name.startswith("_")}
-    assert names == {"train", "val", "system", "figures", "epoch"}
-    rows = [row for row in history(path) if "epoch" in row]
+    assert names == {"train", "val", "system", "figures"}
+    rows = [row for row in history(path) if "train/epoch" in row]
     written = [json.loads(line) for line in lines(tmp_path / "run" / "metrics.jsonl")]
     for row, line in zip(rows, written, strict=True):
         assert row["val/online_r2_test"] == line["online_r2_test"]
@@ -136,14 +136,18 @@ def test_trackio_has_the_same_values(tiny, tmp_path):
     code = (
         "import json, trackio\nfrom trackio.sqlite_storage import SQLiteStorage\n"
         "(run,) = trackio.Api().runs('seqjepa')\n"
-        "print(json.dumps([run.name, SQLiteStorage.get_logs('seqjepa', run.name)]))"
+        "kept = SQLiteStorage.get_run_config('seqjepa', run.name)\n"
+        "print(json.dumps([run.name, SQLiteStorage.get_logs('seqjepa', run.name), kept]))"
     )
     read = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
-    name, rows = json.loads(read.stdout.splitlines()[-1])
+    name, rows, kept = json.loads(read.stdout.splitlines()[-1])
     assert name == f"größe 1 {(tmp_path / 'run' / 'tracker-id').read_text()}"
     written = [json.loads(line)["online_r2_test"] for line in lines(tmp_path / "run" / "metrics.jsonl")]
     assert [row["val/online_r2_test"] for row in rows if "val/online_r2_test" in row] == written
-    assert sum("control/online_r2_test" in row for row in rows) == 1
+    untrained = json.loads((tmp_path / "run" / "summary.json").read_text())["untrained"]
+    assert kept["control/online_r2_test"] == untrained["online_r2_test"]
+    assert not [name for row in rows for name in row if name.startswith("control/")]
+    assert kept["run.epochs"] == 2
 
 
 @pytest.mark.slow
@@ -157,7 +161,7 @@ def test_a_tracker_that_cannot_start_leaves_the_others(tiny, tmp_path):
     assert "Trackio cannot start (" in result.stdout
     assert "trackio show" not in result.stdout
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    assert [row["epoch"] for row in history(path) if "epoch" in row] == [1]
+    assert [row["train/epoch"] for row in history(path) if "train/epoch" in row] == [1]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +387,7 @@ def test_online_a_restarted_run_goes_on_in_its_charts(tiny, tmp_path, serve, num
     (files,) = runs.values()
     rows = files["wandb-history.jsonl"]
     assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
-    logged = [row["epoch"] for row in rows if "epoch" in row]
+    logged = [row["train/epoch"] for row in rows if "train/epoch" in row]
     if number == signal.SIGKILL:  # what W&B's process had not sent is missing, and nothing else
         begun = int(re.search(r"resumed from .*: epoch (\d+),", again.stdout)[1])
         assert logged == sorted(set(logged))
@@ -392,13 +396,16 @@ def test_online_a_restarted_run_goes_on_in_its_charts(tiny, tmp_path, serve, num
         assert logged == list(range(1, 31))
     written = {row["epoch"]: row for row in map(json.loads, lines(run / "metrics.jsonl"))}
     for row in rows:
-        assert all(name.startswith(("_", "train/", "val/", "system/", "figures/", "epoch")) for name in row)
+        assert all(name.startswith(("_", "train/", "val/", "system/", "figures/")) for name in row)
         if "val/online_r2_test" in row:
-            assert row["val/online_r2_test"] == written[row["epoch"]]["online_r2_test"]
+            assert row["val/online_r2_test"] == written[row["train/epoch"]]["online_r2_test"]
     assert rows[-1]["val/online_r2_test"] == written[30]["online_r2_test"]
     untrained = json.loads((run / "summary.json").read_text())["untrained"]
     assert files["wandb-summary.json"][-1]["control/online_r2_test"] == untrained["online_r2_test"]
-    assert files["wandb-summary.json"][-1]["best_epoch"] == json.loads((run / "summary.json").read_text())["best_epoch"]
+    assert (
+        files["wandb-summary.json"][-1]["verdict/best_epoch"]
+        == json.loads((run / "summary.json").read_text())["best_epoch"]
+    )
     for path in run.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 

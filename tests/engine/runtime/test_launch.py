@@ -198,10 +198,12 @@ def test_tensorboard_files_hold_the_metrics(tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert main(tiny("tracking.tensorboard=true")) == 0
-    (events,) = (tmp_path / "run" / "tensorboard" / "seqjepa").glob("events*")
+    (events,) = (tmp_path / "run" / "tensorboard" / "seqjepa").iterdir()
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
     assert "figures/curves" in accumulator.Tags()["images"]
+    assert "control/online_r2_test/text_summary" in accumulator.Tags()["tensors"]
+    assert "_hparams_/experiment" in accumulator.PluginTagToContent("hparams")
     logged = [event.value for event in accumulator.Scalars("val/online_r2_test")]
     written = [
         json.loads(line)["online_r2_test"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

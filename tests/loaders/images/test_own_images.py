@@ -45,6 +45,10 @@ def test_what_is_validated_on_may_have_any_usual_name(tmp_path, name):
     assert (len(found.train.sampler.indices), len(found.validation.sampler.indices)) == (12, 8)
     assert found.classes == ["cat", "dog"]
     assert found.notice is None
+    assert found.validated_on == name
+    (tmp_path / "train" / "dog").rename(tmp_path / "train" / "bird")
+    with pytest.raises(InputError, match=f"train and {name} differ in classes: train alone has bird"):
+        loaders(tmp_path)
 
 
 def test_test_comes_before_val(tmp_path):
@@ -149,7 +153,7 @@ def test_unequal_classes_are_said(tmp_path, tiny, folder_of, capsys):
     assert main([word for word in words if not word.startswith("data.train_subset")]) == 0
     said = capsys.readouterr().out
     (share,) = re.findall(
-        r"the largest class has ([\d.]+) % of the test images: so much is right without looking", said
+        r"the largest class has ([\d.]+) % of the held-out images: so much is right without looking", said
     )
     summary = json.loads((folder_of(words) / "summary.json").read_text())
     assert summary["largest_class"] >= 70  # at most 4 of these 10 are dogs; all are counted

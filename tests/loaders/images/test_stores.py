@@ -165,8 +165,31 @@ def test_auto_takes_the_largest_store_that_fits(folder, build, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     monkeypatch.setattr(stores, "memory", lambda: 1 << 20)
     assert build().kind == "mapped"  # eight processes would hold eight copies
+    monkeypatch.setattr(stores, "memory", lambda: 1 << 30)
+    assert build().kind == "resident"  # of 45 KiB
+    monkeypatch.setattr(stores, "COPIES", 300 << 10)
+    assert build().kind == "mapped"
+    monkeypatch.setattr(stores, "memory", lambda: 1 << 20)
     monkeypatch.setattr(Cache, "room", lambda self: 1000)
     assert build().kind == "files"  # no disk for them
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "said"),
+    [
+        ({"ffcv", "torchcodec"}, "1.JPG", "seqjepa write"),
+        ({"torchcodec"}, "1.jpeg", "data.decoder=torchcodec"),
+        ({"ffcv", "torchcodec"}, "1.png", None),
+        (set(), "1.jpg", None),
+    ],
+)
+def test_what_would_decode_faster_is_told_once(there, name, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: "found" if package in there else None)
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    splits = [Images(FOLDER, ImageFiles([str(tmp_path / name)]), np.zeros(1, np.int64), ["a"]) for _ in range(2)]
+    lines = stores.prepare("files", dict(zip(("train", "test"), splits, strict=True)), Cache(str(tmp_path)))
+    assert len(lines) == (said is not None)
+    assert said is None or said in lines[0]
 
 
 def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
