@@ -285,7 +285,7 @@ def gram(
         [S, N, N], exactly symmetric.
     """
     if not uses_triton(y):
-        return _torch_gram(y, c * times, identity, info, side)
+        return _torch_gram(y, c, times, identity, info, side or y.shape[1], mirrored=side is None)
     batch, size, inner = y.shape
     shape = gram_shape(_capability(y.device))
     blocks = cdiv(size, shape["BLOCK_M"])
@@ -323,33 +323,36 @@ def side_to_factor(size: int, like: Tensor) -> int:
     return size + 8 if size % 128 == 0 and like.device.type == "cpu" and not uses_triton(like) else size
 
 
-def _torch_gram(y: Tensor, c: Tensor, identity: bool, info: Tensor | None, side: int | None) -> Tensor:
+def _torch_gram(
+    y: Tensor, c: Tensor, times: float, identity: bool, info: Tensor | None, side: int, mirrored: bool
+) -> Tensor:
     """The same in torch."""
     y = y.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
-    first, *others = y.split(ADDED_UP, dim=2)
     with full_precision(y.device):
-        out = _blocks_of_gram(first, c, side)
-        for part in others:
-            out += _blocks_of_gram(part, c, side)
+        out = _blocks_of_gram(y[..., :ADDED_UP], c, times, side, mirrored)
+        for start in range(ADDED_UP, y.shape[2], ADDED_UP):
+            out += _blocks_of_gram(y[..., start : start + ADDED_UP], c, times, side, mirrored)
     if identity:
         out.diagonal(dim1=-2, dim2=-1).add_(1)
     return out if info is None else out.masked_fill_((info > 0)[:, None, None], float("nan"))
 
 
-def _blocks_of_gram(y: Tensor, c: Tensor, side: int | None) -> Tensor:
-    """Torch has no symmetric product, so blocks above the diagonal are mirror images, or undefined with a `side`."""
+def _blocks_of_gram(y: Tensor, c: Tensor, times: float, side: int, mirrored: bool) -> Tensor:
+    """Torch has no symmetric product, so blocks above the diagonal are mirror images, or undefined."""
     batch, size, _ = y.shape
-    out = y.new_empty((batch, side or size, side or size))
-    out[:, size:].zero_()
-    rows = min(max(size // 8, 64), 128)  # fewer would leave a CPU's units idle, more would compute too much twice
-    number = c.item() if batch == 1 and y.device.type == "cpu" else None
+    out = y.new_empty((batch, side, side))
+    if side > size:
+        out[:, size:].zero_()
+    number = c.item() * times if batch == 1 and y.device.type == "cpu" else None
+    # fewer rows would leave a CPU's units idle, more would compute too much twice; threads share those of one matrix
+    rows = min(max(size // 8, 64 if number is None else 64 * torch.get_num_threads()), 128)
     for start in range(0, size, rows):
         stop = min(start + rows, size)
         block = out[:, start:stop, :stop]
         if number is None:
-            torch.mul(y[:, start:stop] @ y[:, :stop].mT, c[:, None, None], out=block)
+            torch.mul(y[:, start:stop] @ y[:, :stop].mT, (c * times)[:, None, None], out=block)
         else:
             torch.addmm(block[0], y[0, start:stop], y[0, :stop].mT, beta=0, alpha=number, out=block[0])
-        if side is None:
+        if mirrored and start:
             out[:, :start, start:stop] = block[..., :start].mT
     return out
