@@ -13,7 +13,7 @@ Source: AdamW (arXiv 1711.05101), algorithm 2, in torch.optim.AdamW's order of o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -47,7 +47,6 @@ from .internal.transforms import are_plain
 __all__ = ["adamw_ema_", "adamw_ema_reference", "step_group"]
 
 Settings: TypeAlias = tuple[float, ...] | Tensor  # betas, eps and weight decay
-CACHED = 2**20  # parameters of a few tensors, which a CPU's cache holds
 
 
 def adamw_ema_reference(
@@ -203,10 +202,7 @@ def _torch_step(
     lists: list[list[Tensor]], lr: Tensor, ema_decay: Tensor, found_inf: Tensor | None, grad_scale: Tensor | None,
     settings: Settings, lasting: Tensor,
 ) -> None:  # fmt: skip
-    """The same in two passes: torch's fused AdamW, then the update of the teachers.
-
-    On a CPU a few tensors take both before the next ones do, which finds the parameters in its cache.
-    """
+    """The same in two passes: torch's fused AdamW, then the update of the teachers."""
     params, grads, exp_avgs, exp_avg_sqs, steps, *teachers = lists
     on_cpu = params[0].device.type == "cpu"
     if on_cpu and found_inf is not None and found_inf:
@@ -214,26 +210,15 @@ def _torch_step(
     found_inf = None if on_cpu else found_inf
     beta1, beta2, eps, weight_decay = settings.tolist() if isinstance(settings, Tensor) else settings
     _foreach_add_(steps, [torch.ones_like(steps[0])] * len(steps))  # a number would become a tensor for each of them
-    rate = lr.item() if on_cpu else lr.float()
-    for part in _parts(params) if on_cpu else [slice(None)]:
-        _fused_adamw_(
-            params[part], grads[part], exp_avgs[part], exp_avg_sqs[part], [], steps[part], lr=rate, beta1=beta1,
-            beta2=beta2, weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False, grad_scale=grad_scale,
-            found_inf=found_inf,
-        )  # fmt: skip
-        if teachers:
-            torch_update([teachers[0][part], params[part]], ema_decay, found_inf)
+    _fused_adamw_(
+        params, grads, exp_avgs, exp_avg_sqs, [], steps, lr=lr.item() if on_cpu else lr.float(), beta1=beta1,
+        beta2=beta2, weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False, grad_scale=grad_scale,
+        found_inf=found_inf,
+    )  # fmt: skip
     if found_inf is not None:
         _foreach_sub_(steps, [found_inf] * len(steps))
-
-
-def _parts(params: list[Tensor]) -> Iterator[slice]:
-    begin = size = 0
-    for end, p in enumerate(params, 1):
-        size += p.numel()
-        if size >= CACHED or end == len(params):
-            yield slice(begin, end)
-            begin, size = end, 0
+    if teachers:
+        torch_update([*teachers, params], ema_decay, found_inf)
 
 
 def _update(
