@@ -192,8 +192,8 @@ def factor_logdet(matrix: Tensor, *, alone: bool) -> tuple[Tensor, Tensor, Tenso
     """Log-determinants of positive definite matrices, and factors from which `inverse_of` computes inverses.
 
     Args:
-        matrix: [S, n, n], float32 or float64, contiguous, symmetric; may be overwritten. Blocks above the diagonal are
-            not read.
+        matrix: [S, n, n], float32 or float64, contiguous, symmetric; may be overwritten. On a CPU blocks below the
+            diagonal are not read.
         alone: whether to choose the algorithm for a single matrix, as the user sees it: vmap may have made S of it.
 
     Returns:
@@ -207,15 +207,39 @@ def factor_logdet(matrix: Tensor, *, alone: bool) -> tuple[Tensor, Tensor, Tenso
         info = torch.empty(batch, dtype=torch.int32, device=matrix.device)
         launch(_factor_kernel, (batch,), matrix, logdet, info, n, num_stages=1, **BLOCKS)
         return logdet, matrix, info
-    with full_precision(matrix.device):
-        factor, info = torch.linalg.cholesky_ex(matrix)
-    factor = factor.mT.contiguous()  # libraries store by columns, so this copies nothing
+    if matrix.device.type == "cpu" and not uses_triton(matrix):
+        factor, info = matrix, _factor_on_cpu(matrix, alone)
+    else:
+        with full_precision(matrix.device):
+            factor, info = torch.linalg.cholesky_ex(matrix)
+        factor = factor.mT.contiguous()  # libraries store by columns, so this copies nothing
     if uses_triton(matrix):
         launch(_logdet_kernel, (batch,), factor, info, logdet, n, BLOCK=256)
     else:
         logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         logdet.masked_fill_(info > 0, float("nan"))
     return logdet, factor, info
+
+
+def _factor_on_cpu(matrix: Tensor, alone: bool) -> Tensor:
+    """Replace [S, n, n] by Lᵀ, and return int32 [S], as LAPACK's potrf does, which works on columns.
+
+    Up to a side of 128 that is no faster than a loop, and threads are of no use. Of several matrices two halves are
+    factored, and the rest is products: [A · ; B C] = [L · ; X M] [L · ; X M]ᵀ, A = L Lᵀ, X = B L⁻ᵀ, C - X Xᵀ = M Mᵀ.
+    """
+    lower, n = matrix.mT, matrix.shape[-1]
+    if alone or not 64 < n <= 128:
+        return torch.linalg.cholesky_ex(lower, out=(lower, torch.empty(len(matrix), dtype=torch.int32))).info
+    half = n // 2
+    first, side, last = lower[:, :half, :half], lower[:, half:, :half], lower[:, half:, half:]
+    factor, info = torch.linalg.cholesky_ex(first)
+    first.copy_(factor)
+    x = torch.linalg.solve_triangular(factor, side.mT, upper=False)
+    side.copy_(x.mT)
+    factor, later = torch.linalg.cholesky_ex(torch.baddbmm(last, x.mT, x, alpha=-1))
+    last.copy_(factor)
+    lower[:, :half, half:] = 0
+    return torch.where((info > 0) | (later == 0), info, later + half)
 
 
 def inverse_of(factor: Tensor, info: Tensor, scale: Tensor, *, times: float = 1.0, alone: bool) -> Tensor:

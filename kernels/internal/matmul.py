@@ -279,7 +279,7 @@ def gram(
         identity: whether to add the identity.
         info: int32 [S]; a matrix is NaN where it is positive. None checks nothing.
         side: for a matrix that is factored next, `side_to_factor(N, y)`: torch continues it by the identity up to this
-            side, and leaves blocks above the diagonal undefined. The identity must be added.
+            side, and leaves blocks below the diagonal undefined. The identity must be added.
 
     Returns:
         [S, N, N], exactly symmetric.
@@ -317,10 +317,10 @@ def _parts_of(programs: int, inner: int, device: torch.device) -> int:
 def side_to_factor(size: int, like: Tensor) -> int:
     """Side of the matrix in place of one of side `size` on the device of `like`, so that it is factored fast.
 
-    A CPU needs up to twice the time for columns that lie a multiple of 512 bytes apart, as they share lines of its
-    cache.
+    A CPU needs up to twice the time for long columns that lie a multiple of 1,024 bytes apart, as they share lines of
+    its cache.
     """
-    return size + 8 if size % 128 == 0 and like.device.type == "cpu" and not uses_triton(like) else size
+    return size + 8 if size > 128 and size % 128 == 0 and like.device.type == "cpu" and not uses_triton(like) else size
 
 
 def _torch_gram(
@@ -338,21 +338,21 @@ def _torch_gram(
 
 
 def _blocks_of_gram(y: Tensor, c: Tensor, times: float, side: int, mirrored: bool) -> Tensor:
-    """Torch has no symmetric product, so blocks above the diagonal are mirror images, or undefined."""
+    """Torch has no symmetric product, so blocks below the diagonal are mirror images, or undefined."""
     batch, size, _ = y.shape
     out = y.new_empty((batch, side, side))
     if side > size:
-        out[:, size:].zero_()
+        out[:, :, size:].zero_()
     number = c.item() * times if batch == 1 and y.device.type == "cpu" else None
     # fewer rows would leave a CPU's units idle, more would compute too much twice; threads share those of one matrix
     rows = min(max(size // 8, 64 if number is None else 64 * torch.get_num_threads()), 128)
     for start in range(0, size, rows):
         stop = min(start + rows, size)
-        block = out[:, start:stop, :stop]
+        block = out[:, :stop, start:stop]
         if number is None:
-            torch.mul(y[:, start:stop] @ y[:, :stop].mT, (c * times)[:, None, None], out=block)
+            torch.mul(y[:, :stop] @ y[:, start:stop].mT, (c * times)[:, None, None], out=block)
         else:
-            torch.addmm(block[0], y[0, start:stop], y[0, :stop].mT, beta=0, alpha=number, out=block[0])
+            torch.addmm(block[0], y[0, :stop], y[0, start:stop].mT, beta=0, alpha=number, out=block[0])
         if mirrored and start:
-            out[:, :start, start:stop] = block[..., :start].mT
+            out[:, start:stop, :start] = block[:, :start].mT
     return out
