@@ -192,8 +192,8 @@ def factor_logdet(matrix: Tensor, *, alone: bool) -> tuple[Tensor, Tensor, Tenso
     """Log-determinants of positive definite matrices, and factors from which `inverse_of` computes inverses.
 
     Args:
-        matrix: [S, n, n], float32 or float64, contiguous, symmetric; may be overwritten. On a CPU blocks below the
-            diagonal are not read.
+        matrix: [S, n, n], float32 or float64, contiguous, symmetric; may be overwritten. Libraries do not read what
+            is below the diagonal.
         alone: whether to choose the algorithm for a single matrix, as the user sees it: vmap may have made S of it.
 
     Returns:
@@ -211,7 +211,7 @@ def factor_logdet(matrix: Tensor, *, alone: bool) -> tuple[Tensor, Tensor, Tenso
         factor, info = matrix, _factor_on_cpu(matrix, alone)
     else:
         with full_precision(matrix.device):
-            factor, info = torch.linalg.cholesky_ex(matrix)
+            factor, info = torch.linalg.cholesky_ex(matrix.mT)
         factor = factor.mT.contiguous()  # libraries store by columns, so this copies nothing
     if uses_triton(matrix):
         launch(_logdet_kernel, (batch,), factor, info, logdet, n, BLOCK=256)

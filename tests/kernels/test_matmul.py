@@ -87,6 +87,17 @@ def test_inverse_and_logdet(n, batch, device):
     assert info.tolist() == [0] * batch
 
 
+@pytest.mark.parametrize("n", [130, 256])
+def test_a_library_does_not_read_below_the_diagonal(n, device):
+    """Where torch leaves a Gram matrix undefined, on a CPU and on other devices without Triton."""
+    y = torch.randn(1, n, 2 * n, device=device, dtype=torch.float64)
+    matrix = y @ y.mT / n + torch.eye(n, device=device)
+    undefined = torch.full_like(matrix, float("nan")).tril(-1)
+    logdet, _, info = factor_logdet((matrix.triu() + undefined).float(), alone=True)
+    torch.testing.assert_close(logdet.double(), torch.logdet(matrix), rtol=1e-5, atol=1e-5)
+    assert info.item() == 0
+
+
 @pytest.mark.parametrize(("n", "at"), [(40, 3), (100, 3), (100, 70)])  # a CPU factors 100 in halves
 def test_a_bad_pivot_is_named_and_stays_in_its_matrix(n, at, device):
     matrix = torch.eye(n, device=device).repeat(4, 1, 1)
