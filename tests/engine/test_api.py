@@ -15,6 +15,8 @@ from seqjepa.engine.models.config import ModelConfig
 from seqjepa.engine.models.heads import build_encoder
 from seqjepa.engine.train import resolve
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def trained(tiny_for_module):

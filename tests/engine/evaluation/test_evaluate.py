@@ -424,7 +424,7 @@ def test_runs_under_the_launcher(run, run_process, python, tmp_path):
     result = run_process(*command, run, *SMALL, f"eval.out={tmp_path}")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "eval.json").exists()
-    alone = run_process(python, "engine/evaluate.py", "nowhere")
+    alone = run_process(python, "engine/evaluate.py", "--nowhere")
     assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)
 
 

@@ -14,6 +14,7 @@ from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import validate
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 LOCAL = ("configs/variant/local.yaml", "target.kind=shared")
 
 

@@ -26,6 +26,7 @@ from seqjepa.engine.training import trainer, untrained_control
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.loaders.loader import SequenceLoader
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 TRAIN = (sys.executable, "engine/train.py")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
 

@@ -20,6 +20,7 @@ from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.runs.mirror import Mirror
 from seqjepa.engine.train import main
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = ("run.resume=auto", "run.overwrite=false", "run.epochs=4", "checkpoint.keep=2")
 WORDS += ("eval.best_metric=ep_loss", "eval.best_mode=max")  # the first epoch is the best, and is to be kept
@@ -42,14 +43,28 @@ def outcome(run: Path) -> tuple[bytes, list[dict]]:
     return (find_checkpoint(run) / "model.safetensors").read_bytes(), rows
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_an_empty_disk_goes_on_from_the_mirror(tiny, tmp_path, capsys, damaged):
-    assert main(tiny(*WORDS, "run.log_every=1", run="whole")) == 0
-    words = tiny(*WORDS, "run.log_every=1", f"run.mirror={tmp_path / 'bucket'}", run="lost")
-    steps = read_rows(tmp_path / "whole" / "steps.jsonl", "step")[-1]["step"]
+@pytest.fixture(scope="module")
+def whole(tiny_for_module, folder_of):
+    words = tiny_for_module(*WORDS, "run.log_every=1")
+    assert main(words) == 0
+    return folder_of(words)
+
+
+@pytest.fixture(scope="module")
+def lost(whole, tiny_for_module, tmp_path_factory):
+    """The mirror of a run that was killed, and whose disk is gone."""
+    bucket = tmp_path_factory.mktemp("lost") / "bucket"
+    words = tiny_for_module(*WORDS, "run.log_every=1", f"run.mirror={bucket}", run="lost")
+    steps = read_rows(whole / "steps.jsonl", "step")[-1]["step"]
     killed_in_step(3 * steps // 4 + 1, words)
-    Mirror(str(tmp_path / "bucket"), tmp_path / "lost")._copied()  # what its thread may not have come to
-    shutil.rmtree(tmp_path / "lost")
+    Mirror(str(bucket), whole.with_name("lost"))._copied()  # what its thread may not have come to
+    return bucket
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_empty_disk_goes_on_from_the_mirror(tiny, tmp_path, capsys, whole, lost, damaged):
+    shutil.copytree(lost, tmp_path / "bucket")
+    words = tiny(*WORDS, "run.log_every=1", f"run.mirror={tmp_path / 'bucket'}", run="lost")
     there = tmp_path / "bucket" / "lost" / "checkpoints"
     copied = sorted(path.parent.name for path in there.glob("*/manifest.json"))
     assert len(copied) > 1
@@ -61,7 +76,7 @@ def test_an_empty_disk_goes_on_from_the_mirror(tiny, tmp_path, capsys, damaged):
     said = capsys.readouterr().out
     assert f"{copied[-2 if damaged else -1]} fetched from {tmp_path / 'bucket' / 'lost'}" in said
     assert ("damaged checkpoint passed over" in said) == damaged
-    assert outcome(tmp_path / "lost") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "lost") == outcome(whole)
     # results are at home
     assert (there.parent / "summary.json").read_bytes() == (tmp_path / "lost" / "summary.json").read_bytes()
     assert {path.name for path in there.iterdir()} == {"epoch-0001", "epoch-0003", "epoch-0004", "best"}

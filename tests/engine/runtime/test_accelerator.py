@@ -139,11 +139,9 @@ def test_a_change_of_any_module_changes_the_code_digest(tmp_path):
         ("LOCAL_WORLD_SIZE", "0", "LOCAL_WORLD_SIZE=0 in the environment: must be a whole number"),
     ],
 )
-def test_variables_that_a_launcher_left_over_are_one_line(tiny, run_process, variable, value, part):
-    result = run_process(sys.executable, "-W", "ignore", "engine/train.py", *tiny(), **{variable: value})
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert part in result.stderr
+def test_variables_that_a_launcher_left_over_are_one_line(tiny, refused, monkeypatch, variable, value, part):
+    monkeypatch.setenv(variable, value)
+    refused(tiny(), part)
 
 
 def test_an_empty_rank_is_none(tiny, monkeypatch):

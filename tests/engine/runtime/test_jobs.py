@@ -196,10 +196,11 @@ os._exit(code)
     ("change", "name"),
     [
         ("extra = ['optim.lr=1e-5'] if rank == '1' else []", "the config"),
-        (
+        pytest.param(
             "from seqjepa.engine.runtime import provenance\nextra = []\n"
             "if rank == '1': provenance.code_digest = lambda: 'another'",
             "the code",
+            marks=pytest.mark.soak,
         ),
         pytest.param(
             "from seqjepa.engine.runtime import accelerator as e; extra = []\ne._use_bf16 = lambda *given: rank == '1'",

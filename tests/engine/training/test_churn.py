@@ -7,6 +7,7 @@ from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.train import main
 from seqjepa.engine.training.churn import Churn
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 WORDS = ("sequence.kind=program", "data.dataset=object_grids", "actions.normalization=none", "target.kind=ema")
 WORDS += ("model.encoder.kind=grid_objects", "model.encoder.dim=32", "model.encoder.num_layers=1")
 WORDS += ("model.encoder.quantiser.kind=ema", "model.encoder.quantiser.codes=16", "control.enabled=false")

@@ -12,6 +12,7 @@ from seqjepa.engine.objectives.objective import Objective
 from seqjepa.engine.train import main
 from seqjepa.loaders.sequences import build_sequence
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 PLAIN = ("run.epochs=1", "run.deterministic=false", "control.enabled=false", "gates.rules.digits_affine=[]")
 
 

@@ -23,6 +23,7 @@ from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.stream import TaskMeasures
 from seqjepa.engine.training.validation import metric_names
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 STREAM = ("configs/stream/classes.yaml", "stream.tasks=3", "stream.steps=5", "stream.buffer.kind=reservoir")
 STREAM += ("stream.trace_every=2", "stream.buffer.size=30", "eval.best_metric=val_loss", "eval.best_mode=min")
 MEMORY = ("model.memory.kind=encoder", "objective.distillation.weight=1")
@@ -36,7 +37,8 @@ def read(run):
 
 
 @pytest.mark.parametrize(("words", "measures"), [(STREAM, 4), (ACTIONS, 3)])
-def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, capsys):
+def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, capsys, blank_figures):
+    blank_figures.undo()
     words_of_classes, words = words is STREAM, tiny(*words)
     assert main(words) == 0
     rows, summary = read(tmp_path / "run")
@@ -199,10 +201,11 @@ def test_a_checkpoint_whose_measurements_do_not_fit_is_refused(tiny, tmp_path, r
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
-def test_a_trace_that_is_not_whole_is_no_measure(before, after, tiny, tmp_path, interrupt_at):
+def test_a_trace_that_is_not_whole_is_no_measure(before, after, tiny, tmp_path, interrupt_at, blank_figures):
     """Tracing began, or ended, in the middle of the second task."""
     interrupt_at(8)
     assert main(tiny(*STREAM, f"stream.trace_every={before}")) == 143
+    blank_figures.undo()
     assert main(tiny(*STREAM, f"stream.trace_every={after}", "run.resume=auto", "run.overwrite=false")) == 0
     rows, summary = read(tmp_path / "run")
     assert not any("stream_cosine_drop" in row for row in rows)

@@ -15,6 +15,7 @@ from seqjepa.engine.training.validation import metric_names
 from seqjepa.loaders.loader import build_loaders
 from seqjepa.loaders.sequences.affine import Affine
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 FACTORS = dict(Affine.factors)
 BEST = ("gates.rules.digits_affine=[]", "eval.best_metric=val_loss", "eval.best_mode=min")
 

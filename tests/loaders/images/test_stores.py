@@ -249,7 +249,8 @@ def test_four_processes_have_one_copy(tmp_path):
     Cache(str(tmp_path)).map(images)
     command = [sys.executable, "-c", SHARED, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen(command, env=one_thread, **pipes) for _ in range(4)]
     try:
 
         def together(line):
