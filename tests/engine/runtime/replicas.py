@@ -1,4 +1,4 @@
-"""One rank of test_processes.py: trains tiny networks for ten steps each, and prints what it measured, as JSON.
+"""One rank of test_distributed.py: trains tiny networks for six steps each, and prints what it measured, as JSON.
 
 Arguments: for each network the words of a command line, as a JSON list of lists.
 """
@@ -18,7 +18,7 @@ from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.validation import validate
 
-STEPS = 10
+STEPS = 6
 
 
 class ExactBatchNorm(nn.BatchNorm2d):
