@@ -1,6 +1,6 @@
 """Config of the network, and what it can be asked to predict. It does not import torch, so that `--help` is instant."""
 
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -249,6 +249,10 @@ class ModelConfig(Section):
     """Whether the aggregator receives the actions between the views."""
     predictor_action: bool = True
     """Whether the predictor receives the action that leads to the target."""
+
+    def settled(self, size: tuple[int, int]) -> Self:
+        """The same, with what the encoder leaves open decided for images of a height and width."""
+        return self.model_copy(update={"encoder": self.encoder.settled(size)})
 
     @property
     def crate_parts(self) -> list[str]:

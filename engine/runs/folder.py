@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from ...configs.compose import compose, dump
+from ...configs.compose import dump
 from ...configs.errors import InputError, readable
 from ...configs.files import write_atomically
 from ...configs.section import Schema, leaves
@@ -24,6 +24,8 @@ from .state import TrainingState
 
 # settings of one start of a run: the next start may have others, and need not mention it
 OF_THE_START = {"run.resume", "run.overwrite"}
+# what the config leaves open a run has decided, and its checkpoint says how
+LEFT_OPEN = {("model.encoder.stem", "auto")}
 
 
 class RunFolder:
@@ -153,26 +155,25 @@ class RunFolder:
             raise InputError(f"{resume}: holds no checkpoint; {allowed}", "run.resume")
         return path, []
 
-    def check_same_experiment(self, saved: dict[str, Any], path: Path) -> dict[str, tuple[Any, Any]]:
+    def check_same_experiment(self, saved: Schema, path: Path) -> dict[str, tuple[Any, Any]]:
         """Refuse to continue the checkpoint at `path` if the config that it has `saved` is of another experiment.
 
         Returns:
             The settings that differ and may, by dotted name: value of the checkpoint, value now.
 
         Raises:
-            InputError: names the first setting that differs and decides what is learnt, or one of the saved config
-                that is no longer known.
+            InputError: names the first setting that differs and decides what is learnt.
         """
-        schema = type(self.config)
-        before = leaves(compose([], schema, (f"{path}", saved)).config.model_dump())
-        now = leaves(self.config.model_dump())
+        before, now = leaves(saved.model_dump()), leaves(self.config.model_dump())
         changed = {
             field: (before.get(field), now.get(field))
             for field in now | before
-            if before.get(field) != now.get(field) and field not in OF_THE_START
+            if before.get(field) != now.get(field)
+            and field not in OF_THE_START
+            and (field, now.get(field)) not in LEFT_OPEN
         }
         for field, (old, new) in changed.items():
-            if not schema.is_free(field):
+            if not self.config.is_free(field):
                 raise InputError(f"is {new!r}, the checkpoint {path} was trained with {old!r}", field)
         return changed
 

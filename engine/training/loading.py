@@ -33,7 +33,8 @@ def open_loaders(config: Config, accelerator: Accelerator) -> Loaders:
             threads=torch.get_num_threads(),
             compiled=accelerator.device.type == "cuda" and compile_mode(config.run, accelerator) != "none",
         )
-    config.model.encoder.check_images(loaders.sequence.image_size)
+    size = loaders.sequence.image_size
+    config.model.encoder.settled(size).check_images(size)
     local_batch = config.data.batch_size // accelerator.num_processes
     if local_batch % config.optim.accumulate:
         raise InputError(f"does not divide the {local_batch} sequences of a process", "optim.accumulate")

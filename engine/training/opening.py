@@ -29,8 +29,6 @@ def opening_lines(
     elif majority is not None and majority > 150 / len(loaders.classes):
         share = f"{majority:.1f} % of the {loaders.validated_on} images"
         yield f"the largest class has {share}: so much is right without looking"
-    if advice := config.model.encoder.advice(loaders.image_size):
-        yield advice
     if loaders.stream:
         yield f"a stream of {len(segments)} tasks, {segments.start(len(segments))} steps"
     if kept := buffer_size(loaders):

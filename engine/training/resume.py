@@ -8,8 +8,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ...configs.compose import compose
 from ...configs.errors import InputError
 from ...loaders.loader import Loaders
+from ..config import Config
 from ..runs.checksums import MANIFEST
 from ..runs.folder import RunFolder
 from ..runs.state import Settled, TrainingState
@@ -27,6 +29,7 @@ class Resumed(NamedTuple):
     path: Path
     tensors: dict[str, dict[str, Tensor]]
     state: TrainingState
+    config: Config
     changed: dict[str, tuple[Any, Any]]  # settings that differ: value of the checkpoint, value now
 
     @classmethod
@@ -34,10 +37,11 @@ class Resumed(NamedTuple):
         """Read a checkpoint and compare its config with that of the run in `folder`.
 
         Raises:
-            InputError: the checkpoint cannot be read, or was trained with other settings.
+            InputError: the checkpoint cannot be read, was trained with other settings, or has some that are not known.
         """
         tensors, state = read(path, rank)
-        return cls(path, tensors, state, folder.check_same_experiment(state.config, path))
+        config = compose([], Config, (f"{path}", state.config)).config
+        return cls(path, tensors, state, config, folder.check_same_experiment(config, path))
 
     @property
     def identity(self) -> str:

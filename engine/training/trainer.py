@@ -155,6 +155,8 @@ class Trainer:
         check_agreement(accelerator, {"the checkpoint": identity, "the data": self.loaders.fingerprint})
         if resumed:
             resumed.check_fits(self.loaders, self.segments)
+        model = resumed.config.model if resumed else config.model.settled(self.loaders.sequence.image_size)
+        config = self.config = folder.config = config.model_copy(update={"model": model})
         check_rules(config, metric_names(config, self.loaders.num_classes, self.loaders.sequence.factors))
 
         # The folder changes only after everything above has passed. The main process renames and deletes checkpoints in

@@ -45,9 +45,9 @@ class EncoderConfig(Kind):
             InputError: names the field that does not fit.
         """
 
-    def advice(self, size: tuple[int, int]) -> str | None:
-        """A line on what may suit images of a height and width better."""
-        return None
+    def settled(self, size: tuple[int, int]) -> Self:
+        """The same, with what is left open decided for images of a height and width."""
+        return self
 
 
 class ResNet18Config(EncoderConfig):
@@ -94,7 +94,7 @@ class TimmConfig(EncoderConfig):
     """Name of the network; timm.list_models() has all."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """cifar: a 3x3 convolution, and no max-pooling, in the place of a ResNet's first layers; imagenet: as timm builds
-    them; auto is cifar where input_size is given, at most 64, and the network is a ResNet."""
+    them; auto is cifar for images of at most 64 pixels where the network is a ResNet, and a run writes what it was."""
     input_size: int | None = Field(default=None, ge=8, le=1024)
     """Height and width of the images in pixels, which a ViT must know; null takes images of any size."""
 
@@ -126,12 +126,11 @@ class TimmConfig(EncoderConfig):
             raise InputError(problem, "model.encoder.input_size")
         self.implementation().width(self.name, self.stem, wanted, size)
 
-    def advice(self, size: tuple[int, int]) -> str | None:
-        unknown = self.stem == "auto" and self.input_size is None and max(size) <= SMALL
-        if not unknown or not self.implementation().has_two_stems(self.name):
-            return None
-        alone = "model.encoder.stem=auto takes the stem for large images, because model.encoder.input_size is null"
-        return f"{alone}; cifar is the one for {size[1]}x{size[0]} pixels"
+    def settled(self, size: tuple[int, int]) -> Self:
+        if self.stem != "auto":
+            return self
+        small = max(size) <= SMALL and self.implementation().has_two_stems(self.name)
+        return self.model_copy(update={"stem": "cifar" if small else "imagenet"})
 
 
 class CrateEncoderConfig(CrateLayers, EncoderConfig):

@@ -19,7 +19,8 @@ def build(name: str, stem: str, side: int | None, **settings: Any) -> Any:
     Args:
         name: as timm knows it, without a tag of weights.
         stem: cifar replaces a first convolution with a stride, and the max-pooling after it, by a 3x3 convolution, as
-            for ResNets on small images; imagenet keeps them; auto is cifar up to 64 pixels where it is possible.
+            for ResNets on small images; imagenet keeps them; auto, in checkpoints of before it was settled, is cifar
+            where it is possible and the side is given and at most 64.
         side: height and width of the images; None leaves them to the network.
         settings: further arguments of timm's, such as num_classes, which is 0 otherwise.
 

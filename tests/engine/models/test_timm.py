@@ -1,6 +1,7 @@
 """Encoders of timm: shapes, stems, what is refused, and the way out by export."""
 
 import importlib
+import json
 
 import pytest
 import timm
@@ -19,7 +20,12 @@ from seqjepa.engine.models.config import ModelConfig
 from seqjepa.engine.models.encoders.config import TimmConfig
 from seqjepa.engine.models.encoders.from_timm import build, width
 from seqjepa.engine.models.heads import build_encoder
+from seqjepa.engine.runs.checkpoints import find_checkpoint
+from seqjepa.engine.runs.checksums import seal
 from seqjepa.engine.runs.state import PixelFacts
+from seqjepa.engine.train import main
+
+AUTO = ("model.encoder.kind=timm", "model.encoder.name=test_resnet")
 
 
 def encoder(**settings):
@@ -115,14 +121,39 @@ def test_images_that_are_too_small_are_refused_before_a_folder_is_made(tiny, ref
     assert not (tmp_path / "run").exists()
 
 
-def test_a_stem_for_large_images_on_small_ones_is_told():
-    network = TimmConfig(name="resnet18")
-    assert "cifar is the one for 24x24" in network.advice((24, 24))
-    silent = [network.advice((96, 96)), TimmConfig(name="test_vit").advice((24, 24))]
-    silent += [
-        TimmConfig(name="resnet18", **known).advice((24, 24)) for known in ({"stem": "imagenet"}, {"input_size": 24})
-    ]
-    assert silent == 4 * [None]
+def test_auto_is_settled_by_the_size_of_the_images():
+    auto = TimmConfig(name="resnet18")
+    stems = [auto.settled(size).stem for size in ((24, 24), (64, 64), (64, 65), (96, 96))]
+    assert stems == ["cifar", "cifar", "imagenet", "imagenet"]
+    assert TimmConfig(name="test_vit").settled((24, 24)).stem == "imagenet"
+    assert TimmConfig(name="resnet18", stem="imagenet").settled((24, 24)).stem == "imagenet"
+
+
+def test_a_run_keeps_the_stem_that_auto_was(tiny, folder_of, refused, blank_figures):
+    words = tiny("run.epochs=1", "run.overwrite=false", "run.resume=auto", other=AUTO)
+    assert main(words) == 0
+    network = seqjepa.load_encoder(folder_of(words))
+    assert network.description.model.encoder.stem == "cifar"
+    assert isinstance(network.network.exported.maxpool, nn.Identity)
+    assert compose([str(folder_of(words) / "config.yaml")]).config.model.encoder.stem == "cifar"
+    assert main([*words, "run.epochs=2"]) == 0
+    refused([*words, "run.epochs=3", "model.encoder.stem=imagenet"], "trained with 'cifar'")
+
+
+def test_a_checkpoint_of_before_auto_was_settled_stays_what_it_is(tiny, folder_of, blank_figures):
+    """Without an `input_size` it had timm's own stem, whatever the images."""
+    words = tiny("run.epochs=1", "run.overwrite=false", "run.resume=auto", other=AUTO)
+    assert main([*words, "model.encoder.stem=imagenet"]) == 0
+    path = find_checkpoint(folder_of(words)) / "state.json"
+    state = json.loads(path.read_text())
+    state["config"]["model"]["encoder"]["stem"] = "auto"
+    path.write_text(json.dumps(state))
+    (path.parent / "manifest.json").unlink()
+    seal(path.parent)
+    assert main([*words, "run.epochs=2"]) == 0
+    network = seqjepa.load_encoder(folder_of(words))
+    assert network.description.model.encoder.stem == "auto"
+    assert isinstance(network.network.exported.maxpool, nn.MaxPool2d)
 
 
 def test_the_width_takes_no_memory():

@@ -57,11 +57,11 @@ def test_no_setting_changes_silently(field, tmp_path):
     saved = Config()
     folder = folder_of(replaced(saved, field))
     if Config.is_free(field):
-        said = folder.check_same_experiment(saved.model_dump(), tmp_path)
+        said = folder.check_same_experiment(saved, tmp_path)
         assert set(said) == (set() if field in ("run.resume", "run.overwrite") else {field})
         return
     with pytest.raises(InputError) as caught:
-        folder.check_same_experiment(saved.model_dump(), tmp_path)
+        folder.check_same_experiment(saved, tmp_path)
     assert caught.value.field == field
 
 
@@ -82,10 +82,10 @@ def test_a_new_section_is_fixed_unless_it_says_otherwise(tmp_path):
 
     folder = folder_of(Longer(novelty=Novelty(weight=50.0)))
     with pytest.raises(InputError, match=r"is 50.0, the checkpoint .* was trained with 0.1") as caught:
-        folder.check_same_experiment(Longer().model_dump(), tmp_path)
+        folder.check_same_experiment(Longer(), tmp_path)
     assert caught.value.field == "novelty.weight"
     folder = folder_of(Longer(novelty=Novelty(workers=8), watching=Watching(every=9)))
-    changed = folder.check_same_experiment(Longer().model_dump(), tmp_path)
+    changed = folder.check_same_experiment(Longer(), tmp_path)
     assert changed == {"novelty.workers": (1, 8), "watching.every": (1, 9)}
 
 
@@ -110,7 +110,7 @@ def test_a_new_section_is_fixed_unless_it_says_otherwise(tmp_path):
 def test_what_decides_what_is_learnt_is_fixed(field, words, tmp_path):
     folder = folder_of(compose(["configs/smoke.yaml", *words]).config)
     with pytest.raises(InputError) as caught:
-        folder.check_same_experiment(compose(["configs/smoke.yaml"]).config.model_dump(), tmp_path)
+        folder.check_same_experiment(compose(["configs/smoke.yaml"]).config, tmp_path)
     assert caught.value.field in {field, *(word.partition("=")[0] for word in words)}
 
 

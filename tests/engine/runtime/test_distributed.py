@@ -74,7 +74,8 @@ NUMBERS = [2, pytest.param(4, marks=pytest.mark.soak)]
 def measure(tiny_for_module, ranks):
     """What a number of processes measured, by variant. 67 test images in batches of 32: three are left for two or four.
 
-    At a small learning rate: at the smoke run's 3e-3 one process whose weights are 1e-7 off is 1e-4 off after 20 steps. One process is this one.
+    At a small learning rate: at the smoke run's 3e-3 one process whose weights are 1e-7 off is 1e-4 off after 20 steps.
+    One process is this one.
     """
     common = (
         "model.aggregator.dropout=0.0",
