@@ -52,7 +52,7 @@ def draw_curves(
                 style = {"color": f"C{number}", "linestyle": "--", "linewidth": 1}
                 axes.axhline(untrained[name], label=f"{label}, untrained", **style)
         if panel == "class" and largest_class is not None and axes.has_data():
-            axes.axhline(largest_class, label="largest class", color="0.4", linestyle=":", linewidth=1)
+            axes.axhline(largest_class, label="largest class", color="0.2", linestyle=":", linewidth=1.5)
         axes.set_title(PANELS[panel], fontsize=10)
         epoch_axis(axes, [row["epoch"] for row in rows])
         axes.grid(alpha=0.3)
