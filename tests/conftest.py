@@ -12,6 +12,8 @@ from pathlib import Path
 
 # torch keeps compiled graphs on disk under an operation's name, and would run one of before the operation changed
 os.environ |= {"TORCHINDUCTOR_FX_GRAPH_CACHE": "0", "TORCHINDUCTOR_AUTOGRAD_CACHE": "0"}
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, threads of OpenMP would wait for each other by spinning
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
