@@ -19,7 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 # modules and packages of the reference, by heading
 API = {
     "From Python": ["seqjepa.engine.api", "seqjepa.engine.encoder"],
-    "Kernels": ["coding_rate", "local_rate", "sigreg", "token_statistics", "ema", "adamw_ema", "adamw_step", "layers"],
+    "Kernels": [
+        "coding_rate",
+        "rate_statistics",
+        "local_rate",
+        "sigreg",
+        "token_statistics",
+        "ema",
+        "adamw_ema",
+        "adamw_step",
+        "layers",
+    ],
     "Drop-in losses": ["mcr2", "simdino", "simdinov2", "emp_ssl", "lightly", "lejepa", "eb_jepa", "seq_jepa"],
     "Data": ["seqjepa.loaders.loader", "seqjepa.loaders.batch", "seqjepa.loaders.sampler"],
     "Network": ["seqjepa.engine.models.seq_jepa"],

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -140,6 +141,8 @@ def _reachable(addresses: list[str]) -> str:
                 return address
         except (OSError, ValueError) as error:
             problem = f"{address} cannot be reached ({first_line(error)})"
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it is an answer as well
     raise InputError(problem, "data.download")
 
 

@@ -15,9 +15,10 @@ if __name__ == "kernels":
     spec.loader.exec_module(sys.modules["kernels"])
 else:
     from .adamw_ema import AdamWEMA
-    from .coding_rate import CodingRate, CodingRateStats, coding_rate, coding_rate_stats
+    from .coding_rate import CodingRate, coding_rate
     from .ema import EMA, cosine_decay, ema_update_
     from .local_rate import local_coding_rate
+    from .rate_statistics import CodingRateStats, coding_rate_stats
     from .sigreg import SIGReg, sigreg
     from .token_statistics import token_statistics_attention
 

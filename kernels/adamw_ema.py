@@ -18,6 +18,7 @@ from .ema import FLOATS, ema_update_
 from .internal.arguments import as_number, as_scalar, check_decay, check_unit, check_written, listed
 from .internal.checks import readable
 from .internal.multi_tensor import local
+from .internal.transforms import without_gradients
 
 __all__ = ["AdamWEMA"]
 
@@ -123,14 +124,14 @@ class AdamWEMA(Optimizer):
                 return found
             total = sum("ema" in own for own in state.values())
         else:
-            found = [[given.get(p) for p in group["params"]] for group in self.param_groups]
+            found = [list(map(given.get, group["params"])) for group in self.param_groups]
             total = len(given)
         missing = total - sum(t is not None for teachers in found for t in teachers)
         if missing > 0:
             raise ValueError(f"{missing} of {total} teachers follow parameters that are {lost}")
         return found
 
-    @torch.no_grad()
+    @without_gradients
     def step(self, closure=None):
         """Make one step. Parameters without a gradient do not change, but their teachers still move towards them."""
         loss = None

@@ -35,11 +35,12 @@ from .internal.multi_tensor import (
     remember,
     same_layout,
 )
-from .internal.transforms import are_plain
+from .internal.transforms import are_plain, without_gradients
 
 __all__ = ["EMA", "cosine_decay", "ema_reference", "ema_update_"]
 
 Buffers = Literal["ignore", "copy", "average"]
+BUFFERS = get_args(Buffers)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -132,8 +133,11 @@ def torch_update(lists: list[list[Tensor]], decay: Tensor, skip: Tensor | None) 
             other.copy_(t if moves is None else torch.where(moves, t.to(other.dtype), other))
 
 
-def _plan(lists: list[list[Tensor]]) -> list[tuple[bool, list[int]]]:
-    """The rows of each update, which have the same dtypes and device, and whether it is a launch."""
+Plan = list[tuple[bool, list[int] | None]]
+
+
+def _plan(lists: list[list[Tensor]]) -> Plan:
+    """The rows of each update, which have the same dtypes and device, and whether it is a launch; None for all rows."""
     buckets = defaultdict(list)
     odd = 0
     for number, row in enumerate(zip(*lists, strict=True)):
@@ -142,22 +146,19 @@ def _plan(lists: list[list[Tensor]]) -> list[tuple[bool, list[int]]]:
         buckets[flat, row[0].device, *(tensor.dtype for tensor in row)].append(number)
     if odd:
         _announce_strides(odd, len(lists[0]))
-    return [(flat, rows) for (flat, *_), rows in buckets.items()]
+    return [(flat, rows if len(buckets) > 1 else None) for (flat, *_), rows in buckets.items()]
 
 
-def _carry_out(
-    plan: list[tuple[bool, list[int]]], lists: list[list[Tensor]], decay: float | Tensor, skip: Tensor | None
-) -> None:
+def _carry_out(plan: Plan, lists: list[list[Tensor]], decay: float | Tensor, skip: Tensor | None) -> None:
     for flat, rows in plan:
-        columns = lists if len(plan) == 1 else [[tensors[n] for n in rows] for tensors in lists]
-        device, dtypes = columns[0][0].device, {tensors[0].dtype for tensors in columns}
-        if isinstance(decay, Tensor):
-            there = decay.to(device, non_blocking=True)
-        elif len(columns) == 2 and len(dtypes) == 1 and skip is None:
-            _foreach_lerp_(columns[0], columns[1], 1 - float(decay))  # all that is asked for, and as few bytes
+        columns = lists if rows is None else [[tensors[n] for n in rows] for tensors in lists]
+        teacher, student, *live = columns
+        number = not isinstance(decay, Tensor)
+        if number and skip is None and not live and teacher[0].dtype == student[0].dtype:
+            _foreach_lerp_(teacher, student, 1 - float(decay))  # all that is asked for, and as few bytes
             continue
-        else:
-            there = on_device(decay, device)
+        device = teacher[0].device
+        there = on_device(decay, device) if number else decay.to(device, non_blocking=True)
         stop = None if skip is None else skip.to(device, non_blocking=True)
         (_launch if flat else torch_update)(columns, there, stop)
 
@@ -193,7 +194,7 @@ def _announce_strides(odd: int, total: int) -> None:
         )
 
 
-@torch.no_grad()
+@without_gradients
 def ema_update_(
     teacher: nn.Module | Iterable[Tensor],
     student: nn.Module | Iterable[Tensor],
@@ -284,7 +285,7 @@ def ema_update_(
 
 
 def _check_buffers(buffers: str) -> None:
-    if buffers not in get_args(Buffers):
+    if buffers not in BUFFERS:
         raise ValueError(f"buffers must be 'ignore', 'copy' or 'average', got {buffers!r}")
 
 

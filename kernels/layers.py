@@ -4,8 +4,7 @@ A layer here is never constructed. Its annotations are the attributes that the p
 the first call raises AttributeError.
 """
 
-from __future__ import annotations
-
+# no `from __future__ import annotations`: on Python 3.14 classes would have a member more, which `kernelize` refuses
 import torch
 from torch import Tensor, nn
 

@@ -191,8 +191,6 @@ def main(argv: list[str]) -> int:
     from .images.sources import check_alike, find_layout, open_images
 
     try:
-        if not has_ffcv():
-            raise InputError(f"writing betons needs ffcv; {INSTALL_HINT}")
         if Path(args.source).is_dir():
             name = Path(args.source).resolve().name
             name, root = args.dataset or (name if name in DATASETS else "imagefolder"), args.source
@@ -214,6 +212,8 @@ def main(argv: list[str]) -> int:
             raise InputError(f"{root}: holds betons already")
         if layout.alone:
             raise InputError(f"{root}: needs train/ and test/ (or val/)")
+        if not has_ffcv():
+            raise InputError(f"writing betons needs ffcv; {INSTALL_HINT}")
         images = {split: open_images(dataset, layout, split, args.download, args.size) for split in SPLITS}
         check_alike(layout, images)
         if not images["train"].classes:

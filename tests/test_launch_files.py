@@ -186,7 +186,7 @@ def test_the_words_of_the_command(rented, tmp_path, path):
 def test_exit_codes_reach_the_service(rented, code):
     """But a machine failure before anything is saved: SkyPilot would try again without end, at the user's cost."""
     place = "runs/run/checkpoints/epoch-0001"
-    save = f"mkdir -p {place}; touch {place}/manifest.json\n"
+    save = f"mkdir -p {place}; touch -d tomorrow {place}/manifest.json\n"  # files' clock has ticks of milliseconds
     fetch = f"{save} touch -d @0 {place}/manifest.json\n"
     for path, before in ((SKY, ""), (SKY, fetch), (SKY, save), (DSTACK, "")):
         job = rented(path, f"{before}exit {code}\n")

@@ -156,6 +156,8 @@ def _arguments(name: str, mode: str, tracking: TrackingConfig, folder: RunFolder
         title = f"{title} {folder.tracker_id}"
         return {"name": title, "group": tracking.group, "config": leaves(settings), "resume": "allow", "embed": False}
     if name == "wandb":
+        if mode == "offline":  # or W&B would send statistics of its use, offline too
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         return {

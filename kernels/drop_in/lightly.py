@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..coding_rate import coding_rate
@@ -35,8 +34,14 @@ class EMPSSLLoss(nn.Module):
     def forward(self, z_views: Sequence[Tensor]) -> Tensor:
         """Loss of rows [B, d] of each view."""
         z = exact(torch.stack(tuple(z_views)))
-        cosine = F.cosine_similarity(z, z.mean(0, keepdim=True), dim=-1).mean()
-        return coding_rate(z, eps=self.tcr_eps, center=False).mean() / 2 - plain(self.inv_coef) * cosine
+        mean = z.mean(0)
+        # not F.cosine_similarity, whose gradient takes four times as long
+        cosine = torch.linalg.vecdot(z, mean) / (_length(z) * _length(mean))
+        return coding_rate(z, eps=self.tcr_eps, center=False).mean() / 2 - plain(self.inv_coef) * cosine.mean()
+
+
+def _length(z: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(z, dim=-1).clamp(min=1e-8)
 
 
 class SIGReg(BufferedModule):

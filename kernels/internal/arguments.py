@@ -43,6 +43,8 @@ def check_unit(name: str, value: float | Tensor) -> None:
 
 def as_number(name: str, value: Any) -> float:
     """The number itself, or the one in a 0-dim tensor or NumPy array."""
+    if type(value) is float:
+        return value
     number = value.item() if getattr(value, "ndim", None) == 0 else value
     if not isinstance(number, Real):
         raise ValueError(f"{name} must be a number, got {value!r}")

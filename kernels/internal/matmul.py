@@ -343,16 +343,19 @@ def _blocks_of_gram(y: Tensor, c: Tensor, times: float, side: int, mirrored: boo
     out = y.new_empty((batch, side, side))
     if side > size:
         out[:, :, size:].zero_()
-    number = c.item() * times if batch == 1 and y.device.type == "cpu" else None
+    threads = torch.get_num_threads()
+    # threads that take turns at a batch are slow to write into parts of its matrices
+    alike = batch == 1 or (c.stride() == (0,) and batch > 1 == threads)
+    number = c[0].item() * times if alike and y.device.type == "cpu" else None
     # fewer rows would leave a CPU's units idle, more would compute too much twice; threads share those of one matrix
-    rows = min(max(size // 8, 64 if number is None else 64 * torch.get_num_threads()), 128)
+    rows = min(max(size // 8, 64 * threads if batch == 1 else 64), 128)
     for start in range(0, size, rows):
         stop = min(start + rows, size)
         block = out[:, :stop, start:stop]
         if number is None:
             torch.mul(y[:, :stop] @ y[:, start:stop].mT, (c * times)[:, None, None], out=block)
         else:
-            torch.addmm(block[0], y[0, :stop], y[0, start:stop].mT, beta=0, alpha=number, out=block[0])
+            torch.baddbmm(block, y[:, :stop], y[:, start:stop].mT, beta=0, alpha=number, out=block)
         if mirrored and start:
             out[:, start:stop, :start] = block[:, :start].mT
     return out

@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .backend import jit, tl
-from .transforms import untraced
 
 try:
     from torch._C._dynamo.guards import TensorGuards
@@ -84,7 +84,8 @@ def recalled(use: str, lists: Sequence[Sequence[Tensor]]) -> Any:
     Values and addresses may be others than they were, but not a class, dtype, device, layout, shape or stride. Lists
     that name a tensor twice are not remembered.
     """
-    if not untraced():
+    # what else traces or transforms operations changes the dispatch keys, which are compared too
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return None
     guard, plan = _plans.get((use, id(lists[0][0]), *map(len, lists)), (None, None))
     return plan if guard is not None and guard.check(*itertools.chain(*lists)) else None

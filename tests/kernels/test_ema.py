@@ -11,6 +11,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -18,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from seqjepa.kernels import EMA, cosine_decay, ema_update_
 from seqjepa.kernels._ops import ops
 from seqjepa.kernels.internal.backend import INTERPRETED
+from seqjepa.kernels.internal.multi_tensor import recalled
 
 triton = pytest.mark.triton
 SHAPES = [(1,), (63,), (7, 5), (3, 2, 4, 4), (0,), (4097,), (9000,)]
@@ -576,6 +578,32 @@ def test_what_changes_between_updates_is_seen(given, device):
     teacher[0].data = torch.zeros(1, device=device).expand(4, 4)
     with pytest.raises(ValueError, match="is expanded"):
         update()
+
+
+def test_a_plan_is_for_tensors_as_they_are():
+    lists = [torch.zeros(3)], [torch.ones(3)]
+    for _ in range(2):
+        ema_update_(*lists, 0.5)
+    assert recalled("ema_update_", lists) is not None
+    found = []
+    for transform in (torch.func.vmap, torch.func.functionalize):
+        transform(lambda x: found.append(recalled("ema_update_", lists)) or x)(torch.ones(2))
+    with FakeTensorMode():
+        found.append(recalled("ema_update_", lists))
+    assert found == [None] * 3
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_gradients_are_on_or_off_as_before(enabled):
+    teacher, student = [torch.zeros(3, requires_grad=True)], [torch.ones(3)]
+    with torch.set_grad_enabled(enabled):
+        ema_update_(teacher, student, 0.5)
+        assert torch.is_grad_enabled() == enabled
+        with pytest.raises(ValueError, match="decay must be in"):
+            ema_update_(teacher, student, 2.0)
+        assert torch.is_grad_enabled() == enabled
+    assert teacher[0].grad_fn is None
+    assert teacher[0].tolist() == [0.5] * 3
 
 
 @triton

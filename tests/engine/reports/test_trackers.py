@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -106,10 +107,16 @@ def test_wandbs_environment_comes_before_the_defaults(tiny, tmp_path):
 
 
 def test_charts_are_grouped_and_the_control_is_a_value_and_no_curve(tiny, tmp_path):
-    """In W&B's own file, as it is uploaded."""
+    """In W&B's own file, as it is uploaded; until then its server hears nothing."""
     words = [word for word in tiny("run.epochs=2", "run.log_every=1") if not word.startswith("tracking.wandb=")]
-    result = subprocess.run([*TRAIN, *words], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        given = environment(tmp_path, WANDB_BASE_URL=f"http://127.0.0.1:{server.getsockname()[1]}")
+        result = subprocess.run([*TRAIN, *words], cwd=ROOT, env=given, capture_output=True, text=True)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "shutdown" not in result.stderr
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     names = {name.partition("/")[0] for row in history(path) for name in row if not name.startswith("_")}
     assert names == {"train", "val", "system", "figures"}

@@ -177,9 +177,10 @@ def test_what_cannot_be_resized_or_read(tmp_path, tiny, refused):
     refused(tiny(*FOLDER, f"data.root={few}", "data.size=24"), "data.held_out")
 
 
-def test_betons_are_not_written_of_what_has_no_split_or_classes(tmp_path, capsys):
+def test_betons_are_not_written_of_what_has_no_split_or_classes(tmp_path, capsys, monkeypatch):
     from seqjepa.loaders.write import main as write
 
+    monkeypatch.setattr("seqjepa.loaders.images.beton.has_ffcv", lambda: True)
     photographs(tmp_path / "own", 5, size=(24, 24))
     for split in ("train", "val"):
         photographs(tmp_path / "flat" / split, 5, size=(24, 24), seed=len(split))
