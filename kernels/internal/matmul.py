@@ -345,7 +345,7 @@ def _blocks_of_gram(y: Tensor, c: Tensor, times: float, side: int, mirrored: boo
         out[:, :, size:].zero_()
     threads = torch.get_num_threads()
     # threads that take turns at a batch are slow to write into parts of its matrices
-    alike = batch == 1 or (c.stride() == (0,) and batch > 1 == threads)
+    alike = batch == 1 or (batch > 1 and threads == 1 and c.stride() == (0,))
     number = c[0].item() * times if alike and y.device.type == "cpu" else None
     # fewer rows would leave a CPU's units idle, more would compute too much twice; threads share those of one matrix
     rows = min(max(size // 8, 64 * threads if batch == 1 else 64), 128)
