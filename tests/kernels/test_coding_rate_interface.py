@@ -67,7 +67,7 @@ def test_a_factor_that_is_larger_than_its_matrix(shape, samples):
 def test_launches_of_a_forward_and_backward_pass(shape, most, launches):
     z = torch.randn(shape, requires_grad=True)
     before = launches.total()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         rate = coding_rate(z, eps=0.5)
         torch.autograd.grad(rate, z, torch.ones_like(rate))
     kernels = launches.total() - before
