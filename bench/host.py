@@ -16,7 +16,7 @@ from statistics import median
 import torch
 import triton.runtime.driver
 from common import command_line, cpu
-from kernel_table import DECAY, EPS, by_cholesky, drawn_sigreg
+from kernel_table import DECAY, EPS, by_cholesky, drawn_sigreg, knots_of
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -48,11 +48,9 @@ def differentiated(function: Callable[[Tensor], Tensor], *shape: int) -> Callabl
 
 def contenders() -> dict[str, list[Callable[[], object]]]:
     """Ours, and the other where there is one, by case."""
-    t = torch.linspace(0, 3, 17)[1:]
-    table = torch.stack([t, torch.exp(-(t**2) / 2), torch.full_like(t, 2 * 3 / 16)])
     rate, by_library = partial(coding_rate, eps=EPS), partial(by_cholesky, center=True)
     statistic = partial(sigreg, num_slices=16, seed=torch.tensor(0))
-    drawn = partial(drawn_sigreg, slices=16, table=table)
+    drawn = partial(drawn_sigreg, slices=16, table=knots_of(torch.device("cpu")))
     student = [nn.Parameter(torch.randn(64)) for _ in range(62)]  # as many as ResNet-18 has
     for p in student:
         p.grad = torch.randn_like(p)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import tempfile
 from statistics import median
 
-import torch
-from common import command_line, cpu, existing_folder, interleaved, record, spread
+from common import command_line, cpu, existing_folder, interleaved, record, spread, wait
 from pillow import PillowSequences
 from torch.utils.data import DataLoader
 
@@ -69,8 +68,7 @@ def training_step(words: list[str], accelerator):
     def work() -> int:
         for number, batch in enumerate(batches):
             training.step(batch, number)
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait()
         return STEP_BATCH * len(batches)
 
     return work
@@ -81,8 +79,7 @@ def epoch_of(loader):
 
     def work() -> int:
         total = sum(len(batch.views) for batch in loader.epoch(0))
-        if loader.mean.is_cuda:
-            torch.cuda.synchronize()
+        wait()
         return total
 
     return work

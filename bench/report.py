@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ import torch
 from common import command_line, cpu, history, kept_for_backward, loaders_of, random_images, wait
 from rich.console import Console
 from rich.table import Table
-from roofline import CARDS, convolution_seconds, matmul_peak, seconds_of, training_flops
+from roofline import CARDS, card_of, convolution_seconds, matmul_peak, seconds_of, training_flops
 
 from seqjepa.configs.errors import InputError
 from seqjepa.engine.config import compose
@@ -286,13 +285,13 @@ def projection(found: dict) -> Table:
     The time is the larger of two: the step's arithmetic over the card's published peak, at the share of the peak that
     this card reached; and this step's time scaled by bandwidth.
     """
-    known = not {"PCIe", "NVL"} & set(re.split(r"[\W_]+", found["machine"]))
-    here = next((card for name, card in CARDS.items() if known and name.split()[-1] in found["machine"]), None)
+    known = card_of(found["machine"])
     title = "PROJECTION, not measured: this card's share of its published peak (SXM), or bandwidth, whichever is slower"
     table = Table("card", "an epoch", f"{EPOCHS:,} epochs", title=title, title_justify="left")
-    if here is None:
+    if known is None:
         table.add_row("(no published peak of this card is known)", "", "")
         return table
+    _, here = known
     epoch = epoch_seconds(found)
     for name, card in CARDS.items():
         seconds = epoch * max(here.tflops / card.tflops, here.bandwidth / card.bandwidth)

@@ -17,22 +17,6 @@ from common import wait
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = [
-    "CARDS",
-    "Card",
-    "Peaks",
-    "Work",
-    "convolution_seconds",
-    "factor_work",
-    "least_seconds",
-    "matmul_peak",
-    "peaks_of",
-    "rate_work",
-    "seconds_of",
-    "sigreg_work",
-    "training_flops",
-]
-
 
 class Card(NamedTuple):
     """Published peaks: dense products in bf16 and TF32 that add in fp32, and fp32, in TFLOP/s; bandwidth in GB/s."""
@@ -73,13 +57,17 @@ class Work(NamedTuple):
     others: int = 0
 
 
+def card_of(machine: str) -> tuple[str, Card] | None:
+    """The card that a machine's name tells, and its published peaks; None if they are not known."""
+    known = not {"PCIe", "NVL"} & set(re.split(r"[\W_]+", machine))
+    return next(((name, card) for name, card in CARDS.items() if known and name.split()[-1] in machine), None)
+
+
 def peaks_of(device: torch.device) -> tuple[str, Peaks]:
     """Where a machine's peaks are from, and the peaks: published ones of a known card, else measured."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = not {"PCIe", "NVL"} & set(re.split(r"[\W_]+", name))
-    for short, card in CARDS.items():
-        if known and short.split()[-1] in name:
-            return f"the {short}'s published peaks", published(card)
+    if device.type == "cuda" and (found := card_of(torch.cuda.get_device_name(device))):
+        short, card = found
+        return f"the {short}'s published peaks", published(card)
     a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
     source = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.zeros_like(source)

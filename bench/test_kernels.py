@@ -12,6 +12,7 @@ from kernel_table import (
     eager_sigreg,
     features,
     fused_adamw,
+    knots_of,
     network,
     our_adamw,
 )
@@ -35,11 +36,7 @@ def test_coding_rate(beside, device):
 def test_sigreg(beside, device):
     z = torch.randn(512, 64, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     seed = torch.zeros((), dtype=torch.long, device=device)
-    t = torch.linspace(0, 3, 17)[1:]
-    weight = torch.full_like(t, 2 * 3 / 16)
-    weight[-1] /= 2
-    table = torch.stack([t, torch.exp(-(t**2) / 2), weight]).to(device)
-    eager = partial(eager_sigreg, unit=directions(seed, 64, 1024), table=table)
+    eager = partial(eager_sigreg, unit=directions(seed, 64, 1024), table=knots_of(device))
     others = {"eager": gradient(eager, z), "torch.compile": gradient(compiled(eager), z)}
     beside(gradient(partial(sigreg, num_slices=1024, seed=seed), z), others, 1, "calls")
 

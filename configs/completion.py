@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .compose import CONFIGS, describe
+from .compose import describe, run_configs
 from .section import by_kind, kinds_of
 
 
@@ -32,8 +32,7 @@ def suggestions(prefix: str, schema: type[BaseModel]) -> list[str]:
     if given:
         values = known.get(setting, "").split("|")
         return [f"{setting}={value}" for value in values if len(values) > 1 and f"{setting}={value}".startswith(prefix)]
-    shipped = [f"configs/{path.relative_to(CONFIGS).as_posix()}" for path in CONFIGS.rglob("*.yaml")]
-    files = {*FilesCompleter()(prefix), *(name for name in shipped if name.startswith(prefix))}
+    files = {*FilesCompleter()(prefix), *(name for name in run_configs() if name.startswith(prefix))}
     return sorted(files) + [f"{name}=" for name in known if name.startswith(prefix)]
 
 

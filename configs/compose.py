@@ -19,9 +19,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import InputError, first_line, shown
-from .section import Schema, Section, by_kind, kinds_of
+from .migration import NEW_NAMES, migrated
+from .section import Schema, Section, by_kind, kinds_of, leaves
 
 CONFIGS = Path(__file__).resolve().parent  # in a checkout and in site-packages alike
+NOT_RUNS = ("accelerate", "launch")  # folders of what starts a run
 
 # errors of the parser, and of its constructors (dates, numbers of thousands of digits)
 UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError)
@@ -104,9 +106,9 @@ def compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, A
 def _compose(words: list[str], schema: type[Config], base: tuple[str, dict[str, Any]] | None) -> Composed[Config]:
     merged, origins, notes = {}, {}, []
     for label, layer in [*([base] if base else []), *_files(words, schema, notes), *_overrides(words, schema)]:
-        if found := next(_looked_up(layer), None):
+        if found := next(_unexpanded(layer), None):
             raise InputError(f"{label}: {found}; write the value itself")
-        for field in _leaves(layer):
+        for field in leaves(layer):
             # a later layer's scalar replaces a section, and a section a scalar
             origins = {n: o for n, o in origins.items() if not f"{n}.".startswith(f"{field}.")}
             origins = {n: o for n, o in origins.items() if not field.startswith(f"{n}.")} | {field: label}
@@ -152,15 +154,15 @@ def _read_plain(text: str) -> Any:
     return yaml.load(text, Loader)
 
 
-def _looked_up(section: Any, name: str = "") -> Iterator[str]:
+def _unexpanded(section: Any, name: str = "") -> Iterator[str]:
     """A message for each field with syntax that Hydra or OmegaConf would expand, which is refused here."""
     if isinstance(section, (dict, list)):
         items = section.items() if isinstance(section, dict) else enumerate(section)
         for key, value in items:
             place = f"{name}.{key}" if name else str(key)
-            yield from _looked_up(str(key) if "${" in str(key) else value, place)
+            yield from _unexpanded(str(key) if "${" in str(key) else value, place)
     elif isinstance(section, str) and "${" in section:
-        yield f"{shown(name)}: '${{' is not looked up"
+        yield f"{shown(name)}: '${{' is not expanded"
     elif section == "???":
         yield f"{shown(name)} = '???': a value is missing"
 
@@ -180,10 +182,10 @@ def _files(words: list[str], schema: type[Schema], notes: list[str]) -> Iterator
             raise InputError(f"{name}:{line} not readable as YAML ({_reason(error)})") from None
         if not isinstance(layer, dict):
             raise InputError(f"{name}: must be a mapping of sections, such as `optim: {{lr: 3e-4}}`")
-        if (migrated := schema.migrated(layer)) != layer:
-            renamed = [f"{old} is {new}" for old in _leaves(layer) if (new := schema.new_name(old))]
+        if (now := migrated(layer)) != layer:
+            renamed = [f"{old} is {new}" for old in leaves(layer) if (new := NEW_NAMES.get(old))]
             notes.append(f"{name}: settings of an earlier version, read by their new names: {', '.join(renamed)}")
-        yield name, migrated
+        yield name, now
 
 
 def _overrides(words: list[str], schema: type[Schema]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -202,7 +204,7 @@ def _overrides(words: list[str], schema: type[Schema]) -> Iterator[tuple[str, di
             problem = f"override {word}: {name}: not readable as YAML ({_reason(error)})"
             tagged = isinstance(error, yaml.constructor.ConstructorError) and "tag:" in problem  # as = and << are
             raise InputError(problem + (_quoted(name, value) if tagged else "")) from None
-        renamed += [f"override {word}: {old} is {new} now" for old in _leaves(layer) if (new := schema.new_name(old))]
+        renamed += [f"override {word}: {old} is {new} now" for old in leaves(layer) if (new := NEW_NAMES.get(old))]
         yield f"override {word}", layer
     if renamed:
         raise InputError("\n".join(renamed))
@@ -255,6 +257,12 @@ def _merge(
     return merged
 
 
+def run_configs() -> list[str]:
+    """Names of the files shipped with the package that a run can be composed of."""
+    files = (path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in NOT_RUNS)
+    return sorted(f"configs/{path.relative_to(CONFIGS).as_posix()}" for path in files)
+
+
 def _find(name: str) -> Path:
     """Path of a config file: as given, or else among those shipped with the package."""
     parts = Path(name).parts
@@ -263,24 +271,12 @@ def _find(name: str) -> Path:
         with contextlib.suppress(OSError, ValueError):  # a name that no file can have
             if path.is_file():
                 return path
-    stems = [
-        f"configs/{p.relative_to(CONFIGS)}"
-        for p in sorted(CONFIGS.rglob("*.yaml"))
-        if p.parent.name not in ("accelerate", "launch")
-    ]
-    if close := difflib.get_close_matches(name, stems, 1, 0.5):
+    shipped = run_configs()
+    if close := difflib.get_close_matches(name, shipped, 1, 0.5):
         raise InputError(f"{name}: no such config file; did you mean {close[0]}?")
-    nearest = " and ".join(difflib.get_close_matches(name, stems, 2, 0))
+    nearest = " and ".join(difflib.get_close_matches(name, shipped, 2, 0))
     hint = f"nearest are {nearest} (`seqjepa train --help` lists all); a setting is section.key=value"
     raise InputError(f"{name}: no such config file; {hint}")
-
-
-def _leaves(layer: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in layer.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def _explain(error: Mapping[str, Any], draft: Composed, merged: dict[str, Any]) -> str:

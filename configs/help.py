@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .compose import CONFIGS, describe
+from .compose import describe, run_configs
 from .section import by_kind, kinds_of
 
 WIDTH = 110
@@ -19,12 +19,7 @@ def help_page(usage: str, schema: type[BaseModel]) -> str:
         usage: text at the top of the page.
         schema: model of its config, whose fields are the sections.
     """
-    files = sorted(
-        p.relative_to(CONFIGS.parent).as_posix()
-        for p in CONFIGS.rglob("*.yaml")
-        if p.parent.name not in ("accelerate", "launch")
-    )
-    lines = [usage, "", *textwrap.wrap("Configs: " + ", ".join(files), WIDTH, subsequent_indent=" " * 9)]
+    lines = [usage, "", *textwrap.wrap("Configs: " + ", ".join(run_configs()), WIDTH, subsequent_indent=" " * 9)]
     for name, field in schema.model_fields.items():
         lines += ["", f"{name}: {about(field)}", *section_lines(name, field)]
     return "\n".join(lines)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from .errors import InputError
-from .migration import NEW_NAMES, migrated
 
 PATHS = ("root", "dir", "resume", "compile_cache", "cache", "out")  # fields that name files and folders
 
@@ -101,16 +100,6 @@ class Kind(Built):
 
 class Schema(Section):
     """The whole config of a command; its fields are the sections."""
-
-    @classmethod
-    def new_name(cls, field: str) -> str | None:
-        """The dotted name of what was called `field` in an earlier version; None if nothing was."""
-        return NEW_NAMES.get(field)
-
-    @classmethod
-    def migrated(cls, layer: dict[str, Any]) -> dict[str, Any]:
-        """The settings of a file, with those of earlier versions under their new names."""
-        return migrated(layer)
 
 
 class Operation(Section):

@@ -20,6 +20,7 @@ from ..configs.cli import DONE, command, parser_of
 from ..configs.compose import read
 from ..configs.errors import InputError, first_line, shown
 from ..configs.files import write_atomically
+from ..configs.migration import migrated
 from ..configs.section import leaves
 from .analysis.metrics import METRICS, better
 from .config import ALSO_COMPARED, Config
@@ -210,7 +211,7 @@ def read_run(path: Path) -> Run:
         InputError: it is not the folder of a run, or a file cannot be read or is damaged.
     """
     try:
-        config = Config.migrated(read((path / "config.yaml").read_text(encoding="utf-8"), Config))
+        config = migrated(read((path / "config.yaml").read_text(encoding="utf-8"), Config))
         json.dumps(config, sort_keys=True)  # runs are grouped by this text
         Settings.model_validate(config, strict=True)
         summary = None

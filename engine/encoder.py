@@ -11,11 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..configs.compose import compose
 from ..configs.errors import InputError, first_line
 from ..configs.section import Section
 from ..loaders.sequences import build_sequence
-from .config import Config
+from .config import Config, compose
 from .models.config import ModelConfig
 from .models.heads import build_encoder
 from .models.seq_jepa import SeqJEPA
@@ -137,7 +136,7 @@ def read_network(checkpoint: Path) -> tuple[SeqJEPA, TrainingState, Config]:
         InputError: the checkpoint is damaged, or of a version that cannot be read.
     """
     tensors, state = read(checkpoint, files=("model",))
-    config = compose([], Config, (str(checkpoint), state.config)).config
+    config = compose([], (str(checkpoint), state.config)).config
     size = (state.pixels.size[0], state.pixels.size[1]) if state.pixels else (32, 32)
     actions = build_sequence(config.sequence, size, config.actions).action_space
     model = SeqJEPA(config.model, config.target, actions)

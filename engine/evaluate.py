@@ -56,9 +56,8 @@ def main(argv: list[str]) -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         from seqjepa.engine.runtime.failures import explain
 
-        cause = explain(error, 0, 1, 1)  # the numbers only matter for a training step that runs out of memory
-        if out_of_memory(error):
-            cause = "out of memory; a smaller eval.batch_size, or a smaller data.train_subset, needs less"
+        less = "out of memory; a smaller eval.batch_size, or a smaller data.train_subset, needs less"
+        cause = less if out_of_memory(error) else explain(error)
         if cause is None:
             raise
         print(f"{cause}; what was finished is written", file=sys.stderr)

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..configs.compose import compose
 from ..configs.errors import InputError, first_line, shown
 from ..configs.files import to_json, write_atomically
 from ..loaders.images import find_dataset
 from ..loaders.sequences import build_sequence
-from .config import Config
+from .config import Config, compose
 from .encoder import Description, Encoder
 from .models.heads import build_encoder
 from .models.seq_jepa import SeqJEPA
@@ -94,9 +93,9 @@ def read_reference(path: Path, words: list[str], pixels: dict[str, list[float]],
     settings += [f"model.aggregator_action={acts}", f"model.predictor_action={acts}"]
     if embedding is not None:
         settings += [f"model.action_dim={len(embedding)}"]
-    config = compose([*words, *settings], Config).config
+    config = compose([*words, *settings]).config
     if config.sequence.kind == "augment":
-        config = compose([*words, *settings, "actions.normalization=view_l2"], Config).config  # as in the authors' code
+        config = compose([*words, *settings, "actions.normalization=view_l2"]).config  # as in the authors' code
     tensors = {_ours(name, small): tensor for name, tensor in found.items()}
     network = build_encoder(config.model)
     try:

@@ -30,7 +30,7 @@ from .runs.folder import RunFolder
 
 BATCH = 4  # sequences of a step, and images of each class, where nothing needs more
 DECODED = 500  # image files of a split that are decoded, evenly spread; and the first of each class
-PATIENCE = 20.0  # seconds for the answer of a server
+ANSWER_SECONDS = 20.0  # seconds for the answer of a server
 SHORT = ["run.epochs=1", "run.device=cpu", "run.compile=none", "run.log_every=1", "run.resume=none", "run.mirror=null"]
 SHORT += ["run.max_hours=null", "optim.accumulate=1", "data.loader=auto"]
 SHORT += ["control.max_epochs=1", "diagnostics.every=0", "gates.enforce=false"]
@@ -137,7 +137,7 @@ def _reachable(addresses: list[str]) -> str:
     for address in addresses:
         asked = urllib.request.Request(address, method="HEAD", headers={"User-Agent": "seqjepa"})
         try:
-            with urllib.request.urlopen(asked, timeout=PATIENCE):
+            with urllib.request.urlopen(asked, timeout=ANSWER_SECONDS):
                 return address
         except (OSError, ValueError) as error:
             problem = f"{address} cannot be reached ({first_line(error)})"

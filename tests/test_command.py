@@ -144,6 +144,7 @@ def test_a_killed_process_is_the_machines_failure(monkeypatch, capfd, tmp_path):
 
 def test_the_tab_key_knows_files_settings_and_values():
     assert suggestions("configs/tier/min", Config) == ["configs/tier/minutes.yaml"]
+    assert suggestions("configs/launch/sk", Config) == []  # no part of a run's config
     assert suggestions("run.epo", Config) == ["run.epochs="]
     assert suggestions("run.device=c", Config) == ["run.device=cpu", "run.device=cuda"]
     assert "model.encoder.kind=resnet18" in suggestions("model.encoder.kind=", Config)

@@ -13,13 +13,13 @@ from ...loaders.grids.moves import MOVE, NUM_COLOURS, OUTSIDE, Move, counts, siz
 from ...loaders.grids.programs import counterfactuals
 
 Embed = Callable[[Tensor], Tensor]  # grids, int64 [N, S, S], to features [N, E]
-ALTERNATIVES = 15
+ALTERNATIVES = 15  # grids that one move makes, beside the true one
 PART = 512  # grids that are embedded at a time
 ROUNDING = 1e-5  # differences below this share of the features' length are roundings
 
 
 @torch.no_grad()
-def arc_scores(embed: Embed, tasks: list[ArcTask], side: int, seed: int = 0) -> dict[str, float]:
+def arc_scores(embed: Embed, tasks: list[ArcTask], side: int) -> dict[str, float]:
     """Scores, in percent, of features z of grids; nothing is trained.
 
     The rule of a pair is z(output) - z(input), and that of a task the mean over its demonstrations.
@@ -35,7 +35,6 @@ def arc_scores(embed: Embed, tasks: list[ArcTask], side: int, seed: int = 0) -> 
         embed: gives the features.
         tasks: at least two.
         side: of the canvas, on which the grids of all tasks fit.
-        seed: of the moves.
     """
     shown = [pair for task in tasks for pair in task.demonstrations]
     tests = [pair for task in tasks for pair in task.tests]
@@ -60,7 +59,7 @@ def arc_scores(embed: Embed, tasks: list[ArcTask], side: int, seed: int = 0) -> 
     found = {"rule_nn": 100 * ((best & same).sum(1) / best.sum(1)).mean().item()}
 
     outputs = on_canvas([pair.output for pair in tests], side)
-    key = words(seed, COUNTERFACTUAL_STREAM, 1, torch.arange(len(tests)), 1, 3)[:, 0]
+    key = words(0, COUNTERFACTUAL_STREAM, 1, torch.arange(len(tests)), 1, 3)[:, 0]
     steps = torch.zeros(len(tests), 10, dtype=torch.int64)
     steps[:, MOVE] = key[:, 2] * len(Move) >> 32
     others = counterfactuals(outputs, steps, outputs, key[:, :2], ALTERNATIVES)
@@ -70,7 +69,7 @@ def arc_scores(embed: Embed, tasks: list[ArcTask], side: int, seed: int = 0) -> 
     for name, count in {"choose16": most, "choose16_1": 1, "choose16_2": 2, "choose16_input": 0}.items():
         means = [rules[first : min(first + count, last)].mean(0) for first, last in pairwise(starts)]
         guess = query + torch.stack(means)[tested] if count else query
-        found[name] = 100 * _first(torch.cdist(guess[:, None], candidates)[:, 0], nothing).mean().item()
+        found[name] = 100 * share_of_first(-torch.cdist(guess[:, None], candidates)[:, 0], nothing).mean().item()
         if name == "choose16":
             distances = torch.cdist(guess, truth)
             nearest = distances <= distances.amin(1, keepdim=True) + nothing
@@ -79,10 +78,13 @@ def arc_scores(embed: Embed, tasks: list[ArcTask], side: int, seed: int = 0) -> 
     return found
 
 
-def _first(distances: Tensor, nothing: float) -> Tensor:
-    """Share of the first of the candidates [N, K] in the nearest ones; differences up to `nothing` are roundings."""
-    nearest = distances <= distances.amin(1, keepdim=True) + nothing
-    return nearest[:, 0] / nearest.sum(1)
+def share_of_first(similarity: Tensor, nothing: float) -> Tensor:
+    """Share of the first of the candidates [N, K] in the nearest ones: 1 if it alone is nearest, 0 if it is not.
+
+    Differences up to `nothing` are roundings.
+    """
+    best = similarity >= similarity.amax(1, keepdim=True) - nothing
+    return best[:, 0] / best.sum(1)
 
 
 def pixels(grids: Tensor) -> Tensor:

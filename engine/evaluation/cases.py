@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from ...configs.compose import compose
 from ...configs.errors import InputError
 from ...loaders.config import NoCurriculumConfig
 from ...loaders.loader import Loaders, build_loaders
 from ...loaders.sequences import build_sequence
-from ..config import Config
+from ..config import Config, compose
 from ..models.seq_jepa import SeqJEPA
 from ..runs.checkpoints import find_checkpoint
 from ..runs.state import TrainingState
@@ -94,7 +93,7 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         tensors, state = read(found, files=("model",))
         # the user decides where results go, not the checkpoint's config
         here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
-        config = compose(overrides, Config, (f"{found}", state.config | here)).config
+        config = compose(overrides, (f"{found}", state.config | here)).config
         actions = build_sequence(config.sequence, (32, 32), config.actions).action_space  # same for any image size
         model = SeqJEPA(config.model, config.target, actions)
         load_model(model, tensors["model"])

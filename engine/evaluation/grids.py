@@ -22,9 +22,9 @@ from ..models.encoders.grid_objects import GridObjects
 from ..models.seq_jepa import SeqJEPA
 from ..models.targets.ema import EMATeacher
 from ..objectives.objective import Objective
+from .arc import ALTERNATIVES, share_of_first
 from .frozen import Progress, Rows, rows_of
 
-ALTERNATIVES = 15
 NEGATIVES, NCE_SCALE = 8703, 0.07
 FITTED, TESTED = 4000, 1000  # most sequences that probes are fitted to, and that are tested
 
@@ -181,7 +181,7 @@ def _features(
         "size": torch.stack([height, width], -1).float(),
         "objects": number.flatten(1).sum(1, keepdim=True).float().log1p(),
         "colours": counts(first) / (height * width)[:, None],
-        "prediction": objective.comparable(output.prediction),
+        "prediction": objective.prediction.comparable(output.prediction),
         "target": output.target,
         "grid": grids[:, -1].flatten(1),
     }
@@ -205,8 +205,8 @@ def _features(
         told = _compared(model, torch.cat([candidates, grids[:, -2:-1]], 1)[:, :, None].to(views.dtype)).float()
         told, before = told[:, :-1], told[:, -1:]
         similarity, nothing = objective.prediction.similarity, objective.prediction.resolution(told)
-        found["right"] = _share(similarity(found["prediction"][:, None], told), nothing)
-        found["copied"] = _share(similarity(before, told), nothing)
+        found["right"] = share_of_first(similarity(found["prediction"][:, None], told), nothing)
+        found["copied"] = share_of_first(similarity(before, told), nothing)
     return found
 
 
@@ -218,12 +218,3 @@ def _compared(model: SeqJEPA, views: Tensor) -> Tensor:
         z, shape = z.flatten(0, 1), z.shape[:2]
         z = (model.projector(z) if target.joint else target.project(model.projector, z)).unflatten(0, shape)
     return z if model.sharpening is None else model.sharpening(z)
-
-
-def _share(similarity: Tensor, nothing: float) -> Tensor:
-    """Share of the first of the candidates [B, K] in the nearest ones: 1 if it alone is nearest, 0 if it is not.
-
-    Differences up to `nothing` are roundings.
-    """
-    best = similarity >= similarity.amax(1, keepdim=True) - nothing
-    return best[:, 0] / best.sum(1)

@@ -1,4 +1,4 @@
-"""The two protocols of the frozen-probe evaluation: heads trained as in the paper, or regressions on features."""
+"""The protocols of the frozen-probe evaluation: heads trained as in the paper, or regressions on features."""
 
 from collections.abc import Callable
 

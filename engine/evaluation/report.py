@@ -38,7 +38,9 @@ def write(result: dict[str, Any], folder: Path, reporter: Reporter) -> None:
     headings = ["metric", *(f"{p}, {n}" if len(protocols) > 1 else n for p, n in pairs)]
     rows = [[name, *(result[p][n].get(name) for p, n in pairs)] for name in names]
     if result["largest_class"] is not None:
-        rows.append(["largest_class", *(result["largest_class"] for _ in pairs)])  # right in percent without looking
+        rows.append(
+            ["largest_class", *(result["largest_class"] for _ in pairs)]
+        )  # accuracy of always guessing it, in percent
     reporter.say(table(f"frozen probes, {result['checkpoint']}", headings, rows))
     seconds = sum(value for name, value in result["timing"].items() if name.endswith("_seconds"))
     reporter.say(f"{', '.join([str(folder / 'eval.json'), *figures])}; {seconds:.0f} s")

@@ -103,7 +103,7 @@ def some(positions: np.ndarray, most: int) -> np.ndarray:
 
 
 def _cosine(objective: Objective, rows: Rows) -> float:
-    prediction, target = (x - x.mean(0) for x in (objective.comparable(rows["prediction"]), rows["target"]))
+    prediction, target = (x - x.mean(0) for x in (objective.prediction.comparable(rows["prediction"]), rows["target"]))
     return torch.cosine_similarity(prediction, target, dim=-1).mean().item()
 
 

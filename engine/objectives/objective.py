@@ -54,10 +54,6 @@ class Objective(nn.Module):
                 found[name] = found[name] * factor
         return found
 
-    def comparable(self, prediction: Tensor) -> Tensor:
-        """Predictions [B, E] in the form that is compared with targets, in float32."""
-        return self.prediction.comparable(prediction)
-
     def join(self, group: ProcessGroup | None, world: ProcessGroup | None) -> None:
         """Treat the batches of `group` as one, in terms that use statistics of a batch; `world` are all processes."""
         for term in (self.prediction, *self.terms.values()):

@@ -1,5 +1,6 @@
 """The model card of an exported encoder: what it was trained on, and what it reached beside its control."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -37,10 +38,8 @@ def card(run: Path, encoder: Any, folder: Path, licence: str) -> str:
     checkpoint = find_checkpoint(run)
     state = None
     if checkpoint is not None:
-        try:
+        with contextlib.suppress(Damaged):
             state = check(checkpoint)
-        except Damaged:
-            state = None
     home = checkpoint.parent.parent if checkpoint and checkpoint.parent.name == "checkpoints" else run
     config: dict[str, Any] = state.config if state else {}
     name = config.get("run", {}).get("name", run.name)
@@ -146,7 +145,7 @@ def _results(home: Path, epoch: int, rules: list[dict[str, Any]]) -> list[str]:
     names += [name for name in found if name.startswith("online_r2_") and name.endswith("_test") and "loss" not in name]
     cells = [(name, found.get(name), untrained.get(name)) for name in dict.fromkeys(names) if name in found]
     if (largest := summary.get("largest_class")) is not None:
-        cells.append(("largest_class, right without looking", largest, largest))
+        cells.append(("largest_class (always guessing it)", largest, largest))
     said = {True: "The gates passed.", False: "The gates failed:", None: "No gates apply to these data."}
     judged = [said[verdict], *(f"- {reason}" for reason in reasons)] if last else ["The gates judged a later epoch."]
     judged += ["", "Their rules, where a margin is one over the untrained network:", ""] if rules else []

@@ -101,7 +101,7 @@ def closing_block(run: str, summary: dict[str, Any]) -> str:
         if summary["untrained"]:
             values[f"untrained_{name}"] = summary["untrained"].get(name)
     if "online_linacc_test" in values and summary["largest_class"] is not None:
-        values["largest_class"] = summary["largest_class"]  # what is right in percent without looking
+        values["largest_class"] = summary["largest_class"]  # accuracy of always guessing it, in percent
     values = {name: math.nan if value is None else value for name, value in values.items()}  # which files hold as null
     values["gate_pass"] = summary["gate_pass"]
     values |= {name: summary["timing"][name] for name in ("seconds", "sequences_per_second")}

@@ -19,7 +19,7 @@ from ...configs.files import write_atomically
 from ...configs.section import Schema, leaves
 from ..runtime.config import RunConfig
 from .checkpoints import Checkpoints, find_checkpoint
-from .mirror import PATIENCE, Mirror
+from .mirror import LAST_COPY_SECONDS, Mirror
 from .state import TrainingState
 
 # settings of one start of a run: the next start may have others, and need not mention it
@@ -56,7 +56,7 @@ class RunFolder:
         self._lock_file = FileLock(self.path / ".lock", blocking=False)
         self._existed = False  # whether the folder was there when it was entered
         self.mirror = Mirror(run.mirror, self.path) if run.mirror and main else None
-        self.patience = PATIENCE  # seconds that the end of the run waits for the last copy
+        self.mirror_seconds = LAST_COPY_SECONDS  # seconds that the end of the run waits for the last copy
 
     def __enter__(self) -> Self:
         with readable(self.path, "run.dir"):
@@ -124,7 +124,7 @@ class RunFolder:
     def end_mirror(self, say: Callable[[str], None]) -> None:
         """Wait until run.mirror has everything."""
         if self.mirror is not None:
-            self.mirror.finish(self.patience)
+            self.mirror.finish(self.mirror_seconds)
             self._tell(say)
 
     def _tell(self, say: Callable[[str], None]) -> None:

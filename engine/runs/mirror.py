@@ -20,7 +20,7 @@ from .checkpoints import NAME, Checkpoints
 from .checksums import MANIFEST, Damaged
 from .tensors import check
 
-PATIENCE = 600.0  # seconds that the end of a run waits for its last copy
+LAST_COPY_SECONDS = 600.0  # seconds that the end of a run waits for its last copy
 WAITS = (5.0, 15.0, 30.0, 70.0)  # seconds after which a first or a last contact that failed is tried again
 # stores without folders, in which makedirs would make a bucket of a name that was mistyped
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "oss", "hf"})
@@ -66,14 +66,14 @@ class Mirror:
             self._thread.start()
         self._orders.put(None)
 
-    def finish(self, patience: float = PATIENCE) -> None:
-        """Wait until everything is copied, also if it is tried several times; after `patience` seconds the run ends."""
+    def finish(self, seconds: float) -> None:
+        """Wait until everything is copied, also if it is tried several times; after so many seconds the run ends."""
         if self._thread is None:
             return
         done = threading.Event()
-        self._deadline = time.monotonic() + patience
+        self._deadline = time.monotonic() + seconds
         self._orders.put(done)
-        if not done.wait(patience + 1) or self._failing:
+        if not done.wait(seconds + 1) or self._failing:
             self.lines.append(f"{self.address}: not everything is copied")
         self._thread = None
 

@@ -18,11 +18,11 @@ VALIDATION = "in the validation"
 SMALLER = "a run with a smaller data.batch_size, or a smaller model, needs less"
 
 
-def explain(error: BaseException, batch_size: int, accumulate: int, processes: int) -> str | None:
+def explain(error: BaseException, batch_size: int = 0, accumulate: int = 1, processes: int = 1) -> str | None:
     """One line on what failed and what helps; None if the machine is not to blame.
 
     Args:
-        batch_size: sequences in a step.
+        batch_size: sequences in a step; this and the next two are named if the step ran out of memory.
         accumulate: micro-batches in a step.
         processes: number of processes that share a step.
     """

@@ -19,10 +19,10 @@ class IdleWatch:
     Args:
         interrupts: what the loop looks for signals with.
         minutes: the limit; None waits for ever.
-        last_words: called before the end, in a thread of its own; after `PATIENCE` seconds nobody waits for it.
+        last_words: called before the end, in a thread of its own; after `LAST_WORDS_SECONDS` nobody waits for it.
     """
 
-    PATIENCE = 60.0
+    LAST_WORDS_SECONDS = 60.0
 
     def __init__(self, interrupts: Interrupts, minutes: float | None, last_words: Callable[[], None]):
         self.interrupts = interrupts
@@ -45,11 +45,11 @@ class IdleWatch:
                 return
         try:
             # a thread without Python's lock, for a stderr that nobody reads: its exit code is 1
-            faulthandler.dump_traceback_later(2 * self.PATIENCE, exit=True)
+            faulthandler.dump_traceback_later(2 * self.LAST_WORDS_SECONDS, exit=True)
             faulthandler.dump_traceback()
             words = threading.Thread(target=self.last_words, daemon=True)
             words.start()
-            words.join(self.PATIENCE)
+            words.join(self.LAST_WORDS_SECONDS)
         except Exception:  # there may be no stderr, or no thread more
             pass
         finally:

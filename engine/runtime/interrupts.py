@@ -33,7 +33,7 @@ class Interrupts:
 
     SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
     GRACE = 2.0  # seconds in which a signal may arrive repeatedly, from a scheduler and from a launcher
-    PATIENCE = 2.0  # seconds after which processes ask each other again
+    EXCHANGE_SECONDS = 2.0  # seconds after which processes ask each other again
     GLANCE = 0.2  # seconds between two checks in `at_once`
 
     def __init__(self, parent: int):
@@ -116,7 +116,7 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, *timer)
         self.check()
 
-    def work_goes_on(self, seconds: float = 0.0) -> None:
+    def keep_alive(self, seconds: float = 0.0) -> None:
         """Tell `IdleWatch` that the process works, and may do so for so many seconds beyond its limit."""
         self.alive_at = time.monotonic() + seconds
 
@@ -131,7 +131,7 @@ class Interrupts:
         Every process calls it in every step. About every two seconds, all in the same step, the processes exchange what
         they received.
         """
-        self.work_goes_on()
+        self.keep_alive()
         if accelerator.num_processes == 1:
             self.check()
             return
@@ -145,7 +145,7 @@ class Interrupts:
         gathered: Any = accelerator.gather(mine)
         asked, pace = gathered.max(dim=0).values.tolist()
         self._steps, self._asked_at = 0, now
-        self._due = max(1, min(2 * self._due, int(self.PATIENCE / max(pace, 1e-6))))
+        self._due = max(1, min(2 * self._due, int(self.EXCHANGE_SECONDS / max(pace, 1e-6))))
         if asked:
             self._receive(int(asked))  # this process's own signal may follow: a repetition
             raise Interrupted

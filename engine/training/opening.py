@@ -28,7 +28,7 @@ def opening_lines(
         yield "the images have no classes: accuracies are left out"
     elif majority is not None and majority > 150 / len(loaders.classes):
         share = f"{majority:.1f} % of the {loaders.validated_on} images"
-        yield f"the largest class has {share}: so much is right without looking"
+        yield f"the largest class has {share}: always guessing it is right as often"
     if loaders.stream:
         yield f"a stream of {len(segments)} tasks, {segments.start(len(segments))} steps"
     if kept := buffer_size(loaders):

@@ -8,10 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ...configs.compose import compose
 from ...configs.errors import InputError
 from ...loaders.loader import Loaders
-from ..config import Config
+from ..config import Config, compose
 from ..runs.checksums import MANIFEST
 from ..runs.folder import RunFolder
 from ..runs.state import Settled, TrainingState
@@ -40,7 +39,7 @@ class Resumed(NamedTuple):
             InputError: the checkpoint cannot be read, was trained with other settings, or has some that are not known.
         """
         tensors, state = read(path, rank)
-        config = compose([], Config, (f"{path}", state.config)).config
+        config = compose([], (f"{path}", state.config)).config
         return cls(path, tensors, state, config, folder.check_same_experiment(config, path))
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...configs.errors import InputError
 from ...loaders.loader import Loaders
 from ...loaders.streams.config import TasksConfig
+from ...loaders.streams.order import Stream
 from ...loaders.streams.replay import Coreset
 from ..analysis.continual import Matrix, stability, stream_scores
 from ..analysis.coresets import largest_rate
@@ -36,20 +37,20 @@ class TaskMeasures:
 
     Attributes:
         untrained: scores of the untrained network.
-        learnt: features of the test sequences of each task that has ended, as they were then, by its number.
+        learnt_features: of the test sequences of each task that has ended, as they were then, by its number.
         traces: of each task but the first, the steps since it began, and the cosine of each earlier task then.
     """
 
-    def __init__(self, training: TrainingStep, loaders: Loaders):
-        self.training, self.loaders = training, loaders
+    def __init__(self, training: TrainingStep, loaders: Loaders, stream: Stream):
+        self.training, self.loaders, self.stream = training, loaders, stream
         config, accelerator, train = training.config, training.accelerator, loaders.train
-        self.learnt: dict[int, Tensor] = {}
-        self.born: dict[int, Tensor] = {}  # the same of the untrained network, on the main process
+        self.learnt_features: dict[int, Tensor] = {}
+        self.untrained_features: dict[int, Tensor] = {}  # of all tasks, on the main process
         self.traces: dict[int, list[list[float]]] = {}
 
         def measure() -> dict[str, float]:
             network = untrained_network(config, accelerator, train.restricted(train.sampler.indices)).eval()
-            self.born = self._features(network)
+            self.untrained_features = self._features(network)
             return self._scores(network)
 
         self.untrained = of_main(self.training.accelerator, measure)
@@ -75,9 +76,8 @@ class TaskMeasures:
         Returns:
             The seconds that it took.
         """
-        (ended, step), training, stream = position, self.training, self.loaders.stream
+        (ended, step), training, tasks = position, self.training, self.stream.tasks
         config, started = training.config, time.perf_counter()
-        assert stream is not None
         assert isinstance(config.stream, TasksConfig)
         every = config.stream.trace_every
         if not (ended and every) or (step % every and step < self._steps(ended + 1)):
@@ -89,25 +89,24 @@ class TaskMeasures:
             rows = self.traces.setdefault(ended + 1, [])
             if not rows or rows[-1][0] < step:  # else of a run that was interrupted at a boundary
                 given = training.model.eval(), training.objective, self.loaders, training.accelerator
-                most, shuffled = max(32, TRACED // (len(stream.tasks) - 1)), config.ablation.shuffle_actions
-                cosines = [task_cosine(*given, task, most=most, shuffled=shuffled) for task in stream.tasks[:ended]]
+                most, shuffled = max(32, TRACED // (len(tasks) - 1)), config.ablation.shuffle_actions
+                cosines = [task_cosine(*given, task, most=most, shuffled=shuffled) for task in tasks[:ended]]
                 rows.append([float(step), *cosines])
                 training.losses.train()
         return time.perf_counter() - started
 
     def _steps(self, number: int) -> int:
         """Optimiser steps of task `number`."""
-        assert self.loaders.stream is not None
-        first, last = self.loaders.stream.starts[number - 1 : number + 1]
+        first, last = self.stream.starts[number - 1 : number + 1]
         return int(last - first)
 
     def end(self, number: int) -> None:
         """End task `number`: remember its features and the encoder, and choose what a coreset keeps."""
-        training, stream = self.training, self.loaders.stream
+        training, stream = self.training, self.stream
         if training.accelerator.is_main_process:
-            self.learnt |= self._features(training.model.eval(), number)
+            self.learnt_features |= self._features(training.model.eval(), number)
         training.end_task()
-        if stream is None or not isinstance(buffer := stream.buffer, Coreset):
+        if not isinstance(buffer := stream.buffer, Coreset):
             return
         candidates = stream.candidates(number - 1)
         features, encoder = [], training.model.eval().encoder
@@ -121,10 +120,10 @@ class TaskMeasures:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint holds besides the network: features, traces, and what a coreset has chosen."""
-        found = {f"features_{task}": features for task, features in self.learnt.items()}
+        found = {f"features_{task}": features for task, features in self.learnt_features.items()}
         found |= {f"trace_{task}": torch.tensor(rows, dtype=torch.float64) for task, rows in self.traces.items()}
         found = {name: value for name, value in found.items() if value.isfinite().all()}
-        buffer = self.loaders.stream.buffer if self.loaders.stream else None
+        buffer = self.stream.buffer
         if isinstance(buffer, Coreset) and buffer.chosen is not None:
             found["chosen"] = torch.from_numpy(buffer.chosen)
         return found
@@ -135,32 +134,29 @@ class TaskMeasures:
         Raises:
             InputError: it does not fit this stream.
         """
-        stream = self.loaders.stream
-        assert stream is not None
         for name, value in tensors.items():
             kind, _, number = name.rpartition("_")
             task = int(number) if number.isdecimal() else 0
             if kind == "features" and self._is_features(value, task, position):
-                self.learnt[task] = value
+                self.learnt_features[task] = value
             elif kind == "trace" and self._is_trace(value, task, position):
                 self.traces[task] = value.tolist()
             elif name != "chosen":
                 raise InputError(f"its {name} does not fit this stream at this position", "run.resume")
-        if isinstance(stream.buffer, Coreset):
-            self._restore_coreset(stream.buffer, tensors.get("chosen"), position)
+        if isinstance(self.stream.buffer, Coreset):
+            self._restore_coreset(self.stream.buffer, tensors.get("chosen"), position)
 
     def _is_features(self, value: Tensor, task: int, position: Position) -> bool:
         """Whether they can be features of the test sequences of a task that has ended."""
         if not 1 <= task <= position.segment:
             return False
-        assert self.loaders.stream is not None
-        count = min(COMPARED, len(self.loaders.stream.tasks[task - 1].validation))
+        count = min(COMPARED, len(self.stream.tasks[task - 1].validation))
         return value.dtype == torch.float32 and value.shape == (count, self.training.model.num_features)
 
     def _is_trace(self, value: Tensor, task: int, position: Position) -> bool:
         """Whether it can be the trace of a task that has begun: rising steps, and a cosine of each earlier task."""
         begun = position.segment + 1  # also at its first step, where a trace starts
-        if not 2 <= task <= min(begun, len(self.loaders.stream.tasks) if self.loaders.stream else 0):
+        if not 2 <= task <= min(begun, len(self.stream.tasks)):
             return False
         if value.dtype != torch.float64 or value.ndim != 2 or value.shape[1] != task or not len(value):
             return False
@@ -170,22 +166,20 @@ class TaskMeasures:
         return bool(whole) and bool((cosines.abs() <= 1 + 1e-6).all())
 
     def _restore_coreset(self, buffer: Coreset, chosen: Tensor | None, position: Position) -> None:
-        stream = self.loaders.stream
-        assert stream is not None
         if chosen is None:
             if position.segment:
                 raise InputError("it lacks the images that its buffer held", "run.resume")
             return
         found, size = set(chosen.flatten().tolist()), buffer.config.size
-        known = found <= {image for task in stream.tasks for image in task.train.tolist()}
-        if chosen.dtype != torch.int64 or not known or not stream.replayed <= len(found) == chosen.numel() <= size:
+        known = found <= {image for task in self.stream.tasks for image in task.train.tolist()}
+        if chosen.dtype != torch.int64 or not known or not self.stream.replayed <= len(found) == chosen.numel() <= size:
             raise InputError("its buffer does not hold images of this stream", "run.resume")
         buffer.chosen = chosen.flatten().numpy()
 
     def matrices(self, rows: list[dict[str, Any]]) -> dict[str, Matrix]:
         """Scores by measure: row i has those on each task after task i. Measures that the task lacks are left out."""
-        count = range(1, len(self.loaders.stream.tasks) + 1) if self.loaders.stream else ()
-        names = {measure: [f"task_{measure}_{task}" for task in count] for measure in MEASURES}
+        numbers = range(1, len(self.stream.tasks) + 1)
+        names = {measure: [f"task_{measure}_{task}" for task in numbers] for measure in MEASURES}
         return {
             measure: [[row[name] for name in of_measure] for row in rows]
             for measure, of_measure in names.items()
@@ -208,23 +202,25 @@ class TaskMeasures:
         task had just been learnt, row by row after each task, and how alike the untrained network's were; `traces` are
         those of the earlier tasks' cosine while a task was learnt.
         """
-        assert self.loaders.stream is not None
         untrained, measures = self.matrices([self.untrained]), {}
-        whole = [row["epoch"] for row in rows] == list(range(1, len(self.loaders.stream.tasks) + 1))
+        numbers = range(1, len(self.stream.tasks) + 1)
+        whole = [row["epoch"] for row in rows] == list(numbers)
         for measure, matrix in self.matrices(rows).items() if whole else ():
             before = untrained[measure][0]
             measures[measure] = {"matrix": matrix, "untrained": before, **stream_scores(matrix, before)}
-        numbers = range(1, len(self.loaders.stream.tasks) + 1)
         drift = {
             name: {
                 "rows": [[row.get(f"task_{name}_{task}") for task in range(1, row["epoch"])] for row in rows],
                 "untrained": [
-                    compare(self.learnt[task], self.born[task]) if task in self.learnt else None for task in numbers
+                    compare(self.learnt_features[task], self.untrained_features[task])
+                    if task in self.learnt_features
+                    else None
+                    for task in numbers
                 ],
             }
             for name, compare in DRIFTS.items()
         }
-        names = [task.name for task in self.loaders.stream.tasks]
+        names = [task.name for task in self.stream.tasks]
         return {"tasks": names, "measures": measures, "drift": drift, "traces": self.traces}
 
     def told(self, scores: dict[str, float]) -> list[str]:
@@ -234,28 +230,28 @@ class TaskMeasures:
             (before,) = self.matrices([self.untrained])[measure]
             pairs = (f"{number(now)} ({number(then)})" for now, then in zip(row, before, strict=True))
             lines.append(f"{measure} by task (untrained): {', '.join(pairs)}")
-        ended = [task for task in sorted(self.learnt) if f"task_cka_{task}" in scores]
-        if ended and self.born:
+        learnt = sorted(self.learnt_features.items())
+        ended = {task: features for task, features in learnt if f"task_cka_{task}" in scores}
+        if ended and self.untrained_features:
             likeness = [
-                f"{number(scores[f'task_cka_{task}'])} ({number(linear_cka(self.learnt[task], self.born[task]))})"
-                for task in ended
+                f"{number(scores[f'task_cka_{task}'])} ({number(linear_cka(features, self.untrained_features[task]))})"
+                for task, features in ended.items()
             ]
             lines.append(f"features as they were, CKA by task (untrained): {', '.join(likeness)}")
         return lines
 
     def _features(self, model: Any, *tasks: int) -> dict[int, Tensor]:
         """Features of the test sequences of tasks, or of all, by number."""
-        assert self.loaders.stream is not None
-        every, given = self.loaders.stream.tasks, (self.loaders, self.training.accelerator)
-        wanted = tasks or range(1, len(every) + 1)
-        return {task: task_features(model, *given, every[task - 1], most=COMPARED) for task in wanted}
+        given = self.loaders, self.training.accelerator
+        wanted = tasks or range(1, len(self.stream.tasks) + 1)
+        return {task: task_features(model, *given, self.stream.tasks[task - 1], most=COMPARED) for task in wanted}
 
     def _drift(self, number: int) -> dict[str, float]:
         """How alike the features of earlier tasks are to what they were when the task had just been learnt."""
-        earlier = [task for task in self.learnt if task < number]
+        earlier = [task for task in self.learnt_features if task < number]
         now, found = self._features(self.training.model, *earlier) if earlier else {}, {}
         for name, compare in DRIFTS.items():
-            values = {task: compare(self.learnt[task], now[task]) for task in earlier}
+            values = {task: compare(self.learnt_features[task], now[task]) for task in earlier}
             found |= {f"task_{name}_{task}": value for task, value in values.items()}
             if len(earlier) == number - 1 > 0:
                 found[f"stream_{name}"] = fmean(values.values())

@@ -69,9 +69,9 @@ def train(config: Config, parent: int) -> int:
                 trainer.fit()
             except Interrupted:
                 raise Interrupted(trainer.save_interrupted()) from None
-            interrupts.work_goes_on()
+            interrupts.keep_alive()
             code = trainer.finish()
-            interrupts.work_goes_on(folder.patience)
+            interrupts.keep_alive(folder.mirror_seconds)
             folder.end_mirror(reporter.say)  # which the main process alone has; a launcher may end it once others leave
             accelerator.wait_for_everyone()  # no process leaves the group while another still uses it
             return code
@@ -80,7 +80,7 @@ def train(config: Config, parent: int) -> int:
                 hours = f"run.max_hours={config.run.max_hours:g} is over"
                 reporter.say(f"{hours}: {str(stop) or 'nothing new was trained'}")
                 return OUT_OF_TIME
-            folder.patience = 30.0  # a machine that is taken away gives little more
+            folder.mirror_seconds = 30.0  # a machine that is taken away gives little more
             reporter.say(f"interrupted by {interrupts.cause.name}: {str(stop) or 'nothing new was trained'}")
             return 128 + interrupts.cause
         except Diverged as problem:
@@ -98,9 +98,9 @@ def train(config: Config, parent: int) -> int:
                 time.sleep(5)  # the launcher blames the process that ends first, which should be the lost one
             return MACHINE_FAILED
         finally:
-            interrupts.work_goes_on(folder.patience)
+            interrupts.keep_alive(folder.mirror_seconds)
             folder.end_mirror(reporter.say)
-            interrupts.work_goes_on()
+            interrupts.keep_alive()
             end_tracking(accelerator, reporter.say)
             accelerator.end_training()  # closes the process group
 
@@ -108,7 +108,7 @@ def train(config: Config, parent: int) -> int:
 def _say_idle(config: Config, reporter: Reporter, folder: RunFolder) -> None:
     """The last words of a run in which nothing happens; those of its threads are on stderr."""
     reporter.say(f"idle: no step for run.max_idle={config.run.max_idle:g} minutes; {folder.last_good}")
-    folder.patience = 30.0
+    folder.mirror_seconds = 30.0
     folder.end_mirror(reporter.say)
 
 
@@ -128,7 +128,7 @@ class Trainer:
         self.global_step = 0  # optimiser steps done
         self.best = Best(segment=0, value=None, metrics={})
         self.final: dict[str, float] = {}  # metrics of the last complete segment
-        self.patience = Waiting(best=None, waited=0)
+        self.waiting = Waiting(best=None, waited=0)
         self.times = Times(config.run.price)
         self.logs = 0  # of this start
         self.commit = commit()  # now: by the end of the run something else may be checked out
@@ -180,7 +180,7 @@ class Trainer:
         # weights and then draw different dropout masks. A checkpoint's generators replace these, so it comes last.
         set_seed(config.run.seed)
         self.training = TrainingStep(config, self.loaders, accelerator)
-        self.tasks = TaskMeasures(self.training, self.loaders) if self.loaders.stream else None
+        self.tasks = TaskMeasures(self.training, self.loaders, stream) if (stream := self.loaders.stream) else None
         if self.tasks and self.untrained is not None:
             self.untrained |= self.tasks.untrained
         self.trackers.summarise("control", self.untrained or {})
@@ -202,7 +202,7 @@ class Trainer:
         state, say = resumed.state, self.reporter.say
         self.position = state.position
         self.global_step = self.segments.start(self.position.segment) + self.position.step
-        self.best, self.final, self.patience = state.best, state.final, state.patience
+        self.best, self.final, self.waiting = state.best, state.final, state.patience
         self.times.restore(state)
         files.restore(self.training, self.accelerator, resumed.tensors, self.global_step)
         if self.tasks:
@@ -217,7 +217,7 @@ class Trainer:
     @property
     def stopped_early(self) -> bool:
         """Whether too many validations have passed without an improvement."""
-        return self.config.early_stop.metric is not None and self.patience.waited >= self.config.early_stop.patience
+        return self.config.early_stop.metric is not None and self.waiting.waited >= self.config.early_stop.patience
 
     @property
     def done(self) -> bool:
@@ -250,7 +250,7 @@ class Trainer:
             measured = {}
             if self.tasks:
                 alone = self.accelerator.num_processes == 1
-                check = self.check_interrupt if alone else self.interrupts.work_goes_on
+                check = self.check_interrupt if alone else self.interrupts.keep_alive
                 measured = self.tasks.after(number, self.metrics_file.rows if self.metrics_file else [], check)
                 self.tasks.end(number)
             metrics = self.training.epoch_metrics() | (validation.metrics if validation else {}) | measured
@@ -323,7 +323,7 @@ class Trainer:
             is_best = improves(value, self.best.value, config.eval.best_mode)
             if is_best:  # unvalidated: metrics may be NaN
                 self.best = Best.model_construct(segment=number, value=value, metrics=metrics)
-            self.patience = waited(self.patience, config.early_stop, metrics)
+            self.waiting = waited(self.waiting, config.early_stop, metrics)
         rate, swept, figures, seconds = watch.sequences / train_seconds, {}, [], 0.0
         every = config.diagnostics.every
         if validation and every and self.accelerator.is_main_process and (number % every == 0 or self.done):
@@ -362,7 +362,7 @@ class Trainer:
                     limit = f"model.{name}.longest_step=1 limits it"
                     say(f"a step of the sparse coding is {length:.2f} long; beyond 2 it need not descend: {limit}")
         if self.stopped_early:
-            say(f"stopped early: {config.early_stop.metric} has not improved for {self.patience.waited} validations")
+            say(f"stopped early: {config.early_stop.metric} has not improved for {self.waiting.waited} validations")
         if is_best or self.done or number % config.checkpoint.every == 0:
             self.save(best=is_best)
 
@@ -380,7 +380,7 @@ class Trainer:
             "position": self.position._asdict(),
             "best": self.best.model_dump(),
             "final": self.final,
-            "patience": self.patience.model_dump(),
+            "patience": self.waiting.model_dump(),
             **self.times.state_dict(),
             "images": self.loaders.fingerprint,
             "wandb_id": self.folder.tracker_id,

@@ -72,7 +72,7 @@ def validate(training: TrainingStep, loader: SequenceLoader, check: Callable[[],
                 stats = coding_rate_stats(normalized(rows, rate), **rate.scaling)
                 means[f"rate_{feature}"].update(stats.rate.mean(), 1)
                 means[f"rate_fraction_{feature}"].update(stats.rate_fraction.mean(), 1)
-        prediction, target = training.objective.comparable(output.prediction), output.target
+        prediction, target = training.objective.prediction.comparable(output.prediction), output.target
         means["pred_cosine_test"].update(torch.cosine_similarity(prediction, target, dim=-1).sum(), count)
         predictions.append(prediction)
         targets.append(target)

@@ -6,14 +6,14 @@ import sys
 import pytest
 import yaml
 
-from seqjepa.configs.compose import CONFIGS, dump
+from seqjepa.configs.compose import CONFIGS, dump, run_configs
 from seqjepa.configs.errors import InputError
 from seqjepa.configs.help import help_page
 from seqjepa.configs.section import kinds_of
 from seqjepa.engine.config import Config, compose
 from seqjepa.engine.train import USAGE, main
 
-RUN_CONFIGS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("accelerate", "launch"))
+RUN_CONFIGS = [CONFIGS.parent / name for name in run_configs()]
 
 
 def test_layers_merge_left_to_right_then_overrides(tmp_path):

@@ -177,7 +177,7 @@ def test_the_card_has_results_beside_the_control_and_nothing_of_this_machine(run
     result = seqjepa.Result(runs["convnet"])
     for name in ("online_linacc_test", "online_r2_test", "online_r2_rotation_test"):
         assert f"| {name} | {result.metrics[name]:.4g} | {result.untrained[name]:.4g} |" in text
-    assert f"| largest_class, right without looking | {result.summary['largest_class']:.4g} |" in text
+    assert f"| largest_class (always guessing it) | {result.summary['largest_class']:.4g} |" in text
     assert "2505.03176" in text
     assert "\n- `{metric: online_r2_test, margin: 0.25}`\n" in text
     assert "[B, 16]" in text  # four times the width of 4

@@ -114,7 +114,7 @@ def test_strange_yaml_is_one_line(tmp_path, refused, text):
 @pytest.mark.parametrize(
     ("word", "parts"),
     [
-        ("run.epochs=${oc.env:HOME}", ["run.epochs", "'${' is not looked up"]),
+        ("run.epochs=${oc.env:HOME}", ["run.epochs", "'${' is not expanded"]),
         ("run.name=" + "[" * 2000 + "]" * 2000, ["run.name", "nest"]),
         ("run.name=[", ["run.name=[: run.name: not readable as YAML"]),
         ("run.name=a\nb", ["one line of printable text"]),

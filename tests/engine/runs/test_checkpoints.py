@@ -276,7 +276,7 @@ def secret_of(state):
     [
         (step_of, "step 1000000000 of 5"),
         (epoch_of, "position.segment: Input should be less than 4294967296"),
-        (secret_of, "'${' is not looked up"),
+        (secret_of, "'${' is not expanded"),
     ],
 )
 def test_a_record_is_not_believed(copy, tiny, capsys, monkeypatch, change, part):

@@ -206,7 +206,7 @@ def test_a_slow_mirror_holds_nothing_up(tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "_put", lambda file, place: going_on.wait(60))
     began = time.monotonic()
     mirror.copy()
-    mirror.finish(patience=0.2)
+    mirror.finish(seconds=0.2)
     assert time.monotonic() - began < 30
     assert ["not everything is copied" in line for line in mirror.lines] == [True]
     going_on.set()
@@ -216,7 +216,7 @@ def test_a_mirror_that_loses_bytes_is_found_out(tmp_path, monkeypatch):
     mirror, _checkpoint = mirror_of_a_run(tmp_path)
     monkeypatch.setattr(shutil, "copyfileobj", lambda source, target, size: target.write(source.read()[:-1]))
     mirror.copy()
-    mirror.finish(patience=1)
+    mirror.finish(seconds=1)
     assert len(mirror.lines) == 2
     assert "is not written (" in mirror.lines[0]
     assert "not everything is copied" in mirror.lines[1]
@@ -235,7 +235,7 @@ def test_the_last_copy_is_tried_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mirror, "_put", put_later)
     mirror.copy()
-    mirror.finish(patience=60)
+    mirror.finish(seconds=60)
     there = tmp_path / "bucket/run/checkpoints" / checkpoint.name
     assert {path.name for path in there.iterdir()} == {path.name for path in checkpoint.iterdir()}
     assert [line.partition(" is ")[2] for line in mirror.lines] == [
@@ -250,7 +250,7 @@ def test_the_best_checkpoint_is_copied_however_many_have_come_since(tmp_path):
     shutil.copytree(checkpoint, best)
     (checkpoint.parent / "best").symlink_to(best.name)
     mirror.copy()
-    mirror.finish(patience=60)
+    mirror.finish(seconds=60)
     there = tmp_path / "bucket/run/checkpoints"
     assert sorted(path.name for path in there.iterdir()) == ["best", "epoch-0001", "epoch-0003"]
     assert (there / "best").read_text() == "epoch-0001"
@@ -319,7 +319,7 @@ def test_later_checkpoints_of_the_mirror_are_not_deleted(tmp_path):
     for name in ("epoch-0001", "epoch-0007"):
         (tmp_path / "bucket" / "run" / "checkpoints" / name).mkdir(parents=True)
     mirror.copy()
-    mirror.finish(patience=60)
+    mirror.finish(seconds=60)
     assert mirror.lines == []
     there = tmp_path / "bucket" / "run" / "checkpoints"
     assert sorted(path.name for path in there.iterdir()) == ["epoch-0003", "epoch-0007"]

@@ -146,7 +146,7 @@ def test_a_coreset_keeps_images_of_the_tasks_that_have_ended(tiny):
     accelerator = build_accelerator(config.run, 1)
     loaders = open_loaders(config, accelerator)
     stream = loaders.stream
-    measures = TaskMeasures(TrainingStep(config, loaders, accelerator), loaders)
+    measures = TaskMeasures(TrainingStep(config, loaders, accelerator), loaders, stream)
     assert set(stream.kept(20)) <= set(stream.tasks[0].train)
     measures.end(1)
     first = stream.kept(31)
