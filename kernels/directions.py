@@ -45,7 +45,7 @@ def sincos(b_x):
 @jit
 def _normals(word_0, word_1):
     """Two standard normals from two words, by the Box-Muller transform."""
-    u = ((word_0 >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08  # 2**-24
+    u = ((word_0 >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2**-23: exact, and neither 0 nor 1
     angle = (word_1 >> 8).to(tl.float32) * 3.7450703e-07  # 2π 2**-24
     radius = tl.sqrt(-2.0 * tl.log(u))
     b_sin, b_cos = sincos(angle)
@@ -104,7 +104,7 @@ def directions(seed: Tensor, dim: int, num_slices: int) -> Tensor:
         rows = max(CACHED // num_slices, 1)
         for part, out in zip(index.split(rows), drawn.split(rows), strict=True):
             words = philox((key & MASK, key >> 32 & MASK), (part, slices, 0, 0))
-            radius = (torch.stack(words[::2], 1) >> 8).float().add_(0.5).mul_(2**-24).log_().mul_(-2).sqrt_()
+            radius = (torch.stack(words[::2], 1) >> 9).float().add_(0.5).mul_(2**-23).log_().mul_(-2).sqrt_()
             angle = (torch.stack(words[1::2], 1) >> 8).float().mul_(2 * math.pi * 2**-24)
             torch.mul(radius, angle.cos(), out=out[:, :, 0])
             torch.mul(radius, angle.sin(), out=out[:, :, 1])

@@ -207,12 +207,12 @@ def factor_logdet(matrix: Tensor, *, alone: bool) -> tuple[Tensor, Tensor, Tenso
         info = torch.empty(batch, dtype=torch.int32, device=matrix.device)
         launch(_factor_kernel, (batch,), matrix, logdet, info, n, num_stages=1, **BLOCKS)
         return logdet, matrix, info
-    if matrix.device.type == "cpu" and not uses_triton(matrix):
-        factor, info = matrix, _factor_on_cpu(matrix, alone)
-    else:
-        with full_precision(matrix.device):
+    with full_precision(matrix.device):
+        if matrix.device.type == "cpu" and not uses_triton(matrix):
+            factor, info = matrix, _factor_on_cpu(matrix, alone)
+        else:
             factor, info = torch.linalg.cholesky_ex(matrix.mT)
-        factor = factor.mT.contiguous()  # libraries store by columns, so this copies nothing
+            factor = factor.mT.contiguous()  # libraries store by columns, so this copies nothing
     if uses_triton(matrix):
         launch(_logdet_kernel, (batch,), factor, info, logdet, n, BLOCK=256)
     else:

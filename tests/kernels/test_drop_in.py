@@ -517,32 +517,46 @@ def test_distortions_and_knots_are_positive_numbers(build):
             build(value)
 
 
+CALLS = {  # of a loss, with features of four views
+    "simdino": lambda loss, x: loss(x[:2].flatten(0, 1), x[2:].flatten(0, 1))[0],
+    "simdinov2": lambda loss, x: loss(list(x[:2]), list(x[2:]))[0],
+    "mcr2": lambda loss, x: loss(x[0], torch.arange(len(x[0])) % 3, 3)[0],
+    "emp_ssl": lambda loss, x: loss(x[0]) if isinstance(loss, emp_ssl.TotalCodingRate) else loss(x[0], x[1].softmax(1)),
+    "lightly": lambda loss, x: loss(list(x)) if isinstance(loss, lightly.EMPSSLLoss) else loss(x),
+    "lightly, lejepa": lambda loss, x: loss(local_proj=x, global_proj=x[:2]),
+    "seq_jepa": lambda loss, x: loss(x[0]),
+    "eb_jepa": lambda loss, x: loss(x[0], x[1])["loss"],
+    "lejepa": lambda loss, x: loss(x),
+}
+
+
+def value_of(name, loss, x):
+    torch.manual_seed(0)  # lightly's directions
+    value = CALLS.get(name, CALLS[name.split(",")[0]])(loss, x)
+    return value[0] if isinstance(value, tuple) else value
+
+
 @pytest.mark.parametrize("name", NUMBERS | POSITIVE)
 def test_arrays_of_one_number_are_numbers(name):
     x = features(4, 6, 8)
-    call = {
-        "simdino": lambda loss: loss(x[:2].flatten(0, 1), x[2:].flatten(0, 1))[0],
-        "simdinov2": lambda loss: loss(list(x[:2]), list(x[2:]))[0],
-        "mcr2": lambda loss: loss(x[0], torch.arange(6) % 3, 3)[0],
-        "emp_ssl": lambda loss: loss(
-            *((x[0],) if isinstance(loss, emp_ssl.TotalCodingRate) else (x[0], x[1].softmax(1)))
-        ),
-        "lightly": lambda loss: loss(list(x)) if isinstance(loss, lightly.EMPSSLLoss) else loss(x),
-        "lightly, lejepa": lambda loss: loss(local_proj=x, global_proj=x[:2]),
-        "seq_jepa": lambda loss: loss(x[0]),
-        "eb_jepa": lambda loss: loss(x[0], x[1])["loss"],
-        "lejepa": lambda loss: loss(x),
-    }
-    call = call.get(name, call[name.split(",")[0]])
     for table in (NUMBERS, POSITIVE):
         if build := table.get(name):
-            values = []
-            for value in (0.5, np.array(0.5), np.float32(0.5), torch.tensor(0.5)):
-                torch.manual_seed(0)  # lightly's directions
-                loss = call(build(value))
-                values.append(loss[0] if isinstance(loss, tuple) else loss)
-            for value in values[1:]:
-                torch.testing.assert_close(value, values[0])
+            first, *others = (
+                value_of(name, build(value), x) for value in (0.5, np.array(0.5), np.float32(0.5), torch.tensor(0.5))
+            )
+            for other in others:
+                torch.testing.assert_close(other, first)
+
+
+@pytest.mark.parametrize("name", NUMBERS | POSITIVE)
+def test_autocast_changes_nothing(name):
+    """Not even of matrices that a CPU factors by halves."""
+    x = torch.randn(4, 100, 96, generator=torch.Generator().manual_seed(0))
+    for build in (table[name] for table in (NUMBERS, POSITIVE) if name in table):
+        expected = value_of(name, build(0.5), x)
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype=dtype):
+                assert torch.equal(value_of(name, build(0.5), x), expected)
 
 
 # two processes

@@ -14,6 +14,7 @@ from seqjepa.kernels import SIGReg, sigreg
 from seqjepa.kernels._ops import ops
 from seqjepa.kernels.characteristic import knots
 from seqjepa.kernels.internal.backend import uses_triton
+from seqjepa.kernels.philox import philox
 from seqjepa.kernels.sigreg import degenerate_value, directions
 
 triton = pytest.mark.triton
@@ -149,6 +150,17 @@ def test_directions_are_unit_uniform_and_reproducible(device):
     assert one.mean(1).abs().max() < 6 / (40 * 2000) ** 0.5
     fourth = (one**4).mean() * 40 * 42  # E[a⁴] = 3 / (D (D + 2)) on the sphere
     assert fourth.item() == pytest.approx(3, rel=0.05)
+
+
+@triton
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_largest_word_has_a_direction(dim, device):
+    """Its logarithm is the one closest to zero, and with at most two dimensions no other draw adds to its length."""
+    seed = 46
+    word, *_ = philox((seed, 0), (torch.zeros((), dtype=torch.int64), torch.arange(1024), 0, 0))
+    assert (word >> 8).max() == 2**24 - 1
+    lengths = directions(seed_on(device, seed), dim, 1024).norm(dim=0)
+    torch.testing.assert_close(lengths, torch.ones(1024, device=device))
 
 
 def test_directions_do_not_depend_on_the_default_dtype(device):
