@@ -9,11 +9,13 @@ Source: the rate is that of MCR² (arXiv 2006.08558), equation 6.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .coding_rate import coding_rate
-from .internal.checks import check_count
+from .internal.checks import check_count, check_tensors
 
 __all__ = ["local_coding_rate", "nearest"]
 
@@ -21,6 +23,7 @@ __all__ = ["local_coding_rate", "nearest"]
 @torch.no_grad()
 def nearest(z: Tensor, count: int) -> Tensor:
     """Indices [..., B, count] of the rows of z [..., B, d] that are nearest to each row, itself first."""
+    z = z.detach()  # forward mode would differentiate the distances
     exact = z if z.dtype == torch.float64 else z.float()
     # by differences: by products, rows far from the origin would lose their distances to rounding
     distance = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
@@ -48,12 +51,14 @@ def local_coding_rate(
     Raises:
         ValueError: a shape, dtype, device or number is not allowed.
     """
-    if z.ndim < 2 or not z.is_floating_point():
-        raise ValueError(f"z must be floating-point [..., B, d], got {z.dtype} {list(z.shape)}")
+    check_tensors(z=z)
+    if z.ndim < 2 or 0 in z.shape[-2:] or not z.is_floating_point():
+        raise ValueError(f"z must be floating-point [..., B, d] with rows and columns, got {z.dtype} {list(z.shape)}")
     check_count(1, count=count)
     if count > z.shape[-2]:
         raise ValueError(f"count must be at most the {z.shape[-2]} rows, got {count}")
-    rows = z.reshape(-1, *z.shape[-2:])
-    first = torch.arange(len(rows), device=z.device)[:, None, None] * rows.shape[1]
-    members = rows.flatten(0, 1)[(nearest(rows, count) + first).flatten()].unflatten(0, (len(rows), -1, count))
+    batch, (rows, width) = math.prod(z.shape[:-2]), z.shape[-2:]
+    flat = z.reshape(batch, rows, width)
+    first = torch.arange(batch, device=z.device)[:, None, None] * rows
+    members = flat.flatten(0, 1)[(nearest(flat, count) + first).flatten()].view(batch, rows, count, width)
     return coding_rate(members, alpha=alpha, eps=eps).view(z.shape[:-1])

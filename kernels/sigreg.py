@@ -99,7 +99,7 @@ def _forward(
         packed = torch.cat([sums.flatten(1), samples[:, None]], dim=1)
         dist.all_reduce(packed, group=group_of(group))
         sums, samples = packed[:, :-1].view_as(sums), packed[:, -1].clone()
-        total = samples[:, None, None, None]
+        total = samples.clamp(min=1)[:, None, None, None]  # no process may have a sample
     _, phi, weight = table(spaced, x)
     difference = sums / total
     difference[:, 0] -= phi

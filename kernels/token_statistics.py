@@ -118,11 +118,12 @@ def _output_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    i_b = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(N, BLOCK_N)
+    i_b, start = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK_N
     w += i_b * N * H * P
     y += i_b * N * H * P
     weights += i_b * N * H
-    o_row, m_row, o, m = tile_offsets(tl.program_id(1) * BLOCK_N, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
+    o_row, m_row, o, m = tile_offsets(start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
     o_c, m_c = channel_offsets(H, P, BLOCK_H, BLOCK_P)
     b_gain = tl.load(gains + i_b * H * P + o_c, mask=m_c, other=0.0)
     b_weight = tl.load(weights + o_row, mask=m_row, other=0.0)
@@ -219,13 +220,14 @@ def _tokens_gradient_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    i_b = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(N, BLOCK_N)
+    i_b, start = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK_N
     grad += i_b * N * H * P
     w += i_b * N * H * P
     out += i_b * N * H * P
     weights += i_b * N * H
     of_score += i_b * N * H
-    o_row, m_row, o, m = tile_offsets(tl.program_id(1) * BLOCK_N, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
+    o_row, m_row, o, m = tile_offsets(start, N, H, P, BLOCK_N, BLOCK_H, BLOCK_P)
     o_c, m_c = channel_offsets(H, P, BLOCK_H, BLOCK_P)
     o_c += i_b * H * P
     b_gain = tl.load(gains + o_c, mask=m_c, other=0.0)[None]
@@ -240,11 +242,11 @@ def _tokens_gradient_kernel(
     tl.store(out + o, 2.0 * b_w * b_slope - b_grad * b_weight * b_gain, mask=m)
 
 
-def _plan(w: Tensor) -> tuple[dict[str, int], tuple[int, int], tuple[int, int]]:
+def _plan(w: Tensor) -> tuple[dict[str, int], tuple[int, int], tuple[int]]:
     """Blocks, the grid of kernels that sum over tokens, and the grid of those that do not."""
     sizes = blocks(*w.shape[2:])
     tiles = cdiv(w.shape[1], sizes["BLOCK_N"])
-    return sizes, (len(w), min(tiles, MOST_SPLITS)), (len(w), tiles)
+    return sizes, (len(w), min(tiles, MOST_SPLITS)), (len(w) * tiles,)  # the second axis takes 65,535 at most
 
 
 @torch.library.custom_op(add_op_namespace_prefix("token_statistics"), mutates_args=())

@@ -37,9 +37,10 @@ def crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tenso
     horizontal = _resize_matrix(columns, left, width, flip).flatten(0, 1)  # [B*V, W', W]
     pixels = images.permute(3, 0, 1, 2).float() / 255  # [3, B, H, W]
     planes = torch.empty((3, num_images * num_views, rows, columns), device=images.device)
-    for plane, channel in zip(planes, pixels, strict=True):
-        stretched = torch.bmm(vertical, channel).view(num_images * num_views, rows, columns)
-        torch.bmm(stretched, horizontal.mT, out=plane)
+    with torch.autocast(images.device.type, enabled=False):
+        for plane, channel in zip(planes, pixels, strict=True):
+            stretched = torch.bmm(vertical, channel).view(num_images * num_views, rows, columns)
+            torch.bmm(stretched, horizontal.mT, out=plane)
     return planes.clamp_(0, 1)
 
 

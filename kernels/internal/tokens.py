@@ -19,7 +19,7 @@ TILE = 4096  # numbers of the tokens that a program holds at a time
 @jit
 def tile_offsets(start, N, H, P, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr):
     """Offsets and masks of a tile [BLOCK_N, BLOCK_H, BLOCK_P] of a sequence's tokens, and of its weights."""
-    o_n = start + tl.arange(0, BLOCK_N)
+    o_n = (start + tl.arange(0, BLOCK_N)).to(tl.int64)  # of a sequence of more than 2³¹ numbers
     o_h = tl.arange(0, BLOCK_H)
     o_p = tl.arange(0, BLOCK_P)
     o_row = o_n[:, None] * H + o_h[None, :]

@@ -152,6 +152,9 @@ def differentiable(
         name = operator._name
         raise RuntimeError(f"{name} has no derivative: {name.removesuffix('_backward')} can be differentiated once")
 
+    def refuse_forward(ctx, *_):
+        raise RuntimeError(f"{operator._name} has no forward-mode derivative; use reverse mode")
+
     def save(ctx, inputs, output):
         ctx.save_for_backward(*setup(ctx, inputs, output))
         # without a group no zeros are made for outputs that have no gradient; with one, processes wait for each other
@@ -186,7 +189,7 @@ def differentiable(
         forward=lambda *inputs: operator(*inputs),
         setup_context=save_twice,
         backward=propagate,
-        jvp=jvp or refuse,
+        jvp=jvp or (refuse_forward if backward else refuse),
         # torch's own rule fails for integer results if forward mode is outside of vmap
         vmap=vmap(lambda *inputs: under_transforms.apply(*inputs)),
     )

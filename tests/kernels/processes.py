@@ -126,6 +126,12 @@ def main() -> None:
             check("sigreg", got, alone, 1e-5)
             check("its gradient", gradient, expected, 1e-5)
 
+    for loss in (lambda z, group: coding_rate(z, eps=0.5, group=group), statistic):
+        none = torch.zeros(0, 10, requires_grad=True)  # no process has a row
+        value = loss(none, dist.group.WORLD)
+        value.backward()
+        assert value == 0
+
     # under torch.func reverse mode is there, and forward mode is refused; both want the same of all processes
     z = whole_batch(24, 10, offset=0)
     mine, group = share(24, even=False), dist.group.WORLD

@@ -85,9 +85,24 @@ def test_it_compiles():
     assert_close(compiled(z), local_coding_rate(z, 4, eps=0.5))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, where forward mode starts
+def test_forward_mode_agrees_with_reverse_mode():
+    z, direction = drawn(2, 9, 4).double(), drawn(2, 9, 4, seed=1).double()
+    rates, tangent = torch.func.jvp(lambda z: local_coding_rate(z, 4, eps=0.5), (z,), (direction,))
+    rows = torch.func.jacrev(lambda z: local_coding_rate(z, 4, eps=0.5))(z)
+    assert_close(tangent, (rows * direction).sum((-3, -2, -1)))
+    assert_close(rates, local_coding_rate(z, 4, eps=0.5))
+
+
+def test_no_batch_has_no_rate():
+    assert local_coding_rate(torch.ones(0, 3, 4), 2, eps=0.5).shape == (0, 3)
+
+
 @pytest.mark.parametrize(
     ("z", "count", "said"),
     [
+        ([1.0], 2, "z must be a tensor, got list"),
+        (torch.ones(3, 0), 2, r"with rows and columns.*\[3, 0\]"),
         (torch.ones(5), 2, r"\[\.\.\., B, d\].*\[5\]"),
         (torch.ones(5, 3), 6, "at most the 5 rows, got 6"),
         (torch.ones(5, 3), 0, "count"),

@@ -7,7 +7,7 @@ import torch
 from torch import func
 from torch.testing import assert_close
 
-from seqjepa.kernels import causal_statistics, token_statistics_attention
+from seqjepa.kernels import causal_statistics, token_statistics, token_statistics_attention
 from seqjepa.kernels._ops import ops
 from seqjepa.kernels.token_statistics import token_statistics_reference
 
@@ -201,6 +201,14 @@ def test_it_keeps_little_more_than_its_input():
     assert bytes_of(token_statistics_attention, causal=True) < (1.01 + 2.1 / chunk) * size
 
 
+def test_the_longest_sequences_can_be_launched():
+    """CUDA takes at most 65,535 programs on every axis but the first."""
+    w = torch.empty(2, 2**22, 12, 64, device="meta")
+    sizes, *grids = token_statistics._plan(w)
+    assert grids[1] == (2 * 2**22 // sizes["BLOCK_N"],)
+    assert all(programs <= 65535 for grid in grids for programs in grid[1:])
+
+
 @pytest.mark.parametrize("permuted", [False, True])
 def test_opcheck(permuted):
     """Fake tensors have the shapes, dtypes and strides of real ones, whatever the strides of the tokens."""
@@ -232,7 +240,7 @@ def test_it_compiles_maps_and_is_differentiated_once(causal):
     assert_close(mapped[1], attention(2 * w, temperature))
     loss = func.grad(lambda x: (attention(x, temperature) * slope).sum())
     assert_close(loss(w.detach()), expected[1])
-    with pytest.raises(RuntimeError, match="has no derivative"):
+    with pytest.raises(RuntimeError, match="has no forward-mode derivative; use reverse mode"):
         func.jvp(lambda x: attention(x, temperature), (w.detach(),), (slope,))
     (first,) = torch.autograd.grad(attention(w, temperature).sum(), w, create_graph=True)
     with pytest.raises(RuntimeError, match="can be differentiated once"):

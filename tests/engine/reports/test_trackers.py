@@ -54,7 +54,9 @@ def history(path: Path) -> list[dict]:
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
-    return os.environ | {"HOME": str(tmp_path), "WANDB_API_KEY": KEY} | more
+    # without the service of a run that was tracked in this process, which would be shared
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return inherited | {"HOME": str(tmp_path), "WANDB_API_KEY": KEY} | more
 
 
 @pytest.mark.soak

@@ -110,12 +110,10 @@ def test_a_compiler_that_fails_later_is_one_line(tiny, monkeypatch, capsys, scri
     cases = '*probe.cpp*) exec g++ "$@";; *--version*) exit 0;;'
     compiler = script(f'case "$*" in {cases} esac; echo "error: no space" >&2; exit 1')
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, compiler))
+    words = tiny("run.epochs=1", "run.deterministic=false", "run.compile=default", "control.enabled=false", NO_RULES)
     torch.compiler.reset()
-    assert (
-        main(tiny("run.epochs=1", "run.deterministic=false", "run.compile=default", "control.enabled=false", NO_RULES))
-        == 4
-    )
+    with torch._inductor.config.patch("cpp.cxx", (None, compiler)):
+        assert main(words) == 4
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
     assert "CppCompileError" in printed.out
