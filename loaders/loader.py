@@ -248,7 +248,7 @@ def build_loaders(
         images = {split: open_images(dataset, layout, split, *how) for split in here}
         images = {"test": images["train"], **images}
     if layout.betons and data.size is not None:
-        raise InputError("betons are read as they are; image files in folders can be resized", "data.size")
+        raise InputError("betons are read as they are (null), and only image files in folders resized", "data.size")
     in_files = all(isinstance(split, Images) and isinstance(split.pixels, ImageFiles) for split in images.values())
     if data.decoder != "pillow" and not in_files:
         raise InputError(f"{data.decoder} decodes image files in folders, and {data.dataset} has none", "data.decoder")

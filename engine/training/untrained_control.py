@@ -76,7 +76,7 @@ def untrained_control(
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be made ({error.strerror})", "control.cache") from None
     epochs = control_epochs(config, loaders)
-    reporter.say(f"untrained control: {epochs} epochs of probes on the frozen initial network (once; then cached)")
+    reporter.say(f"untrained control: {epochs} epoch(s) of probes on the frozen initial network (once; then cached)")
     set_seed(config.run.seed)
     training = TrainingStep(config.untrained(), loaders, accelerator, train_model=False)
     reporter.advance("untrained control", 0, total=epochs * training.steps_per_epoch)

@@ -128,6 +128,6 @@ class _Walk:
             facts.append(f"{links} of them repeat another by a link")
         if self.others:
             some = ", ".join(map(shown, self.others[:3])) + (", ..." if len(self.others) > 3 else "")
-            facts.append(f"{len(self.others)} other files passed over: {some}")
+            facts.append(f"{len(self.others)} other file(s) passed over: {some}")
         if len(facts) > 1:
             print("; ".join(facts), file=sys.stderr)

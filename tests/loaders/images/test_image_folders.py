@@ -101,7 +101,7 @@ def test_other_files_are_counted(folder, capsys):
     for name in ("notes.txt", "cat/.DS_Store", "cat/film.mp4", "list.csv"):
         (folder / "train" / name).write_text("x")
     assert len(read(folder).labels) == 6
-    assert f"{folder / 'train'}: 6 images; 4 other files passed over: " in (said := capsys.readouterr().err)
+    assert f"{folder / 'train'}: 6 images; 4 other file(s) passed over: " in (said := capsys.readouterr().err)
     assert said.count("\n") == 1
     read(folder, "test")
     assert capsys.readouterr().err == ""
@@ -147,7 +147,7 @@ def test_copies_kept_by_programs_are_passed_over_and_counted(folder, capsys, nam
     assert images.classes == ["cat", "dog"]
     assert images.fingerprint() == expected
     said = capsys.readouterr().err
-    assert said.startswith(f"{folder / 'train'}: 6 images; 10 other files passed over: ")
+    assert said.startswith(f"{folder / 'train'}: 6 images; 10 other file(s) passed over: ")
     assert said.count("\n") == 1
     assert read(folder, "test").classes == ["cat", "dog"]
     assert f"{name}/deep/0.png" in capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_links_that_lead_back_are_passed_over_and_counted(folder, capsys, link, 
     (folder / link).symlink_to(target)
     assert sorted(read(folder).labels.tolist()) == expected
     said = capsys.readouterr().err
-    assert "8 images; 1 other files passed over: " in said
+    assert "8 images; 1 other file(s) passed over: " in said
     assert str(folder / "train") in said
     assert " (again " in said
 
@@ -318,7 +318,7 @@ def test_betons_are_written_of_the_same_images_or_refused_in_the_same_words(fold
         os.rename(folder / split / "dog", os.fsencode(folder / split) + b"/dog\xff")
     expected = read(folder)
     told = capsys.readouterr().err
-    assert "6 images; 1 other files passed over: " in told
+    assert "6 images; 1 other file(s) passed over: " in told
     assert write([str(folder), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().err == told
     sidecar = Sidecar.read(tmp_path / "out" / "train.beton.json")
