@@ -54,6 +54,10 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
         assert scores["backward"] == pytest.approx(sum(last[task] - first[task] for task in (0, 1)) / 2)
         assert rows[-1][f"stream_{measure}_backward"] == scores["backward"]
         assert f"stream_{measure}_backward" not in rows[0]
+        one, two, three = scores["untrained"]
+        after = [one, (one + two) / 2, (one + two + three) / 3]
+        assert summary["untrained"][f"stream_{measure}_average"] == pytest.approx(after[2])
+        assert summary["untrained"][f"stream_{measure}_anytime"] == pytest.approx(sum(after) / 3)
     assert set(rows[-1]) - {"epoch"} == known
     assert found["drift"].keys() == {"cka", "overlap"}
     for name, drift in found["drift"].items():
@@ -74,6 +78,10 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
     printed = capsys.readouterr().out
     assert "a stream of 3 tasks" in printed
     assert "cosine by task (untrained):" in printed
+    lines = [line.partition(":")[0] for line in printed.partition("\n---\n")[2].splitlines()]
+    assert "untrained_stream_cosine_average" in lines
+    assert "stream_cosine_backward" in lines
+    assert "untrained_stream_cosine_backward" not in lines  # of which there is none, rather than NaN
     assert find_checkpoint(tmp_path / "run").name == "segment-0003"
 
 
