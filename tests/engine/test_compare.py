@@ -77,6 +77,18 @@ def test_a_run_that_ends_in_nan_does_not_look_healthy(make):
     assert differences(a, b, "online_linacc_test") == []
 
 
+def test_a_mean_over_fewer_seeds_says_so(make, capsys):
+    """One of three runs has no control, another ends in NaN: 20 and 22 are left, and the margin of 20 over 10."""
+    paths = [make("a", seed, [last]) for seed, last in ((1, 20.0), (2, 22.0), (3, math.nan))]
+    summary = json.loads((paths[1] / "summary.json").read_text())
+    (paths[1] / "summary.json").write_text(json.dumps(summary | {"untrained": None}))
+    assert main([*map(str, paths), "--metrics", "online_linacc_test"]) == 0
+    text = capsys.readouterr().out
+    assert cells(text, "a")[1:4] == ["1, 2, 3", "21.0 (1.4) (n = 2)", "+10.0 (n = 1)"]
+    assert main([str(paths[0]), "--metrics", "online_linacc_test"]) == 0
+    assert "(n = " not in capsys.readouterr().out
+
+
 def test_the_best_loss_is_the_least(make):
     path = make("a", 1, [20.0, 30.0])
     lines = [json.loads(line) | {"val_loss": loss} for line, loss in zip(read_lines(path), (1.0, 2.0), strict=True)]
