@@ -50,6 +50,7 @@ class Settings(BaseModel):
 
 
 class Timing(BaseModel):
+    seconds: float
     hardware: str
 
 
@@ -98,6 +99,9 @@ class Run(NamedTuple):
 
     @property
     def seconds(self) -> float:
+        """What it took over all its starts; until it has ended, without what an interruption cut short."""
+        if self.summary:
+            return self.summary["timing"]["seconds"]
         return sum(row["timing"]["ep_time"] for row in self.rows)
 
 

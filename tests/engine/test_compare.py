@@ -36,7 +36,7 @@ def make(tmp_path):
             "gate_pass": gate,
             "untrained": {"online_linacc_test": untrained, "online_r2_test": 0.5},
             "commit": "abc",
-            "timing": {"hardware": "a machine"},
+            "timing": {"seconds": 2.5 * len(accuracies), "hardware": "a machine"},  # it was interrupted now and then
         }
         if ended:
             (path / "summary.json").write_text(json.dumps(summary))
@@ -66,7 +66,7 @@ def test_seeds_are_one_row_and_variants_are_others(make, tmp_path, capsys):
     # seeds, final, margin, peak and epochs; the deviation of 30 and 32 is the root of 2
     assert a[1:5] == ["1, 2", "31.0 (1.4)", "+21.0 (1.4)", "31.0 (1.4) (2, 2)"]
     assert b[1:6] == ["1", "35.0", "+25.0", "40.0 (1)", "+5.0 (n = 1)"]  # beside seed 1 of a alone
-    assert (a[-3:], b[-3:]) == (["2 of 2", "4", "a machine"], ["0 of 1", "4", "a machine"])
+    assert (a[-3:], b[-3:]) == (["2 of 2", "5", "a machine"], ["0 of 1", "5", "a machine"])
     assert len({len(line.split("|")) for line in text.splitlines() if line.startswith("|")}) == 1
 
 
@@ -126,7 +126,7 @@ def test_a_run_that_has_not_ended_says_so(make, capsys):
     assert main([str(make("a", 1, [20.0, 30.0], ended=False))]) == 0
     row = cells(capsys.readouterr().out, "a")
     assert row[3] == "-"
-    assert row[-3] == "epoch 2 of 5, not ended"
+    assert row[-3:-1] == ["epoch 2 of 5, not ended", "4"]  # seconds of the epochs
 
 
 def test_what_differs_in_a_setting_is_no_repetition(make):
