@@ -50,6 +50,7 @@ class Settings(BaseModel):
 
 
 class Timing(BaseModel):
+    seconds: float
     hardware: str
 
 
@@ -98,6 +99,9 @@ class Run(NamedTuple):
 
     @property
     def seconds(self) -> float:
+        """What it took over all its starts; until it has ended, without what an interruption cut short."""
+        if self.summary:
+            return self.summary["timing"]["seconds"]
         return sum(row["timing"]["ep_time"] for row in self.rows)
 
 
@@ -291,7 +295,7 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
     headings += ["gate", "seconds", "hardware"]
     cells = ([cell.replace("|", r"\|") for cell in row] for row in (headings, ["---"] * len(headings), *rows))
     lines = [f"| {' | '.join(row)} |" for row in cells]
-    notes = "Final epoch; mean, and in brackets the standard deviation over seeds."
+    notes = "Final epoch; mean, and in brackets the standard deviation over seeds; n where some have no value."
     if commits := {run.summary["commit"] for run in runs if run.summary and run.summary["commit"]}:
         notes += f" Commit {', '.join(sorted(commits))}."
     limits = [(run.rows[-1]["epoch"], run.config["control"]["max_epochs"]) for run in runs if run.untrained]
@@ -301,12 +305,13 @@ def to_markdown(groups: list[Group], metrics: list[str], against: str | None = N
 
 
 def spread(values: list[float], digits: int, *, signed: bool = False) -> str:
-    """Mean and standard deviation of the values that are not NaN, as text."""
+    """Mean and standard deviation of the values that are not NaN, and their number if some are, as text."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return "-"
     text = f"{mean(known):{'+' if signed else ''}.{digits}f}"
-    return text + (f" ({stdev(known):.{digits}f})" if len(known) > 1 else "")
+    text += f" ({stdev(known):.{digits}f})" if len(known) > 1 else ""
+    return text + (f" (n = {len(known)})" if len(known) < len(values) else "")
 
 
 def _gate(found: Group) -> str:

@@ -92,9 +92,9 @@ class SequenceLoader:
             yield Batch(*self.program(self, pixels, index, visit), labels, index)
 
     def restricted(self, positions: np.ndarray) -> "SequenceLoader":
-        """A loader of some of its images on this process alone, in the order and with the draws of this one."""
+        """A loader of some of its images on this process alone, whose batches are those of all processes together."""
         other = copy.copy(self)
-        alone = {"rank": 0, "num_processes": 1, "batch_size": self.sampler.local_batch_size, "drop_last": False}
+        alone = {"rank": 0, "num_processes": 1, "drop_last": False}
         other.sampler = replace(self.sampler, indices=positions, curriculum=None, **alone)
         other.compiled, other.program = False, SequenceLoader._views
         return other
@@ -140,7 +140,7 @@ class SequenceLoader:
 
     def _read(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Pixels, labels and index of the images at these positions."""
-        size = self.sampler.local_batch_size  # the most that an FFCV reader takes at a time
+        size = self.sampler.local_batch_size
         return self.images.batches(np.split(order, range(size, len(order), size)))
 
     def labels(self) -> np.ndarray:

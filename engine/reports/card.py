@@ -138,6 +138,8 @@ def _results(home: Path, epoch: int, rules: list[dict[str, Any]]) -> list[str]:
         untrained, verdict, reasons = summary["untrained"] or {}, summary["gate_pass"], summary["gate_reasons"]
         rows, last = read_rows(home / "metrics.jsonl"), summary["epochs"] == epoch
         found = summary["final"] if last else next(row for row in rows if row["epoch"] == epoch)
+        if not last:  # a stream's control is of all tasks, not of those that the checkpoint has seen
+            untrained = {name: value for name, value in untrained.items() if not name.startswith("stream_")}
         hardware = summary["timing"]["hardware"]
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return ["## Results", "", "The run has no metrics of this epoch beside those of its untrained control.", ""]

@@ -98,8 +98,8 @@ def closing_block(run: str, summary: dict[str, Any]) -> str:
     values: dict[str, Any] = {"run": run, "epochs": summary["epochs"], "best_epoch": summary["best_epoch"]}
     for name in (metric.name for metric in METRICS if metric.closing and metric.name in summary["final"]):
         values[name] = summary["final"][name]
-        if summary["untrained"]:
-            values[f"untrained_{name}"] = summary["untrained"].get(name)
+        if name in (summary["untrained"] or ()):
+            values[f"untrained_{name}"] = summary["untrained"][name]
     if "online_linacc_test" in values and summary["largest_class"] is not None:
         values["largest_class"] = summary["largest_class"]  # accuracy of always guessing it, in percent
     values = {name: math.nan if value is None else value for name, value in values.items()}  # which files hold as null

@@ -29,7 +29,7 @@ def check_rules(config: Config, computed: set[str]) -> None:
             raise InputError(f"{name} is not computed; there are {', '.join(sorted(computed))}", field)
         of_terms = {figure for term in config.objective.terms.values() for figure in term.figure_names}
         if margin is not None and (name in of_terms or name.startswith((*OF_THE_OBJECTIVE, "stream_", "factor_"))):
-            raise InputError(f"{name} has no untrained control; min and max are allowed", field)
+            raise InputError(f"{name} has no untrained control to judge by; min and max are allowed", field)
 
 
 def improves(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:

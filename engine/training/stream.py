@@ -36,7 +36,7 @@ class TaskMeasures:
     Only the main process measures; the others receive the results.
 
     Attributes:
-        untrained: scores of the untrained network.
+        untrained: scores of the untrained network, and their average over all tasks, `anytime` too.
         learnt_features: of the test sequences of each task that has ended, as they were then, by its number.
         traces: of each task but the first, the steps since it began, and the cosine of each earlier task then.
     """
@@ -54,6 +54,10 @@ class TaskMeasures:
             return self._scores(network)
 
         self.untrained = of_main(self.training.accelerator, measure)
+        for name, (scores,) in self.matrices([self.untrained]).items():
+            # the other summaries are differences, and 0 where nothing is learnt
+            found = stream_scores([scores] * len(scores), scores)
+            self.untrained |= {f"stream_{name}_{kind}": found[kind] for kind in ("average", "anytime")}
 
     def after(self, number: int, rows: list[dict[str, Any]], check: Callable[[], None]) -> dict[str, float]:
         """Scores of the network after `number` tasks, and summaries of them and of the `rows` of the tasks before.

@@ -324,14 +324,16 @@ class Trainer:
             if is_best:  # unvalidated: metrics may be NaN
                 self.best = Best.model_construct(segment=number, value=value, metrics=metrics)
             self.waiting = waited(self.waiting, config.early_stop, metrics)
-        rate, swept, figures, seconds = watch.sequences / train_seconds, {}, [], 0.0
+        swept, figures, seconds = {}, [], 0.0
         every = config.diagnostics.every
         if validation and every and self.accelerator.is_main_process and (number % every == 0 or self.done):
             before, loader = watch.seconds, self.loaders.validation
             swept, figures = diagnose(self.training, loader, validation.moments, self.folder, number, say)
             seconds = watch.seconds - before
             times.seconds += seconds
-        timing = {"ep_time": watch.seconds, "train_time": train_seconds, "sequences_per_second": rate}
+        timing, rate = {"ep_time": watch.seconds, "train_time": train_seconds}, None
+        if watch.steps:  # else an earlier start made them all, or the only one was compiled
+            timing["sequences_per_second"] = rate = watch.sequences / train_seconds
         if times.compilation and watch.steps < self.segments.steps(number - 1):
             timing["compile_time"] = times.compilation
         if swept:
@@ -347,7 +349,8 @@ class Trainer:
         for path in figures:
             self.trackers.log_figure(path, self.global_step)
         if validation:
-            title = f"{self.segments.name} {number}/{len(self.segments)}  {rate:.0f} sequences/s"
+            title = f"{self.segments.name} {number}/{len(self.segments)}"
+            title += f"  {rate:.0f} sequences/s" if rate else ""
             if cost:
                 title += f"  cost {cost['cost']:.2f} of about {cost['cost_expected']:.2f}"
             self.reporter.epoch(title, metrics, self.untrained)

@@ -126,7 +126,7 @@ class BetonImages:
     Args:
         path: a beton that has been checked.
         sidecar: its description.
-        batch_size: largest number of images in a batch of this process.
+        batch_size: number of images that `parts` reads at a time.
         threads: number of FFCV's threads.
         device: where batches go.
 
@@ -181,6 +181,7 @@ class BetonImages:
         order = np.concatenate(parts)
         self.loader.traversal_order.indices = order.astype(np.uint64)
         self.loader.first_traversal_order = range(len(order))  # len(loader) counts this; it would be stale
+        self.loader.batch_size = max(1, *map(len, parts))  # a process that reads alone takes whole batches
         order = torch.from_numpy(order).to(self.device)
         reader = iter(self.loader)
         try:

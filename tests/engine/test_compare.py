@@ -36,7 +36,7 @@ def make(tmp_path):
             "gate_pass": gate,
             "untrained": {"online_linacc_test": untrained, "online_r2_test": 0.5},
             "commit": "abc",
-            "timing": {"hardware": "a machine"},
+            "timing": {"seconds": 2.5 * len(accuracies), "hardware": "a machine"},  # it was interrupted now and then
         }
         if ended:
             (path / "summary.json").write_text(json.dumps(summary))
@@ -66,7 +66,7 @@ def test_seeds_are_one_row_and_variants_are_others(make, tmp_path, capsys):
     # seeds, final, margin, peak and epochs; the deviation of 30 and 32 is the root of 2
     assert a[1:5] == ["1, 2", "31.0 (1.4)", "+21.0 (1.4)", "31.0 (1.4) (2, 2)"]
     assert b[1:6] == ["1", "35.0", "+25.0", "40.0 (1)", "+5.0 (n = 1)"]  # beside seed 1 of a alone
-    assert (a[-3:], b[-3:]) == (["2 of 2", "4", "a machine"], ["0 of 1", "4", "a machine"])
+    assert (a[-3:], b[-3:]) == (["2 of 2", "5", "a machine"], ["0 of 1", "5", "a machine"])
     assert len({len(line.split("|")) for line in text.splitlines() if line.startswith("|")}) == 1
 
 
@@ -75,6 +75,18 @@ def test_a_run_that_ends_in_nan_does_not_look_healthy(make):
     a, b = group([read_run(one), read_run(other)])
     assert math.isnan(a.runs[0].final("online_linacc_test"))
     assert differences(a, b, "online_linacc_test") == []
+
+
+def test_a_mean_over_fewer_seeds_says_so(make, capsys):
+    """One of three runs has no control, another ends in NaN: 20 and 22 are left, and the margin of 20 over 10."""
+    paths = [make("a", seed, [last]) for seed, last in ((1, 20.0), (2, 22.0), (3, math.nan))]
+    summary = json.loads((paths[1] / "summary.json").read_text())
+    (paths[1] / "summary.json").write_text(json.dumps(summary | {"untrained": None}))
+    assert main([*map(str, paths), "--metrics", "online_linacc_test"]) == 0
+    text = capsys.readouterr().out
+    assert cells(text, "a")[1:4] == ["1, 2, 3", "21.0 (1.4) (n = 2)", "+10.0 (n = 1)"]
+    assert main([str(paths[0]), "--metrics", "online_linacc_test"]) == 0
+    assert "(n = " not in capsys.readouterr().out
 
 
 def test_the_best_loss_is_the_least(make):
@@ -114,7 +126,7 @@ def test_a_run_that_has_not_ended_says_so(make, capsys):
     assert main([str(make("a", 1, [20.0, 30.0], ended=False))]) == 0
     row = cells(capsys.readouterr().out, "a")
     assert row[3] == "-"
-    assert row[-3] == "epoch 2 of 5, not ended"
+    assert row[-3:-1] == ["epoch 2 of 5, not ended", "4"]  # seconds of the epochs
 
 
 def test_what_differs_in_a_setting_is_no_repetition(make):

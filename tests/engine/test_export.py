@@ -156,6 +156,21 @@ def test_a_card_has_the_results_of_its_own_epoch(runs, tmp_path):
     assert "later epoch" in text
 
 
+def test_the_average_of_a_stream_has_its_control_on_the_card_of_the_last_task(runs, tmp_path):
+    """The control is of all tasks: beside the average over the first ones it would be another's."""
+    shutil.copytree(runs["convnet"], run := tmp_path / "run", symlinks=True)
+    trained, untrained = {"stream_cosine_average": 0.5}, {"stream_cosine_average": 0.25}
+    rows = [json.loads(line) | trained for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = json.loads((run / "summary.json").read_text())
+    summary["final"] |= trained
+    summary["untrained"] |= untrained
+    (run / "summary.json").write_text(json.dumps(summary))
+    for epoch, shown in ((1, "-"), (2, "0.25")):
+        assert main([str(run / "checkpoints" / f"epoch-000{epoch}"), "--out", str(tmp_path / shown)]) == 0
+        assert f"| stream_cosine_average | 0.5 | {shown} |" in (tmp_path / shown / "README.md").read_text()
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", "x", '{"gate_pass": true, "untrained": null}'])
 def test_a_damaged_summary_is_no_result(content, runs, tmp_path):
     run = tmp_path / "run"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from seqjepa.engine.analysis.coresets import largest_rate
 from seqjepa.engine.config import compose
+from seqjepa.engine.evaluation.frozen import untrained_network
 from seqjepa.engine.evaluation.tasks import some, task_scores
 from seqjepa.engine.runs.checkpoints import find_checkpoint
 from seqjepa.engine.runs.checksums import seal
@@ -22,6 +23,7 @@ from seqjepa.engine.training.loading import open_loaders
 from seqjepa.engine.training.step import TrainingStep
 from seqjepa.engine.training.stream import TaskMeasures
 from seqjepa.engine.training.validation import metric_names
+from seqjepa.loaders.loader import build_loaders
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 STREAM = ("configs/stream/classes.yaml", "stream.tasks=3", "stream.steps=5", "stream.buffer.kind=reservoir")
@@ -52,6 +54,10 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
         assert scores["backward"] == pytest.approx(sum(last[task] - first[task] for task in (0, 1)) / 2)
         assert rows[-1][f"stream_{measure}_backward"] == scores["backward"]
         assert f"stream_{measure}_backward" not in rows[0]
+        one, two, three = scores["untrained"]
+        after = [one, (one + two) / 2, (one + two + three) / 3]
+        assert summary["untrained"][f"stream_{measure}_average"] == pytest.approx(after[2])
+        assert summary["untrained"][f"stream_{measure}_anytime"] == pytest.approx(sum(after) / 3)
     assert set(rows[-1]) - {"epoch"} == known
     assert found["drift"].keys() == {"cka", "overlap"}
     for name, drift in found["drift"].items():
@@ -72,6 +78,10 @@ def test_a_stream_is_measured_task_by_task(words, measures, tiny, tmp_path, caps
     printed = capsys.readouterr().out
     assert "a stream of 3 tasks" in printed
     assert "cosine by task (untrained):" in printed
+    lines = [line.partition(":")[0] for line in printed.partition("\n---\n")[2].splitlines()]
+    assert "untrained_stream_cosine_average" in lines
+    assert "stream_cosine_backward" in lines
+    assert "untrained_stream_cosine_backward" not in lines  # of which there is none, rather than NaN
     assert find_checkpoint(tmp_path / "run").name == "segment-0003"
 
 
@@ -250,6 +260,22 @@ def test_processes_end_with_the_scores_of_one(tiny, tmp_path, ranks):
         name = f"task_cosine_{task}"
         assert rows[0][name] == pytest.approx(expected[0][name], abs=5e-3)
     assert rows[-1].keys() == expected[-1].keys()
+
+
+def test_the_control_of_the_tasks_is_the_same_on_any_number_of_processes(tiny):
+    """Its batch norm has the statistics of whole batches, and 50 of them show as many images."""
+    config = compose(tiny(*ACTIONS)).config
+    accelerator = build_accelerator(config.run, 1)
+    built = [
+        build_loaders(config.data, config.sequence, seed=0, device=torch.device("cpu"), num_processes=processes).train
+        for processes in (1, 2)
+    ]
+    one, two = (
+        untrained_network(config, accelerator, loader.restricted(loader.sampler.indices)).state_dict()
+        for loader in built
+    )
+    assert any(name.endswith("running_var") for name in one)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
 def test_the_cosine_is_that_of_centred_rows(tiny):

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from seqjepa.engine.compare import read_run
 from seqjepa.engine.config import compose
 from seqjepa.engine.runs.metrics_file import read_rows
 from seqjepa.engine.train import main
@@ -147,6 +148,20 @@ def test_an_interrupted_run_reaches_the_same_weights(
 
 def logged(run: Path):
     return [{k: v for k, v in row.items() if k != "timing"} for row in read_rows(run / "steps.jsonl", "step")]
+
+
+def test_an_epoch_without_a_step_of_this_start_has_no_rate(tiny, tmp_path, interrupt_at, capsys):
+    """The signal comes in its last step; what the resumed run does of it is validation, and the summary has all."""
+    interrupt_at(4)
+    assert main(tiny()) == 143
+    capsys.readouterr()
+    assert main(tiny("run.resume=auto", "run.overwrite=false")) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("epoch 1/2", "epoch 2/2"))]
+    assert [title.rstrip().endswith("sequences/s") for title in titles] == [False, True]
+    timings = [row["timing"] for row in rows(tmp_path / "run")]
+    assert ["sequences_per_second" in timing for timing in timings] == [False, True]
+    run = tmp_path / "run"
+    assert read_run(run).seconds == summary(run)["timing"]["seconds"]
 
 
 def test_steps_are_logged_once_however_often_a_run_was_stopped(tiny, tmp_path, interrupt_at, monkeypatch):

@@ -75,6 +75,11 @@ def test_two_processes_and_a_restart(digits):
         left.close()  # an interrupted epoch must neither hang nor disturb the next
     same(ffcv.train.epoch(2, start=5), resident.train.epoch(2, start=5))
     same(ffcv.validation.epoch(0), resident.validation.epoch(0))
+    # alone, it reads whole batches, and then its part of them again
+    alone = [found.train.restricted(found.train.sampler.indices) for found in (ffcv, resident)]
+    same(*(loader.epoch(0) for loader in alone))
+    same(*(loader.clean() for loader in alone))
+    same(ffcv.train.epoch(1), resident.train.epoch(1))
 
 
 def test_resident_loader_reads_betons(digits):
