@@ -142,7 +142,8 @@ def test_a_killed_process_is_the_machines_failure(monkeypatch, capfd, tmp_path):
     assert "process 0 was ended by SIGKILL" in capfd.readouterr().err
 
 
-def test_the_tab_key_knows_files_settings_and_values():
+def test_the_tab_key_knows_files_settings_and_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # with no files but those of the package
     assert suggestions("configs/tier/min", Config) == ["configs/tier/minutes.yaml"]
     assert suggestions("configs/launch/sk", Config) == []  # no part of a run's config
     assert suggestions("run.epo", Config) == ["run.epochs="]
