@@ -23,7 +23,7 @@ def changed(grids: Tensor, key: Tensor, config: ChangesConfig) -> Tensor:
     Returns:
         int64 [B, S, S].
     """
-    cells = grids[0].numel()
+    cells = grids.shape[1:].numel()  # a process may have no grids
 
     def drawn(purpose: int, number: int) -> Tensor:
         block = torch.arange((number + 3) // 4, device=key.device)

@@ -116,7 +116,8 @@ def test_sigterm_to_one_of_two_processes_stops_both(tiny, tmp_path, told, ranks)
     assert len(ours) == len(theirs) == 20
     for one, other in zip(ours, theirs, strict=True):
         for name in one.keys() - {"timing", "z_grad_norm_prediction"}:  # an epoch that was cut is summed in two parts
-            assert one[name] == pytest.approx(other[name], rel=1e-6), name
+            # figures that no step of an epoch has logged are null in both
+            assert one[name] == (pytest.approx(other[name], rel=1e-6) if other[name] is not None else None), name
 
 
 def test_processes_ask_each_other_by_the_clock(monkeypatch):

@@ -43,6 +43,12 @@ def test_nothing_is_changed_unless_asked(grids, key):
     assert torch.equal(changed(grids, key, ChangesConfig()), grids)
 
 
+def test_a_process_may_have_no_grids(grids, key):
+    """Where a batch has fewer images than there are processes."""
+    every = ChangesConfig(symmetries=True, colours=True, shift=2, lost=0.1, blank=0.1, noise=0.1)
+    assert changed(grids[:0], key[:0], every).shape == (0, SIDE, SIDE)
+
+
 def test_symmetries_are_the_eight_of_the_square(lists, grids, key):
     counted = Counter()
     for before, after in zip(lists, changed(grids, key, ChangesConfig(symmetries=True)), strict=True):
