@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +130,26 @@ def exported(encoder: Encoder) -> nn.Module:
     return getattr(network, "exported", network)
 
 
-def read_network(checkpoint: Path) -> tuple[SeqJEPA, TrainingState, Config]:
+def read_network(checkpoint: Path, overrides: Sequence[str] = ()) -> tuple[SeqJEPA, TrainingState, Config]:
     """The network of a checkpoint, its record, and its config.
 
+    Args:
+        checkpoint: its folder.
+        overrides: `section.key=value` words that override its config.
+
     Raises:
-        InputError: the checkpoint is damaged, or of a version that cannot be read.
+        InputError: the checkpoint is damaged, or of a version that cannot be read, or the overrides do not fit it.
     """
-    tensors, state = read(checkpoint, files=("model",))
-    config = compose([], (str(checkpoint), state.config)).config
-    size = (state.pixels.size[0], state.pixels.size[1]) if state.pixels else (32, 32)
-    actions = build_sequence(config.sequence, size, config.actions).action_space
-    model = SeqJEPA(config.model, config.target, actions)
-    load_model(model, tensors["model"])
+    try:
+        tensors, state = read(checkpoint, files=("model",))
+        # the user decides where results go, not the checkpoint's config
+        here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
+        config = compose([*overrides], (str(checkpoint), state.config | here)).config
+        actions = build_sequence(config.sequence, (32, 32), config.actions).action_space  # same for any image size
+        model = SeqJEPA(config.model, config.target, actions)
+        load_model(model, tensors["model"])
+    except InputError as error:  # of the field run.resume, which training alone has
+        raise InputError(str(error) if str(checkpoint) in str(error) else f"{checkpoint}: {error}") from None
     return model, state, config
 
 

@@ -11,12 +11,11 @@ from accelerate import Accelerator
 from ...configs.errors import InputError
 from ...loaders.config import NoCurriculumConfig
 from ...loaders.loader import Loaders, build_loaders
-from ...loaders.sequences import build_sequence
-from ..config import Config, compose
+from ..config import Config
+from ..encoder import read_network
 from ..models.seq_jepa import SeqJEPA
 from ..runs.checkpoints import find_checkpoint
 from ..runs.state import TrainingState
-from ..runs.tensors import load_model, read
 from ..runtime.accelerator import build_accelerator
 from ..runtime.provenance import commit, hardware, versions
 
@@ -89,16 +88,7 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         raise InputError(f"{path}: neither a checkpoint nor a run folder that has one")
     if found.is_symlink():  # `best`: the results belong to the checkpoint that it points to
         found = found.parent / found.readlink()
-    try:
-        tensors, state = read(found, files=("model",))
-        # the user decides where results go, not the checkpoint's config
-        here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
-        config = compose(overrides, (f"{found}", state.config | here)).config
-        actions = build_sequence(config.sequence, (32, 32), config.actions).action_space  # same for any image size
-        model = SeqJEPA(config.model, config.target, actions)
-        load_model(model, tensors["model"])
-    except InputError as error:
-        raise InputError(str(error) if str(found) in str(error) else f"{found}: {error}") from None
+    model, state, config = read_network(found, overrides)
     run = found.parent.parent if found.parent.name == "checkpoints" else found.parent
     kind = "arc" if config.eval.arc else "subspace" if config.eval.subspace else config.eval.protocol
     folder = run / "eval" / f"{found.name}-{kind}"
