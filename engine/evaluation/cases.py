@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ...configs.errors import InputError
-from ...loaders.config import NoCurriculumConfig
+from ...loaders.config import DataConfig, NoCurriculumConfig
 from ...loaders.loader import Loaders, build_loaders
 from ..config import Config
 from ..encoder import read_network
@@ -38,7 +39,7 @@ class Case(NamedTuple):
         """The accelerator, and the loaders for an evaluation that needs `num_observed` views.
 
         Raises:
-            InputError: there are several processes, or the data cannot be used.
+            InputError: there are several processes, the data cannot be used, or all held-out images were trained on.
         """
         config, run = self.config, self.config.run
         if run.device == "mps":  # regressions and spectra need float64
@@ -56,7 +57,21 @@ class Case(NamedTuple):
             say(loaders.notice)
         if self.state.images not in ("unknown", loaders.fingerprint):
             say(f"these are not the images that the network was trained on{self.state.other_pillow()}")
-        return accelerator, loaders
+            return accelerator, loaders
+        return accelerator, self._without_trained_on(loaders, say)
+
+    def _without_trained_on(self, loaders: Loaders, say: Callable[[str], None]) -> Loaders:
+        """The loaders without held-out images that the network was trained on, as overrides can hold out others."""
+        validation = loaders.validation
+        unseen = loaders.unseen(DataConfig.model_validate(self.state.config.get("data", {})))
+        count = len(validation.sampler.indices)
+        if not len(unseen):
+            advice = "leave data.held_out, data.val_subset and data.subset_seed as they were in training"
+            raise InputError(f"{self.checkpoint}: all {count} held-out images were trained on; {advice}")
+        if len(unseen) == count:
+            return loaders
+        say(f"{count - len(unseen)} of the {count} held-out images were trained on, and are left out")
+        return replace(loaders, validation=validation.restricted(unseen))
 
     def facts(self, accelerator: Accelerator) -> dict[str, Any]:
         """Facts that each file of results begins with; durations are added to `timing`."""

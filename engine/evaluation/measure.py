@@ -97,7 +97,8 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
 
     # everything that decides the untrained network's scores
     sections = config.untrained().model_dump(include={"data", "sequence", "actions", "model", "target"})
-    deciding = [sections, settings.model_dump(), run.seed, run.precision, run.deterministic]
+    tested = loaders.validation.sampler.indices.tolist()  # not those that this run was trained on
+    deciding = [sections, settings.model_dump(), run.seed, run.precision, run.deterministic, tested]
     for protocol in case.protocols:
         key = json.dumps([protocol, *deciding])
         trained = measure("trained", case.model)

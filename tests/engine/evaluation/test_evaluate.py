@@ -251,6 +251,34 @@ def test_evaluates_a_run_beside_its_control(run, tmp_path, capsys):
     assert re.search(rf"largest_class( +{share:.2f}){{4}}", said)
 
 
+def test_images_that_were_trained_on_are_not_held_out(run, tmp_path, capsys):
+    """Of two runs with other subsets each leaves out its own, for its control too."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other, symlinks=True)
+    checkpoint = other / "checkpoints" / "epoch-0002"
+    state = json.loads((checkpoint / "state.json").read_text())
+    words = ["data.held_out=300", "data.subset_seed=5", "eval.lengths=[1]", "eval.protocol=ridge"]
+
+    def loaders(*words):
+        config = compose([*words], ("", state["config"])).config
+        return build_loaders(config.data, config.sequence, seed=0, device=torch.device("cpu"))
+
+    runs = [set(loaders().train.sampler.indices)]
+    state["config"]["data"]["subset_seed"] += 1
+    runs.append(set(loaders().train.sampler.indices))
+    held_out = set(loaders(*words[:2]).validation.sampler.indices)
+    write_state(checkpoint, json.dumps(state))
+    assert main([run, str(other), *words, f"eval.out={tmp_path / 'out'}"]) == 0
+    said, untrained = capsys.readouterr().out, []
+    for folder, trained in zip(("1-evaluated-epoch-0002", "2-other-epoch-0002"), runs, strict=True):
+        result = json.loads((tmp_path / "out" / folder / "eval.json").read_text())
+        assert trained & held_out
+        assert result["images"]["test"] == len(held_out - trained)
+        assert f"{len(held_out & trained)} of the 300 held-out images were trained on, and are left out" in said
+        untrained.append(result["ridge"]["untrained"])
+    assert untrained[0] != untrained[1]
+
+
 @pytest.mark.parametrize("variant", ["ema", "stop_gradient"])
 def test_the_control_is_the_network_that_training_starts_from(tiny, tmp_path, variant, monkeypatch):
     """A run at a rate of zero ends with the control's weights, and batch statistics of about the same images."""
@@ -393,6 +421,10 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     refused("cannot be written", f"eval.out={tmp_path / 'file'}")
     refused("encoder.0.weight is (4, 3, 3, 3)", run, "model.encoder.width=8")
+    every = json.loads(state)
+    every["config"]["data"]["train_subset"] = None
+    write_state(checkpoint, json.dumps(every))
+    refused("all 30 held-out images were trained on; leave data.held_out", "data.held_out=30")
     other = json.loads(state)
     other["config"]["data"]["name"] = "other_task"
     write_state(checkpoint, json.dumps(other))
