@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from seqjepa.engine.analysis import regressions
-from seqjepa.engine.analysis.regressions import knn, logistic_regression, ridge_regression
+from seqjepa.engine.analysis.regressions import held_out_rows, knn, logistic_regression, ridge_regression
 from seqjepa.engine.config import compose
 from seqjepa.engine.evaluate import main
 from seqjepa.engine.evaluation import measure
@@ -96,6 +96,38 @@ def test_ridge_is_scikit_learns_and_finds_its_penalty():
     errors = [(predicted - targets[400:]).square().mean() for predicted in path]
     assert (chosen - targets[400:]).square().mean() < 1.05 * min(errors)  # the best to within its draw
     assert max(errors) > 2 * min(errors)  # where another penalty would be much worse
+
+
+@pytest.mark.parametrize(("count", "number"), [(1, 0), (1, 1), (2, 1), (2, 2), (9, 0), (9, 8), (9, 9)])
+def test_rows_that_do_not_suffice_to_choose_a_penalty_get_the_largest(count, number):
+    rows, labels = blobs()
+    held_out, features, classes = torch.arange(count) < number, rows[:count], labels[:count]
+    targets = torch.stack([rows[:count].sum(1), classes.float()], dim=1)
+    path = regressions._ridge_path(features, targets, rows[count:])
+    assert torch.equal(ridge_regression(features, targets, held_out, rows[count:]), path[-1])
+    assert all(predicted.isfinite().all() for predicted in path)
+    ours = logistic_regression(features, classes, held_out, rows[count:], num_classes=4)
+    train_rows, test_rows = regressions._standardised(features, rows[count:])
+    largest = max(regressions.LOGISTIC_PENALTIES)
+    weights = regressions._logistic_fit(train_rows, classes, torch.zeros(13, 4), largest)
+    assert torch.equal(ours, regressions._scores(test_rows, weights).argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        ([5, 1, 2], {5}),  # by their positions
+        ([25, 5, 1, 2], {5, 25}),
+        ([9, 4, 2, 1], {1}),  # none would be held out
+        ([10, 5], {5}),  # none would be kept
+        ([0, 5, 10, 15, 20, 25], {0, 25}),
+    ],
+)
+def test_a_few_images_are_held_out_by_rank_where_positions_leave_too_few(positions, expected):
+    index = torch.tensor(positions).repeat(2)  # two renderings
+    held_out = held_out_rows(index)
+    assert set(index[held_out].tolist()) == expected
+    assert not expected & set(index[~held_out].tolist())
 
 
 def test_logistic_regression_is_scikit_learns():
