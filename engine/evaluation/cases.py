@@ -128,6 +128,20 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
+def check_distinct(paths: list[Path], cases: list[Case]) -> None:
+    """Refuse a checkpoint that is given twice, as itself or as its run.
+
+    Raises:
+        InputError: names the two words.
+    """
+    known: dict[Path, Path] = {}
+    for path, case in zip(paths, cases, strict=True):
+        place = case.checkpoint.resolve()
+        if place in known:
+            raise InputError(f"{known[place]} and {path} are one checkpoint, {case.checkpoint}: give one of them")
+        known[place] = path
+
+
 def check_comparable(cases: list[Case]) -> None:
     """Refuse to compare checkpoints of different tasks, or without a common protocol.
 

@@ -452,6 +452,10 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "fast", None)
     (tmp_path / "file").write_text("")
     refused("cannot be written", f"eval.out={tmp_path / 'file'}")
+    link = tmp_path / "best"
+    link.symlink_to(checkpoint)
+    for again in (copy, checkpoint, link):
+        refused(f"{copy} and {again} are one checkpoint, {checkpoint}: give one of them", run, str(again))
     refused("encoder.0.weight is (4, 3, 3, 3)", run, "model.encoder.width=8")
     every = json.loads(state)
     every["config"]["data"]["train_subset"] = None
