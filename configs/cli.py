@@ -2,16 +2,20 @@
 
 import contextlib
 import functools
+import hashlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from .compose import Composed
 from .console import Parser, open_console
 from .errors import InputError
 
+ERRORS_IN = "SEQJEPA_ERRORS"  # names a folder in which the processes of one run note which errors were printed
 DONE, GATE_FAILED, BAD_INPUT, DIVERGED, MACHINE_FAILED, OUT_OF_TIME, IDLE = range(7)  # exit codes
 
 
@@ -42,8 +46,7 @@ def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[...
                 return main(sys.argv[1:] if argv is None else argv)
             except InputError as error:
                 field = f"{error.field}: " if error.field else ""
-                for line in str(error).splitlines():
-                    print(f"error: {field}{line}", file=sys.stderr)
+                _print_once("\n".join(f"error: {field}{line}" for line in str(error).splitlines()))
                 return BAD_INPUT
             except KeyboardInterrupt as error:
                 number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
@@ -56,6 +59,19 @@ def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[...
         return run
 
     return decorate
+
+
+def _print_once(lines: str) -> None:
+    """Print lines on stderr in one write, unless another process of this run has printed the same ones."""
+    if folder := os.environ.get(ERRORS_IN):
+        name = hashlib.sha256(lines.encode(errors="backslashreplace")).hexdigest()
+        try:
+            (Path(folder) / name).touch(exist_ok=False)
+        except FileExistsError:
+            return
+        except OSError:  # better twice than never
+            pass
+    print(f"{lines}\n", end="", file=sys.stderr)
 
 
 def parser_of(name: str, doc: str | None) -> Parser:

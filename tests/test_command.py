@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import seqjepa
 from seqjepa.__main__ import COMMANDS, main
+from seqjepa.configs.cli import ERRORS_IN
 from seqjepa.configs.completion import suggestions
 from seqjepa.engine.config import Config
 
@@ -117,6 +119,8 @@ def test_two_processes_end_with_the_exit_code_of_bad_input(tiny):
     words = tiny("data.dataset=mnist", "data.root=/nowhere")
     ended = subprocess.run([SEQJEPA, "train", "--processes", "2", *words], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -140,6 +144,54 @@ def test_a_killed_process_is_the_machines_failure(monkeypatch, capfd, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert launch(1, "dies", ["SIGKILL"]) == 4
     assert "process 0 was ended by SIGKILL" in capfd.readouterr().err
+
+
+BAD = """
+import os, sys, time
+from pathlib import Path
+from seqjepa.configs.cli import command
+from seqjepa.configs.errors import InputError
+
+@command("")
+def main(words):
+    rank, folder = os.environ["RANK"], Path(words[0])
+    (folder / rank).touch()
+    while len(list(folder.iterdir())) < 2:  # both are there before one fails
+        time.sleep(0.01)
+    raise InputError("is bad", "data.root")
+
+sys.exit(main())
+"""
+
+
+def test_an_error_of_several_processes_is_one_line(monkeypatch, capfd, tmp_path):
+    from seqjepa.engine.runtime.launcher import launch
+
+    (tmp_path / "fails.py").write_text(BAD)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert launch(2, "fails", [str(tmp_path / "here")]) == 2
+    assert capfd.readouterr().err == "error: data.root: is bad\n"
+    assert ERRORS_IN not in os.environ
+
+
+def test_an_error_of_one_process_is_printed_too(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(ERRORS_IN, str(tmp_path))
+    for word, times in (("--one", 1), ("--one", 0), ("--other", 1)):
+        assert main(["train", word]) == 2
+        assert capsys.readouterr().err.count(f"error: {word}") == times
+    monkeypatch.setenv(ERRORS_IN, str(tmp_path / "gone"))
+    assert main(["train", "--one"]) == 2
+    assert "error: --one" in capsys.readouterr().err
+
+
+def test_an_error_is_one_write(monkeypatch):
+    """So that those of several processes cannot run into each other."""
+    written = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append))
+    assert main(["train", "--one"]) == 2
+    (line,) = filter(None, written)
+    assert line.endswith("\n")
 
 
 def test_the_tab_key_knows_files_settings_and_values():

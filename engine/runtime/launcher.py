@@ -4,15 +4,17 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 
-from ...configs.cli import DONE, MACHINE_FAILED
+from ...configs.cli import DONE, ERRORS_IN, MACHINE_FAILED
 
 
 def launch(processes: int, module: str, words: list[str]) -> int:
     """Run `python -m MODULE WORDS` in several processes, and wait for them.
 
-    A signal reaches all of them, and they have half a minute to save.
+    A signal reaches all of them, and they have half a minute to save. An error that several of them find is printed
+    once.
 
     Returns:
         0, or the exit code of the process that failed first: 128 + signal if it was killed, or if this process was
@@ -34,7 +36,8 @@ def launch(processes: int, module: str, words: list[str]) -> int:
     )
     logging.disable(logging.CRITICAL)  # its reports of a page repeat what the processes have said themselves
     try:
-        elastic_launch(config, sys.executable)("-m", module, *words)
+        with tempfile.TemporaryDirectory() as os.environ[ERRORS_IN]:
+            elastic_launch(config, sys.executable)("-m", module, *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -45,5 +48,6 @@ def launch(processes: int, module: str, words: list[str]) -> int:
     except SignalException as stop:
         return 128 + stop.sigval
     finally:
+        os.environ.pop(ERRORS_IN, None)
         logging.disable(logging.NOTSET)
     return DONE
