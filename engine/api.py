@@ -80,7 +80,7 @@ class Result:
     @functools.cached_property
     def model(self) -> SeqJEPA:
         """The trained network, from the newest checkpoint, on the CPU and in evaluation mode."""
-        from .encoder import read_network
+        from .evaluation.cases import read_network
 
         return read_network(self.checkpoint)[0].eval()
 

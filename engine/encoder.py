@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ from torch import Tensor, nn
 
 from ..configs.errors import InputError, first_line
 from ..configs.section import Section
-from ..loaders.sequences import build_sequence
-from .config import Config, compose
+from .evaluation.cases import read_network
 from .models.config import ModelConfig
 from .models.heads import build_encoder
-from .models.seq_jepa import SeqJEPA
 from .runs.checkpoints import find_checkpoint
-from .runs.state import PixelFacts, TrainingState
-from .runs.tensors import load_model, read
+from .runs.state import PixelFacts
+from .runs.tensors import load_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # files of an exported folder
 ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -128,29 +125,6 @@ def exported(encoder: Encoder) -> nn.Module:
     """The module of an encoder whose weights an exported folder has, under the names that its library gives them."""
     network: Any = encoder.network
     return getattr(network, "exported", network)
-
-
-def read_network(checkpoint: Path, overrides: Sequence[str] = ()) -> tuple[SeqJEPA, TrainingState, Config]:
-    """The network of a checkpoint, its record, and its config.
-
-    Args:
-        checkpoint: its folder.
-        overrides: `section.key=value` words that override its config.
-
-    Raises:
-        InputError: the checkpoint is damaged, or of a version that cannot be read, or the overrides do not fit it.
-    """
-    try:
-        tensors, state = read(checkpoint, files=("model",))
-        # the user decides where results go, not the checkpoint's config
-        here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
-        config = compose([*overrides], (str(checkpoint), state.config | here)).config
-        actions = build_sequence(config.sequence, (32, 32), config.actions).action_space  # same for any image size
-        model = SeqJEPA(config.model, config.target, actions)
-        load_model(model, tensors["model"])
-    except InputError as error:  # of the field run.resume, which training alone has
-        raise InputError(str(error) if str(checkpoint) in str(error) else f"{checkpoint}: {error}") from None
-    return model, state, config
 
 
 def _read_export(folder: Path) -> Encoder:

@@ -1,7 +1,7 @@
-"""Opens checkpoints for evaluation."""
+"""Opens checkpoints: their networks, and what an evaluation of them needs."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from ...configs.errors import InputError
 from ...loaders.config import DataConfig, NoCurriculumConfig
 from ...loaders.loader import Loaders, build_loaders
-from ..config import Config
-from ..encoder import read_network
+from ...loaders.sequences import build_sequence
+from ..config import Config, compose
 from ..models.seq_jepa import SeqJEPA
 from ..runs.checkpoints import find_checkpoint
 from ..runs.state import TrainingState
+from ..runs.tensors import load_model, read
 from ..runtime.accelerator import build_accelerator
 from ..runtime.provenance import commit, hardware, versions
 
@@ -112,6 +113,29 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         folder = folder / f"{number}-{run.name}-{found.name}" if number else folder
     make_folder(folder)
     return Case(found, state, model, config, folder)
+
+
+def read_network(checkpoint: Path, overrides: Sequence[str] = ()) -> tuple[SeqJEPA, TrainingState, Config]:
+    """The network of a checkpoint, its record, and its config.
+
+    Args:
+        checkpoint: its folder.
+        overrides: `section.key=value` words that override its config.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of a version that cannot be read, or the overrides do not fit it.
+    """
+    try:
+        tensors, state = read(checkpoint, files=("model",))
+        # the user decides where results go, not the checkpoint's config
+        here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
+        config = compose([*overrides], (str(checkpoint), state.config | here)).config
+        actions = build_sequence(config.sequence, (32, 32), config.actions).action_space  # same for any image size
+        model = SeqJEPA(config.model, config.target, actions)
+        load_model(model, tensors["model"])
+    except InputError as error:  # of the field run.resume, which training alone has
+        raise InputError(str(error) if str(checkpoint) in str(error) else f"{checkpoint}: {error}") from None
+    return model, state, config
 
 
 def make_folder(folder: Path) -> None:
