@@ -42,8 +42,8 @@ def command(outcome: str) -> Callable[[Callable[[list[str]], int]], Callable[...
                 return main(sys.argv[1:] if argv is None else argv)
             except InputError as error:
                 field = f"{error.field}: " if error.field else ""
-                for line in str(error).splitlines():
-                    print(f"error: {field}{line}", file=sys.stderr)
+                lines = [f"error: {field}{line}\n" for line in str(error).splitlines()]
+                sys.stderr.write("".join(lines))  # at once: other processes may write too
                 return BAD_INPUT
             except KeyboardInterrupt as error:
                 number = signal.Signals(error.args[0] if error.args else signal.SIGINT)

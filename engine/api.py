@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..configs.cli import DONE, GATE_FAILED, located
 from ..configs.errors import InputError
 from .config import Config
@@ -82,7 +80,7 @@ class Result:
     @functools.cached_property
     def model(self) -> SeqJEPA:
         """The trained network, from the newest checkpoint, on the CPU and in evaluation mode."""
-        from .encoder import read_network
+        from .evaluation.cases import read_network
 
         return read_network(self.checkpoint)[0].eval()
 
@@ -90,7 +88,8 @@ class Result:
 def train(*words: str | Path) -> Result:
     """Train, as `seqjepa train` does, in this process.
 
-    It works in a notebook and in a thread, where signals save nothing.
+    It works in a notebook and in a thread, where signals save nothing. It seeds the global random generators of Python,
+    NumPy and torch; torch's other settings, such as threads and determinism, are the caller's again when it ends.
 
     Args:
         words: YAML files, merged from left to right, and overrides such as "run.epochs=2"; without files the smoke run.
@@ -108,14 +107,11 @@ def train(*words: str | Path) -> Result:
             raise InputError(f"{word!r}: must be the name of a YAML file, or section.key=value")
     composed: Any = resolve([str(word) for word in words])
     config: Config = composed.config
+    from .runtime.accelerator import settings_restored
     from .training.trainer import train as run
 
-    threads = torch.get_num_threads()
-    try:
-        with located(composed):
-            code = run(config, os.getppid())
-    finally:
-        torch.set_num_threads(threads)  # the caller's
+    with settings_restored(), located(composed):
+        code = run(config, os.getppid())
     if code > 128:
         raise KeyboardInterrupt(code - 128)
     folder = RunFolder(config, config.run, config.checkpoint.keep, main=False).path

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from ..configs.errors import InputError, first_line
 from ..configs.section import Section
-from ..loaders.sequences import build_sequence
-from .config import Config, compose
+from .evaluation.cases import read_network
 from .models.config import ModelConfig
 from .models.heads import build_encoder
-from .models.seq_jepa import SeqJEPA
 from .runs.checkpoints import find_checkpoint
-from .runs.state import PixelFacts, TrainingState
-from .runs.tensors import load_model, read
+from .runs.state import PixelFacts
+from .runs.tensors import load_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # files of an exported folder
 ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -127,21 +125,6 @@ def exported(encoder: Encoder) -> nn.Module:
     """The module of an encoder whose weights an exported folder has, under the names that its library gives them."""
     network: Any = encoder.network
     return getattr(network, "exported", network)
-
-
-def read_network(checkpoint: Path) -> tuple[SeqJEPA, TrainingState, Config]:
-    """The network of a checkpoint, its record, and its config.
-
-    Raises:
-        InputError: the checkpoint is damaged, or of a version that cannot be read.
-    """
-    tensors, state = read(checkpoint, files=("model",))
-    config = compose([], (str(checkpoint), state.config)).config
-    size = (state.pixels.size[0], state.pixels.size[1]) if state.pixels else (32, 32)
-    actions = build_sequence(config.sequence, size, config.actions).action_space
-    model = SeqJEPA(config.model, config.target, actions)
-    load_model(model, tensors["model"])
-    return model, state, config
 
 
 def _read_export(folder: Path) -> Encoder:

@@ -109,8 +109,8 @@ class DataConfig(Section):
     """Number of test images, drawn with `subset_seed` + 1; null takes all."""
     held_out: int | None = Field(default=None, ge=1)
     """Number of training images, drawn with `subset_seed` + 2, that are not trained on and take the place of the test
-    images; settings should be chosen by them. null validates on the test images, and on a tenth of the images where a
-    folder has no test/ or val/."""
+    images; settings should be chosen by them. null validates on the test images, and on a tenth of the images, or
+    `val_subset` if that is less, where a folder has no test/ or val/."""
     subset_seed: int = Field(default=42, ge=0)
     """Seed of the subsets."""
     fixed_views: bool = False

@@ -170,6 +170,7 @@ class Loaders:
     stream: Stream | None = None  # the order in which training images arrive; None if all are there from the start
     notice: str | None = None  # a line about the images that the user should read
     validated_on: str = "test"  # what the images for validation are called: test, val, held-out
+    alone: bool = False  # whether the folder has nothing to validate on, so that some images are always held out
 
     @property
     def num_classes(self) -> int | None:
@@ -187,6 +188,14 @@ class Loaders:
         """Percent of the images for validation that are of their commonest class; None if they have no classes."""
         labels = self.validation.labels()
         return 100 * float(np.bincount(labels).max() / len(labels)) if self.classes else None
+
+    def unseen(self, run: DataConfig) -> np.ndarray:
+        """Positions of the images for validation that a run of these images with these settings does not train on."""
+        positions, count = self.validation.sampler.indices, len(self.train.images.labels)
+        if self.validated_on != "held-out":
+            return positions
+        trained, _, _ = _chosen(_holding_out(run, count) if self.alone else run, count, 0)
+        return positions[~np.isin(positions, trained)]
 
 
 def build_loaders(
@@ -257,7 +266,7 @@ def build_loaders(
 
     count, notices = len(images["train"].labels), []
     if layout.alone and data.held_out is None:
-        data = data.model_copy(update={"held_out": min(max(1, count // 10), data.val_subset or count)})
+        data = _holding_out(data, count)
         notices.append(
             f"{layout.root}: no test/ or val/; {data.held_out} of {count} images are held out to validate on"
         )
@@ -310,11 +319,19 @@ def build_loaders(
         stream=arriving,
         notice="; ".join(notices) or None,
         validated_on=layout.name_of_test if data.held_out is None else "held-out",
+        alone=layout.alone,
         image_size=(images["train"].size[0], images["train"].size[1]),
         classes=list(images["train"].classes),
         fingerprint="-".join(images[split].fingerprint()[:16] for split in SPLITS),
         kind=kind,
     )
+
+
+def _holding_out(data: DataConfig, count: int) -> DataConfig:
+    """The settings for a folder of `count` images with nothing to validate on, a tenth of which is held out."""
+    if data.held_out is not None:
+        return data
+    return data.model_copy(update={"held_out": min(max(1, count // 10), data.val_subset or count)})
 
 
 def _chosen(data: DataConfig, num_train: int, num_test: int) -> tuple[np.ndarray, str, np.ndarray]:

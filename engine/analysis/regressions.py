@@ -13,17 +13,26 @@ LOGISTIC_ITERATIONS = 30
 def held_out_rows(index: Tensor) -> Tensor:
     """Rows on which a penalty is chosen, bool [N], from the images' positions in the dataset [N].
 
-    All renderings of an image are held out together.
+    All renderings of an image are held out together. Where too few images are left to fit, or none is held out, their
+    ranks take the place of their positions.
     """
-    return index % HELD_OUT == 0
+    held_out = index % HELD_OUT == 0
+    return held_out if _suffice(held_out) else index.unique(return_inverse=True)[1] % HELD_OUT == 0
+
+
+def _suffice(held_out: Tensor) -> bool:
+    """Whether a penalty can be chosen: there are two rows or more to fit, and one or more to judge the fit by."""
+    return 1 <= int(held_out.sum()) <= len(held_out) - 2
 
 
 def ridge_regression(features: Tensor, targets: Tensor, held_out: Tensor, test_features: Tensor) -> Tensor:
     """Predictions [T, K] for test features [T, D], by linear regression from features [N, D] to targets [N, K].
 
     It is in double precision. Its L2 penalty is chosen on the rows that are held out (bool [N]), and the final fit uses
-    all rows.
+    all rows. Where the rows do not suffice to choose, it is the largest.
     """
+    if not _suffice(held_out):
+        return _ridge_path(features, targets, test_features)[-1]
     kept = ~held_out
     fitted = _ridge_path(features[kept], targets[kept], features[held_out])
     errors = torch.stack([(p - targets[held_out]).square().sum() for p in fitted])
@@ -32,7 +41,7 @@ def ridge_regression(features: Tensor, targets: Tensor, held_out: Tensor, test_f
 
 def _standardised(features: Tensor, test_features: Tensor) -> tuple[Tensor, Tensor]:
     """Both by the mean and the deviation of the first."""
-    mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
+    mean, scale = features.mean(0), features.std(0, correction=min(1, len(features) - 1)).clamp(min=1e-6)
     return (features - mean) / scale, (test_features - mean) / scale
 
 
@@ -54,7 +63,8 @@ def logistic_regression(
     """Multinomial logistic regression by L-BFGS; its L2 penalty is chosen on held-out rows, the last fit uses all rows.
 
     The penalty falls until the accuracy stops rising. Each fit starts from the last one and has at most thirty
-    iterations: with many classes it stops short of the minimum, which also regularises.
+    iterations: with many classes it stops short of the minimum, which also regularises. Where the rows do not suffice
+    to choose a penalty, it is the largest.
 
     Takes the arguments of `ridge_regression`, with labels [N] for targets; returns predicted labels [T].
     """
@@ -62,7 +72,7 @@ def logistic_regression(
     kept = ~held_out
     weights = torch.zeros(rows.shape[1] + 1, num_classes, device=rows.device)
     best, chosen, start = -1.0, LOGISTIC_PENALTIES[0], weights
-    for penalty in LOGISTIC_PENALTIES:
+    for penalty in LOGISTIC_PENALTIES if _suffice(held_out) else ():
         weights = _logistic_fit(rows[kept], labels[kept], weights, penalty)
         right = (_scores(rows[held_out], weights).argmax(-1) == labels[held_out]).double().mean().item()
         if right <= best:

@@ -1,7 +1,8 @@
-"""Opens checkpoints for evaluation."""
+"""Opens checkpoints: their networks, and what an evaluation of them needs."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ...configs.errors import InputError
-from ...loaders.config import NoCurriculumConfig
+from ...loaders.config import DataConfig, NoCurriculumConfig
 from ...loaders.loader import Loaders, build_loaders
 from ...loaders.sequences import build_sequence
 from ..config import Config, compose
@@ -39,7 +40,7 @@ class Case(NamedTuple):
         """The accelerator, and the loaders for an evaluation that needs `num_observed` views.
 
         Raises:
-            InputError: there are several processes, or the data cannot be used.
+            InputError: there are several processes, the data cannot be used, or all held-out images were trained on.
         """
         config, run = self.config, self.config.run
         if run.device == "mps":  # regressions and spectra need float64
@@ -57,7 +58,21 @@ class Case(NamedTuple):
             say(loaders.notice)
         if self.state.images not in ("unknown", loaders.fingerprint):
             say(f"these are not the images that the network was trained on{self.state.other_pillow()}")
-        return accelerator, loaders
+            return accelerator, loaders
+        return accelerator, self._without_trained_on(loaders, say)
+
+    def _without_trained_on(self, loaders: Loaders, say: Callable[[str], None]) -> Loaders:
+        """The loaders without held-out images that the network was trained on, as overrides can hold out others."""
+        validation = loaders.validation
+        unseen = loaders.unseen(DataConfig.model_validate(self.state.config.get("data", {})))
+        count = len(validation.sampler.indices)
+        if not len(unseen):
+            advice = "leave data.held_out, data.val_subset and data.subset_seed as they were in training"
+            raise InputError(f"{self.checkpoint}: all {count} held-out images were trained on; {advice}")
+        if len(unseen) == count:
+            return loaders
+        say(f"{count - len(unseen)} of the {count} held-out images were trained on, and are left out")
+        return replace(loaders, validation=validation.restricted(unseen))
 
     def facts(self, accelerator: Accelerator) -> dict[str, Any]:
         """Facts that each file of results begins with; durations are added to `timing`."""
@@ -89,16 +104,7 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         raise InputError(f"{path}: neither a checkpoint nor a run folder that has one")
     if found.is_symlink():  # `best`: the results belong to the checkpoint that it points to
         found = found.parent / found.readlink()
-    try:
-        tensors, state = read(found, files=("model",))
-        # the user decides where results go, not the checkpoint's config
-        here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
-        config = compose(overrides, (f"{found}", state.config | here)).config
-        actions = build_sequence(config.sequence, (32, 32), config.actions).action_space  # same for any image size
-        model = SeqJEPA(config.model, config.target, actions)
-        load_model(model, tensors["model"])
-    except InputError as error:
-        raise InputError(str(error) if str(found) in str(error) else f"{found}: {error}") from None
+    model, state, config = read_network(found, overrides)
     run = found.parent.parent if found.parent.name == "checkpoints" else found.parent
     kind = "arc" if config.eval.arc else "subspace" if config.eval.subspace else config.eval.protocol
     folder = run / "eval" / f"{found.name}-{kind}"
@@ -107,6 +113,29 @@ def open_case(path: Path, overrides: list[str], number: int) -> Case:
         folder = folder / f"{number}-{run.name}-{found.name}" if number else folder
     make_folder(folder)
     return Case(found, state, model, config, folder)
+
+
+def read_network(checkpoint: Path, overrides: Sequence[str] = ()) -> tuple[SeqJEPA, TrainingState, Config]:
+    """The network of a checkpoint, its record, and its config.
+
+    Args:
+        checkpoint: its folder.
+        overrides: `section.key=value` words that override its config.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of a version that cannot be read, or the overrides do not fit it.
+    """
+    try:
+        tensors, state = read(checkpoint, files=("model",))
+        # the user decides where results go, not the checkpoint's config
+        here = {"eval": state.config.get("eval", {}) | {"out": None}, "tracking": {"wandb": "disabled"}}
+        config = compose([*overrides], (str(checkpoint), state.config | here)).config
+        actions = build_sequence(config.sequence, (32, 32), config.actions).action_space  # same for any image size
+        model = SeqJEPA(config.model, config.target, actions)
+        load_model(model, tensors["model"])
+    except InputError as error:  # of the field run.resume, which training alone has
+        raise InputError(str(error) if str(checkpoint) in str(error) else f"{checkpoint}: {error}") from None
+    return model, state, config
 
 
 def make_folder(folder: Path) -> None:
@@ -121,6 +150,20 @@ def make_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def check_distinct(paths: list[Path], cases: list[Case]) -> None:
+    """Refuse a checkpoint that is given twice, as itself or as its run.
+
+    Raises:
+        InputError: names the two words.
+    """
+    known: dict[Path, Path] = {}
+    for path, case in zip(paths, cases, strict=True):
+        place = case.checkpoint.resolve()
+        if place in known:
+            raise InputError(f"{known[place]} and {path} are one checkpoint, {case.checkpoint}: give one of them")
+        known[place] = path
 
 
 def check_comparable(cases: list[Case]) -> None:

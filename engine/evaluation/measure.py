@@ -20,7 +20,7 @@ from ..reports.console import Reporter, table
 from ..reports.figures.subspaces import NetworkSweeps, draw_all
 from . import report
 from .arc import Embed, arc_scores, pixels, size_and_colours
-from .cases import Case, check_comparable, make_folder, open_case
+from .cases import Case, check_comparable, check_distinct, make_folder, open_case
 from .equivariance import equivariance_metrics, read_moved
 from .frozen import FrozenNetwork, frozen_probes, leakage_length, untrained_network
 from .protocols import PROTOCOLS
@@ -36,6 +36,7 @@ def evaluate(paths: list[Path], overrides: list[str], reporter: Reporter) -> lis
     """
     # all are opened before hours are spent on the first
     cases = [open_case(path, overrides, number if len(paths) > 1 else 0) for number, path in enumerate(paths, start=1)]
+    check_distinct(paths, cases)
     for notice in filter(None, (case.state.notice(case.checkpoint) for case in cases)):
         reporter.say(notice)
     if any(case.config.eval.arc for case in cases):
@@ -97,7 +98,8 @@ def _measure(case: Case, controls: dict[str, dict[str, float]], reporter: Report
 
     # everything that decides the untrained network's scores
     sections = config.untrained().model_dump(include={"data", "sequence", "actions", "model", "target"})
-    deciding = [sections, settings.model_dump(), run.seed, run.precision, run.deterministic]
+    tested = loaders.validation.sampler.indices.tolist()  # not those that this run was trained on
+    deciding = [sections, settings.model_dump(), run.seed, run.precision, run.deterministic, tested]
     for protocol in case.protocols:
         key = json.dumps([protocol, *deciding])
         trained = measure("trained", case.model)

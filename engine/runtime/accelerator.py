@@ -1,7 +1,9 @@
 """Sets up device, precision, threads and compiler, as the config says, whatever the environment says."""
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -82,6 +84,26 @@ def build_accelerator(run: RunConfig, accumulate: int) -> Accelerator:
     if accelerator.device.type != kind:  # as under `accelerate launch --cpu`
         raise InputError(f"{kind} is set, but the launcher gave {accelerator.device.type}", "run.device")
     return accelerator
+
+
+@contextlib.contextmanager
+def settings_restored() -> Iterator[None]:
+    """A context after which what `build_accelerator` sets for the whole process is as it was."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, fastpath = torch.backends.cudnn.benchmark, torch.backends.mha.get_fastpath_enabled()
+    unset = {"CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR"} - os.environ.keys()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for name in unset:
+            os.environ.pop(name, None)
 
 
 def _threads(run: RunConfig) -> int:

@@ -1,6 +1,7 @@
 """`seqjepa.train`, `seqjepa.Result` and `seqjepa.load_encoder`."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -54,6 +55,18 @@ def test_the_callers_number_of_threads_comes_back(tiny):
         with contextlib.suppress(seqjepa.InputError):
             seqjepa.train(*tiny("run.threads=2", *words))
         assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("callers", [False, True])
+def test_the_callers_determinism_comes_back(tiny, monkeypatch, callers):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not callers)
+    torch.use_deterministic_algorithms(callers, warn_only=True)
+    seqjepa.train(*tiny("run.epochs=1", f"run.deterministic={not callers}"))
+    assert torch.are_deterministic_algorithms_enabled() is callers
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert torch.backends.cudnn.benchmark is not callers
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
 
 def test_bad_input_is_an_exception_with_one_line(tiny):

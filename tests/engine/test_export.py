@@ -231,6 +231,13 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(runs, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
+def test_a_damaged_checkpoint_is_named_and_no_setting_of_training(runs, tmp_path, capsys):
+    shutil.copytree(runs["convnet"], tmp_path / "run", symlinks=True)
+    damaged = tmp_path / "run" / "checkpoints" / "epoch-0002"
+    (damaged / "model.safetensors").write_bytes(b"")
+    refuse([tmp_path / "run", "--out", tmp_path / "out"], capsys, f"error: {damaged}/model.safetensors: ")
+
+
 def test_a_package_that_is_missing_is_named(runs, tmp_path, capsys, monkeypatch):
     import sys
 

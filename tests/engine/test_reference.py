@@ -11,8 +11,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 import seqjepa
-from seqjepa.engine.encoder import read_network
 from seqjepa.engine.evaluate import main as evaluate
+from seqjepa.engine.evaluation.cases import read_network
 from seqjepa.engine.export import main as export
 from seqjepa.engine.reference import read_reference
 

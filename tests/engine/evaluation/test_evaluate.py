@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from seqjepa.engine.analysis import regressions
-from seqjepa.engine.analysis.regressions import knn, logistic_regression, ridge_regression
+from seqjepa.engine.analysis.regressions import held_out_rows, knn, logistic_regression, ridge_regression
 from seqjepa.engine.config import compose
 from seqjepa.engine.evaluate import main
 from seqjepa.engine.evaluation import measure
@@ -96,6 +96,38 @@ def test_ridge_is_scikit_learns_and_finds_its_penalty():
     errors = [(predicted - targets[400:]).square().mean() for predicted in path]
     assert (chosen - targets[400:]).square().mean() < 1.05 * min(errors)  # the best to within its draw
     assert max(errors) > 2 * min(errors)  # where another penalty would be much worse
+
+
+@pytest.mark.parametrize(("count", "number"), [(1, 0), (1, 1), (2, 1), (2, 2), (9, 0), (9, 8), (9, 9)])
+def test_rows_that_do_not_suffice_to_choose_a_penalty_get_the_largest(count, number):
+    rows, labels = blobs()
+    held_out, features, classes = torch.arange(count) < number, rows[:count], labels[:count]
+    targets = torch.stack([rows[:count].sum(1), classes.float()], dim=1)
+    path = regressions._ridge_path(features, targets, rows[count:])
+    assert torch.equal(ridge_regression(features, targets, held_out, rows[count:]), path[-1])
+    assert all(predicted.isfinite().all() for predicted in path)
+    ours = logistic_regression(features, classes, held_out, rows[count:], num_classes=4)
+    train_rows, test_rows = regressions._standardised(features, rows[count:])
+    largest = max(regressions.LOGISTIC_PENALTIES)
+    weights = regressions._logistic_fit(train_rows, classes, torch.zeros(13, 4), largest)
+    assert torch.equal(ours, regressions._scores(test_rows, weights).argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        ([5, 1, 2], {5}),  # by their positions
+        ([25, 5, 1, 2], {5, 25}),
+        ([9, 4, 2, 1], {1}),  # none would be held out
+        ([10, 5], {5}),  # none would be kept
+        ([0, 5, 10, 15, 20, 25], {0, 25}),
+    ],
+)
+def test_a_few_images_are_held_out_by_rank_where_positions_leave_too_few(positions, expected):
+    index = torch.tensor(positions).repeat(2)  # two renderings
+    held_out = held_out_rows(index)
+    assert set(index[held_out].tolist()) == expected
+    assert not expected & set(index[~held_out].tolist())
 
 
 def test_logistic_regression_is_scikit_learns():
@@ -251,6 +283,34 @@ def test_evaluates_a_run_beside_its_control(run, tmp_path, capsys):
     assert re.search(rf"largest_class( +{share:.2f}){{4}}", said)
 
 
+def test_images_that_were_trained_on_are_not_held_out(run, tmp_path, capsys):
+    """Of two runs with other subsets each leaves out its own, for its control too."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other, symlinks=True)
+    checkpoint = other / "checkpoints" / "epoch-0002"
+    state = json.loads((checkpoint / "state.json").read_text())
+    words = ["data.held_out=300", "data.subset_seed=5", "eval.lengths=[1]", "eval.protocol=ridge"]
+
+    def loaders(*words):
+        config = compose([*words], ("", state["config"])).config
+        return build_loaders(config.data, config.sequence, seed=0, device=torch.device("cpu"))
+
+    runs = [set(loaders().train.sampler.indices)]
+    state["config"]["data"]["subset_seed"] += 1
+    runs.append(set(loaders().train.sampler.indices))
+    held_out = set(loaders(*words[:2]).validation.sampler.indices)
+    write_state(checkpoint, json.dumps(state))
+    assert main([run, str(other), *words, f"eval.out={tmp_path / 'out'}"]) == 0
+    said, untrained = capsys.readouterr().out, []
+    for folder, trained in zip(("1-evaluated-epoch-0002", "2-other-epoch-0002"), runs, strict=True):
+        result = json.loads((tmp_path / "out" / folder / "eval.json").read_text())
+        assert trained & held_out
+        assert result["images"]["test"] == len(held_out - trained)
+        assert f"{len(held_out & trained)} of the 300 held-out images were trained on, and are left out" in said
+        untrained.append(result["ridge"]["untrained"])
+    assert untrained[0] != untrained[1]
+
+
 @pytest.mark.parametrize("variant", ["ema", "stop_gradient"])
 def test_the_control_is_the_network_that_training_starts_from(tiny, tmp_path, variant, monkeypatch):
     """A run at a rate of zero ends with the control's weights, and batch statistics of about the same images."""
@@ -392,7 +452,15 @@ def test_refuses_what_it_cannot_evaluate(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "fast", None)
     (tmp_path / "file").write_text("")
     refused("cannot be written", f"eval.out={tmp_path / 'file'}")
+    link = tmp_path / "best"
+    link.symlink_to(checkpoint)
+    for again in (copy, checkpoint, link):
+        refused(f"{copy} and {again} are one checkpoint, {checkpoint}: give one of them", run, str(again))
     refused("encoder.0.weight is (4, 3, 3, 3)", run, "model.encoder.width=8")
+    every = json.loads(state)
+    every["config"]["data"]["train_subset"] = None
+    write_state(checkpoint, json.dumps(every))
+    refused("all 30 held-out images were trained on; leave data.held_out", "data.held_out=30")
     other = json.loads(state)
     other["config"]["data"]["name"] = "other_task"
     write_state(checkpoint, json.dumps(other))

@@ -73,6 +73,15 @@ def test_a_tenth_of_one_folder_is_held_out_and_said_so(tmp_path, inside):
     assert not one.train.labels().any()
 
 
+@pytest.mark.parametrize("settings", [{}, {"held_out": 20}, {"held_out": 1}, {"subset_seed": 1}])
+@pytest.mark.parametrize("of_run", [{"val_subset": 1}, {"held_out": 9, "train_subset": 12}])
+def test_held_out_images_that_a_run_of_other_settings_trains_on_are_told_apart(tmp_path, settings, of_run):
+    photographs(tmp_path / "own", 30)
+    found, run = loaders(tmp_path / "own", **settings), loaders(tmp_path / "own", **of_run)
+    held_out, trained = set(found.validation.sampler.indices), set(run.train.sampler.indices)
+    assert set(found.unseen(DataConfig(**of_run))) == held_out - trained
+
+
 def test_one_folder_with_classes(tmp_path):
     photographs(tmp_path / "cat", 10)
     photographs(tmp_path / "dog", 10, seed=1)
